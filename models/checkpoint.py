@@ -1,0 +1,117 @@
+"""A model on disk: a folder with `model.json` (the card) and `model.safetensors`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.card import CardError, ModelCard, read_card
+from models.config import LeWMConfig
+from models.lewm import LeWM
+
+CARD = "model.json"
+WEIGHTS = "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A model that cannot be loaded; the message names the file, field or tensor."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model in ``eval()`` mode; ``version`` is a hash of weights and card."""
+
+    model: LeWM
+    card: ModelCard
+    version: str
+
+
+def save(folder: Path, model: LeWM, card: ModelCard) -> str:
+    """Write card and weights, float32; give the model's version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS)
+    write_card(folder, card)
+    return version(folder)
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write `model.json` alone, as after an evaluation."""
+    (folder / CARD).write_text(json.dumps(card.to_json(), indent=2) + "\n")
+
+
+def version(folder: Path) -> str:
+    """16 hexadecimal digits that change with any weight and any field of the card."""
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes())
+    digest.update(json.dumps(read_card(folder / CARD).to_json(), sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a model folder.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or a tensor unknown, missing or mis-shaped.
+    """
+    try:
+        card = read_card(folder / CARD)
+        tensors = load_file(folder / WEIGHTS)
+    except CardError as error:
+        raise CheckpointError(str(error)) from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: there is no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
+    return Checkpoint(assemble(card.config, tensors), card, version(folder))
+
+
+def assemble(
+    config: LeWMConfig, tensors: Mapping[str, Tensor], spelling: Callable[[str], str] = str
+) -> LeWM:
+    """A model of these tensors, each checked by name, shape, kind and finiteness, in ``eval()``.
+
+    ``spelling`` gives the name by which an error calls a tensor.
+
+    Raises:
+        CheckpointError: a tensor is unknown, missing, mis-shaped, no float, or not finite.
+    """
+    # Without memory, since a width read from a broken file may be anything.
+    with torch.device("meta"):
+        expected = LeWM(config).state_dict()
+    if unknown := sorted(set(tensors) - set(expected)):
+        raise CheckpointError(f"{spelling(unknown[0])}: unknown tensor ({len(unknown)} in all)")
+    if missing := sorted(set(expected) - set(tensors)):
+        raise CheckpointError(f"{spelling(missing[0])}: missing tensor ({len(missing)} in all)")
+    for key, tensor in tensors.items():
+        name, shape, kind = spelling(key), tuple(expected[key].shape), expected[key].dtype
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.is_floating_point() != kind.is_floating_point or tensor.is_complex():
+            raise CheckpointError(f"{name}: expected {kind}, got {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{name}: holds values that are not finite")
+    model = LeWM(config)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def folders(path: Path) -> list[Path]:
+    """The model folders that a path names: itself, or those directly inside it.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if (path / CARD).is_file():
+        return [path]
+    inside = sorted(entry.parent for entry in path.glob(f"*/{CARD}")) if path.is_dir() else []
+    if not inside:
+        raise CheckpointError(f"{path}: is no model folder and holds none (no {CARD})")
+    return inside

@@ -1,0 +1,113 @@
+"""Hyper-parameters of LeWM and the presets that ship with the project."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class LeWMConfig:
+    """Every width, depth and count that fixes the shapes of a LeWM (arXiv 2603.19312).
+
+    The defaults are the paper's model: ViT-Tiny/14 on 224 px frames, one 192-wide latent a frame,
+    a causal predictor of 6 blocks over 3 frames.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    encoder_width: int = 192
+    encoder_depth: int = 12
+    encoder_heads: int = 3
+    encoder_mlp: int = 768
+
+    latent_dim: int = 192
+    projector_mlp: int = 2048
+    history: int = 3
+
+    predictor_width: int = 192
+    predictor_output: int = 192
+    predictor_depth: int = 6
+    predictor_heads: int = 16
+    predictor_head_dim: int = 64
+    predictor_mlp: int = 2048
+    pred_proj_mlp: int = 2048
+    dropout: float = 0.1
+
+    action_dim: int = 2
+    action_block: int = 5
+    action_smoothed: int = 10
+    action_mlp: int = 768
+
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < 1):
+                raise ValueError(f"{field.name}: expected an integer of at least 1, got {value!r}")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size: expected a multiple of patch_size {self.patch_size}, "
+                f"got {self.image_size}"
+            )
+        if self.encoder_width % self.encoder_heads:
+            raise ValueError(
+                f"encoder_heads: expected a divisor of encoder_width {self.encoder_width}, "
+                f"got {self.encoder_heads}"
+            )
+        if not is_finite(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout!r}")
+        for name in ("pixel_mean", "pixel_std"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or len(value) != 3 or not all(map(is_finite, value)):
+                raise ValueError(f"{name}: expected 3 finite numbers, got {value!r}")
+        if min(self.pixel_std) <= 0:
+            raise ValueError(f"pixel_std: expected numbers above 0, got {self.pixel_std!r}")
+
+    @property
+    def tokens(self) -> int:
+        """Encoder tokens a frame: the patches and CLS."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+    @property
+    def block_width(self) -> int:
+        """Values in one action block: ``action_dim * action_block``."""
+        return self.action_dim * self.action_block
+
+
+def is_finite(value: object) -> bool:
+    """Whether this is a number (no bool) that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+PRESETS: dict[str, LeWMConfig] = {
+    "paper": LeWMConfig(),
+    "edge": LeWMConfig(
+        image_size=64,
+        patch_size=16,
+        encoder_width=128,
+        encoder_depth=4,
+        encoder_heads=4,
+        encoder_mlp=512,
+        latent_dim=128,
+        projector_mlp=512,
+        predictor_width=128,
+        predictor_output=128,
+        predictor_depth=3,
+        predictor_heads=8,
+        predictor_head_dim=32,
+        predictor_mlp=512,
+        pred_proj_mlp=512,
+        action_mlp=512,
+    ),
+}

@@ -1,0 +1,89 @@
+"""A public checkpoint folder and the statistics it lacks → a model and its card."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from models.card import CardError, ModelCard, read_json
+from models.checkpoint import CheckpointError, assemble
+from models.config import LeWMConfig
+from models.importing.architecture import read_architecture
+from models.importing.state_dict import read_state_dict
+from models.lewm import LeWM
+
+REQUIRED = (
+    "name",
+    "action_dim",
+    "action_block",
+    "action_mean",
+    "action_std",
+    "action_low",
+    "action_high",
+)
+"""What no public checkpoint carries and nobody can guess."""
+
+ARCHITECTURE = {field.name for field in fields(LeWMConfig)} | {"architecture"}
+
+
+def import_checkpoint(source: Path, card: Mapping[str, Any]) -> tuple[LeWM, ModelCard]:
+    """Read a public checkpoint; nothing that it names is imported or run.
+
+    Args:
+        source: a folder with `config.json` and `weights.pt`, or `weights_epoch_N.pt`, of which the
+            greatest N is taken.
+        card: the fields of `REQUIRED`, and any other field of a card. What it says of the
+            architecture has to agree with the tensors; what it does not know is kept.
+
+    Returns:
+        The model, float32 and in ``eval()``, and its card.
+
+    Raises:
+        CardError: a required field is missing, or one is wrong; the message names it.
+        CheckpointError: a file, a number of `config.json` or a tensor is missing, unknown or
+            wrong; the message names it.
+    """
+    if missing := [name for name in REQUIRED if card.get(name) is None]:
+        raise CardError(
+            f"{', '.join(missing)}: missing from the card; a public checkpoint does not carry "
+            "these, so they have to be given"
+        )
+    weights = _weights_file(source)
+    published = read_json(source / "config.json")
+    state = read_state_dict(weights)
+    config = read_architecture(published, state, card)
+    model = assemble(config, state.tensors, state.spelling)
+    told = {name: value for name, value in card.items() if name not in ARCHITECTURE}
+    made = ModelCard.from_json({**told, "architecture": asdict(config)})
+    return model, replace(made, provenance={**_provenance(weights), **made.provenance})
+
+
+def _weights_file(source: Path) -> Path:
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: expected a folder with weights.pt and config.json")
+    if (source / "weights.pt").is_file():
+        return source / "weights.pt"
+    epochs = {
+        int(found[1]): path
+        for path in source.iterdir()
+        if (found := re.fullmatch(r"weights_epoch_(\d+)\.pt", path.name))
+    }
+    if not epochs:
+        raise CheckpointError(
+            f"{source}: holds neither weights.pt nor weights_epoch_N.pt, "
+            f"but {sorted(path.name for path in source.iterdir())}"
+        )
+    return epochs[max(epochs)]
+
+
+def _provenance(weights: Path) -> dict[str, str]:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return {
+        "imported_from": f"{weights.resolve().parent.name}/{weights.name}",
+        "weights_sha256": digest,
+        "command": "lewm models import",
+    }

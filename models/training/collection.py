@@ -1,0 +1,71 @@
+"""Collect recordings with an environment's data-collecting policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from models.environments import two_room
+from models.environments.two_room_policy import DataPolicy
+from models.preprocessing import resize
+from models.training.recording import Recording, RecordingSpec
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+ARRIVED = two_room.GOAL_RADIUS / 2
+"""Pixels from its goal at which a collecting agent is given another one."""
+
+
+def collect(folder: Path, spec: RecordingSpec, progress: Progress | None = None) -> Recording:
+    """Open the folder's recording if it is this one, else collect it.
+
+    Raises:
+        ValueError: the environment is unknown, or the folder holds a recording of another spec.
+    """
+    if spec.environment not in COLLECTORS:
+        raise ValueError(f"env: expected one of {sorted(COLLECTORS)}, got {spec.environment!r}")
+    if (folder / "recording.json").exists():
+        recording = Recording.open(folder)
+        if recording.spec != spec:
+            raise ValueError(f"{folder}: holds a recording of {recording.spec}, not of {spec}")
+        return recording
+    return COLLECTORS[spec.environment](folder, spec, progress)
+
+
+def collect_two_room(
+    folder: Path, spec: RecordingSpec, progress: Progress | None = None
+) -> Recording:
+    """All episodes side by side: first the motion, which is cheap, then the frames.
+
+    A goal that is reached is replaced by one drawn from both rooms, so that episodes keep crossing
+    through the door.
+    """
+    generator = torch.Generator().manual_seed(spec.seed)
+    recording = Recording.create(folder, spec, state_dim=2, action_dim=2)
+    policy = DataPolicy(generator=generator)
+    rooms = two_room.VectorTwoRoom(
+        two_room.sample_positions(spec.episodes, generator),
+        two_room.sample_goals(spec.episodes, generator),
+    )
+    recording.states[:, 0] = rooms.positions
+    for step in range(spec.steps):
+        actions = policy.actions(rooms.positions, rooms.goals)
+        rooms.step(actions)
+        recording.actions[:, step] = actions
+        recording.states[:, step + 1] = rooms.positions
+        fresh = two_room.sample_goals(spec.episodes, generator)
+        arrived = rooms.distances() < ARRIVED
+        rooms.goals = torch.where(arrived[:, None], fresh, rooms.goals)
+    for episode in range(spec.episodes):
+        frames = two_room.render(torch.from_numpy(recording.states[episode]))
+        recording.frames[episode] = resize(frames, spec.image_size)
+        if progress is not None:
+            progress(episode + 1, spec.episodes)
+    recording.finish(folder)
+    return recording
+
+
+COLLECTORS = {"two-room": collect_two_room}

@@ -1,0 +1,278 @@
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Tensor(_message.Message):
+    __slots__ = ("shape", "data")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Pixels(_message.Message):
+    __slots__ = ("shape", "data")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("image", "pixels", "latent", "latent_id")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    LATENT_ID_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    pixels: Pixels
+    latent: Tensor
+    latent_id: str
+    def __init__(self, image: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ...) -> None: ...
+
+class Health(_message.Message):
+    __slots__ = ("status", "latent_norm", "latent_norm_zscore", "surprise", "sigreg", "reasons")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_NORM_FIELD_NUMBER: _ClassVar[int]
+    LATENT_NORM_ZSCORE_FIELD_NUMBER: _ClassVar[int]
+    SURPRISE_FIELD_NUMBER: _ClassVar[int]
+    SIGREG_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    status: str
+    latent_norm: float
+    latent_norm_zscore: float
+    surprise: float
+    sigreg: float
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, status: _Optional[str] = ..., latent_norm: _Optional[float] = ..., latent_norm_zscore: _Optional[float] = ..., surprise: _Optional[float] = ..., sigreg: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("queue", "decode", "encode", "solve", "total")
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_FIELD_NUMBER: _ClassVar[int]
+    SOLVE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    queue: float
+    decode: float
+    encode: float
+    solve: float
+    total: float
+    def __init__(self, queue: _Optional[float] = ..., decode: _Optional[float] = ..., encode: _Optional[float] = ..., solve: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
+
+class EncodeRequest(_message.Message):
+    __slots__ = ("model", "frames")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    frames: _containers.RepeatedCompositeFieldContainer[Frame]
+    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
+
+class EncodedLatent(_message.Message):
+    __slots__ = ("latent", "latent_id", "norm", "cached")
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    LATENT_ID_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    latent: Tensor
+    latent_id: str
+    norm: float
+    cached: bool
+    def __init__(self, latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ..., norm: _Optional[float] = ..., cached: _Optional[bool] = ...) -> None: ...
+
+class EncodeResponse(_message.Message):
+    __slots__ = ("request_id", "model", "model_version", "latents", "health", "timing_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    TIMING_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    model_version: str
+    latents: _containers.RepeatedCompositeFieldContainer[EncodedLatent]
+    health: Health
+    timing_ms: Timing
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., latents: _Optional[_Iterable[_Union[EncodedLatent, _Mapping]]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class PredictRequest(_message.Message):
+    __slots__ = ("model", "frames", "past_actions", "actions", "candidates")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    PAST_ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    frames: _containers.RepeatedCompositeFieldContainer[Frame]
+    past_actions: Tensor
+    actions: Tensor
+    candidates: Tensor
+    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., past_actions: _Optional[_Union[Tensor, _Mapping]] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., candidates: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class PredictResponse(_message.Message):
+    __slots__ = ("request_id", "model", "model_version", "latents", "health", "timing_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    TIMING_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    model_version: str
+    latents: Tensor
+    health: Health
+    timing_ms: Timing
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., latents: _Optional[_Union[Tensor, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class SolverSettings(_message.Message):
+    __slots__ = ("name", "samples", "iterations", "elites", "horizon", "tolerance")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    ITERATIONS_FIELD_NUMBER: _ClassVar[int]
+    ELITES_FIELD_NUMBER: _ClassVar[int]
+    HORIZON_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    samples: int
+    iterations: int
+    elites: int
+    horizon: int
+    tolerance: float
+    def __init__(self, name: _Optional[str] = ..., samples: _Optional[int] = ..., iterations: _Optional[int] = ..., elites: _Optional[int] = ..., horizon: _Optional[int] = ..., tolerance: _Optional[float] = ...) -> None: ...
+
+class Fallback(_message.Message):
+    __slots__ = ("controller", "state")
+    CONTROLLER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    controller: str
+    state: Tensor
+    def __init__(self, controller: _Optional[str] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class PlanRequest(_message.Message):
+    __slots__ = ("model", "frames", "past_actions", "goal", "solver", "warm_start", "seed", "deadline_ms", "priority", "fallback", "include")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    PAST_ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    GOAL_FIELD_NUMBER: _ClassVar[int]
+    SOLVER_FIELD_NUMBER: _ClassVar[int]
+    WARM_START_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    frames: _containers.RepeatedCompositeFieldContainer[Frame]
+    past_actions: Tensor
+    goal: Frame
+    solver: SolverSettings
+    warm_start: Tensor
+    seed: int
+    deadline_ms: float
+    priority: int
+    fallback: Fallback
+    include: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., past_actions: _Optional[_Union[Tensor, _Mapping]] = ..., goal: _Optional[_Union[Frame, _Mapping]] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., warm_start: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., priority: _Optional[int] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LatentIds(_message.Message):
+    __slots__ = ("frames", "goal")
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    GOAL_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedScalarFieldContainer[str]
+    goal: str
+    def __init__(self, frames: _Optional[_Iterable[str]] = ..., goal: _Optional[str] = ...) -> None: ...
+
+class FallbackReport(_message.Message):
+    __slots__ = ("controller", "reason")
+    CONTROLLER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    controller: str
+    reason: str
+    def __init__(self, controller: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PlanResponse(_message.Message):
+    __slots__ = ("request_id", "model", "model_version", "backend", "precision", "actions", "action_block", "cost", "status", "iterations", "candidates", "solver", "seed", "latent_ids", "health", "fallback", "timing_ms", "trajectory")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    ACTION_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ITERATIONS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    SOLVER_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LATENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    TIMING_MS_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    model_version: str
+    backend: str
+    precision: str
+    actions: Tensor
+    action_block: int
+    cost: float
+    status: str
+    iterations: int
+    candidates: int
+    solver: SolverSettings
+    seed: int
+    latent_ids: LatentIds
+    health: Health
+    fallback: FallbackReport
+    timing_ms: Timing
+    trajectory: Tensor
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., action_block: _Optional[int] = ..., cost: _Optional[float] = ..., status: _Optional[str] = ..., iterations: _Optional[int] = ..., candidates: _Optional[int] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., seed: _Optional[int] = ..., latent_ids: _Optional[_Union[LatentIds, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., fallback: _Optional[_Union[FallbackReport, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., trajectory: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "default", "backend", "device", "precision", "card")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    default: bool
+    backend: str
+    device: str
+    precision: str
+    card: _struct_pb2.Struct
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., default: _Optional[bool] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., card: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...

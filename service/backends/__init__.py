@@ -1,0 +1,1 @@
+"""What runs a model: frames to latents, candidates to predicted latents."""

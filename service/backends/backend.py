@@ -1,0 +1,31 @@
+"""What the engine asks of whatever runs a model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Backend(Protocol):
+    """Runs one model on one device; called by the engine's thread alone.
+
+    Axes: N frames, H context latents, S candidates, T steps, D latent_dim, A one action block.
+    Tensors come and go on the CPU, latents and actions in float32; actions are z-scored.
+    """
+
+    name: str
+    device: str
+    precision: str
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (N, size, size, 3) uint8 → latents (N, D).
+
+        On a CPU, a frame's latent is the same, bit for bit, whichever frames come with it.
+        """
+
+    def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+        """Latents (H, D), past (H − 1, A), candidates (S, T, A) → predicted latents (S, T, D)."""
+
+    def warm_up(self) -> None:
+        """Run what will be served once, so that no request pays for it."""

@@ -1,0 +1,59 @@
+"""The eager PyTorch backend: the reference that every other backend is held to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.lewm import LeWM
+
+PROJECTOR_ROWS = 8
+"""Rows of one product in the projector. Matrix libraries round a product of few rows otherwise
+than one of many; a fixed number makes a frame's latent independent of its batch."""
+
+ENCODE_ROWS = 32
+"""Frames encoded at once; more gain nothing and hold up the plans."""
+
+
+class TorchBackend:
+    """A LeWM in float32, eager."""
+
+    name = "torch"
+    precision = "float32"
+
+    def __init__(self, model: LeWM, device: torch.device) -> None:
+        self.model = model.eval().to(device)
+        self.device = str(device)
+        self._encode_rows = ENCODE_ROWS
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor) -> Tensor:
+        """See `Backend.encode`."""
+        chunks = torch.split(frames.to(self.device), self._encode_rows)
+        return self._project(torch.cat([self.model.features(chunk) for chunk in chunks])).cpu()
+
+    def _project(self, features: Tensor) -> Tensor:
+        count = len(features)
+        padding = features.new_zeros(-count % PROJECTOR_ROWS, features.shape[1])
+        chunks = torch.split(torch.cat([features, padding]), PROJECTOR_ROWS)
+        return torch.cat([self.model.projector(chunk) for chunk in chunks])[:count]
+
+    @torch.inference_mode()
+    def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+        """See `Backend.rollout`."""
+        parts = (part.to(self.device) for part in (latents, past_actions, candidates))
+        return self.model.rollout(*parts).cpu()
+
+    def warm_up(self) -> None:
+        """Encode and roll out once; give batches up where they would change a latent."""
+        config = self.model.config
+        generator = torch.Generator().manual_seed(0)
+        shape = (ENCODE_ROWS, config.image_size, config.image_size, 3)
+        frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        latents = self.encode(frames)
+        if self.device == "cpu" and not all(
+            torch.equal(self.encode(frames[:rows]), latents[:rows]) for rows in (1, 2, 3, 5, 11)
+        ):
+            self._encode_rows = 1
+        candidates = torch.zeros(16, 5, config.block_width)
+        self.rollout(latents[:1], candidates[0, :0], candidates)

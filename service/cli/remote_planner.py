@@ -1,0 +1,75 @@
+"""A robot's planner behind gRPC: pixels out, actions in."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from models.evaluation.episode import Actions, Frame
+from service.responses import PlanResponse
+from service.rpc.client import PlannerClient, PlannerError
+
+TIMEOUT_S = 600.0
+"""A call's timeout is its plan's deadline too, and what is measured are whole plans."""
+
+
+class RemotePlanner:
+    """Plans for one robot on its way to one goal; see `models.evaluation.episode.Planner`.
+
+    The goal's frame is sent once and named by its `latent_id` from then on. Of each plan the first
+    ``plan_steps`` actions are run; the rest is where the search for the next plan begins.
+    """
+
+    def __init__(
+        self,
+        client: PlannerClient,
+        *,
+        plan_steps: int,
+        model: str | None = None,
+        solver: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._client = client
+        self._plan_steps = plan_steps
+        self._model = model
+        self._solver = solver
+        self._goal: str | None = None
+        self._rest: Actions | None = None
+
+    def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
+        """Ask the server; raises `PlannerError`."""
+        image, goal = png(frame), self._goal or png(goal_frame)
+        started = time.perf_counter()
+        try:
+            plan = self._plan(image, goal, seed)
+        except PlannerError as error:
+            if error.code != "unknown_latent":
+                raise
+            # The server keeps latents for a while only.
+            plan = self._plan(image, png(goal_frame), seed)
+        seconds = time.perf_counter() - started
+        self._goal = plan.latent_ids.goal
+        rest = plan.actions[self._plan_steps :]
+        self._rest = rest if len(rest) else None
+        return plan.actions, seconds
+
+    def _plan(self, image: bytes, goal: bytes | str, seed: int) -> PlanResponse:
+        return self._client.plan(
+            [image],
+            goal,
+            model=self._model,
+            solver=self._solver,
+            warm_start=self._rest,
+            seed=seed,
+            timeout_s=TIMEOUT_S,
+        )
+
+
+def png(frame: Frame) -> bytes:
+    """A frame (H, W, 3) as a camera might send it, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,33 @@
+"""Where a request came from and until when its answer is of use."""
+
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Literal
+
+Endpoint = Literal["encode", "predict", "plan", "models", "other"]
+Protocol = Literal["rest", "grpc"]
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """What a transport knows about a request besides its content.
+
+    `received` and `deadline` are readings of `time.monotonic()` in seconds. `deadline` is the
+    transport's own (a gRPC call's, less a margin for the way back); a plan's `deadline_ms` counts
+    from `received`, and the earlier of the two holds.
+    """
+
+    request_id: str
+    endpoint: Endpoint
+    protocol: Protocol
+    received: float
+    deadline: float | None = None
+    traceparent: str | None = None
+
+
+def request_id_of(received: str | None) -> str:
+    """The client's own request id where it is up to 128 printable characters, else a new one."""
+    if received is not None and re.fullmatch(r"[\x20-\x7e]{1,128}", received):
+        return received
+    return uuid.uuid4().hex

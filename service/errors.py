@@ -1,0 +1,351 @@
+"""What can go wrong with a request, as one tree of exceptions.
+
+    ServiceError
+    ├── MalformedHttp           400  the bytes are not HTTP
+    ├── MalformedJson           400  the bytes are not JSON, or nest too deeply
+    ├── MalformedMessage        400  the bytes are not the method's message
+    ├── InvalidRequest          422  the JSON or message is not a request this model can serve
+    ├── UnknownModel            404
+    ├── UnknownLatent           404
+    ├── UnknownRoute            404
+    ├── MethodNotAllowed        405
+    ├── BodyTooLarge            413
+    ├── UnsupportedMediaType    415
+    ├── Overloaded              429
+    ├── Cancelled               499
+    ├── Internal                500
+    ├── Loading                 503
+    ├── Draining                503
+    ├── Failed                  503
+    └── DeadlineExceeded        504
+
+Where they are raised, on the way from bytes to a plan:
+
+    bytes ──transport──▶ document ──requests──▶ request ──planner──▶ plan
+      │ MalformedHttp       │ InvalidRequest       │ Loading, Draining, Failed, Overloaded
+      │ UnknownRoute        │                      │ UnknownModel, UnknownLatent
+      │ MethodNotAllowed    │                      │ InvalidRequest (what the model decides)
+      │ UnsupportedMediaType│                      │ DeadlineExceeded, Cancelled
+      │ BodyTooLarge        │                      │ Internal (anything unforeseen)
+      │ MalformedJson, MalformedMessage
+
+An error knows its HTTP status and the name of its gRPC status; transports only render it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+SHORT = 80  # characters of a received value that an error repeats
+
+INVALID_REQUEST_CODES = (
+    "conflicting_fields",
+    "image_too_large",
+    "invalid_choice",
+    "invalid_image",
+    "missing_field",
+    "not_finite",
+    "not_square",
+    "out_of_range",
+    "shape_mismatch",
+    "unknown_field",
+    "unknown_solver",
+    "unsupported",
+    "wrong_type",
+)
+
+
+class Phrase(str):
+    """A description of what was received; other strings are quoted, being the client's own."""
+
+
+def shorten(value: object, limit: int = SHORT) -> str:
+    """A description of a received value in at most `limit` characters, cheap for large values."""
+    match value:
+        case None:
+            text = "null"
+        case bool():
+            text = "true" if value else "false"
+        case int() if value.bit_length() > 256:
+            text = f"an integer of {value.bit_length()} bits"
+        case Phrase():
+            text = str(value)
+        case str():
+            text = repr(value if len(value) < limit else value[: limit - 5] + "…")
+        case bytes() | bytearray() | memoryview():
+            text = f"{len(value)} bytes"
+        case list() | tuple():
+            inner = ", ".join(shorten(item, 20) for item in value[:4])
+            text = f"[{inner}]" if len(value) <= 4 else f"[{inner}, …] ({len(value)} items)"
+        case Mapping():
+            text = f"an object with {len(value)} fields"
+        case _ if hasattr(value, "shape"):
+            text = f"an array of shape {list(value.shape)}"
+        case _:
+            text = str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """One field that was refused: where it is, what came, what was expected."""
+
+    field: str
+    code: str
+    received: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: received {self.received}, expected {self.expected}"
+
+
+class ServiceError(Exception):
+    """An error that a client is told about.
+
+    `detail` is one sentence for a person, `code` is for programs, `retry_after_s` says when it is
+    worth trying again (seconds; None: never promised).
+    """
+
+    status: ClassVar[int]
+    grpc_status: ClassVar[str]
+    title: ClassVar[str]
+    code: str
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Iterable[FieldProblem] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.retry_after_s = retry_after_s
+
+    def problem(self, request_id: str) -> dict[str, Any]:
+        """The error as an RFC 9457 problem document."""
+        document: dict[str, Any] = {
+            "type": f"urn:lewm:problem:{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+        }
+        if self.errors:
+            document["errors"] = [vars(problem) for problem in self.errors]
+        return document
+
+
+class InvalidRequest(ServiceError):
+    """A request that was understood and cannot be served as it is.
+
+    `field` is its path (`frames[0].pixels.shape`), `received` any value (it is shortened),
+    `expected` a phrase that completes "expected …".
+    """
+
+    status = 422
+    grpc_status = "INVALID_ARGUMENT"
+    title = "Invalid request"
+
+    def __init__(self, code: str, field: str, received: object, expected: str) -> None:
+        self._describe(FieldProblem(field, code, shorten(received), expected))
+
+    @classmethod
+    def of(cls, *problems: FieldProblem) -> "InvalidRequest":
+        """One error for several fields; the first one gives the code."""
+        error = cls.__new__(cls)
+        error._describe(*problems)
+        return error
+
+    def _describe(self, *problems: FieldProblem) -> None:
+        self.code = problems[0].code
+        super().__init__("; ".join(map(str, problems[:3])), errors=problems)
+
+
+class MalformedHttp(ServiceError):
+    """The bytes on the connection are not HTTP, or a head does not end."""
+
+    status = 400
+    grpc_status = "INVALID_ARGUMENT"
+    code = "malformed_http"
+    title = "Malformed HTTP"
+
+
+class MalformedJson(ServiceError):
+    """The body is not JSON, or nests too deeply."""
+
+    status = 400
+    grpc_status = "INVALID_ARGUMENT"
+    code = "malformed_json"
+    title = "Malformed JSON"
+
+
+class MalformedMessage(ServiceError):
+    """The bytes of a gRPC call cannot be read as the method's message."""
+
+    status = 400
+    grpc_status = "INVALID_ARGUMENT"
+    code = "malformed_message"
+    title = "Malformed message"
+
+
+class UnknownModel(ServiceError):
+    """No model of that name is served."""
+
+    status = 404
+    grpc_status = "NOT_FOUND"
+    code = "unknown_model"
+    title = "Unknown model"
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        problem = FieldProblem("model", self.code, shorten(name), f"one of {', '.join(known)}")
+        super().__init__(str(problem), errors=[problem])
+
+
+class UnknownLatent(ServiceError):
+    """A `latent_id` that the cache does not hold, or holds no longer."""
+
+    status = 404
+    grpc_status = "NOT_FOUND"
+    code = "unknown_latent"
+    title = "Unknown latent"
+
+    def __init__(self, field: str, latent_id: str) -> None:
+        expected = "a latent_id still in the cache; send the frame again"
+        problem = FieldProblem(field, self.code, shorten(latent_id), expected)
+        super().__init__(str(problem), errors=[problem])
+
+
+class UnknownRoute(ServiceError):
+    """No such path, or no such gRPC method."""
+
+    status = 404
+    grpc_status = "UNIMPLEMENTED"
+    code = "unknown_route"
+    title = "Unknown route"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path exists, for other HTTP methods."""
+
+    status = 405
+    grpc_status = "UNIMPLEMENTED"
+    code = "method_not_allowed"
+    title = "Method not allowed"
+
+
+class BodyTooLarge(ServiceError):
+    """The body is larger than the server reads."""
+
+    status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "body_too_large"
+    title = "Body too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is not declared as JSON."""
+
+    status = 415
+    grpc_status = "INVALID_ARGUMENT"
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+
+
+class Overloaded(ServiceError):
+    """The queue ahead makes it pointless to admit the request."""
+
+    status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "overloaded"
+    title = "Overloaded"
+
+    def __init__(self, retry_after_s: float, detail: str = "the queue is full") -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+
+
+class Cancelled(ServiceError):
+    """The client went away; nobody reads this answer."""
+
+    status = 499
+    grpc_status = "CANCELLED"
+    code = "cancelled"
+    title = "Cancelled"
+
+    def __init__(self, detail: str = "the client went away") -> None:
+        super().__init__(detail)
+
+
+class Internal(ServiceError):
+    """Something unforeseen; the log holds the rest under the same request id."""
+
+    status = 500
+    grpc_status = "INTERNAL"
+    code = "internal"
+    title = "Internal error"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"internal error; request id {request_id}")
+
+
+class Loading(ServiceError):
+    """Models are being loaded and warmed up."""
+
+    status = 503
+    grpc_status = "UNAVAILABLE"
+    code = "loading"
+    title = "Loading"
+
+    def __init__(self, retry_after_s: float = 2.0) -> None:
+        super().__init__("the server is loading its models", retry_after_s=retry_after_s)
+
+
+class Draining(ServiceError):
+    """The server is going down and takes no new requests."""
+
+    status = 503
+    grpc_status = "UNAVAILABLE"
+    code = "draining"
+    title = "Draining"
+
+    def __init__(self, retry_after_s: float = 5.0) -> None:
+        super().__init__("the server is shutting down", retry_after_s=retry_after_s)
+
+
+class Failed(ServiceError):
+    """The engine is gone for good; the process wants to be replaced."""
+
+    status = 503
+    grpc_status = "UNAVAILABLE"
+    code = "failed"
+    title = "Failed"
+
+    def __init__(self) -> None:
+        super().__init__("the engine has stopped; the server must be restarted")
+
+
+class DeadlineExceeded(ServiceError):
+    """No plan could be made before the request's deadline."""
+
+    status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+    code = "deadline_exceeded"
+    title = "Deadline exceeded"
+
+
+CODES = tuple(
+    sorted(
+        {
+            *INVALID_REQUEST_CODES,
+            *(kind.code for kind in ServiceError.__subclasses__() if hasattr(kind, "code")),
+        }
+    )
+)
+
+
+def retry_after_header(retry_after_s: float) -> str:
+    """Whole seconds for `Retry-After`, at least one."""
+    return str(max(1, math.ceil(retry_after_s)))

@@ -1,0 +1,66 @@
+"""PNG and JPEG to pixels, bounded before anything is allocated.
+
+Greyscale, palette, 16-bit and CMYK images become RGB (of 16 bits the upper 8 are kept), an alpha
+channel is dropped, an EXIF orientation is not applied: a frame is what the sensor wrote.
+"""
+
+import io
+import warnings
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from service.errors import InvalidRequest
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+START_OF_SCAN = b"\xff\xda"
+MAX_SCANS = 100  # a progressive JPEG has about ten; each one costs a pass over all pixels
+
+# The size is checked here against the server's own limit, for every image.
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_MEMORY = 1 << 20
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode_image(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3) of a PNG or JPEG image.
+
+    Raises `InvalidRequest` naming `field`: `invalid_image` for other formats and for damaged or
+    truncated data, `image_too_large` when the header announces more than `max_pixels` pixels.
+    """
+    if not data.startswith((PNG_MAGIC, JPEG_MAGIC)):
+        raise InvalidRequest("invalid_image", field, data, "a PNG or JPEG image")
+    if data.startswith(JPEG_MAGIC) and data.count(START_OF_SCAN) > MAX_SCANS:
+        expected = f"a JPEG image of at most {MAX_SCANS} scans"
+        raise InvalidRequest("invalid_image", field, data, expected)
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InvalidRequest(
+                    "image_too_large",
+                    field,
+                    f"{width} x {height}",
+                    f"at most {max_pixels} pixels",
+                )
+            return _to_rgb(image)
+    except InvalidRequest:
+        raise
+    except Exception as error:
+        # Decoders fail on hostile bytes in more ways than they document.
+        reason = type(error).__name__
+        expected = f"an undamaged PNG or JPEG image ({reason} while decoding)"
+        raise InvalidRequest("invalid_image", field, data, expected) from None
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    image.load()
+    if image.mode.startswith("I"):
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    return cast(NDArray[np.uint8], np.asarray(image.convert("RGB")))

@@ -1,0 +1,167 @@
+"""Frames to latents: named, looked up in the cache, decoded, encoded with whatever else waits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.preprocessing import resize
+from service.cache.memory import MemoryCache
+from service.engine.engine import Engine
+from service.errors import InvalidRequest, UnknownLatent
+from service.images import decode_image
+from service.metrics import Metrics
+from service.requests import Frame
+from service.served import ServedModel
+
+DECODERS = 2
+"""Images decoded at once: bounds their memory, and two cores do no more anyway."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The latents (N, D) of N frames, their names, which came from the cache, and seconds."""
+
+    values: Tensor
+    ids: tuple[str, ...]
+    cached: tuple[bool, ...]
+    decode_s: float
+    encode_s: float
+
+
+class LatentSource:
+    """Gives each frame of a request its latent. Lives on the event loop."""
+
+    def __init__(
+        self, engine: Engine, cache: MemoryCache, metrics: Metrics, max_pixels: int
+    ) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._metrics = metrics
+        self._max_pixels = max_pixels
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def latents(
+        self, model: ServedModel, frames: Sequence[Frame], fields: Sequence[str]
+    ) -> Latents:
+        """The latents of frames, in their order; ``fields`` are their paths for errors.
+
+        Raises:
+            InvalidRequest: a frame cannot be used.
+            UnknownLatent: a named latent is not in the cache.
+            QueueFull, EngineStopped: see `Engine.encode`.
+        """
+        loop = asyncio.get_running_loop()
+        start = time.monotonic()
+        ids = await loop.run_in_executor(self._decoders, lambda: [name_of(f) for f in frames])
+        found = [self._find(model, *item) for item in zip(ids, frames, fields, strict=True)]
+        missing = [index for index, latent in enumerate(found) if latent is None]
+        prepared = await asyncio.gather(
+            *(
+                loop.run_in_executor(
+                    self._decoders, prepare, frames[i], fields[i], model, self._max_pixels
+                )
+                for i in missing
+            )
+        )
+        decoded = time.monotonic()
+        if prepared:
+            batch = torch.stack(list(prepared))
+            encoded = await asyncio.wrap_future(self._engine.encode(model.backend, batch))
+            for index, latent in zip(missing, encoded, strict=True):
+                found[index] = latent
+                self._cache.put(_key(model, ids[index]), latent)
+        end = time.monotonic()
+        self._metrics.stage_duration.labels("decode").observe(decoded - start)
+        self._metrics.stage_duration.labels("encode").observe(end - decoded)
+        return Latents(
+            torch.stack([latent for latent in found if latent is not None]),
+            tuple(ids),
+            tuple(index not in missing for index in range(len(frames))),
+            decoded - start,
+            end - decoded,
+        )
+
+    def _find(self, model: ServedModel, name: str, frame: Frame, field: str) -> Tensor | None:
+        if frame.latent is not None:
+            width = model.card.config.latent_dim
+            if frame.latent.shape != (width,):
+                raise InvalidRequest(
+                    "shape_mismatch",
+                    f"{field}.latent",
+                    f"{len(frame.latent)} numbers",
+                    f"{width} (the model's latent_dim)",
+                )
+            latent = torch.tensor(frame.latent)
+            self._cache.put(_key(model, name), latent)
+            return latent
+        cached = self._cache.get(_key(model, name))
+        result = "miss" if cached is None else "hit"
+        self._metrics.cache_requests_total.labels("memory", result).inc()
+        if cached is None and frame.latent_id is not None:
+            raise UnknownLatent(f"{field}.latent_id", name)
+        return cached
+
+
+def name_of(frame: Frame) -> str:
+    """A frame's `latent_id`: that of the request, or a hash of what was sent."""
+    if frame.latent_id is not None:
+        return frame.latent_id
+    digest = hashlib.blake2b(frame.source.encode(), digest_size=16)
+    if frame.image is not None:
+        digest.update(frame.image)
+    elif frame.pixels is not None:
+        digest.update(str(frame.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(frame.pixels).data)
+    elif frame.latent is not None:
+        digest.update(np.ascontiguousarray(frame.latent).data)
+    return digest.hexdigest()
+
+
+def prepare(frame: Frame, field: str, model: ServedModel, max_pixels: int) -> Tensor:
+    """Decode, check or crop, and resize: (size, size, 3) uint8.
+
+    Raises:
+        InvalidRequest: the image is damaged, too large, or not square.
+    """
+    if frame.image is not None:
+        field, pixels = f"{field}.image", decode_image(frame.image, max_pixels, f"{field}.image")
+    else:
+        assert frame.pixels is not None
+        field, pixels = f"{field}.pixels", frame.pixels
+    height, width = pixels.shape[:2]
+    if height * width > max_pixels:
+        expected = f"at most {max_pixels} pixels"
+        raise InvalidRequest("image_too_large", field, f"{width} x {height}", expected)
+    if height != width:
+        if model.card.crop is None:
+            raise InvalidRequest("not_square", field, f"{width} x {height}", "a square frame")
+        pixels = central_square(pixels)
+    # Received bytes are read-only, which torch can neither express nor accept in silence.
+    frames = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    return resize(frames.unsqueeze(0), model.card.config.image_size)[0]
+
+
+def central_square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The largest square in the middle of (H, W, 3)."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def _key(model: ServedModel, name: str) -> str:
+    return f"{model.version}:{name}"

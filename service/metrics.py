@@ -1,0 +1,200 @@
+"""Every figure that `/metrics` shows: a closed registry, in base units, with bounded labels.
+
+Endpoints are `encode`, `predict`, `plan`, `models` and `other` (what matched no route); a code is
+`ok` or an error's code.
+"""
+
+from itertools import product
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from service.errors import CODES
+
+INFERENCE_ENDPOINTS = ("encode", "predict", "plan")
+PROTOCOLS = ("rest", "grpc")
+STAGES = ("queue", "decode", "encode", "solve", "serialize")
+PLAN_STATUSES = ("completed", "converged", "deadline", "fallback")
+BATCH_KINDS = ("encode", "rollout")
+OK = "ok"
+
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
+_STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_ITERATIONS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 100, 200)
+_NORMS = (1, 2, 4, 6, 8, 10, 11, 12, 13, 14, 15, 16, 18, 20, 25, 30, 50, 100)
+_SURPRISES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
+
+REGISTERED = (
+    "lewm_active_plans",
+    "lewm_anomalies_total",
+    "lewm_batch_rows",
+    "lewm_cache_errors_total",
+    "lewm_cache_requests_total",
+    "lewm_cache_up",
+    "lewm_candidates_total",
+    "lewm_fallbacks_total",
+    "lewm_latent_norm",
+    "lewm_latent_norm_zscore",
+    "lewm_latent_sigreg",
+    "lewm_model_info",
+    "lewm_plan_iterations",
+    "lewm_plan_status_total",
+    "lewm_predictor_tokens_total",
+    "lewm_queued_requests",
+    "lewm_request_duration_seconds",
+    "lewm_requests_total",
+    "lewm_stage_duration_seconds",
+    "lewm_surprise",
+)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The process's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._define_requests()
+        self._define_plans()
+        self._define_latents()
+        self._define_cache()
+        self.model_info = Gauge(
+            "lewm_model_info",
+            "A served model; always 1",
+            ("model", "version", "backend", "device", "precision"),
+            registry=self.registry,
+        )
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(name, about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
+        return Gauge(name, about, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, about: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(name, about, labels, buckets=buckets, registry=self.registry)
+
+    def _define_requests(self) -> None:
+        self.requests_total = self._counter(
+            "lewm_requests_total", "Requests answered", "endpoint", "protocol", "code"
+        )
+        self.request_duration = self._histogram(
+            "lewm_request_duration_seconds",
+            "From the first byte read to the answer",
+            _SECONDS,
+            "endpoint",
+            "protocol",
+        )
+        self.stage_duration = self._histogram(
+            "lewm_stage_duration_seconds",
+            "Time spent in one stage",
+            _STAGE_SECONDS,
+            "stage",
+        )
+        self.batch_rows = self._histogram(
+            "lewm_batch_rows", "Rows of one run of the model", _ROWS, "kind"
+        )
+        self.queued_requests = self._gauge(
+            "lewm_queued_requests", "Requests waiting for the engine", "endpoint"
+        )
+        for endpoint, protocol in product(INFERENCE_ENDPOINTS, PROTOCOLS):
+            self.request_duration.labels(endpoint, protocol)
+            for code in (OK, *CODES):
+                self.requests_total.labels(endpoint, protocol, code)
+        for stage in STAGES:
+            self.stage_duration.labels(stage)
+        for kind in BATCH_KINDS:
+            self.batch_rows.labels(kind)
+        for endpoint in INFERENCE_ENDPOINTS:
+            self.queued_requests.labels(endpoint)
+
+    def _define_plans(self) -> None:
+        self.active_plans = self._gauge("lewm_active_plans", "Plans being solved")
+        self.plan_iterations = self._histogram(
+            "lewm_plan_iterations", "Solver iterations of one plan", _ITERATIONS
+        )
+        self.plan_status_total = self._counter(
+            "lewm_plan_status_total", "Plans answered, by how they ended", "status"
+        )
+        self.candidates_total = self._counter(
+            "lewm_candidates_total", "Candidate action sequences scored"
+        )
+        self.predictor_tokens_total = self._counter(
+            "lewm_predictor_tokens_total", "Tokens the predictor processed"
+        )
+        self.fallbacks_total = self._counter(
+            "lewm_fallbacks_total",
+            "Plans answered by a fallback controller",
+            "model",
+            "controller",
+            "reason",
+        )
+        for status in PLAN_STATUSES:
+            self.plan_status_total.labels(status)
+
+    def _define_latents(self) -> None:
+        self.latent_norm = self._histogram(
+            "lewm_latent_norm", "Norm of served latents", _NORMS, "model"
+        )
+        self.latent_norm_zscore = self._gauge(
+            "lewm_latent_norm_zscore",
+            "Newest latent's norm against the calibration",
+            "model",
+        )
+        self.latent_sigreg = self._gauge(
+            "lewm_latent_sigreg", "SIGReg of the recent stream of latents", "model"
+        )
+        self.surprise = self._histogram(
+            "lewm_surprise",
+            "Distance of predicted and seen latents",
+            _SURPRISES,
+            "model",
+        )
+        self.anomalies_total = self._counter(
+            "lewm_anomalies_total",
+            "Requests whose frames looked anomalous",
+            "model",
+            "kind",
+        )
+
+    def _define_cache(self) -> None:
+        self.cache_requests_total = self._counter(
+            "lewm_cache_requests_total", "Latents looked up", "tier", "result"
+        )
+        self.cache_errors_total = self._counter(
+            "lewm_cache_errors_total", "Failures of a cache tier", "tier"
+        )
+        self.cache_up = self._gauge("lewm_cache_up", "Whether a cache tier answers", "tier")
+        for result in ("hit", "miss"):
+            self.cache_requests_total.labels("memory", result)
+        self.cache_errors_total.labels("memory")
+        self.cache_up.labels("memory").set(1)

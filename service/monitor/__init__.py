@@ -1,0 +1,1 @@
+"""How far what is served lies from what the model was trained on."""

@@ -1,0 +1,49 @@
+"""The cross-entropy method, as LeWM plans with it (arXiv 2603.19312)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.card import SolverDefaults
+from service.planning.solver import Problem, Solver
+
+
+class CEM(Solver):
+    """Sample around a mean, keep the elites, refit mean and deviation; 300 × 30 × 30 in the paper.
+
+    Candidate 0 is the current mean. Candidates are clipped to the bounds where they live, in
+    z-scored space, so the elites, the mean and the answer respect them too. After the last
+    iteration the mean itself is scored, and the best sequence ever scored is the answer: its cost
+    is its own, not the elites'. Source: Rubinstein and Kroese, The Cross-Entropy Method, 2004.
+
+    Converged: the elites' deviation is at most ``tolerance`` in every component, in deviations
+    of the training actions; a tolerance of 0 never stops early.
+    """
+
+    def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
+        super().__init__(settings, problem, seed)
+        self.mean = problem.start
+        self.std = torch.ones_like(problem.start)
+
+    def ask(self) -> Tensor:
+        """See `Solver.ask`; the closing one holds the mean alone."""
+        if self.converged or self.iterations == self.settings.iterations:
+            return self.mean.unsqueeze(0)
+        shape = (self.settings.samples, *self.mean.shape)
+        noise = torch.randn(shape, generator=self.generator)
+        noise[0] = 0
+        return (self.mean + self.std * noise).clamp(self.problem.low, self.problem.high)
+
+    def _learn(self, candidates: Tensor, costs: Tensor) -> None:
+        if self.converged or self.iterations == self.settings.iterations:
+            self.done = True
+            return
+        self.iterations += 1
+        elites = candidates[costs.argsort(stable=True)[: self.settings.elites]]
+        self.mean = elites.mean(dim=0)
+        # One elite has no deviation; the search then goes on around it as widely as before.
+        if len(elites) > 1:
+            self.std = elites.std(dim=0)
+            spread = float(self.std.max())
+            self.converged = 0 < self.settings.tolerance and spread <= self.settings.tolerance

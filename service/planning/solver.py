@@ -1,0 +1,67 @@
+"""What every solver is: settings as resolved, and ask/tell with the best so far at any time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.card import SolverDefaults
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search is about, in z-scored action space.
+
+    ``low``, ``high`` (A,): the bounds of one action block; ``start`` (T, A): the sequence around
+    which the search begins, inside the bounds. T is the horizon in blocks.
+    """
+
+    low: Tensor
+    high: Tensor
+    start: Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A scored sequence: ``actions`` (T, A), z-scored, and the ``cost`` of exactly these."""
+
+    actions: Tensor
+    cost: float
+
+
+class Solver(ABC):
+    """One search: `ask` for candidates, `tell` their costs, until `done`.
+
+    Each solver has a random stream of its own, so a seed fixes a plan whatever else is served.
+    """
+
+    def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.generator = torch.Generator().manual_seed(seed)
+        self.iterations = 0
+        self.candidates = 0
+        self.converged = False
+        self.done = False
+        self.best: Solution | None = None
+
+    @abstractmethod
+    def ask(self) -> Tensor:
+        """The next candidates (S, T, A), inside the bounds."""
+
+    def tell(self, candidates: Tensor, costs: Tensor) -> None:
+        """Take the costs (S,) of the candidates of the last `ask`; a NaN is as bad as can be."""
+        costs = costs.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        self.candidates += len(candidates)
+        lowest = int(costs.argmin())
+        cost = float(costs[lowest])
+        if self.best is None or cost < self.best.cost:
+            self.best = Solution(candidates[lowest].clone(), cost)
+        self._learn(candidates, costs)
+
+    @abstractmethod
+    def _learn(self, candidates: Tensor, costs: Tensor) -> None:
+        """Move on: count the iteration, set `converged` and `done`."""

@@ -1,0 +1,171 @@
+"""What a request means for one model: everything that only the model and the caps can decide."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.card import SolverDefaults
+from service.errors import FieldProblem, InvalidRequest, shorten
+from service.planning.solver import Problem
+from service.planning.solvers import SOLVERS
+from service.requests import Fallback, SolverSettings
+from service.served import FloatArray, ServedModel
+from service.settings import Settings
+
+ROUNDING = 1e-5
+"""How far outside its bounds an action may be: what float32 and JSON do to a bound."""
+
+
+def check_frames(model: ServedModel, count: int) -> None:
+    """Refuse more frames than the model looks back.
+
+    Raises:
+        InvalidRequest: `shape_mismatch` of `frames`.
+    """
+    history = model.card.config.history
+    if count > history:
+        expected = f"at most {history} (the model's history)"
+        raise InvalidRequest("shape_mismatch", "frames", f"{count} frames", expected)
+
+
+def resolve_past(model: ServedModel, rows: FloatArray | None, frames: int) -> Tensor:
+    """The executed actions as z-scored blocks (frames − 1, A).
+
+    Raises:
+        InvalidRequest: of `past_actions`, when they are missing, mis-shaped or out of bounds.
+    """
+    config = model.card.config
+    expected = (frames - 1) * config.action_block
+    if rows is None:
+        if frames > 1:
+            problem = FieldProblem(
+                "past_actions",
+                "missing_field",
+                "nothing",
+                f"{expected} rows, the actions between {frames} frames",
+            )
+            raise InvalidRequest.of(problem)
+        return torch.empty(0, config.block_width)
+    if len(rows) != expected:
+        raise InvalidRequest(
+            "shape_mismatch",
+            "past_actions",
+            f"{len(rows)} rows",
+            f"{expected} rows: (frames − 1) · action_block",
+        )
+    return resolve_actions(model, "past_actions", rows)
+
+
+def resolve_actions(model: ServedModel, field: str, rows: FloatArray) -> Tensor:
+    """Rows (…, R, action_dim) as z-scored blocks (…, R / action_block, A).
+
+    Raises:
+        InvalidRequest: of ``field``: another width, part of a block, or out of bounds.
+    """
+    config = model.card.config
+    if rows.shape[-1] != config.action_dim:
+        expected = f"{config.action_dim} (the model's action_dim)"
+        raise InvalidRequest("shape_mismatch", field, f"{rows.shape[-1]} numbers a row", expected)
+    if rows.shape[-2] % config.action_block:
+        expected = f"a multiple of {config.action_block} (the model's action_block)"
+        raise InvalidRequest("shape_mismatch", field, f"{rows.shape[-2]} rows", expected)
+    low, high = (np.asarray(bound) for bound in (model.card.action_low, model.card.action_high))
+    slack = ROUNDING * (high - low)
+    outside = (rows < low - slack) | (rows > high + slack)
+    if outside.any():
+        where = np.unravel_index(int(outside.argmax()), rows.shape)
+        path = field + "".join(f"[{index}]" for index in where)
+        expected = f"within [{low[where[-1]]:g}, {high[where[-1]]:g}], the model's bounds"
+        raise InvalidRequest("out_of_range", path, float(rows[where]), expected)
+    return model.to_blocks(rows)
+
+
+def resolve_candidates(model: ServedModel, rows: FloatArray, settings: Settings) -> Tensor:
+    """Candidates (N, R, action_dim) of a prediction as z-scored blocks (N, T, A).
+
+    Raises:
+        InvalidRequest: of `candidates`, as `resolve_actions`, or more than the caps allow.
+    """
+    field = "candidates" if len(rows) > 1 else "actions"
+    _check_cap("candidates", len(rows), settings.max_candidates)
+    _check_cap(field, rows.shape[-2] / model.card.config.action_block, settings.max_horizon)
+    return resolve_actions(model, field, rows)
+
+
+def resolve_solver(
+    model: ServedModel, wanted: SolverSettings | None, settings: Settings
+) -> SolverDefaults:
+    """The request's solver settings over those of the model's card.
+
+    Elites that only the card or only the request names are lowered to the samples there are.
+
+    Raises:
+        InvalidRequest: an unknown solver, or more than a cap.
+    """
+    given = {} if wanted is None else wanted.model_dump(exclude_none=True)
+    resolved = replace(model.card.solver, **given)
+    resolved = replace(resolved, elites=min(resolved.elites, resolved.samples))
+    if resolved.name not in SOLVERS:
+        known = f"one of {', '.join(SOLVERS)}"
+        raise InvalidRequest("unknown_solver", "solver.name", resolved.name, known)
+    for name in ("samples", "iterations", "horizon"):
+        _check_cap(f"solver.{name}", asdict(resolved)[name], getattr(settings, f"max_{name}"))
+    return resolved
+
+
+def resolve_problem(
+    model: ServedModel, solver: SolverDefaults, warm_start: FloatArray | None
+) -> Problem:
+    """The search space, and where the search begins: the warm start, then the mean action.
+
+    Raises:
+        InvalidRequest: of `warm_start`.
+    """
+    block = model.card.config.action_block
+    rows = np.tile(model.mean.numpy(), (solver.horizon * block, 1))
+    if warm_start is not None:
+        if len(warm_start) > len(rows):
+            expected = f"at most {len(rows)} rows: horizon · action_block"
+            received = f"{len(warm_start)} rows"
+            raise InvalidRequest("shape_mismatch", "warm_start", received, expected)
+        # A warm start may end within a block: what is left of a plan being run.
+        whole = resolve_warm_rows(model, warm_start)
+        rows[: len(whole)] = whole
+    start = model.to_blocks(rows).clamp(model.low, model.high)
+    return Problem(model.low, model.high, start)
+
+
+def resolve_warm_rows(model: ServedModel, rows: FloatArray) -> FloatArray:
+    """The warm start's rows, checked like any actions save for their number.
+
+    Raises:
+        InvalidRequest: of `warm_start`.
+    """
+    missing = -len(rows) % model.card.config.action_block
+    filled = np.pad(rows, ((0, missing), (0, 0)), mode="edge")
+    resolve_actions(model, "warm_start", filled)
+    return rows
+
+
+def check_fallback(fallback: Fallback) -> None:
+    """Refuse fallback controllers, which this version does not have.
+
+    Raises:
+        InvalidRequest: `unsupported`.
+    """
+    if fallback.controller != "none":
+        raise InvalidRequest(
+            "unsupported",
+            "fallback.controller",
+            fallback.controller,
+            '"none": this version has no fallback controllers',
+        )
+
+
+def _check_cap(field: str, value: float, most: int) -> None:
+    if value > most:
+        raise InvalidRequest("out_of_range", field, shorten(value), f"at most {most} here")

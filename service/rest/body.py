@@ -1,0 +1,74 @@
+"""From the bytes of a request to a JSON document, never holding more than the limit."""
+
+import asyncio
+
+from pydantic_core import from_json
+from starlette.requests import Request
+
+from service.errors import BodyTooLarge, MalformedJson, UnsupportedMediaType, shorten
+
+# Small values take 30 times their bytes once parsed; larger arrays belong on gRPC.
+MAX_VALUES = 1_000_000
+DISCARD_FACTOR = 8
+DISCARD_S = 5.0
+
+
+async def read_json(request: Request, limit: int) -> object:
+    """The document in the request's body.
+
+    Raises `UnsupportedMediaType`, `BodyTooLarge` (over `limit` bytes or too many values) or
+    `MalformedJson`.
+    """
+    _check_media_type(request)
+    body = await _read(request, limit)
+    if body.count(b",") >= MAX_VALUES:
+        raise BodyTooLarge(f"body: received more than {MAX_VALUES} values; use gRPC for arrays")
+    try:
+        return from_json(body)
+    except ValueError as error:
+        raise MalformedJson(f"body: {error}") from None
+
+
+def _check_media_type(request: Request) -> None:
+    received = request.headers.get("content-type", "")
+    if received.partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType(
+            f"content-type: received {shorten(received)}, expected application/json"
+        )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise UnsupportedMediaType(
+            f"content-encoding: received {shorten(encoding)}, expected no encoding"
+        )
+
+
+async def _read(request: Request, limit: int) -> bytearray:
+    announced = request.headers.get("content-length", "0")
+    if int(announced) > limit:
+        if "expect" not in request.headers:  # else the client waits and sends nothing
+            await _discard(request, limit)
+        raise BodyTooLarge(f"body: received {announced} bytes, expected at most {limit}")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            await _discard(request, limit)
+            raise BodyTooLarge(f"body: received more than the {limit} bytes expected at most")
+    return body
+
+
+async def _discard(request: Request, limit: int) -> None:
+    """Let a client finish sending what is refused, within reason.
+
+    Closing at once would reset the connection under it before it could read the answer.
+    """
+    received = 0
+    try:
+        async with asyncio.timeout(DISCARD_S):
+            while received < DISCARD_FACTOR * limit:
+                message = await request.receive()
+                received += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

@@ -1,0 +1,58 @@
+"""One gRPC call: its context, and how it ends."""
+
+import math
+import time
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from service.context import Endpoint, RequestContext, request_id_of
+from service.errors import ServiceError
+
+Call = grpc.aio.ServicerContext[Any, Any]
+
+DETAIL_LIMIT = 1000  # details travel in a header, which must stay small
+
+
+def margin(remaining: float) -> float:
+    """How long before a call's deadline its answer should leave, in seconds.
+
+    A tenth of what remains, between 20 ms (a network's hiccup) and 250 ms, never more than half.
+    """
+    return min(max(0.02, 0.1 * remaining), 0.25, 0.5 * remaining)
+
+
+def _metadata(call: Call, key: str) -> str | None:
+    for name, value in call.invocation_metadata() or ():
+        if name == key:
+            return value if isinstance(value, str) else None
+    return None
+
+
+def context_of(call: Call, endpoint: Endpoint) -> RequestContext:
+    """The context of a call that arrives now."""
+    now = time.monotonic()
+    remaining = call.time_remaining()
+    deadline = None
+    if remaining is not None and math.isfinite(remaining):
+        remaining = max(0.0, remaining)
+        deadline = now + remaining - margin(remaining)
+    return RequestContext(
+        request_id_of(_metadata(call, "x-request-id")),
+        endpoint,
+        "grpc",
+        now,
+        deadline,
+        _metadata(call, "traceparent"),
+    )
+
+
+async def abort(call: Call, error: ServiceError, request_id: str) -> NoReturn:
+    """End the call with the error's status, its code and request id in trailing metadata."""
+    trailing = [("code", error.code), ("request_id", request_id)]
+    if error.retry_after_s is not None:
+        trailing.append(("retry-after-ms", str(math.ceil(1000 * error.retry_after_s))))
+    status = grpc.StatusCode[error.grpc_status]
+    await call.abort(status, error.detail[:DETAIL_LIMIT], tuple(trailing))
+    raise AssertionError("abort does not return")

@@ -1,0 +1,128 @@
+"""A model as it is served: loaded, on its backend, with its action statistics at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import checkpoint
+from models.card import ModelCard
+from models.checkpoint import CheckpointError
+from service.backends.backend import Backend
+from service.backends.torch import TorchBackend
+
+EMBEDDED = Path(checkpoint.__file__).parent / "pretrained"
+
+FloatArray = NDArray[np.float32]
+
+
+class ModelLoadError(RuntimeError):
+    """A model cannot be served; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model of the server.
+
+    Outside, actions are rows (R, action_dim) in the environment's units; inside, z-scored blocks
+    (R / action_block, A). ``low`` and ``high`` (A,) are the bounds of a z-scored block.
+    """
+
+    card: ModelCard
+    version: str
+    backend: Backend
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> ServedModel:
+        """Load a model folder and put it on its device.
+
+        Raises:
+            ModelLoadError: the folder holds no usable model.
+        """
+        try:
+            loaded = checkpoint.load(folder)
+        except CheckpointError as error:
+            raise ModelLoadError(f"{folder}: {error}") from error
+        card = loaded.card
+        mean, std, low, high = (
+            torch.tensor(values, dtype=torch.float32)
+            for values in (card.action_mean, card.action_std, card.action_low, card.action_high)
+        )
+        block = card.config.action_block
+        return cls(
+            card,
+            loaded.version,
+            TorchBackend(loaded.model, device),
+            mean,
+            std,
+            ((low - mean) / std).repeat(block),
+            ((high - mean) / std).repeat(block),
+        )
+
+    @property
+    def name(self) -> str:
+        """The name clients use."""
+        return self.card.name
+
+    def to_blocks(self, rows: FloatArray) -> Tensor:
+        """Rows (…, R, action_dim) → z-scored blocks (…, R / action_block, A)."""
+        zscored = (torch.tensor(rows) - self.mean) / self.std
+        return zscored.reshape(*rows.shape[:-2], -1, self.card.config.block_width)
+
+    def to_rows(self, blocks: Tensor) -> FloatArray:
+        """Z-scored blocks (T, A) → rows (T · action_block, action_dim), inside the bounds."""
+        rows = blocks.reshape(-1, self.card.config.action_dim)
+        actions = (rows * self.std + self.mean).numpy()
+        # Undoing the z-score rounds, and a bound is a bound.
+        clipped: FloatArray = np.clip(
+            actions,
+            np.asarray(self.card.action_low, dtype=np.float32),
+            np.asarray(self.card.action_high, dtype=np.float32),
+        )
+        return clipped
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """The device that a setting names; `auto` is the GPU where there is one.
+
+    Raises:
+        ModelLoadError: it is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        wanted = "cuda" if count else "cpu"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ModelLoadError(f"LEWM_DEVICE is {wanted}: there are {count} CUDA devices")
+    return device
+
+
+def load_models(paths: Iterable[Path], device: torch.device) -> dict[str, ServedModel]:
+    """All models in these folders, by name, warmed up; the embedded ones where none are named.
+
+    Raises:
+        ModelLoadError: a folder holds no model, a broken one, or two models share a name.
+    """
+    models: dict[str, ServedModel] = {}
+    for path in tuple(paths) or (EMBEDDED,):
+        try:
+            folders = checkpoint.folders(path)
+        except CheckpointError as error:
+            raise ModelLoadError(str(error)) from error
+        for folder in folders:
+            model = ServedModel.load(folder, device)
+            if model.name in models:
+                raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
+            model.backend.warm_up()
+            models[model.name] = model
+    return models

@@ -1,0 +1,199 @@
+"""What only gRPC can get wrong: methods, messages, metadata, deadlines, the connection."""
+
+import socket
+import time
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from lewm.v1 import planner_pb2 as pb
+from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+
+from service.rpc.client import PlannerClient, PlannerError, frame
+from service.settings import Settings
+from tests.service.cases import SOLVER
+from tests.service.drivers import UNKNOWN_FIELD, raw_call
+from tests.service.frames import encoded, picture
+from tests.service.process import ServerProcess
+
+LIMIT = Settings.model_fields["max_body_bytes"].default
+PLAN = "/lewm.v1.PlannerService/Plan"
+LONG: dict[str, Any] = {"samples": 512, "iterations": 200, "elites": 8}
+
+
+def refusal(
+    client: PlannerClient, data: bytes, method: str = PLAN, **options: Any
+) -> tuple[grpc.StatusCode, dict[str, Any]]:
+    """The status and the trailing metadata of a call that fails."""
+    with pytest.raises(grpc.RpcError) as caught:
+        raw_call(client, method)(data, timeout=30, **options)
+    error: grpc.Call = caught.value  # type: ignore[assignment]
+    return error.code(), dict(error.trailing_metadata() or ())
+
+
+def request(**changes: Any) -> pb.PlanRequest:
+    """A small plan."""
+    fields: dict[str, Any] = {
+        "frames": [frame(picture(0))],
+        "goal": frame(picture(1)),
+        "solver": pb.SolverSettings(**SOLVER),
+    }
+    return pb.PlanRequest(**(fields | changes))
+
+
+@pytest.mark.parametrize("method", ["/lewm.v1.PlannerService/Dream", "/nobody.Service/Plan", "/x"])
+def test_unknown_methods(rpc: PlannerClient, method: str) -> None:
+    status, trailing = refusal(rpc, b"", method)
+    assert (status, trailing["code"]) == (grpc.StatusCode.UNIMPLEMENTED, "unknown_route")
+    assert trailing["request_id"]
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\xff\x01", b"\x00", b"GET / HTTP/1.1"])
+def test_malformed_messages(rpc: PlannerClient, data: bytes) -> None:
+    status, trailing = refusal(rpc, data)
+    assert (status, trailing["code"]) == (grpc.StatusCode.INVALID_ARGUMENT, "malformed_message")
+
+
+def test_unknown_field_in_a_part(rpc: PlannerClient) -> None:
+    inner = frame(picture(0)).SerializeToString() + UNKNOWN_FIELD
+    data = pb.PlanRequest(frames=[pb.Frame.FromString(inner)], goal=frame(picture(1)))
+    status, trailing = refusal(rpc, data.SerializeToString())
+    assert (status, trailing["code"]) == (grpc.StatusCode.INVALID_ARGUMENT, "unknown_field")
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ([], 0),
+        ([], 4),
+        ([2], 4),
+        ([-1, 2], 8),
+        ([-1, -2], 8),
+        ([5, 0], 0),
+        ([1 << 40, 1 << 40], 8),
+        ([(1 << 63) - 1], 8),
+        ([1] * 40, 4),
+        ([2, 2], 15),
+        ([2, 2], 17),
+    ],
+)
+def test_tensors_that_do_not_fit(rpc: PlannerClient, shape: list[int], size: int) -> None:
+    tensor = pb.Tensor(shape=shape, data=bytes(size))
+    status, trailing = refusal(rpc, request(warm_start=tensor).SerializeToString())
+    assert (status, trailing["code"]) == (grpc.StatusCode.INVALID_ARGUMENT, "shape_mismatch")
+
+
+@pytest.mark.parametrize("excess", [1, LIMIT + 1], ids=["a-little", "far"])
+def test_oversized_message(rpc: PlannerClient, excess: int) -> None:
+    status, trailing = refusal(rpc, bytes(LIMIT + excess))
+    assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
+    if excess == 1:
+        assert trailing["code"] == "body_too_large"
+    assert rpc.encode([picture(0)]).latents
+
+
+def test_compressed_messages_are_refused(rpc: PlannerClient) -> None:
+    bomb = bytes(1 << 20)
+    status, _ = refusal(rpc, bomb, compression=grpc.Compression.Gzip)
+    assert status is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_request_id_and_trace(server: ServerProcess, rpc: PlannerClient) -> None:
+    metadata = (("x-request-id", "arm-3"), ("traceparent", "00-aa-bb-01"))
+    answer, call = rpc.stub.Plan.with_call(request(), metadata=metadata, timeout=30)
+    assert answer.request_id == "arm-3"
+    assert ("request_id", "arm-3") in [(item.key, item.value) for item in call.trailing_metadata()]
+    _, trailing = refusal(rpc, b"", metadata=metadata)
+    assert trailing["request_id"] == "arm-3"
+    lines = server.logged("arm-3", count=2)
+    assert [line["protocol"] for line in lines] == ["grpc", "grpc"]
+    assert {line["traceparent"] for line in lines} == {"00-aa-bb-01"}
+
+
+def test_deadline_of_the_call_is_the_plans(rpc: PlannerClient) -> None:
+    for _ in range(3):
+        plan = rpc.plan([picture(0)], picture(1), solver=LONG, timeout_s=1.0)
+        assert plan.status == "deadline"
+        assert plan.iterations >= 1
+
+
+def test_cancelled_plan_is_dropped(server: ServerProcess, rpc: PlannerClient) -> None:
+    message = request(solver=pb.SolverSettings(**LONG))
+    call = rpc.stub.Plan.future(message, metadata=(("x-request-id", "dropped"),), timeout=60)
+    time.sleep(0.3)
+    call.cancel()
+    lines = server.logged("dropped")
+    assert [line["code"] for line in lines] == ["cancelled"]
+
+
+def test_health_and_reflection(rpc: PlannerClient) -> None:
+    stub = health_pb2_grpc.HealthStub(rpc.channel)
+    for service in ("", "lewm.v1.PlannerService"):
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    services = ProtoReflectionDescriptorDatabase(rpc.channel).get_services()
+    assert {"lewm.v1.PlannerService", "grpc.health.v1.Health"} <= set(services)
+
+
+def test_models(server: ServerProcess, rest: httpx.Client, rpc: PlannerClient) -> None:
+    (model,) = rpc.models()
+    described = rest.get(f"/models/{model.name}").json()
+    assert (model.version, model.default) == (described["version"], True)
+    assert model.card["action_dim"] == described["card"]["action_dim"]
+    answer = rpc.stub.GetModel(pb.GetModelRequest(name=model.name), timeout=10)
+    assert answer.model == model
+    data = pb.GetModelRequest(name="nobody").SerializeToString()
+    status, trailing = refusal(rpc, data, "/lewm.v1.PlannerService/GetModel")
+    assert (status, trailing["code"]) == (grpc.StatusCode.NOT_FOUND, "unknown_model")
+
+
+def test_client(rpc: PlannerClient) -> None:
+    start, goal = rpc.encode([picture(0), encoded("PNG", 1)]).latents
+    assert start.latent.shape == goal.latent.shape
+    steps = rpc.predict([start.latent], candidates=np.zeros((3, 10, 2))).latents
+    assert steps.shape == (3, 2, *start.latent.shape)
+    plan = rpc.plan(
+        [start.latent_id], goal.latent_id, solver=SOLVER, seed=1, include=["trajectory"]
+    )
+    assert plan.actions.dtype == np.float32
+    assert plan.trajectory is not None
+    assert plan.solver["samples"] == SOLVER["samples"]
+    with pytest.raises(PlannerError, match="unknown_model") as caught:
+        rpc.encode([picture(0)], model="nobody")
+    assert caught.value.request_id
+
+
+def test_client_does_not_hang_on_a_dead_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        with PlannerClient(target) as client, pytest.raises(PlannerError) as caught:
+            client.encode([picture(0)], timeout_s=0.5)
+    assert caught.value.code in ("deadline_exceeded", "unavailable")
+
+
+def test_frequent_pings_are_not_punished(server: ServerProcess) -> None:
+    options = (
+        ("grpc.keepalive_time_ms", 500),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    )
+    states: list[grpc.ChannelConnectivity] = []
+    with grpc.insecure_channel(server.target, options=options) as channel:
+        channel.subscribe(states.append, try_to_connect=True)
+        time.sleep(4)
+        stub = PlannerServiceStub(channel)  # type: ignore[no-untyped-call]
+        assert stub.ListModels(pb.ListModelsRequest(), timeout=10).models
+    assert states.count(grpc.ChannelConnectivity.READY) == 1
+
+
+@pytest.mark.parametrize("data", [b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", bytes(100_000)])
+def test_garbage_on_the_port(server: ServerProcess, rpc: PlannerClient, data: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.ready["grpc_port"]), timeout=10) as bare:
+        bare.sendall(data)
+    assert rpc.encode([picture(0)]).latents

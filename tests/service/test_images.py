@@ -1,0 +1,135 @@
+"""Decoding: what is accepted, what is bounded, and that nothing else ever comes out."""
+
+import contextlib
+import io
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.errors import InvalidRequest
+from service.images import decode_image
+from tests.service.frames import chunk, encoded, picture, png
+
+LIMIT = 4 * 1024 * 1024
+PNG, JPEG = encoded("PNG"), encoded("JPEG")
+
+
+def refusal(data: bytes, limit: int = LIMIT) -> tuple[str, int]:
+    """The code of the refusal and the peak of memory on the way there, in bytes."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest) as caught:
+            decode_image(data, limit, "frames[0].image")
+        return caught.value.code, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_png_is_exact() -> None:
+    assert np.array_equal(decode_image(PNG, LIMIT, "goal"), picture())
+
+
+def test_jpeg_is_close() -> None:
+    pixels = decode_image(JPEG, LIMIT, "goal")
+    assert pixels.shape == picture().shape
+    assert np.abs(pixels.astype(int) - picture()).mean() < 8
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_other_modes_become_rgb(mode: str) -> None:
+    if mode == "I;16":
+        source = Image.fromarray(picture()[:, :, 0].astype(np.uint16) << 8)
+    else:
+        source = Image.fromarray(picture()).convert(mode)
+    buffer = io.BytesIO()
+    source.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    pixels = decode_image(buffer.getvalue(), LIMIT, "goal")
+    assert pixels.shape == picture().shape
+    assert pixels.dtype == np.uint8
+    if mode == "I;16":
+        assert np.array_equal(pixels[:, :, 1], picture()[:, :, 0])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_other_formats_are_refused(kind: str) -> None:
+    assert refusal(encoded(kind))[0] == "invalid_image"
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"<svg/>"])
+def test_no_image(data: bytes) -> None:
+    assert refusal(data)[0] == "invalid_image"
+
+
+def test_size_is_read_before_anything_is_allocated() -> None:
+    code, peak = refusal(png(30_000, 30_000))
+    assert code == "image_too_large"
+    assert peak < 1 << 20
+    assert refusal(png(2**31 - 1, 2**31 - 1))[0] == "image_too_large"
+    assert refusal(PNG, limit=64 * 64 - 1)[0] == "image_too_large"
+    assert decode_image(PNG, 64 * 64, "goal").shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_compressed_chunks_do_not_unfold(kind: bytes) -> None:
+    bomb = zlib.compress(bytes(200 << 20))
+    head = b"k\x00\x01\x00\x00\x00" if kind == b"iTXt" else b"k\x00\x00"
+    data = png(8, 8, chunk(kind, head + bomb), rows=bytes(9 * 8))
+    tracemalloc.start()
+    with contextlib.suppress(InvalidRequest):
+        decode_image(data, LIMIT, "goal")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_rows_beyond_the_image_do_not_unfold() -> None:
+    data = png(8, 8, rows=bytes(200 << 20))
+    tracemalloc.start()
+    decode_image(data, LIMIT, "goal")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def test_endless_scans_are_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    assert decode_image(whole, LIMIT, "goal").shape == (64, 64, 3)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    assert refusal(whole[:-2] + scan * 10_000 + whole[-2:])[0] == "invalid_image"
+
+
+@pytest.mark.parametrize("whole", [PNG, JPEG], ids=["png", "jpeg"])
+def test_truncation(whole: bytes) -> None:
+    for end in range(0, len(whole) - 40, 7):
+        assert refusal(whole[:end])[0] == "invalid_image"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    whole=st.sampled_from([PNG, JPEG]),
+    flips=st.lists(st.tuples(st.integers(2, 2000), st.integers(0, 255)), min_size=1, max_size=8),
+    end=st.integers(8, 4000),
+)
+def test_damage_never_brings_anything_else(
+    whole: bytes, flips: list[tuple[int, int]], end: int
+) -> None:
+    data = bytearray(whole[:end])
+    for place, value in flips:
+        data[place % len(data)] = value
+    with contextlib.suppress(InvalidRequest):
+        pixels = decode_image(bytes(data), LIMIT, "goal")
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[0] * pixels.shape[1] <= LIMIT
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from([b"", PNG[:8], PNG[:33], JPEG[:20]]))
+def test_noise_is_refused(noise: bytes, head: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode_image(head + noise, LIMIT, "goal")
