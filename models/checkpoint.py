@@ -19,6 +19,8 @@ from models.lewm import LeWM
 
 CARD = "model.json"
 WEIGHTS = "model.safetensors"
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""The models that come with the project."""
 
 
 class CheckpointError(ValueError):

@@ -26,8 +26,12 @@ class RequestContext:
     traceparent: str | None = None
 
 
+def plain(header: str | None) -> str | None:
+    """A header's value where it is 1 to 128 printable characters, fit for logs and headers."""
+    fit = header is not None and re.fullmatch(r"[\x20-\x7e]{1,128}", header)
+    return header if fit else None
+
+
 def request_id_of(received: str | None) -> str:
-    """The client's own request id where it is up to 128 printable characters, else a new one."""
-    if received is not None and re.fullmatch(r"[\x20-\x7e]{1,128}", received):
-        return received
-    return uuid.uuid4().hex
+    """The client's own request id where it is plain, else a new one."""
+    return plain(received) or uuid.uuid4().hex

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import shorten
+from service.requests import MAX_FRAMES
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Cap = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -98,7 +99,9 @@ class Settings(BaseSettings):
     max_iterations: Annotated[Cap, Field(description="most solver iterations")] = 200
     max_horizon: Annotated[Cap, Field(description="most action blocks to look ahead")] = 50
     max_candidates: Annotated[Cap, Field(description="most candidates of one predict")] = 4096
-    max_frames: Annotated[Cap, Field(description="most frames of one encode")] = 256
+    max_frames: Annotated[
+        int, Field(ge=1, le=MAX_FRAMES, description="most frames of one encode")
+    ] = 256
     grace_s: Annotated[
         float,
         Field(ge=0, le=3600, description="time to finish when asked to stop, seconds"),

@@ -1,95 +1,20 @@
-"""The hyper-parameters of a public checkpoint: from its tensors, checked against `config.json`.
+"""The hyper-parameters of a public checkpoint: its tensors' widths, and what no shape shows.
 
 `config.json` is a Hydra file whose `_target_` names differ between releases; they are never looked
-up. Widths are read from the tensors' shapes, and each number that the file has must agree with
-them. Only what no shape shows, such as head counts, comes from the file.
+up. Each of its numbers has to agree with the tensors, and head counts come from it alone.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fnmatch import filter as matching
+from dataclasses import fields
 from typing import Any
 
 from models.card import CardError, config_from_json
 from models.checkpoint import CheckpointError
 from models.config import IMAGENET_MEAN, IMAGENET_STD, LeWMConfig
-from models.importing.state_dict import StateDict
-
-ENCODER_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
-"""What `encoder.size` says of the heads where `encoder.num_attention_heads` is not given."""
-
-BLOCKS = "predictor.transformer.layers.*"
-
-WIDTHS: Mapping[str, tuple[tuple[str, int], ...]] = {
-    "patch_size": (("encoder.embeddings.patch_embeddings.projection.weight", 2),),
-    "encoder_tokens": (("encoder.embeddings.position_embeddings", 1),),
-    "encoder_width": (
-        ("encoder.embeddings.cls_token", 2),
-        ("encoder.layernorm.weight", 0),
-        ("encoder.layernorm.bias", 0),
-        ("projector.net.0.weight", 1),
-    ),
-    "encoder_mlp": (
-        ("encoder.layers.*.mlp.fc1.weight", 0),
-        ("encoder.layers.*.mlp.fc1.bias", 0),
-        ("encoder.layers.*.mlp.fc2.weight", 1),
-    ),
-    "latent_dim": (
-        ("predictor.pos_embedding", 2),
-        ("projector.net.3.weight", 0),
-        ("projector.net.3.bias", 0),
-        ("pred_proj.net.3.weight", 0),
-        ("pred_proj.net.3.bias", 0),
-    ),
-    "projector_mlp": (
-        ("projector.net.0.weight", 0),
-        ("projector.net.0.bias", 0),
-        ("projector.net.3.weight", 1),
-    ),
-    "history": (("predictor.pos_embedding", 1),),
-    "predictor_width": (
-        ("predictor.transformer.norm.weight", 0),
-        ("predictor.transformer.norm.bias", 0),
-        (f"{BLOCKS}.attn.norm.weight", 0),
-        (f"{BLOCKS}.mlp.net.0.weight", 0),
-    ),
-    "predictor_output": (
-        ("pred_proj.net.0.weight", 1),
-        ("predictor.transformer.output_proj.weight", 0),
-        ("predictor.transformer.output_proj.bias", 0),
-    ),
-    "predictor_qkv": ((f"{BLOCKS}.attn.to_qkv.weight", 0),),
-    "predictor_mlp": (
-        (f"{BLOCKS}.mlp.net.1.weight", 0),
-        (f"{BLOCKS}.mlp.net.1.bias", 0),
-        (f"{BLOCKS}.mlp.net.4.weight", 1),
-    ),
-    "pred_proj_mlp": (
-        ("pred_proj.net.0.weight", 0),
-        ("pred_proj.net.0.bias", 0),
-        ("pred_proj.net.3.weight", 1),
-    ),
-    "block_width": (("action_encoder.patch_embed.weight", 1),),
-    "action_smoothed": (
-        ("action_encoder.patch_embed.weight", 0),
-        ("action_encoder.patch_embed.bias", 0),
-        ("action_encoder.embed.0.weight", 1),
-    ),
-    "action_mlp": (
-        ("action_encoder.embed.0.weight", 0),
-        ("action_encoder.embed.0.bias", 0),
-        ("action_encoder.embed.2.weight", 1),
-    ),
-}
-"""Where each width shows: tensors and their axis. The most common size counts, so that it is the
-one tensor that differs which is called mis-shaped, and not all the others."""
-
-DEPTHS = {"encoder_depth": r"encoder\.layers", "predictor_depth": r"predictor\.transformer\.layers"}
+from models.importing.widths import Width
 
 NUMBERS = {
     "encoder.patch_size": "patch_size",
@@ -112,81 +37,130 @@ NUMBERS = {
     "action_encoder.smoothed_dim": "action_smoothed",
     "action_encoder.emb_dim": "latent_dim",
 }
-"""The numbers of `config.json` and the width that each of them is."""
+"""Numbers of `config.json` and the width that each of them is."""
 
-FIXED = {
+BUILT_IN = {
     "encoder.hidden_act": "gelu",
     "encoder.layer_norm_eps": 1e-12,
     "projector.norm_fn.eps": 1e-5,
     "pred_proj.norm_fn.eps": 1e-5,
 }
-"""What our model has built in and neither a shape nor a missing tensor would show."""
+"""What is fixed in our model and shows in no tensor: another value would be another model."""
 
+ENCODER_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
+"""What `encoder.size` says of heads where `encoder.num_attention_heads` is not given."""
 
-@dataclass(frozen=True)
-class Width:
-    """A size read from the tensors, and the tensor that shows it, in words."""
-
-    size: int
-    evidence: str
+PIXELS = {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
+"""What is assumed where the card is silent."""
 
 
 def read_architecture(
-    published: Mapping[str, Any], state: StateDict, card: Mapping[str, Any]
+    published: Mapping[str, Any], widths: Mapping[str, Width], card: Mapping[str, Any]
 ) -> LeWMConfig:
-    """Hyper-parameters of a checkpoint; the pixels' and actions' ones are the card's.
+    """Put `config.json`, the tensors' widths and the card together.
 
     Raises:
-        CheckpointError: a number of `config.json` is missing, is no integer, or disagrees with a
-            tensor's shape; a tensor that shows a width is missing.
-        CardError: the card disagrees with the tensors.
+        CheckpointError: `config.json` lacks something, or disagrees with the tensors.
+        CardError: the card disagrees with the tensors, or holds an impossible value.
     """
-    widths = {name: _width(state, places) for name, places in WIDTHS.items()}
-    widths |= {name: _depth(state, prefix) for name, prefix in DEPTHS.items()}
     for path, name in NUMBERS.items():
         number = _number(published, path)
         if number is not None and number != widths[name].size:
-            raise _disagreement(f"{path} is {number}", widths[name])
-    for path, value in FIXED.items():
+            raise _disagreement(path, number, widths[name])
+    for path, value in BUILT_IN.items():
         if (given := _entry(published, path)) not in (None, value):
             raise CheckpointError(f"config.json: {path}: expected {value!r}, got {given!r:.80}")
-    for head in ("projector", "pred_proj"):
-        _check_batch_norm(state, head)
-    heads, head_dim = _predictor_heads(published, widths["predictor_qkv"])
     dropout = _entry(published, "predictor.dropout")
-    read = {name: width.size for name, width in widths.items() if name in LeWMConfig.names()}
-    read |= {
-        "image_size": _image_size(published, widths["encoder_tokens"], widths["patch_size"].size),
-        "encoder_heads": _encoder_heads(published, widths["encoder_width"]),
-        "predictor_heads": heads,
-        "predictor_head_dim": head_dim,
+    names = {field.name for field in fields(LeWMConfig)}
+    read: dict[str, Any] = {
+        **{name: width.size for name, width in widths.items() if name in names},
+        "image_size": _image_size(published, widths),
+        "encoder_heads": _encoder_heads(published, widths),
+        "predictor_heads": _predictor_heads(published, widths),
         "dropout": 0.0 if dropout is None else dropout,
     }
+    read["predictor_head_dim"] = widths["predictor_qkv"].size // (3 * read["predictor_heads"])
     return _with_card(read, widths, card)
 
 
-def _width(state: StateDict, places: tuple[tuple[str, int], ...]) -> Width:
-    sizes = [
-        (tensor.shape[axis], name)
-        for pattern, axis in places
-        for name in matching(state.tensors, pattern)
-        if (tensor := state.tensors[name]).ndim > axis
-    ]
-    if not sizes:
-        first = places[0][0].replace("*", "0")
-        raise CheckpointError(f"{state.spelling(first)}: missing tensor")
-    size, _ = Counter(size for size, _ in sizes).most_common(1)[0]
-    name = next(name for other, name in sizes if other == size)
-    return Width(size, _shape(state, name))
+def _image_size(published: Mapping[str, Any], widths: Mapping[str, Width]) -> int:
+    patch, tokens = widths["patch_size"].size, widths["encoder_tokens"]
+    side = math.isqrt(max(0, tokens.size - 1))
+    size = _number(published, "encoder.image_size")
+    if size is None:
+        size = side * patch
+    if side * side + 1 != tokens.size or size // patch != side:
+        raise _disagreement("encoder.image_size", size, tokens)
+    return size
 
 
-def _depth(state: StateDict, prefix: str) -> Width:
-    layers = {
-        int(found[1]): name
-        for name in state.tensors
-        if (found := re.match(rf"{prefix}\.(\d{{1,9}})\.", name))
-    }
-    if not layers:
-        raise CheckpointError(f"{state.spelling(prefix.replace(chr(92), '') + '.0')}: missing")
-    last = state.spelling(layers[max(layers)])
-    return Width(len(layers), f"there are {len(layers)} layers, up to {last}")
+def _encoder_heads(published: Mapping[str, Any], widths: Mapping[str, Width]) -> int:
+    heads = _number(published, "encoder.num_attention_heads")
+    size = _entry(published, "encoder.size")
+    if heads is None:
+        heads = ENCODER_HEADS.get(size) if isinstance(size, str) else None
+    if heads is None:
+        raise CheckpointError(
+            "config.json: encoder.num_attention_heads: is missing, and encoder.size is "
+            f"{size!r:.80}, not one of {sorted(ENCODER_HEADS)}; no tensor shows how many heads"
+        )
+    if widths["encoder_width"].size % heads:
+        raise _disagreement("encoder.num_attention_heads", heads, widths["encoder_width"])
+    return heads
+
+
+def _predictor_heads(published: Mapping[str, Any], widths: Mapping[str, Width]) -> int:
+    heads = _number(published, "predictor.heads")
+    if heads is None:
+        raise CheckpointError(
+            "config.json: predictor.heads: is missing; no tensor shows how many heads"
+        )
+    qkv = widths["predictor_qkv"]
+    if qkv.size % (3 * heads):
+        raise _disagreement("predictor.heads", heads, qkv)
+    head_dim = _number(published, "predictor.dim_head")
+    if head_dim is not None and 3 * heads * head_dim != qkv.size:
+        raise _disagreement(f"predictor.heads is {heads} and predictor.dim_head", head_dim, qkv)
+    return heads
+
+
+def _with_card(
+    read: dict[str, Any], widths: Mapping[str, Width], card: Mapping[str, Any]
+) -> LeWMConfig:
+    nested = card.get("architecture", {})
+    if not isinstance(nested, dict):
+        raise CardError(f"architecture: expected an object, got {nested!r:.80}")
+    names = {field.name for field in fields(LeWMConfig)}
+    told = {**nested, **{name: value for name, value in card.items() if name in names}}
+    config = config_from_json({**PIXELS, **read, **told})
+    for name, value in read.items():
+        if getattr(config, name) != value:
+            evidence = f": {widths[name].evidence}" if name in widths else ""
+            raise CardError(f"{name}: is {told[name]!r}, but {value} in the checkpoint{evidence}")
+    if config.block_width != widths["block_width"].size:
+        raise CardError(
+            f"action_dim, action_block: are {config.action_dim} and {config.action_block}, "
+            f"a block of {config.block_width} values, but {widths['block_width'].evidence}"
+        )
+    return config
+
+
+def _entry(published: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, None where there is none."""
+    value: Any = published
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _number(published: Mapping[str, Any], path: str) -> int | None:
+    value = _entry(published, path)
+    if value is not None and (type(value) is not int or value < 1):
+        raise CheckpointError(
+            f"config.json: {path}: expected an integer of at least 1, got {value!r:.80}"
+        )
+    return value
+
+
+def _disagreement(path: str, number: int, width: Width) -> CheckpointError:
+    return CheckpointError(f"config.json: {path} is {number}, but {width.evidence}")

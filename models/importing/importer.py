@@ -13,7 +13,8 @@ from models.card import CardError, ModelCard, read_json
 from models.checkpoint import CheckpointError, assemble
 from models.config import LeWMConfig
 from models.importing.architecture import read_architecture
-from models.importing.state_dict import read_state_dict
+from models.importing.state_dict import StateDict, read_state_dict
+from models.importing.widths import read_widths
 from models.lewm import LeWM
 
 REQUIRED = (
@@ -55,7 +56,8 @@ def import_checkpoint(source: Path, card: Mapping[str, Any]) -> tuple[LeWM, Mode
     weights = _weights_file(source)
     published = read_json(source / "config.json")
     state = read_state_dict(weights)
-    config = read_architecture(published, state, card)
+    _check_batch_norms(state)
+    config = read_architecture(published, read_widths(state), card)
     model = assemble(config, state.tensors, state.spelling)
     told = {name: value for name, value in card.items() if name not in ARCHITECTURE}
     made = ModelCard.from_json({**told, "architecture": asdict(config)})
@@ -78,6 +80,17 @@ def _weights_file(source: Path) -> Path:
             f"but {sorted(path.name for path in source.iterdir())}"
         )
     return epochs[max(epochs)]
+
+
+def _check_batch_norms(state: StateDict) -> None:
+    """Another norm, or none, has other tensors: say so rather than call one missing."""
+    for name in ("projector.net.1", "pred_proj.net.1"):
+        found = sorted(key for key in state.tensors if key.startswith(f"{name}."))
+        if not any(key.endswith((".running_mean", ".running_var")) for key in found):
+            raise CheckpointError(
+                f"{name}: expected BatchNorm1d with its statistics {name}.running_mean and "
+                f"{name}.running_var, got {f'another norm, {found}' if found else 'no norm'}"
+            )
 
 
 def _provenance(weights: Path) -> dict[str, str]:

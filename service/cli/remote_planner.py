@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from PIL import Image
 
 from models.evaluation.episode import Actions, Frame
-from service.responses import PlanResponse
+from service.responses import ModelDescription, PlanResponse
 from service.rpc.client import PlannerClient, PlannerError
 
 TIMEOUT_S = 600.0
@@ -27,8 +28,8 @@ class RemotePlanner:
     def __init__(
         self,
         client: PlannerClient,
-        *,
         plan_steps: int,
+        *,
         model: str | None = None,
         solver: Mapping[str, Any] | None = None,
     ) -> None:
@@ -73,3 +74,30 @@ def png(frame: Frame) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def two_room_model(client: PlannerClient, name: str | None) -> ModelDescription:
+    """The server's model of this name, or its default, which must act as Two-Room does.
+
+    Raises:
+        ValueError: there is no such model, or it acts otherwise.
+        PlannerError: the server cannot be reached.
+    """
+    models = client.models()
+    chosen = [model for model in models if (model.name == name if name else model.default)]
+    if not chosen:
+        wanted = name or "by default"
+        raise ValueError(f"no model {wanted}, the server has {[model.name for model in models]}")
+    model = chosen[0]
+    card = MessageToDict(model.card)
+    if card["action_dim"] != 2:
+        raise ValueError(f"{model.name}: expected action_dim 2, got {card['action_dim']:g}")
+    return ModelDescription(
+        model.name,
+        model.version,
+        model.default,
+        model.backend,
+        model.device,
+        model.precision,
+        card,
+    )

@@ -2,6 +2,7 @@
 
 from service.requests.base import from_validation_error, parse
 from service.requests.bodies import (
+    MAX_FRAMES,
     EncodeRequest,
     Fallback,
     PlanRequest,
@@ -11,6 +12,7 @@ from service.requests.bodies import (
 from service.requests.frames import Frame
 
 __all__ = [
+    "MAX_FRAMES",
     "EncodeRequest",
     "Fallback",
     "Frame",

@@ -20,22 +20,26 @@ from service.requests.frames import Frame
 
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
+MAX_FRAMES = 4096  # of one request, whatever the settings say
 
 Name = Annotated[str, Field(strict=True, max_length=256)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
-def _at_least_one(value: object) -> object:
-    if value == []:
+def _count(value: object) -> object:
+    """Refuse lists that no server takes before their frames are looked at."""
+    if isinstance(value, list) and not value:
         raise refusal("shape_mismatch", "at least one frame", "[]")
+    if isinstance(value, list) and len(value) > MAX_FRAMES:
+        raise refusal("out_of_range", f"at most {MAX_FRAMES} frames", f"more than {MAX_FRAMES}")
     return value
 
 
 Frames = Annotated[
     tuple[Frame, ...],
     FailFast(),
-    BeforeValidator(_at_least_one),
+    BeforeValidator(_count),
     Field(json_schema_extra={"minItems": 1}),
 ]
 History = Annotated[Frames, Field(description="oldest first, one action block apart")]

@@ -1,4 +1,4 @@
-"""From the bytes of a request to a JSON document, never holding more than the limit."""
+"""From a request's bytes to a JSON document, never holding more than the limit."""
 
 import asyncio
 
@@ -13,14 +13,25 @@ DISCARD_FACTOR = 8
 DISCARD_S = 5.0
 
 
-async def read_json(request: Request, limit: int) -> object:
-    """The document in the request's body.
-
-    Raises `UnsupportedMediaType`, `BodyTooLarge` (over `limit` bytes or too many values) or
-    `MalformedJson`.
-    """
+async def read_body(request: Request, limit: int) -> bytearray:
+    """The whole body; `UnsupportedMediaType`, or `BodyTooLarge` for more than `limit` bytes."""
     _check_media_type(request)
-    body = await _read(request, limit)
+    announced = request.headers.get("content-length", "0")
+    if int(announced) > limit:
+        if "expect" not in request.headers:  # else the client waits and sends nothing
+            await _discard(request, limit)
+        raise BodyTooLarge(f"body: received {announced} bytes, expected at most {limit}")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            await _discard(request, limit)
+            raise BodyTooLarge(f"body: received more than the {limit} bytes expected at most")
+    return body
+
+
+def parse_json(body: bytearray) -> object:
+    """The document in a body; `MalformedJson`, or `BodyTooLarge` for too many values."""
     if body.count(b",") >= MAX_VALUES:
         raise BodyTooLarge(f"body: received more than {MAX_VALUES} values; use gRPC for arrays")
     try:
@@ -40,21 +51,6 @@ def _check_media_type(request: Request) -> None:
         raise UnsupportedMediaType(
             f"content-encoding: received {shorten(encoding)}, expected no encoding"
         )
-
-
-async def _read(request: Request, limit: int) -> bytearray:
-    announced = request.headers.get("content-length", "0")
-    if int(announced) > limit:
-        if "expect" not in request.headers:  # else the client waits and sends nothing
-            await _discard(request, limit)
-        raise BodyTooLarge(f"body: received {announced} bytes, expected at most {limit}")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            await _discard(request, limit)
-            raise BodyTooLarge(f"body: received more than the {limit} bytes expected at most")
-    return body
 
 
 async def _discard(request: Request, limit: int) -> None:

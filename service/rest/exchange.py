@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import Response, record
-from service.context import Endpoint, RequestContext, request_id_of
+from service.context import Endpoint, RequestContext, plain, request_id_of
 from service.errors import Cancelled
 from service.logs import log
 from service.metrics import OK, Metrics
@@ -31,6 +31,11 @@ class Exchange:
     context: RequestContext
     code: str = OK
     response: Response | None = None
+
+    def arrived(self) -> RequestContext:
+        """The context from now on: deadlines and durations do not count the upload."""
+        self.context = replace(self.context, received=time.monotonic())
+        return self.context
 
 
 def exchange_of(request: Request) -> Exchange:
@@ -63,7 +68,7 @@ class ExchangeMiddleware:
                 _endpoint_of(scope["path"]),
                 "rest",
                 time.monotonic(),
-                traceparent=headers.get("traceparent"),
+                traceparent=plain(headers.get("traceparent")),
             )
         )
         scope["lewm.exchange"] = exchange

@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.responses import EncodeResponse, PlanResponse, PredictResponse
+from service.access import Response
+from service.responses import EncodeResponse
 
-Response = EncodeResponse | PredictResponse | PlanResponse
+
+def dumps(document: object) -> bytes:
+    """JSON of dictionaries, dataclasses and arrays; strided arrays take the slow way."""
+    return orjson.dumps(document, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _base64(latent: np.ndarray[Any, Any]) -> str:
@@ -24,4 +28,4 @@ def render(response: Response, encoding: str = "float") -> bytes:
         ]
     if document.get("trajectory", ...) is None:
         del document["trajectory"]
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return dumps(document)

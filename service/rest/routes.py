@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import orjson
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
@@ -17,9 +16,9 @@ from service.planner import Planner
 from service.requests import EncodeRequest, PlanRequest, PredictRequest, parse
 from service.requests.base import RequestModel
 from service.responses import EncodeResponse, PlanResponse, PredictResponse
-from service.rest.body import read_json
+from service.rest.body import parse_json, read_body
 from service.rest.exchange import exchange_of
-from service.rest.render import render
+from service.rest.render import dumps, render
 from service.rest.schema import describe_inference, describe_operation
 
 Q = TypeVar("Q", bound=RequestModel)
@@ -58,13 +57,15 @@ def inference_routes(planner: Planner, metrics: Metrics, max_body_bytes: int) ->
         work: Callable[[Q, RequestContext], Awaitable[R]],
     ) -> Response:
         exchange = exchange_of(request)
-        query = parse(kind, await read_json(request, max_body_bytes))
-        response = await _unless_gone(request, work(query, exchange.context))
+        body = await read_body(request, max_body_bytes)
+        context = exchange.arrived()
+        query = parse(kind, parse_json(body))
+        response = await _unless_gone(request, work(query, context))
         exchange.response = response
         started = time.monotonic()
-        body = render(response, getattr(query, "encoding", "float"))
+        rendered = render(response, getattr(query, "encoding", "float"))
         metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
-        return Response(body, media_type=JSON)
+        return Response(rendered, media_type=JSON)
 
     @router.post("/encode", **describe_inference(EncodeRequest, EncodeResponse))
     async def encode(request: Request) -> Response:
@@ -91,14 +92,12 @@ def model_routes(planner: Planner) -> APIRouter:
     @router.get("/models", **describe_operation("Models"))
     async def models() -> Response:
         """All models being served."""
-        document = {"models": planner.models()}
-        return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+        return Response(dumps({"models": planner.models()}), media_type=JSON)
 
     @router.get("/models/{name}", **describe_operation("ModelDescription", UnknownModel))
     async def model(name: str) -> Response:
         """One model, with its card."""
-        document = planner.model(name)
-        return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+        return Response(dumps(planner.model(name)), media_type=JSON)
 
     return router
 
@@ -108,7 +107,7 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
     def status() -> Response:
-        return Response(orjson.dumps({"status": planner.state}), media_type=JSON)
+        return Response(dumps({"status": planner.state}), media_type=JSON)
 
     @router.get("/healthz", **describe_operation("Status", Failed))
     async def healthz() -> Response:

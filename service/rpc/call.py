@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from service.context import Endpoint, RequestContext, request_id_of
+from service.context import Endpoint, RequestContext, plain, request_id_of
 from service.errors import ServiceError
 
 Call = grpc.aio.ServicerContext[Any, Any]
@@ -44,7 +44,7 @@ def context_of(call: Call, endpoint: Endpoint) -> RequestContext:
         "grpc",
         now,
         deadline,
-        _metadata(call, "traceparent"),
+        plain(_metadata(call, "traceparent")),
     )
 
 

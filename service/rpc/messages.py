@@ -15,8 +15,10 @@ from lewm.v1 import planner_pb2 as pb
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
+from service.requests import MAX_FRAMES
 
 MAX_RANK = 4
+MAX_ITEMS = MAX_FRAMES + 1  # more would take long to read, and be refused all the same
 
 
 def to_document(message: Message, path: str = "") -> dict[str, Any]:
@@ -36,7 +38,7 @@ def to_document(message: Message, path: str = "") -> dict[str, Any]:
         here = _join(path, field.name)
         if field.is_repeated:
             document[field.name] = [
-                _to_value(item, f"{here}[{index}]") for index, item in enumerate(value)
+                _to_value(item, f"{here}[{index}]") for index, item in enumerate(value[:MAX_ITEMS])
             ]
         elif not field.has_presence or message.HasField(field.name):
             document[field.name] = _to_value(value, here)

@@ -19,7 +19,7 @@ def write_random_model(folder: Path, name: str = NAME) -> Path:
     initialise(model, generator)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
     card = ModelCard(
         name=name,
         config=PRESETS["edge"],

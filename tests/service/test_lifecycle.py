@@ -19,7 +19,8 @@ from tests.service.cases import plan
 from tests.service.frames import picture
 from tests.service.process import ROOT, ServerProcess
 
-LONG = {"samples": 64, "iterations": 60, "elites": 8}
+LONG = {"samples": 512, "iterations": 200, "elites": 8}
+UNTIL = {"deadline_ms": 3000}
 
 
 def free_port() -> int:
@@ -40,60 +41,65 @@ def serve(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_a_servers_life(tmp_path: Path, model_folder: Path) -> None:
     http_port, grpc_port = free_port(), free_port()
     ports = ("--http-port", str(http_port), "--grpc-port", str(grpc_port))
-    url = f"http://127.0.0.1:{http_port}"
-    with ServerProcess(tmp_path / "log", *ports, "--models", str(model_folder)) as server:
-        seen = set()
-        while not (server.ready or server.lines.qsize()):
-            with contextlib.suppress(httpx.TransportError):
-                ready = httpx.get(f"{url}/readyz")
-                alive = httpx.get(f"{url}/healthz")
-                refused = httpx.post(f"{url}/plan", json=plan())
-                if refused.status_code == 503:
-                    assert alive.status_code == 200
-                    assert refused.json()["code"] == ready.json()["code"] == "loading"
-                    assert int(refused.headers["retry-after"]) >= 1
-                    seen.add("loading")
-            time.sleep(0.01)
-        assert seen == {"loading"}
-
+    with (
+        ServerProcess(tmp_path / "log", *ports, "--models", str(model_folder)) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60) as rest,
+        PlannerClient(f"127.0.0.1:{grpc_port}") as rpc,
+    ):
+        assert is_seen_loading(server, rest)
         server.wait_ready()
         assert server.ready["event"] == "ready"
         assert (server.ready["http_port"], server.ready["grpc_port"]) == (http_port, grpc_port)
-        assert server.ready["models"]
+        assert server.ready["models"] == [model_folder.name]
+        assert rest.get("/readyz").status_code == 200
+        assert rpc.encode([picture(0)]).latents
 
         answers: list[httpx.Response] = []
-        request = plan(solver=LONG)
         asking = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/plan", json=request, timeout=60))
+            target=lambda: answers.append(rest.post("/plan", json=plan(solver=LONG, **UNTIL)))
         )
-        with PlannerClient(server.target) as client, httpx.Client(base_url=url) as other:
-            assert other.get("/readyz").status_code == 200
-            client.encode([picture(0)])
-            asking.start()
-            time.sleep(0.3)
-            server.signal(signal.SIGTERM)
-            time.sleep(0.1)
-            if asking.is_alive():
-                draining = other.post("/plan", json=plan())
-                assert (draining.status_code, draining.json()["code"]) == (503, "draining")
-                assert draining.headers["retry-after"]
-                with pytest.raises(PlannerError) as caught:
-                    client.plan([picture(0)], picture(1))
-                assert caught.value.status is grpc.StatusCode.UNAVAILABLE
-                assert caught.value.code == "draining"
-                assert caught.value.retry_after_s
+        asking.start()
+        time.sleep(0.3)
+        server.signal(signal.SIGTERM)
+        time.sleep(0.1)
+        ready = rest.get("/readyz")
+        assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+        refused = rest.post("/plan", json=plan())
+        assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+        assert refused.headers["retry-after"]
+        with pytest.raises(PlannerError) as caught:
+            rpc.plan([picture(0)], picture(1))
+        assert caught.value.status is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.code == "draining"
+        assert caught.value.retry_after_s
+
         asking.join(60)
         assert server.process.wait(30) == 0, server.errors()
         assert [answer.status_code for answer in answers] == [200]
-        assert answers[0].json()["status"] == "completed"
+        assert answers[0].json()["status"] == "deadline"
         assert server.lines.get(timeout=5) == ""  # the ready line was the only one
         assert "Traceback" not in server.errors()
+
+
+def is_seen_loading(server: ServerProcess, rest: httpx.Client) -> bool:
+    """Whether the server answered before it was ready, and said so."""
+    while not server.lines.qsize():
+        with contextlib.suppress(httpx.TransportError):
+            ready = rest.get("/readyz")
+            refused = rest.post("/plan", json=plan())
+            if refused.status_code == 503:
+                assert rest.get("/healthz").status_code == 200
+                assert refused.json()["code"] == ready.json()["code"] == "loading"
+                assert int(refused.headers["retry-after"]) >= 1
+                return True
+        time.sleep(0.01)
+    return False
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, model_folder: Path) -> None:
     flags = ("--models", str(model_folder))
     with ServerProcess(tmp_path / "log", *flags).wait_ready() as server:
-        request = json.dumps(plan(solver={"samples": 512, "iterations": 200, "elites": 8}))
+        request = json.dumps(plan(solver=LONG))
         with socket.create_connection(("127.0.0.1", server.ready["http_port"])) as connection:
             head = "POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(request)}\r\n\r\n{request}".encode())

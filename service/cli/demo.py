@@ -1,0 +1,73 @@
+"""`lewm demo`: many robots find their goals from camera frames alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.protocol import Protocol
+
+ENOUGH = 0.9
+"""Share of the goals that must be reached."""
+
+
+def demo(
+    model: Annotated[
+        Path | None, typer.Argument(help="model folder; default: the embedded two-room")
+    ] = None,
+    robots: Annotated[int, typer.Option(min=1, help="driven at once")] = 24,
+    protocol: Annotated[Protocol, typer.Option(help="where goals lie")] = Protocol.PAPER,
+    seed: Annotated[int, typer.Option(min=0, help="of starts, goals and plans")] = 0,
+    replan_steps: Annotated[
+        int, typer.Option(min=1, help="actions of a plan that are run before the next")
+    ] = 10,
+    output: Annotated[
+        Path, typer.Option(help="the animation; a .png of its end lands beside it")
+    ] = Path("demo/two-room.gif"),
+) -> None:
+    """Start a server, drive robots to their goals over gRPC, and draw how they went.
+
+    Fails if less than nine of ten goals were reached.
+    """
+    from rich.console import Console
+
+    from models.evaluation.protocol import PROTOCOLS
+    from models.evaluation.report import EvaluationReport
+    from service.cli.episodes import run_with_progress, table
+    from service.cli.local_server import LocalServerError, local_server
+    from service.cli.picture import draw_episodes
+    from service.cli.remote_planner import RemotePlanner, two_room_model
+    from service.rpc.client import PlannerClient, PlannerError
+    from service.served import EMBEDDED
+
+    console = Console()
+    try:
+        tasks = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
+        console.print("starting the server")
+        with (
+            local_server(model or EMBEDDED / "two-room") as server,
+            PlannerClient(server.target) as client,
+        ):
+            served = two_room_model(client, None)
+            console.print(f"{robots} robots plan with {served.name} on {served.device}")
+
+            def make_planner() -> RemotePlanner:
+                return RemotePlanner(client, replan_steps, model=served.name)
+
+            outcomes = run_with_progress(make_planner, tasks, seed=seed, robots=robots)
+        report = EvaluationReport.of(tasks.protocol, outcomes)
+        p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms
+        title = f"{robots} robots, each sent to its goal from camera frames alone"
+        latency = f"plan latency p50 {p50:,.0f} ms, p99 {p99:,.0f} ms"
+        animation, picture = draw_episodes(tasks, outcomes, title, latency, output)
+    except (LocalServerError, OSError, PlannerError, ValueError) as error:
+        typer.echo(f"lewm demo: {error}", err=True)
+        raise typer.Exit(1) from None
+    console.print(table(f"{served.name}, {robots} robots at once", report))
+    console.print(f"see {picture} and {animation}")
+    if report.success_rate < ENOUGH:
+        typer.echo(f"lewm demo: less than {ENOUGH:.0%} of the goals were reached", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,204 @@
+"""`lewm models`: look at model folders, check them, and make new ones."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="List, show, verify, import and make model folders.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="A model folder, or an embedded model's name.")]
+Destination = Annotated[Path, typer.Argument(help="The model folder to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
+
+
+class Preset(StrEnum):
+    """The architectures that `init` makes."""
+
+    paper = "paper"
+    edge = "edge"
+
+
+@app.command("list")
+def list_models(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Model folders or folders of such; the embedded ones by default."),
+    ] = None,
+) -> None:
+    """List models with their versions and what they expect."""
+    from models.card import CardError
+    from models.checkpoint import PRETRAINED
+    from models.checkpoint import folders as folders_in
+
+    rows, broken = [], []
+    with _explained():
+        for folder in [found for path in paths or [PRETRAINED] for found in folders_in(path)]:
+            try:
+                rows.append(_row(folder))
+            except (CardError, OSError) as error:
+                broken.append(f"{folder}: {error}")
+    _print_table(("name", "version", "frame", "latent", "action block", "folder"), rows)
+    for line in broken:
+        typer.echo(f"lewm models: {line}", err=True)
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="The card as it is on disk.")] = False,
+) -> None:
+    """Show a model's card."""
+    from models import checkpoint
+    from models.card import read_card
+
+    with _explained():
+        path = _embedded(folder)
+        card = read_card(path / checkpoint.CARD).to_json()
+        version = checkpoint.version(path)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(card, indent=2))
+    else:
+        _print_table(("field", "value"), [("version", version), *_lines(card)])
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Check that a model can be served: card, tensors, encoding, roll-outs, effect of actions."""
+    from rich.console import Console
+
+    from models.verification import verify as findings
+
+    console = Console(highlight=False)
+    with _explained():
+        for finding in findings(_embedded(folder)):
+            console.print(f"[green]✓[/] {finding.check:10}", end="")
+            console.print(finding.detail, markup=False, soft_wrap=True)
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A public checkpoint: weights.pt or weights_epoch_N.pt, config.json."),
+    ],
+    destination: Destination,
+    card: Annotated[
+        Path, typer.Option(help="A JSON file with the name and the action statistics.")
+    ],
+    force: Force = False,
+) -> None:
+    """Make a model folder from a public checkpoint and the statistics it lacks."""
+    from models import checkpoint
+    from models.card import read_json
+    from models.importing import import_checkpoint
+
+    with _explained():
+        _check_destination(destination, force)
+        model, made = import_checkpoint(source, read_json(card))
+        version = checkpoint.save(destination, model, made)
+    typer.echo(f"{destination}: {made.name}, version {version}")
+
+
+@app.command()
+def init(
+    destination: Destination,
+    preset: Annotated[Preset, typer.Option(help="The architecture.")],
+    seed: Annotated[int, typer.Option(min=0, help="Where the weights come from.")] = 0,
+    force: Force = False,
+) -> None:
+    """Make a model of random weights, for benchmarks; actions matter in it."""
+    from models import checkpoint
+    from models.config import PRESETS
+    from models.random_weights import random_card, random_model
+
+    command = f"lewm models init --preset {preset} --seed {seed}"
+    config = PRESETS[preset]
+    with _explained():
+        _check_destination(destination, force)
+        card = random_card(f"random-{preset}", config, {"command": command})
+        version = checkpoint.save(destination, random_model(config, seed), card)
+    typer.echo(f"{destination}: {card.name}, version {version}")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what a person can put right into one line on standard error and exit code 1."""
+    from models.card import CardError
+    from models.checkpoint import CheckpointError
+
+    try:
+        yield
+    except (CardError, CheckpointError, OSError) as error:
+        typer.echo(f"lewm models: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _embedded(folder: Path) -> Path:
+    from models.checkpoint import PRETRAINED
+
+    inside = PRETRAINED / folder
+    return inside if not folder.exists() and inside.exists() else folder
+
+
+def _row(folder: Path) -> tuple[str, ...]:
+    from models import checkpoint
+    from models.card import read_card
+
+    card = read_card(folder / checkpoint.CARD)
+    config = card.config
+    return (
+        card.name,
+        checkpoint.version(folder),
+        f"{config.image_size} px",
+        str(config.latent_dim),
+        f"{config.action_block} × {config.action_dim}",
+        str(folder),
+    )
+
+
+def _check_destination(folder: Path, force: bool) -> None:
+    from models.checkpoint import CheckpointError
+
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file, expected a folder")
+    if not force and folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder}: is not empty; --force writes into it all the same")
+
+
+def _lines(card: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in card.items():
+        if isinstance(value, dict) and value:
+            yield from _lines(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(entry) for entry in value)
+    return f"{value:.6g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # Where nobody looks at it, a line a row, whatever its width.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
