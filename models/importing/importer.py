@@ -56,8 +56,8 @@ def import_checkpoint(source: Path, card: Mapping[str, Any]) -> tuple[LeWM, Mode
     weights = _weights_file(source)
     published = read_json(source / "config.json")
     state = read_state_dict(weights)
-    _check_batch_norms(state)
     config = read_architecture(published, read_widths(state), card)
+    _check_batch_norms(state)
     model = assemble(config, state.tensors, state.spelling)
     told = {name: value for name, value in card.items() if name not in ARCHITECTURE}
     made = ModelCard.from_json({**told, "architecture": asdict(config)})

@@ -115,12 +115,14 @@ def _width(state: StateDict, places: tuple[tuple[str, int], ...]) -> Width:
 
 
 def _depth(state: StateDict, prefix: str) -> Width:
-    layers = {
-        found[1]: name
-        for name in state.tensors
-        if (found := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))
-    }
+    layers: dict[str, list[str]] = {}
+    for name in state.tensors:
+        if found := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name):
+            layers.setdefault(found[1], []).append(name)
     if not layers:
-        raise CheckpointError(f"{prefix}.0: its tensors are missing")
-    last = layers[max(layers, key=int)]
-    return Width(len(layers), f"there are {len(layers)} layers, up to {state.spelling(last)}")
+        raise CheckpointError(f"{state.spelling(f'{prefix}.0')}: its tensors are missing")
+    # A stray tensor makes no layer, nor does a missing one unmake it: each is to be named itself.
+    fullest = max(map(len, layers.values()))
+    whole = {layer: names for layer, names in layers.items() if 2 * len(names) > fullest}
+    last = state.spelling(whole[max(whole, key=int)][0])
+    return Width(len(whole), f"there are {len(whole)} layers, up to {last}")

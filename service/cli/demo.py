@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,8 @@ def demo(
 
     console = Console()
     try:
+        if output.suffix != ".gif":
+            raise ValueError(f"--output: expected a .gif file, got {output}")
         tasks = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
         console.print("starting the server")
         with (
@@ -57,7 +60,9 @@ def demo(
             def make_planner() -> RemotePlanner:
                 return RemotePlanner(client, replan_steps, model=served.name)
 
+            started = time.perf_counter()
             outcomes = run_with_progress(make_planner, tasks, seed=seed, robots=robots)
+            seconds = time.perf_counter() - started
         report = EvaluationReport.of(tasks.protocol, outcomes)
         p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms
         title = f"{robots} robots, each sent to its goal from camera frames alone"
@@ -66,7 +71,7 @@ def demo(
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm demo: {error}", err=True)
         raise typer.Exit(1) from None
-    console.print(table(f"{served.name}, {robots} robots at once", report))
+    console.print(table(f"{robots} robots at once, {report.plans / seconds:.1f} plans/s", report))
     console.print(f"see {picture} and {animation}")
     if report.success_rate < ENOUGH:
         typer.echo(f"lewm demo: less than {ENOUGH:.0%} of the goals were reached", err=True)

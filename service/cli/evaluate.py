@@ -63,18 +63,24 @@ def evaluate(
             if write and folder is not None and served.version != checkpoint.version(folder):
                 raise ValueError(f"{target} serves another version of {served.name}")
 
+            planners: list[RemotePlanner] = []
+
             def make_planner() -> RemotePlanner:
-                return RemotePlanner(client, tasks.plan_steps, model=served.name, solver=solver)
+                planner = RemotePlanner(client, tasks.plan_steps, model=served.name, solver=solver)
+                planners.append(planner)
+                return planner
 
             outcomes = run_with_progress(make_planner, tasks, seed=seed, robots=robots)
+        plan = planners[0].last
+        assert plan is not None  # there is an episode, and it starts with a plan
         report = EvaluationReport.of(tasks.protocol, outcomes)
         figures = report.to_json() | {
             "seed": seed,
             "robots": robots,
-            "solver": served.card["solver"] | solver,
-            "backend": served.backend,
+            "solver": plan.solver,
+            "backend": plan.backend,
             "device": served.device,
-            "precision": served.precision,
+            "precision": plan.precision,
         }
         if write and folder is not None and card is not None:
             checkpoint.write_card(folder, card.with_figures(**{report.protocol: figures}))

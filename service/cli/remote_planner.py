@@ -23,7 +23,12 @@ class RemotePlanner:
 
     The goal's frame is sent once and named by its `latent_id` from then on. Of each plan the first
     ``plan_steps`` actions are run; the rest is where the search for the next plan begins.
+
+    Attributes:
+        last: the server's latest answer, None before the first.
     """
+
+    last: PlanResponse | None = None
 
     def __init__(
         self,
@@ -37,12 +42,11 @@ class RemotePlanner:
         self._plan_steps = plan_steps
         self._model = model
         self._solver = solver
-        self._goal: str | None = None
-        self._rest: Actions | None = None
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
         """Ask the server; raises `PlannerError`."""
-        image, goal = png(frame), self._goal or png(goal_frame)
+        image = png(frame)
+        goal = self.last.latent_ids.goal if self.last else png(goal_frame)
         started = time.perf_counter()
         try:
             plan = self._plan(image, goal, seed)
@@ -51,19 +55,17 @@ class RemotePlanner:
                 raise
             # The server keeps latents for a while only.
             plan = self._plan(image, png(goal_frame), seed)
-        seconds = time.perf_counter() - started
-        self._goal = plan.latent_ids.goal
-        rest = plan.actions[self._plan_steps :]
-        self._rest = rest if len(rest) else None
-        return plan.actions, seconds
+        self.last = plan
+        return plan.actions, time.perf_counter() - started
 
     def _plan(self, image: bytes, goal: bytes | str, seed: int) -> PlanResponse:
+        rest = self.last.actions[self._plan_steps :] if self.last else ()
         return self._client.plan(
             [image],
             goal,
             model=self._model,
             solver=self._solver,
-            warm_start=self._rest,
+            warm_start=rest if len(rest) else None,
             seed=seed,
             timeout_s=TIMEOUT_S,
         )

@@ -17,6 +17,7 @@ from service.responses import (
     PlanResponse,
     PredictResponse,
 )
+from service.rest.examples import EXAMPLE_PLAN
 
 PLACE = "#/components/schemas/"
 JSON = "application/json"
@@ -97,6 +98,7 @@ def _refine(schemas: dict[str, Any]) -> None:
         "anyOf": [ROWS, SEQUENCES],
         "description": "steps × latent_dim for actions, candidates × steps × latent_dim otherwise",
     }
+    schemas["PlanResponse"]["examples"] = [EXAMPLE_PLAN]
     plan = schemas["PlanResponse"]["properties"]
     plan["actions"] = ROWS | {"description": "horizon · action_block rows of action_dim numbers"}
     plan["trajectory"] = ROWS | {"description": "horizon × latent_dim, if the request included it"}

@@ -97,8 +97,9 @@ def is_seen_loading(server: ServerProcess, rest: httpx.Client) -> bool:
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, model_folder: Path) -> None:
-    flags = ("--models", str(model_folder))
+    flags = ("--models", str(model_folder), "--host", "0.0.0.0")
     with ServerProcess(tmp_path / "log", *flags).wait_ready() as server:
+        assert "without authentication" in server.errors()
         request = json.dumps(plan(solver=LONG))
         with socket.create_connection(("127.0.0.1", server.ready["http_port"])) as connection:
             head = "POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

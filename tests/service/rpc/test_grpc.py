@@ -1,6 +1,8 @@
 """What only gRPC can get wrong: methods, messages, metadata, deadlines, the connection."""
 
 import socket
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -20,7 +22,7 @@ from service.settings import Settings
 from tests.service.cases import SOLVER
 from tests.service.drivers import UNKNOWN_FIELD, raw_call
 from tests.service.frames import encoded, picture
-from tests.service.process import ServerProcess
+from tests.service.process import ROOT, ServerProcess
 
 LIMIT = Settings.model_fields["max_body_bytes"].default
 PLAN = "/lewm.v1.PlannerService/Plan"
@@ -167,6 +169,15 @@ def test_client(rpc: PlannerClient) -> None:
     with pytest.raises(PlannerError, match="unknown_model") as caught:
         rpc.encode([picture(0)], model="nobody")
     assert caught.value.request_id
+
+
+def test_client_needs_little() -> None:
+    """Robots with the client alone need neither torch nor a web stack."""
+    program = "import sys, service.rpc.client; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=ROOT, text=True, check=True
+    )
+    assert not {"torch", "PIL", "pydantic", "fastapi", "orjson"} & set(result.stdout.split())
 
 
 def test_client_does_not_hang_on_a_dead_server() -> None:

@@ -1,0 +1,154 @@
+"""Model folders: what is written is read again, and what is broken is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models import checkpoint
+from models.checkpoint import CheckpointError
+from tests.models.examples import TINY, card_of, tiny
+
+TENSOR = "predictor.transformer.norm.weight"
+COUNT = "projector.net.1.num_batches_tracked"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = tiny()
+    checkpoint.save(tmp_path / "example", model, card_of(model))
+    return tmp_path / "example"
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / checkpoint.WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / checkpoint.WEIGHTS)
+
+
+def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / checkpoint.CARD
+    card = json.loads(path.read_text())
+    change(card)
+    path.write_text(json.dumps(card))
+
+
+def test_a_model_survives_its_folder(folder: Path) -> None:
+    model = tiny()
+    loaded = checkpoint.load(folder)
+    assert loaded.card == card_of(model)
+    assert not loaded.model.training
+    assert loaded.model.config == TINY
+    state = loaded.model.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(state[name], tensor)
+
+
+def test_saving_twice_gives_one_version(folder: Path) -> None:
+    loaded = checkpoint.load(folder)
+    assert checkpoint.save(folder, loaded.model, loaded.card) == loaded.version
+    assert checkpoint.version(folder) == loaded.version
+
+
+@pytest.mark.parametrize("name", [TENSOR, COUNT])
+def test_the_version_changes_with_any_weight(folder: Path, name: str) -> None:
+    before = checkpoint.version(folder)
+    change_tensors(folder, lambda tensors: tensors[name].flatten()[-1:].add_(1))
+    assert checkpoint.version(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "other"),
+        ("action_high", [1.0, 1.5]),
+        ("pixel_mean", [0.5, 0.5, 0.5]),
+        ("solver", {"samples": 8}),
+        ("figures", {"success": 1.0}),
+        ("provenance", {}),
+        ("unheard_of", 1),
+    ],
+)
+def test_the_version_changes_with_any_field(folder: Path, field: str, value: Any) -> None:
+    before = checkpoint.version(folder)
+    change_card(folder, lambda card: card.update({field: value}))
+    assert checkpoint.version(folder) != before
+
+
+def test_the_version_does_not_change_with_the_layout_of_the_card(folder: Path) -> None:
+    before = checkpoint.version(folder)
+    path = folder / checkpoint.CARD
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    assert checkpoint.version(folder) == before
+
+
+def test_halves_are_read_as_float32(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.update({TENSOR: tensors[TENSOR].half()}))
+    assert checkpoint.load(folder).model.state_dict()[TENSOR].dtype == torch.float32
+
+
+def with_nan(tensor: Tensor) -> Tensor:
+    tensor[0] = torch.nan
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t.pop(TENSOR), f"{TENSOR}: missing tensor"),
+        (lambda t: t.update(stranger=torch.ones(1)), "stranger: unknown tensor"),
+        (lambda t: t.update({TENSOR: torch.ones(9)}), rf"{TENSOR}: expected shape \(8,\), got \(9"),
+        (lambda t: t.update({TENSOR: torch.ones(1, 8)}), f"{TENSOR}: expected shape"),
+        (lambda t: t.update({TENSOR: torch.ones(8, dtype=torch.int64)}), f"{TENSOR}: .*int64"),
+        (lambda t: t.update({TENSOR: torch.ones(8, dtype=torch.cfloat)}), f"{TENSOR}: .*complex64"),
+        (lambda t: t.update({COUNT: torch.tensor(1.5)}), f"{COUNT}: expected torch.int64"),
+        (lambda t: with_nan(t[TENSOR]), f"{TENSOR}: holds values that are not finite"),
+    ],
+)
+def test_a_wrong_tensor_is_named(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], complaint: str
+) -> None:
+    change_tensors(folder, change)
+    with pytest.raises(CheckpointError, match=complaint):
+        checkpoint.load(folder)
+
+
+def test_a_wrong_card_is_refused_before_memory_is_asked_for(folder: Path) -> None:
+    change_card(folder, lambda card: card["architecture"].update(predictor_mlp=10**12))
+    with pytest.raises(CheckpointError, match=r"predictor.transformer.layers.0.mlp.net.1"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        (checkpoint.CARD, None, "cannot be read"),
+        (checkpoint.CARD, b"{}", "missing"),
+        (checkpoint.WEIGHTS, None, "there is no such file"),
+        (checkpoint.WEIGHTS, b"", "cannot be read"),
+        (checkpoint.WEIGHTS, b"\xff" * 100, "cannot be read"),
+    ],
+)
+def test_a_missing_or_broken_file_is_named(
+    folder: Path, name: str, content: bytes | None, complaint: str
+) -> None:
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=complaint):
+        checkpoint.load(folder)
+
+
+def test_folders_are_found(folder: Path) -> None:
+    assert checkpoint.folders(folder) == [folder]
+    (folder.parent / "empty").mkdir()
+    assert checkpoint.folders(folder.parent) == [folder]
+    for nothing in (folder.parent / "empty", folder.parent / "absent", folder / checkpoint.CARD):
+        with pytest.raises(CheckpointError, match="is no model folder and holds none"):
+            checkpoint.folders(nothing)

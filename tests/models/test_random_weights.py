@@ -1,0 +1,53 @@
+"""Random models behave like trained ones: every part takes effect and nothing explodes."""
+
+import pytest
+import torch
+from torch import nn
+
+from models.config import PRESETS
+from models.lewm import LeWM
+from models.random_weights import random_card, random_model
+from tests.models.examples import TINY, tiny
+
+
+def test_the_seed_fixes_the_weights() -> None:
+    first, again, other = tiny(seed=1), tiny(seed=1), tiny(seed=2)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+        assert tensor.dtype == torch.int64 or not torch.equal(tensor, other.state_dict()[name])
+
+
+def test_no_gate_norm_or_statistic_is_at_its_start() -> None:
+    model = tiny()
+    start = {name: tensor for name, tensor in LeWM(TINY).state_dict().items()}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            assert bool((tensor != start[name]).all()), name
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            assert bool((module.get_buffer("running_var") > 0.5).all())
+
+
+@pytest.mark.parametrize("preset", ["edge"])
+@torch.inference_mode()
+def test_rollouts_keep_their_scale_and_follow_the_actions(preset: str) -> None:
+    config = PRESETS[preset]
+    model = random_model(config)
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, config.image_size, config.image_size, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    frames[0], frames[1] = 0, 255
+    latents = model.encode(frames)
+    candidates = torch.randn(8, 5, config.block_width, generator=generator)
+    predicted = model.rollout(latents[:1], candidates[0, :0], candidates)
+    for values in (latents, *predicted.unbind(1)):
+        spread = float((values - values.mean(0)).std())
+        assert 0.1 < spread < 2
+        assert 0.1 < float(values.std()) < 2
+
+
+def test_the_card_leaves_actions_as_they_are() -> None:
+    card = random_card("random", TINY, {"command": "again"})
+    assert (card.action_mean, card.action_std) == ((0.0, 0.0), (1.0, 1.0))
+    assert (card.action_low, card.action_high) == ((-1.0, -1.0), (1.0, 1.0))
+    assert card.provenance == {"weights": "random, untrained", "command": "again"}

@@ -1,0 +1,155 @@
+"""`lewm models` for a person: tables when it works, one line and exit code 1 when it does not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from models import checkpoint
+from service.cli.main import app
+from tests.models.examples import PARITY, card_of, publish, published, statistics, tiny
+
+VERSION_DIGITS = 16
+
+
+def lewm(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["models", *map(str, arguments)])
+
+
+def refused(*arguments: object) -> str:
+    """The one line that a failing command writes."""
+    result = lewm(*arguments)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    [line] = result.stderr.splitlines()
+    assert line.startswith("lewm models: ")
+    return line
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = tiny()
+    checkpoint.save(tmp_path / "models" / "example", model, card_of(model))
+    return tmp_path / "models" / "example"
+
+
+@pytest.fixture
+def card_file(tmp_path: Path) -> Path:
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(statistics()))
+    return path
+
+
+def test_import_then_show_list_and_verify(tmp_path: Path, card_file: Path) -> None:
+    source = publish(tmp_path / "public", tiny().state_dict(), published())
+    destination = tmp_path / "made" / "imported"
+    done = lewm("import", source, destination, "--card", card_file)
+    assert done.exit_code == 0, done.output
+    version = checkpoint.version(destination)
+    assert version in done.stdout
+
+    assert json.loads(lewm("show", destination, "--json").stdout)["name"] == "imported"
+    shown = lewm("show", destination).stdout.splitlines()
+    rows = dict(line.split(maxsplit=1) for line in shown)
+    assert rows["version"].strip() == version
+    assert rows["action_mean"].strip() == "0.25, 0.25"
+    assert rows["architecture.encoder_heads"].strip() == "3"
+
+    _, row = lewm("list", destination.parent).stdout.splitlines()
+    assert row.split() == ["imported", version, "16", "px", "8", "5", "×", "2", str(destination)]
+
+    verified = lewm("verify", destination)
+    assert verified.exit_code == 0, verified.output
+    assert verified.stdout.count("✓") == 6
+    assert version in verified.stdout
+
+
+def test_the_parity_checkpoint_is_imported(tmp_path: Path) -> None:
+    card = statistics(action_block=7)
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    for source in (PARITY, PARITY / "transformers4"):
+        done = lewm("import", source, tmp_path / source.name, "--card", tmp_path / "card.json")
+        assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("preset", ["paper", "edge"])
+def test_init_makes_a_model_that_verifies(tmp_path: Path, preset: str) -> None:
+    made = lewm("init", tmp_path / "random", "--preset", preset, "--seed", 3)
+    assert made.exit_code == 0, made.output
+    verified = lewm("verify", tmp_path / "random")
+    assert verified.exit_code == 0, verified.output
+    card = json.loads(lewm("show", tmp_path / "random", "--json").stdout)
+    assert (card["name"], card["action_dim"], card["action_block"]) == (f"random-{preset}", 2, 5)
+    assert card["provenance"]["command"] == f"lewm models init --preset {preset} --seed 3"
+
+
+def test_an_embedded_model_has_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PRETRAINED", folder.parent)
+    assert "example" in lewm("list").stdout
+    assert lewm("verify", "example").exit_code == 0
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, folder: Path, card_file: Path) -> None:
+    version = checkpoint.version(folder)
+    source = publish(tmp_path / "public", tiny(seed=1).state_dict(), published())
+    for command in (
+        ("init", folder, "--preset", "edge"),
+        ("import", source, folder, "--card", card_file),
+    ):
+        assert "is not empty; --force" in refused(*command)
+        assert checkpoint.version(folder) == version
+    forced = lewm("import", source, folder, "--card", card_file, "--force")
+    assert forced.exit_code == 0, forced.output
+    assert checkpoint.version(folder) != version
+    assert "is a file" in refused("init", card_file, "--preset", "edge", "--force")
+
+
+def test_what_cannot_be_imported_writes_nothing(tmp_path: Path, card_file: Path) -> None:
+    source = publish(tmp_path / "public", tiny().state_dict(), published())
+    destination = tmp_path / "imported"
+    assert "card.json: cannot be read" in refused(
+        "import", source, destination, "--card", tmp_path / "absent" / "card.json"
+    )
+    card_file.write_text(json.dumps({"name": "imported"}))
+    line = refused("import", source, destination, "--card", card_file)
+    assert "action_mean" in line
+    assert "action_high" in line
+    card_file.write_text(json.dumps(statistics()))
+    torch.save(tiny(), source / "weights.pt")
+    assert "pickled object" in refused("import", source, destination, "--card", card_file)
+    assert not destination.exists()
+
+
+def test_a_broken_model_does_not_hide_the_others(tmp_path: Path, folder: Path) -> None:
+    broken = folder.parent / "broken"
+    broken.mkdir()
+    (broken / checkpoint.CARD).write_text("{}")
+    result = lewm("list", folder.parent)
+    assert result.exit_code == 1
+    assert "example" in result.stdout
+    assert f"{broken}: " in result.stderr
+
+
+def test_an_unsound_model_does_not_verify(folder: Path) -> None:
+    model = tiny()
+    model.get_parameter("projector.net.3.weight").data.zero_()
+    checkpoint.save(folder, model, card_of(model))
+    assert "the same latent" in refused("verify", folder)
+    assert "absent" in refused("verify", "absent")
+    assert "absent" in refused("show", "absent")
+    assert "absent" in refused("list", "absent")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = (
+        "import sys, service.cli.main as main\n"
+        "try: main.app(['models', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,71 @@
+"""What the outside sees of a planner's states, without a process."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from service.errors import Overloaded
+from service.metrics import REGISTERED, Metrics
+from service.planner import Planner
+from service.rest.app import create_app
+from service.settings import Settings
+from tests.service.cases import plan
+
+
+@asynccontextmanager
+async def serving(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application over a planner of which only `planner` is there."""
+    methods = {"state": "ready", "encode": None, "predict": None, "plan": None}
+    stand_in = cast(Planner, SimpleNamespace(**methods | planner))
+    app = create_app(stand_in, Settings(), Metrics())
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("state", "alive", "ready", "code"),
+    [
+        ("loading", 200, 503, "loading"),
+        ("ready", 200, 200, None),
+        ("draining", 200, 503, "draining"),
+        ("failed", 503, 503, "failed"),
+    ],
+)
+async def test_states(state: str, alive: int, ready: int, code: str | None) -> None:
+    async with serving(state=state) as client:
+        assert (await client.get("/healthz")).status_code == alive
+        response = await client.get("/readyz")
+    assert response.status_code == ready
+    assert response.json().get("code") == code
+
+
+async def test_retry_after() -> None:
+    async def refuse(*_: object) -> None:
+        raise Overloaded(retry_after_s=2.3)
+
+    async with serving(plan=refuse) as client:
+        response = await client.post("/plan", json=plan())
+    assert (response.status_code, response.json()["code"]) == (429, "overloaded")
+    assert response.headers["retry-after"] == "3"
+
+
+async def test_unforeseen_failures_say_nothing() -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("/secret/path")
+
+    async with serving(plan=fail) as client:
+        response = await client.post("/plan", json=plan(), headers={"x-request-id": "r1"})
+    assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert response.json()["detail"] == "internal error; request id r1"
+
+
+def test_registry_is_closed() -> None:
+    lines = Metrics().render().decode().splitlines()
+    names = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    assert names == set(REGISTERED)
+    assert list(REGISTERED) == sorted(REGISTERED)
