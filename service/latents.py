@@ -17,7 +17,7 @@ from torch import Tensor
 from models.preprocessing import resize
 from service.cache.memory import MemoryCache
 from service.engine.engine import Engine
-from service.errors import InvalidRequest, UnknownLatent
+from service.errors import InvalidRequest, Phrase, UnknownLatent
 from service.images import decode_image
 from service.metrics import Metrics
 from service.requests import Frame
@@ -102,7 +102,7 @@ class LatentSource:
                 raise InvalidRequest(
                     "shape_mismatch",
                     f"{field}.latent",
-                    f"{len(frame.latent)} numbers",
+                    Phrase(f"{len(frame.latent)} numbers"),
                     f"{width} (the model's latent_dim)",
                 )
             latent = torch.tensor(frame.latent)
@@ -145,10 +145,11 @@ def prepare(frame: Frame, field: str, model: ServedModel, max_pixels: int) -> Te
     height, width = pixels.shape[:2]
     if height * width > max_pixels:
         expected = f"at most {max_pixels} pixels"
-        raise InvalidRequest("image_too_large", field, f"{width} x {height}", expected)
+        raise InvalidRequest("image_too_large", field, Phrase(f"{width} x {height}"), expected)
     if height != width:
         if model.card.crop is None:
-            raise InvalidRequest("not_square", field, f"{width} x {height}", "a square frame")
+            received = Phrase(f"{width} x {height}")
+            raise InvalidRequest("not_square", field, received, "a square frame")
         pixels = central_square(pixels)
     # Received bytes are read-only, which torch can neither express nor accept in silence.
     frames = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))

@@ -177,7 +177,7 @@ class Planner:
         most = self._settings.max_frames
         if len(request.frames) > most:
             expected = f"at most {most} frames a request"
-            raise InvalidRequest("out_of_range", "frames", f"{len(request.frames)}", expected)
+            raise InvalidRequest("out_of_range", "frames", len(request.frames), expected)
         fields = [f"frames[{index}]" for index in range(len(request.frames))]
         with _engine_errors(context):
             latents = await self._latents.latents(model, request.frames, fields)
@@ -197,11 +197,11 @@ class Planner:
         model = self._admit(request.model)
         check_frames(model, len(request.frames))
         past = resolve_past(model, request.past_actions, len(request.frames))
-        rows = request.candidates
+        field, rows = "candidates", request.candidates
         if rows is None:
             assert request.actions is not None
-            rows = request.actions[None]
-        candidates = resolve_candidates(model, rows, self._settings)
+            field, rows = "actions", request.actions[None]
+        candidates = resolve_candidates(model, field, rows, self._settings)
         fields = [f"frames[{index}]" for index in range(len(request.frames))]
         with _engine_errors(context):
             latents = await self._latents.latents(model, request.frames, fields)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.card import SolverDefaults
-from service.errors import FieldProblem, InvalidRequest, shorten
+from service.errors import FieldProblem, InvalidRequest, Phrase
 from service.planning.solver import Problem
 from service.planning.solvers import SOLVERS
 from service.requests import Fallback, SolverSettings
@@ -29,7 +29,7 @@ def check_frames(model: ServedModel, count: int) -> None:
     history = model.card.config.history
     if count > history:
         expected = f"at most {history} (the model's history)"
-        raise InvalidRequest("shape_mismatch", "frames", f"{count} frames", expected)
+        raise InvalidRequest("shape_mismatch", "frames", Phrase(f"{count} frames"), expected)
 
 
 def resolve_past(model: ServedModel, rows: FloatArray | None, frames: int) -> Tensor:
@@ -54,7 +54,7 @@ def resolve_past(model: ServedModel, rows: FloatArray | None, frames: int) -> Te
         raise InvalidRequest(
             "shape_mismatch",
             "past_actions",
-            f"{len(rows)} rows",
+            Phrase(f"{len(rows)} rows"),
             f"{expected} rows: (frames − 1) · action_block",
         )
     return resolve_actions(model, "past_actions", rows)
@@ -69,10 +69,12 @@ def resolve_actions(model: ServedModel, field: str, rows: FloatArray) -> Tensor:
     config = model.card.config
     if rows.shape[-1] != config.action_dim:
         expected = f"{config.action_dim} (the model's action_dim)"
-        raise InvalidRequest("shape_mismatch", field, f"{rows.shape[-1]} numbers a row", expected)
+        received = Phrase(f"{rows.shape[-1]} numbers a row")
+        raise InvalidRequest("shape_mismatch", field, received, expected)
     if rows.shape[-2] % config.action_block:
         expected = f"a multiple of {config.action_block} (the model's action_block)"
-        raise InvalidRequest("shape_mismatch", field, f"{rows.shape[-2]} rows", expected)
+        received = Phrase(f"{rows.shape[-2]} rows")
+        raise InvalidRequest("shape_mismatch", field, received, expected)
     low, high = (np.asarray(bound) for bound in (model.card.action_low, model.card.action_high))
     slack = ROUNDING * (high - low)
     outside = (rows < low - slack) | (rows > high + slack)
@@ -84,16 +86,25 @@ def resolve_actions(model: ServedModel, field: str, rows: FloatArray) -> Tensor:
     return model.to_blocks(rows)
 
 
-def resolve_candidates(model: ServedModel, rows: FloatArray, settings: Settings) -> Tensor:
+def resolve_candidates(
+    model: ServedModel, field: str, rows: FloatArray, settings: Settings
+) -> Tensor:
     """Candidates (N, R, action_dim) of a prediction as z-scored blocks (N, T, A).
 
     Raises:
-        InvalidRequest: of `candidates`, as `resolve_actions`, or more than the caps allow.
+        InvalidRequest: of ``field``, as `resolve_actions`, or more than the caps allow.
     """
-    field = "candidates" if len(rows) > 1 else "actions"
     _check_cap("candidates", len(rows), settings.max_candidates)
-    _check_cap(field, rows.shape[-2] / model.card.config.action_block, settings.max_horizon)
-    return resolve_actions(model, field, rows)
+    blocks = resolve_actions(model, field, rows)
+    horizon = blocks.shape[1]
+    if horizon > settings.max_horizon:
+        expected = f"at most {settings.max_horizon} action blocks on this server"
+        raise InvalidRequest("out_of_range", field, Phrase(f"{horizon} action blocks"), expected)
+    answer = 4 * len(blocks) * horizon * model.card.config.latent_dim
+    if answer > settings.max_body_bytes:
+        expected = f"candidates whose latents fit in {settings.max_body_bytes} bytes"
+        raise InvalidRequest("out_of_range", field, Phrase(f"{answer} bytes of latents"), expected)
+    return blocks
 
 
 def resolve_solver(
@@ -130,13 +141,13 @@ def resolve_problem(
     if warm_start is not None:
         if len(warm_start) > len(rows):
             expected = f"at most {len(rows)} rows: horizon · action_block"
-            received = f"{len(warm_start)} rows"
+            received = Phrase(f"{len(warm_start)} rows")
             raise InvalidRequest("shape_mismatch", "warm_start", received, expected)
         # A warm start may end within a block: what is left of a plan being run.
         whole = resolve_warm_rows(model, warm_start)
         rows[: len(whole)] = whole
     start = model.to_blocks(rows).clamp(model.low, model.high)
-    return Problem(model.low, model.high, start)
+    return Problem(model.low, model.high, start, model.card.config.action_dim)
 
 
 def resolve_warm_rows(model: ServedModel, rows: FloatArray) -> FloatArray:
@@ -166,6 +177,6 @@ def check_fallback(fallback: Fallback) -> None:
         )
 
 
-def _check_cap(field: str, value: float, most: int) -> None:
+def _check_cap(field: str, value: int, most: int) -> None:
     if value > most:
-        raise InvalidRequest("out_of_range", field, shorten(value), f"at most {most} here")
+        raise InvalidRequest("out_of_range", field, value, f"at most {most} on this server")

@@ -19,7 +19,9 @@ def calibrate(model: LeWM, frames: Tensor) -> Calibration:
     """Calibrate on frames (N, H, H, 3) uint8 that the model was not trained on; N ≥ 2."""
     model.eval()
     device = next(model.parameters()).device
-    norms = torch.cat([model.encode(part.to(device)).norm(dim=-1) for part in torch.split(frames, ROWS)])
+    norms = torch.cat(
+        [model.encode(part.to(device)).norm(dim=-1) for part in torch.split(frames, ROWS)]
+    )
     mean, std = norms.mean(), norms.std()
     zscores = ((norms - mean) / std).abs()
     return Calibration(

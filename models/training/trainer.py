@@ -55,7 +55,8 @@ def fastest_precision(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
 
     def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones(1024, 1024, dtype=dtype)
+        # Small, since without hardware for it a large product takes seconds in bfloat16.
+        a = torch.ones(512, 512, dtype=dtype)
         durations = []
         for _ in range(4):
             start = time.perf_counter()
@@ -69,7 +70,10 @@ def fastest_precision(device: torch.device) -> torch.dtype:
 
 
 class Trainer:
-    """Trains a model on windows. All randomness follows from (seed, step), so none is saved."""
+    """Trains a model on windows. All randomness follows from (seed, step), so none is saved.
+
+    ``precision`` is that of the products; by default the fastest, or that of the run resumed.
+    """
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Trainer:
         held_out: Windows,
         config: TrainingConfig,
         device: torch.device,
+        precision: torch.dtype | None = None,
     ) -> None:
         initialise(model, torch.Generator().manual_seed(config.seed))
         self.model = model.to(device)
@@ -85,7 +90,7 @@ class Trainer:
         self.held_out = held_out
         self.config = config
         self.device = device
-        self.precision = fastest_precision(device)
+        self.precision = precision or fastest_precision(device)
         self.step = 0
         self.seconds = 0.0
         self.optimizer = torch.optim.AdamW(

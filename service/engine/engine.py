@@ -185,8 +185,9 @@ class Engine:
             self._job_s += 0.1 * (time.monotonic() - job.started - self._job_s)
 
     def _remove(self, job: Job) -> None:
+        # `_give_up` may have emptied the list meanwhile.
         with self._changed:
-            self._jobs.remove(job)
+            self._jobs = [other for other in self._jobs if other is not job]
 
     def _give_up(self) -> None:
         with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,14 @@ class Problem:
     """What a search is about, in z-scored action space.
 
     ``low``, ``high`` (A,): the bounds of one action block; ``start`` (T, A): the sequence around
-    which the search begins, inside the bounds. T is the horizon in blocks.
+    which the search begins, inside the bounds; ``action_dim``: how many of a block's A values are
+    of one time step. T is the horizon in blocks.
     """
 
     low: Tensor
     high: Tensor
     start: Tensor
+    action_dim: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Solver(ABC):
     def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
         self.settings = settings
         self.problem = problem
-        self.generator = torch.Generator().manual_seed(seed)
+        # torch's own generator looks at 32 bits of a seed only.
+        self.generator = np.random.default_rng(seed)
         self.iterations = 0
         self.candidates = 0
         self.converged = False
@@ -51,6 +55,10 @@ class Solver(ABC):
     @abstractmethod
     def ask(self) -> Tensor:
         """The next candidates (S, T, A), inside the bounds."""
+
+    def clip(self, candidates: Tensor) -> Tensor:
+        """Candidates (S, T, A) moved into the bounds, in the space in which they live."""
+        return candidates.clamp(self.problem.low, self.problem.high)
 
     def tell(self, candidates: Tensor, costs: Tensor) -> None:
         """Take the costs (S,) of the candidates of the last `ask`; a NaN is as bad as can be."""

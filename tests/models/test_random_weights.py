@@ -1,11 +1,9 @@
 """Random models behave like trained ones: every part takes effect and nothing explodes."""
 
-import pytest
 import torch
-from torch import nn
 
 from models.config import PRESETS
-from models.lewm import LeWM
+from models.lewm import LeWM, initialise
 from models.random_weights import random_card, random_model
 from tests.models.examples import TINY, tiny
 
@@ -19,19 +17,18 @@ def test_the_seed_fixes_the_weights() -> None:
 
 def test_no_gate_norm_or_statistic_is_at_its_start() -> None:
     model = tiny()
-    start = {name: tensor for name, tensor in LeWM(TINY).state_dict().items()}
+    start = LeWM(TINY)
+    initialise(start, torch.Generator().manual_seed(0))
+    before = start.state_dict()
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            assert bool((tensor != start[name]).all()), name
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            assert bool((module.get_buffer("running_var") > 0.5).all())
+        if tensor.ndim == 1 or "adaLN" in name:
+            assert not torch.equal(tensor, before[name]), name
+            assert "running_var" not in name or float(tensor.min()) > 0.5
 
 
-@pytest.mark.parametrize("preset", ["edge"])
 @torch.inference_mode()
-def test_rollouts_keep_their_scale_and_follow_the_actions(preset: str) -> None:
-    config = PRESETS[preset]
+def test_rollouts_keep_their_scale_and_follow_the_actions() -> None:
+    config = PRESETS["edge"]
     model = random_model(config)
     generator = torch.Generator().manual_seed(0)
     shape = (4, config.image_size, config.image_size, 3)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ from models import checkpoint
 from service.cli.main import app
 from tests.models.examples import PARITY, card_of, publish, published, statistics, tiny
 
-VERSION_DIGITS = 16
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def lewm(*arguments: object) -> Result:

@@ -82,7 +82,7 @@ def plan(
 ) -> PlanJob:
     settings = SolverDefaults(samples=8, iterations=iterations, elites=2, horizon=2)
     bound = torch.ones(3)
-    solver = CEM(settings, Problem(-bound, bound, torch.zeros(2, 3)), seed=1)
+    solver = CEM(settings, Problem(-bound, bound, torch.zeros(2, 3), action_dim=3), seed=1)
     deadline = None if deadline_in is None else time.monotonic() + deadline_in
     latents, past = torch.full((1, 3), float(tag)), torch.empty(0, 3)
     return PlanJob(backend, solver, latents, past, torch.zeros(3), priority, deadline, False)
@@ -115,7 +115,8 @@ def test_encodes_do_not_wait_for_a_whole_plan(engine: Engine, backend: Recording
     planning = hold_with_a_plan(engine, backend)
     encoding = engine.encode(backend, frames(1))
     backend.release()
-    wait([planning, encoding], timeout=5)
+    encoding.result(5)
+    answer(planning)
     assert backend.log.index(("encode", 1)) == 1
 
 
@@ -137,7 +138,7 @@ def test_the_more_urgent_plan_goes_first(engine: Engine, backend: RecordingBacke
         plan(backend, tag=3, priority=5, deadline_in=60),
         plan(backend, tag=4, priority=9),
     ]
-    futures = [engine.submit(job) for job in jobs]
+    futures: list[Future[PlanOutcome]] = [engine.submit(job) for job in jobs]
     backend.release()
     wait([first, *futures], timeout=5)
     order = list(dict.fromkeys(entry[1] for entry in backend.log))  # type: ignore[index]

@@ -1,0 +1,88 @@
+"""From nothing to a model folder, and taken up again without a second start."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import checkpoint
+from models.environments.two_room import render
+from models.preprocessing import resize
+from models.training import run
+from models.training.recording import Recording
+from models.training.run import Run, train
+from models.training.trainer import Metrics
+from tests.models.training.short_run import CONFIG, TRAINING
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset `edge` is a small model and a short run here."""
+    monkeypatch.setitem(run.PRESETS, "edge", CONFIG)
+    monkeypatch.setattr(run, "TRAINING", {"edge": replace(TRAINING, steps=4, batch=16)})
+
+
+def short(**changes: int) -> Run:
+    return Run.of("two-room", "edge", **{"episodes": 4, "episode_steps": 30, **changes})
+
+
+def test_a_run_makes_a_model_folder(tmp_path: Path) -> None:
+    reports: list[Metrics] = []
+    folder = train(short(), tmp_path, name="small", device=CPU, report=reports.append)
+    loaded = checkpoint.load(folder)
+    assert [line.step for line in reports] == [4]
+    card = loaded.card
+    assert (card.name, card.config) == ("small", CONFIG)
+
+    recording = Recording.open(tmp_path / "data")
+    actions = recording.actions.reshape(-1, 2).astype(np.float64)
+    assert card.action_mean == pytest.approx(actions.mean(axis=0))
+    assert card.action_std == pytest.approx(actions.std(axis=0))
+    assert (card.action_low, card.action_high) == ((-1.0, -1.0), (1.0, 1.0))
+
+    # The one episode held out, whose every frame is looked at.
+    frames = resize(render(torch.tensor(recording.states[3])), CONFIG.image_size)
+    with torch.inference_mode():
+        norms = loaded.model.encode(frames).norm(dim=-1)
+    assert card.calibration is not None
+    assert card.calibration.frames == 31
+    assert card.calibration.norm_mean == pytest.approx(float(norms.mean()), rel=1e-4)
+    assert card.calibration.norm_std == pytest.approx(float(norms.std()), rel=1e-3)
+
+    assert card.provenance["command"] == (
+        "lewm train --env two-room --preset edge --episodes 4 --episode-steps 30 --steps 4 --seed 0"
+    )
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    first = checkpoint.load(train(short(), tmp_path, name="small", device=CPU))
+    collected, reports = [], []
+    again = checkpoint.load(
+        train(
+            short(),
+            tmp_path,
+            name="small",
+            device=CPU,
+            on_frames=lambda done, total: collected.append(done),
+            report=reports.append,
+        )
+    )
+    assert (collected, reports) == ([], [])
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"episodes": 5}, {"steps": 5}])
+def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    train(short(), tmp_path, name="small", device=CPU)
+    with pytest.raises(ValueError, match="holds a recording of|was written by a run with"):
+        train(short(**change), tmp_path, name="small", device=CPU)
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"preset: expected one of .*'edge'.* got 'huge'"):
+        Run.of("two-room", "huge")
