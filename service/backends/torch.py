@@ -1,4 +1,4 @@
-"""The eager PyTorch backend: the reference that every other backend is held to."""
+"""The eager PyTorch backend, float32."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.lewm import LeWM
+from service.backends.rollout import Rollout
 
 PROJECTOR_ROWS = 8
 """Rows of one product in the projector. Matrix libraries round a product of few rows otherwise
@@ -24,6 +25,7 @@ class TorchBackend:
     def __init__(self, model: LeWM, device: torch.device) -> None:
         self.model = model.eval().to(device)
         self.device = str(device)
+        self._rollout = Rollout(self.model)
         self._encode_rows = ENCODE_ROWS
 
     @torch.inference_mode()
@@ -42,7 +44,7 @@ class TorchBackend:
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """See `Backend.rollout`."""
         parts = (part.to(self.device) for part in (latents, past_actions, candidates))
-        return self.model.rollout(*parts).cpu()
+        return self._rollout(*parts).cpu()
 
     def warm_up(self) -> None:
         """Encode and roll out once; give batches up where they would change a latent."""

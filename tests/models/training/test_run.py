@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from models import checkpoint
+from models.config import PRESETS
 from models.environments.two_room import render
 from models.preprocessing import resize
-from models.training import run
+from models.training import run, trainer
 from models.training.recording import Recording
 from models.training.run import Run, train
 from models.training.trainer import Metrics
@@ -22,8 +23,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The preset `edge` is a small model and a short run here."""
-    monkeypatch.setitem(run.PRESETS, "edge", CONFIG)
+    monkeypatch.setitem(PRESETS, "edge", CONFIG)
     monkeypatch.setattr(run, "TRAINING", {"edge": replace(TRAINING, steps=4, batch=16)})
+    monkeypatch.setattr(trainer, "fastest_precision", lambda device: torch.float32)
 
 
 def short(**changes: int) -> Run:
@@ -60,7 +62,8 @@ def test_a_run_makes_a_model_folder(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     first = checkpoint.load(train(short(), tmp_path, name="small", device=CPU))
-    collected, reports = [], []
+    collected: list[int] = []
+    reports: list[Metrics] = []
     again = checkpoint.load(
         train(
             short(),
@@ -79,7 +82,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"seed": 1}, {"episodes": 5}, {"steps": 5}])
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
     train(short(), tmp_path, name="small", device=CPU)
-    with pytest.raises(ValueError, match="holds a recording of|was written by a run with"):
+    with pytest.raises(ValueError, match=r"holds a recording of|was written by a run with"):
         train(short(**change), tmp_path, name="small", device=CPU)
 
 
