@@ -13,11 +13,9 @@ from torch import Tensor
 
 from models import checkpoint
 from models.card import ModelCard
-from models.checkpoint import CheckpointError
+from models.checkpoint import PRETRAINED, CheckpointError
 from service.backends.backend import Backend
 from service.backends.torch import TorchBackend
-
-EMBEDDED = Path(checkpoint.__file__).parent / "pretrained"
 
 FloatArray = NDArray[np.float32]
 
@@ -114,7 +112,7 @@ def load_models(paths: Iterable[Path], device: torch.device) -> dict[str, Served
         ModelLoadError: a folder holds no model, a broken one, or two models share a name.
     """
     models: dict[str, ServedModel] = {}
-    for path in tuple(paths) or (EMBEDDED,):
+    for path in tuple(paths) or (PRETRAINED,):
         try:
             folders = checkpoint.folders(path)
         except CheckpointError as error:

@@ -35,6 +35,7 @@ def demo(
     """
     from rich.console import Console
 
+    from models.checkpoint import PRETRAINED
     from models.evaluation.protocol import PROTOCOLS
     from models.evaluation.report import EvaluationReport
     from service.cli.episodes import run_with_progress, table
@@ -42,7 +43,6 @@ def demo(
     from service.cli.picture import draw_episodes
     from service.cli.remote_planner import RemotePlanner, two_room_model
     from service.rpc.client import PlannerClient, PlannerError
-    from service.served import EMBEDDED
 
     console = Console()
     try:
@@ -51,7 +51,7 @@ def demo(
         tasks = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
         console.print("starting the server")
         with (
-            local_server(model or EMBEDDED / "two-room") as server,
+            local_server(model or PRETRAINED / "two-room") as server,
             PlannerClient(server.target) as client,
         ):
             served = two_room_model(client, None)

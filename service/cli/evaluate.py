@@ -40,17 +40,17 @@ def evaluate(
 
     from models import checkpoint
     from models.card import read_card
+    from models.checkpoint import PRETRAINED
     from models.evaluation.protocol import PROTOCOLS
     from models.evaluation.report import EvaluationReport
     from service.cli.episodes import run_with_progress, table
     from service.cli.local_server import LocalServerError, local_server
     from service.cli.remote_planner import RemotePlanner, two_room_model
     from service.rpc.client import PlannerClient, PlannerError
-    from service.served import EMBEDDED
 
     changes = {"samples": samples, "iterations": iterations, "elites": elites, "horizon": horizon}
     solver = {name: value for name, value in changes.items() if value is not None}
-    folder = model or (None if server else EMBEDDED / "two-room")
+    folder = model or (None if server else PRETRAINED / "two-room")
     try:
         card = None if folder is None else read_card(folder / checkpoint.CARD)
         if write and card is None:

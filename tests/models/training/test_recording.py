@@ -84,7 +84,8 @@ def test_trajectories_cover_both_rooms_and_the_door(recording: Recording) -> Non
     x, y = recording.states[..., 0], recording.states[..., 1]
     left = x < two_room.WALL_X
     in_both = left.any(axis=1) & ~left.all(axis=1)
-    assert in_both.mean() > 0.5
+    # With one goal an episode it would be six in ten.
+    assert in_both.mean() > 0.7
     assert 0.25 < left.mean() < 0.75
     in_door = (np.abs(x - two_room.WALL_X) < 12) & (np.abs(y - two_room.DOOR_Y) < 16)
     assert in_door.any(axis=1).mean() > 0.5
