@@ -23,6 +23,7 @@ def evaluate(
     server: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="gRPC server; default: starts one")
     ] = None,
+    solver: Annotated[str | None, typer.Option(help="name of the solver")] = None,
     samples: Annotated[int | None, typer.Option(help="candidates an iteration")] = None,
     iterations: Annotated[int | None, typer.Option(help="solver iterations")] = None,
     elites: Annotated[int | None, typer.Option(help="candidates kept")] = None,
@@ -48,8 +49,14 @@ def evaluate(
     from service.cli.remote_planner import RemotePlanner, two_room_model
     from service.rpc.client import PlannerClient, PlannerError
 
-    changes = {"samples": samples, "iterations": iterations, "elites": elites, "horizon": horizon}
-    solver = {name: value for name, value in changes.items() if value is not None}
+    changes = {
+        "name": solver,
+        "samples": samples,
+        "iterations": iterations,
+        "elites": elites,
+        "horizon": horizon,
+    }
+    changed = {name: value for name, value in changes.items() if value is not None}
     folder = model or (None if server else PRETRAINED / "two-room")
     try:
         card = None if folder is None else read_card(folder / checkpoint.CARD)
@@ -66,7 +73,7 @@ def evaluate(
             planners: list[RemotePlanner] = []
 
             def make_planner() -> RemotePlanner:
-                planner = RemotePlanner(client, tasks.plan_steps, model=served.name, solver=solver)
+                planner = RemotePlanner(client, tasks.plan_steps, model=served.name, solver=changed)
                 planners.append(planner)
                 return planner
 

@@ -25,7 +25,9 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="training steps; default: the preset's")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the data, the weights and the order")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="of the data, the weights and the order")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Collect data, train a model, calibrate it and write its folder.
