@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from models.card import CardError, ModelCard, read_card
@@ -40,14 +42,21 @@ def save(folder: Path, model: LeWM, card: ModelCard) -> str:
     """Write card and weights, float32; give the model's version."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    _replace(folder / WEIGHTS, to_bytes(tensors))
     write_card(folder, card)
     return version(folder)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
     """Write `model.json` alone, as after an evaluation."""
-    (folder / CARD).write_text(json.dumps(card.to_json(), indent=2) + "\n")
+    _replace(folder / CARD, (json.dumps(card.to_json(), indent=2) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, with the mode that the umask gives."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
 
 
 def version(folder: Path) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from service.images import decode_image
 from service.metrics import Metrics
 from service.requests import Frame
 from service.served import ServedModel
+
+R = TypeVar("R")
 
 DECODERS = 2
 """Images decoded at once: bounds their memory, and two cores do no more anyway."""
@@ -62,38 +65,53 @@ class LatentSource:
         Raises:
             InvalidRequest: a frame cannot be used.
             UnknownLatent: a named latent is not in the cache.
-            QueueFull, EngineStopped: see `Engine.encode`.
+            EngineStopped: see `Engine.encode`.
         """
-        loop = asyncio.get_running_loop()
         start = time.monotonic()
-        ids = await loop.run_in_executor(self._decoders, lambda: [name_of(f) for f in frames])
-        found = [self._find(model, *item) for item in zip(ids, frames, fields, strict=True)]
-        missing = [index for index, latent in enumerate(found) if latent is None]
-        prepared = await asyncio.gather(
-            *(
-                loop.run_in_executor(
-                    self._decoders, prepare, frames[i], fields[i], model, self._max_pixels
-                )
-                for i in missing
-            )
-        )
+        ids = await self._in_turns(name_of, [(frame,) for frame in frames])
+        found: dict[str, Tensor] = {}
+        missing: dict[str, tuple[Frame, str, ServedModel, int]] = {}
+        for name, frame, field in zip(ids, frames, fields, strict=True):
+            latent = self._find(model, name, frame, field)
+            if latent is None:
+                missing.setdefault(name, (frame, field, model, self._max_pixels))
+            else:
+                found[name] = latent
+        prepared = await self._in_turns(prepare, list(missing.values()))
         decoded = time.monotonic()
         if prepared:
-            batch = torch.stack(list(prepared))
+            batch = torch.stack(prepared)
             encoded = await asyncio.wrap_future(self._engine.encode(model.backend, batch))
-            for index, latent in zip(missing, encoded, strict=True):
-                found[index] = latent
-                self._cache.put(_key(model, ids[index]), latent)
+            for name, latent in zip(missing, encoded, strict=True):
+                found[name] = latent
+                self._cache.put(_key(model, name), latent)
         end = time.monotonic()
         self._metrics.stage_duration.labels("decode").observe(decoded - start)
         self._metrics.stage_duration.labels("encode").observe(end - decoded)
         return Latents(
-            torch.stack([latent for latent in found if latent is not None]),
+            torch.stack([found[name] for name in ids]),
             tuple(ids),
-            tuple(index not in missing for index in range(len(frames))),
+            tuple(
+                name not in missing and frame.latent is None
+                for name, frame in zip(ids, frames, strict=True)
+            ),
             decoded - start,
             end - decoded,
         )
+
+    async def _in_turns(self, work: Callable[..., R], items: Sequence[tuple[Any, ...]]) -> list[R]:
+        """Work on the items in the decoding threads, a few at a time.
+
+        What a request has not yet handed in does not stand before other requests' frames.
+        """
+        loop = asyncio.get_running_loop()
+        results: list[R] = []
+        for first in range(0, len(items), DECODERS):
+            turn = items[first : first + DECODERS]
+            results += await asyncio.gather(
+                *(loop.run_in_executor(self._decoders, work, *item) for item in turn)
+            )
+        return results
 
     def _find(self, model: ServedModel, name: str, frame: Frame, field: str) -> Tensor | None:
         if frame.latent is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Literal, TypeVar
 
@@ -14,7 +14,7 @@ import torch
 
 from service.cache.memory import MemoryCache
 from service.context import RequestContext
-from service.engine.engine import Engine, EngineStopped, QueueFull
+from service.engine.engine import Engine, EngineStopped
 from service.engine.jobs import DeadlinePassed, Job, PlanJob, PlanOutcome, Prediction, PredictJob
 from service.errors import (
     DeadlineExceeded,
@@ -23,13 +23,13 @@ from service.errors import (
     InvalidRequest,
     Loading,
     Overloaded,
-    UnknownModel,
 )
 from service.latents import Latents, LatentSource
 from service.metrics import Metrics
 from service.monitor.health import assess
 from service.planning.solvers import make_solver
-from service.requests import EncodeRequest, PlanRequest, PredictRequest
+from service.registry import Registry
+from service.requests import EncodeRequest, Frame, PlanRequest, PredictRequest
 from service.resolution import (
     check_fallback,
     check_frames,
@@ -48,10 +48,8 @@ from service.responses import (
     PredictResponse,
     Timing,
 )
-from service.served import ModelLoadError, ServedModel, load_models, resolve_device
+from service.served import ServedModel
 from service.settings import Settings
-
-__all__ = ["ModelLoadError", "Planner"]
 
 State = Literal["loading", "ready", "draining", "failed"]
 R = TypeVar("R", PlanOutcome, Prediction)
@@ -63,29 +61,26 @@ class Planner:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._engine = Engine(
-            settings.max_queue, lambda rows: metrics.batch_rows.labels("encode").observe(rows)
-        )
+        self._engine = Engine(self._count_batch)
         self._latents = LatentSource(
             self._engine,
             MemoryCache(settings.cache_entries, settings.cache_ttl_s),
             metrics,
             settings.max_pixels,
         )
-        self._models: dict[str, ServedModel] = {}
-        self._default: str | None = None
-        self._ready = False
+        self._registry: Registry | None = None
         self._draining = False
-        metrics.active_plans.set_function(lambda: self._engine.active(PlanJob))
-        for endpoint, count in self._queues().items():
-            metrics.queued_requests.labels(endpoint).set_function(count)
-
-    def _queues(self) -> dict[str, Callable[[], float]]:
-        return {
+        self._inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+        queues: dict[str, Callable[[], float]] = {
             "encode": lambda: self._engine.waiting_encodes,
             "predict": lambda: self._engine.queued(PredictJob),
             "plan": lambda: self._engine.queued(PlanJob),
         }
+        for endpoint, count in queues.items():
+            metrics.queued_requests.labels(endpoint).set_function(count)
+        metrics.active_plans.set_function(lambda: self._engine.active(PlanJob))
 
     @property
     def state(self) -> State:
@@ -94,7 +89,7 @@ class Planner:
             return "failed"
         if self._draining:
             return "draining"
-        return "ready" if self._ready else "loading"
+        return "loading" if self._registry is None else "ready"
 
     async def start(self) -> None:
         """Load and warm up the models, start the engine.
@@ -104,22 +99,14 @@ class Planner:
         """
         if self._settings.threads is not None:
             torch.set_num_threads(self._settings.threads)
-        device = resolve_device(self._settings.device)
-        self._models = await asyncio.to_thread(load_models, self._settings.models, device)
-        self._default = self._choose_default()
-        for model in self._models.values():
+        registry = await asyncio.to_thread(Registry.load, self._settings)
+        for model in registry.all():
             backend = model.backend
             labels = (model.name, model.version, backend.name, backend.device, backend.precision)
             self._metrics.model_info.labels(*labels).set(1)
+            self._metrics.anomalies_total.labels(model.name, "norm")
         self._engine.start()
-        self._ready = True
-
-    def _choose_default(self) -> str | None:
-        wanted = self._settings.default_model
-        if wanted is not None and wanted not in self._models:
-            known = ", ".join(self._models)
-            raise ModelLoadError(f"LEWM_DEFAULT_MODEL is {wanted}: the models are {known}")
-        return next(iter(self._models)) if len(self._models) == 1 else wanted
+        self._registry = registry
 
     def drain(self) -> None:
         """Refuse what comes from now on."""
@@ -128,59 +115,65 @@ class Planner:
     async def stop(self, grace_s: float) -> None:
         """Finish what was admitted, for ``grace_s`` seconds at most."""
         self._draining = True
-        await asyncio.to_thread(self._engine.stop, grace_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), grace_s)
+        await asyncio.to_thread(self._engine.stop, 0)
         self._latents.close()
 
     def models(self) -> list[ModelDescription]:
-        """All served models."""
-        return [self._describe(model) for model in self._models.values()]
+        """All served models; raises `Loading` or `Failed`."""
+        registry = self._loaded()
+        return [registry.describe(model) for model in registry.all()]
 
     def model(self, name: str) -> ModelDescription:
-        """One served model; raises `UnknownModel`."""
-        return self._describe(self._model(name))
+        """One served model; raises `UnknownModel`, `Loading` or `Failed`."""
+        registry = self._loaded()
+        return registry.describe(registry.get(name))
 
-    def _describe(self, model: ServedModel) -> ModelDescription:
-        backend = model.backend
-        return ModelDescription(
-            model.name,
-            model.version,
-            model.name == self._default,
-            backend.name,
-            backend.device,
-            backend.precision,
-            model.card.to_json(),
-        )
+    def _loaded(self) -> Registry:
+        if self._engine.failed:
+            raise Failed
+        if self._registry is None:
+            raise Loading
+        return self._registry
 
-    def _model(self, name: str | None) -> ServedModel:
-        match self.state:
-            case "loading":
-                raise Loading
-            case "failed":
-                raise Failed
-        known = ", ".join(self._models)
-        if name is None:
-            if self._default is None:
-                raise InvalidRequest("missing_field", "model", None, f"one of {known}")
-            name = self._default
-        if name not in self._models:
-            raise UnknownModel(name, self._models)
-        return self._models[name]
+    @contextmanager
+    def _admitted(self, name: str | None, context: RequestContext) -> Iterator[ServedModel]:
+        """The model of a request that may come in, which counts until it leaves.
 
-    def _admit(self, name: str | None) -> ServedModel:
-        if self.state == "draining":
+        Raises:
+            ServiceError: it may not, or the engine refused its work.
+        """
+        if self._draining:
             raise Draining
-        return self._model(name)
+        model = self._loaded().get(name)
+        if self._inside >= self._settings.max_queue:
+            raise Overloaded(self._engine.retry_after_s)
+        self._inside += 1
+        self._empty.clear()
+        try:
+            yield model
+        except EngineStopped:
+            raise (Failed if self._engine.failed else Draining) from None
+        except DeadlinePassed:
+            waited = 1000 * (time.monotonic() - context.received)
+            raise DeadlineExceeded(
+                "deadline: no iteration can be done in time "
+                f"({waited:.0f} ms have passed since the request arrived)"
+            ) from None
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self._empty.set()
 
     async def encode(self, request: EncodeRequest, context: RequestContext) -> EncodeResponse:
         """Frames to latents."""
-        model = self._admit(request.model)
-        most = self._settings.max_frames
-        if len(request.frames) > most:
-            expected = f"at most {most} frames a request"
-            raise InvalidRequest("out_of_range", "frames", len(request.frames), expected)
-        fields = [f"frames[{index}]" for index in range(len(request.frames))]
-        with _engine_errors(context):
-            latents = await self._latents.latents(model, request.frames, fields)
+        with self._admitted(request.model, context) as model:
+            most = self._settings.max_frames
+            if len(request.frames) > most:
+                expected = f"at most {most} frames a request"
+                raise InvalidRequest("out_of_range", "frames", len(request.frames), expected)
+            latents = await self._latents.latents(model, request.frames, _fields(request.frames))
         norms = latents.values.norm(dim=-1).tolist()
         encoded = zip(latents.values, latents.ids, norms, latents.cached, strict=True)
         return EncodeResponse(
@@ -194,17 +187,11 @@ class Planner:
 
     async def predict(self, request: PredictRequest, context: RequestContext) -> PredictResponse:
         """Frames and actions to predicted latents."""
-        model = self._admit(request.model)
-        check_frames(model, len(request.frames))
-        past = resolve_past(model, request.past_actions, len(request.frames))
-        field, rows = "candidates", request.candidates
-        if rows is None:
-            assert request.actions is not None
-            field, rows = "actions", request.actions[None]
-        candidates = resolve_candidates(model, field, rows, self._settings)
-        fields = [f"frames[{index}]" for index in range(len(request.frames))]
-        with _engine_errors(context):
-            latents = await self._latents.latents(model, request.frames, fields)
+        with self._admitted(request.model, context) as model:
+            check_frames(model, len(request.frames))
+            past = resolve_past(model, request.past_actions, len(request.frames))
+            candidates = resolve_candidates(model, request, self._settings)
+            latents = await self._latents.latents(model, request.frames, _fields(request.frames))
             job = PredictJob(model.backend, latents.values, past, candidates, context.deadline)
             predicted: Prediction = await self._run(job)
         values = predicted.latents.numpy()
@@ -219,18 +206,18 @@ class Planner:
 
     async def plan(self, request: PlanRequest, context: RequestContext) -> PlanResponse:
         """Frames and a goal to actions."""
-        model = self._admit(request.model)
-        check_fallback(request.fallback)
-        check_frames(model, len(request.frames))
-        past = resolve_past(model, request.past_actions, len(request.frames))
-        settings = resolve_solver(model, request.solver, self._settings)
-        problem = resolve_problem(model, settings, request.warm_start)
-        seed = secrets.randbits(63) if request.seed is None else request.seed
-        fields = [*(f"frames[{index}]" for index in range(len(request.frames))), "goal"]
-        with _engine_errors(context):
-            latents = await self._latents.latents(model, (*request.frames, request.goal), fields)
+        with self._admitted(request.model, context) as model:
+            check_fallback(request.fallback)
+            check_frames(model, len(request.frames))
+            past = resolve_past(model, request.past_actions, len(request.frames))
+            settings = resolve_solver(model, request.solver, self._settings)
+            problem = resolve_problem(model, settings, request.warm_start)
+            seed = secrets.randbits(63) if request.seed is None else request.seed
+            frames, fields = (*request.frames, request.goal), (*_fields(request.frames), "goal")
+            latents = await self._latents.latents(model, frames, fields)
             job = PlanJob(
                 model.backend,
+                model.pace,
                 make_solver(settings, problem, seed),
                 latents.values[:-1],
                 past,
@@ -240,7 +227,7 @@ class Planner:
                 "trajectory" in request.include,
             )
             outcome: PlanOutcome = await self._run(job)
-        self._count(model, outcome, len(request.frames))
+        self._count_plan(model, outcome, len(request.frames))
         return PlanResponse(
             request_id=context.request_id,
             model=model.name,
@@ -268,7 +255,10 @@ class Planner:
         self._metrics.stage_duration.labels("solve").observe(outcome.solve_s)
         return outcome
 
-    def _count(self, model: ServedModel, outcome: PlanOutcome, context: int) -> None:
+    def _count_batch(self, kind: str, rows: int) -> None:
+        self._metrics.batch_rows.labels(kind).observe(rows)
+
+    def _count_plan(self, model: ServedModel, outcome: PlanOutcome, context: int) -> None:
         config, horizon = model.card.config, len(outcome.actions)
         windows = (min(config.history, step) for step in range(context, context + horizon))
         self._metrics.plan_status_total.labels(outcome.status).inc()
@@ -289,6 +279,11 @@ class Planner:
         return health
 
 
+def _fields(frames: Sequence[Frame]) -> list[str]:
+    """The paths of a request's frames, for errors."""
+    return [f"frames[{index}]" for index in range(len(frames))]
+
+
 def _deadline(request: PlanRequest, context: RequestContext) -> float | None:
     own = None if request.deadline_ms is None else context.received + request.deadline_ms / 1000
     given = [deadline for deadline in (own, context.deadline) if deadline is not None]
@@ -302,19 +297,3 @@ def _timing(
     total_s = time.monotonic() - context.received
     seconds = (queue_s, latents.decode_s, latents.encode_s, solve_s, total_s)
     return Timing(*(1000 * value for value in seconds))
-
-
-@contextmanager
-def _engine_errors(context: RequestContext) -> Iterator[None]:
-    """What the engine refuses, in the client's terms."""
-    try:
-        yield
-    except QueueFull as error:
-        raise Overloaded(error.retry_after_s) from None
-    except EngineStopped:
-        raise Draining from None
-    except DeadlinePassed:
-        waited = 1000 * (time.monotonic() - context.received)
-        raise DeadlineExceeded(
-            f"no iteration could be done within the deadline ({waited:.0f} ms since arrival)"
-        ) from None

@@ -12,7 +12,7 @@ from models.card import SolverDefaults
 from service.errors import FieldProblem, InvalidRequest, Phrase
 from service.planning.solver import Problem
 from service.planning.solvers import SOLVERS
-from service.requests import Fallback, SolverSettings
+from service.requests import Fallback, PredictRequest, SolverSettings
 from service.served import FloatArray, ServedModel
 from service.settings import Settings
 
@@ -86,16 +86,21 @@ def resolve_actions(model: ServedModel, field: str, rows: FloatArray) -> Tensor:
     return model.to_blocks(rows)
 
 
-def resolve_candidates(
-    model: ServedModel, field: str, rows: FloatArray, settings: Settings
-) -> Tensor:
-    """Candidates (N, R, action_dim) of a prediction as z-scored blocks (N, T, A).
+def resolve_candidates(model: ServedModel, request: PredictRequest, settings: Settings) -> Tensor:
+    """Candidates, or the one sequence of actions, of a prediction as z-scored blocks (N, T, A).
 
     Raises:
-        InvalidRequest: of ``field``, as `resolve_actions`, or more than the caps allow.
+        InvalidRequest: of `candidates` or `actions`, as `resolve_actions`, or more than the caps
+            allow.
     """
-    _check_cap("candidates", len(rows), settings.max_candidates)
-    blocks = resolve_actions(model, field, rows)
+    if request.candidates is not None:
+        field = "candidates"
+        _check_cap(field, len(request.candidates), settings.max_candidates)
+        blocks = resolve_actions(model, field, request.candidates)
+    else:
+        assert request.actions is not None
+        field = "actions"
+        blocks = resolve_actions(model, field, request.actions).unsqueeze(0)
     horizon = blocks.shape[1]
     if horizon > settings.max_horizon:
         expected = f"at most {settings.max_horizon} action blocks on this server"

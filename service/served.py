@@ -16,6 +16,7 @@ from models.card import ModelCard
 from models.checkpoint import PRETRAINED, CheckpointError
 from service.backends.backend import Backend
 from service.backends.torch import TorchBackend
+from service.engine.pace import Pace
 
 FloatArray = NDArray[np.float32]
 
@@ -35,6 +36,7 @@ class ServedModel:
     card: ModelCard
     version: str
     backend: Backend
+    pace: Pace
     mean: Tensor
     std: Tensor
     low: Tensor
@@ -42,7 +44,7 @@ class ServedModel:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> ServedModel:
-        """Load a model folder and put it on its device.
+        """Load a model folder, put it on its device and warm it up.
 
         Raises:
             ModelLoadError: the folder holds no usable model.
@@ -56,11 +58,15 @@ class ServedModel:
             torch.tensor(values, dtype=torch.float32)
             for values in (card.action_mean, card.action_std, card.action_low, card.action_high)
         )
-        block = card.config.action_block
+        config = card.config
+        block = config.action_block
+        backend = TorchBackend(loaded.model, device)
+        backend.warm_up()
         return cls(
             card,
             loaded.version,
-            TorchBackend(loaded.model, device),
+            backend,
+            Pace.measure(backend, config.latent_dim, config.block_width),
             mean,
             std,
             ((low - mean) / std).repeat(block),
@@ -106,7 +112,7 @@ def resolve_device(wanted: str) -> torch.device:
 
 
 def load_models(paths: Iterable[Path], device: torch.device) -> dict[str, ServedModel]:
-    """All models in these folders, by name, warmed up; the embedded ones where none are named.
+    """All models in these folders, by name; the embedded ones where none are named.
 
     Raises:
         ModelLoadError: a folder holds no model, a broken one, or two models share a name.
@@ -121,6 +127,5 @@ def load_models(paths: Iterable[Path], device: torch.device) -> dict[str, Served
             model = ServedModel.load(folder, device)
             if model.name in models:
                 raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
-            model.backend.warm_up()
             models[model.name] = model
     return models

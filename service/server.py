@@ -16,10 +16,11 @@ import uvloop
 
 from service.logs import configure_logs, log
 from service.metrics import Metrics
-from service.planner import ModelLoadError, Planner
+from service.planner import Planner
 from service.rest.app import create_app
 from service.rest.server import RestServer
 from service.rpc.server import RpcServer
+from service.served import ModelLoadError
 from service.settings import Settings
 
 WATCH_S = 0.25

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from models.environments import two_room
-from models.environments.two_room_policy import DataPolicy
-from models.training.collection import ARRIVED
+from models.environments.two_room_motion import simulate
 
 SEEDS = 2**31
 """Evaluation seeds are below this, and so are those of training data.
@@ -103,29 +102,13 @@ def _draw(count: int, seed: int, source: Callable[[torch.Generator], Pairs]) -> 
 
 def _along_trajectories(generator: torch.Generator) -> Pairs:
     """One pair from a random place on each of many trajectories, those too close left out."""
-    trajectories = _trajectories(generator)
+    trajectories, _ = simulate(DRAWN_AT_ONCE, TRAJECTORY_STEPS, generator)
     last_start = TRAJECTORY_STEPS - PAPER_OFFSET
     first = torch.randint(last_start + 1, (DRAWN_AT_ONCE,), generator=generator)
     agents = torch.arange(DRAWN_AT_ONCE)
     starts, goals = trajectories[first, agents], trajectories[first + PAPER_OFFSET, agents]
     apart = two_room.distance(starts, goals) >= two_room.GOAL_RADIUS
     return starts[apart], goals[apart]
-
-
-def _trajectories(generator: torch.Generator) -> Tensor:
-    """Positions (TRAJECTORY_STEPS + 1, DRAWN_AT_ONCE, 2) of agents that go from goal to goal."""
-    policy = DataPolicy(generator)
-    rooms = two_room.VectorTwoRoom(
-        two_room.sample_positions(DRAWN_AT_ONCE, generator),
-        two_room.sample_goals(DRAWN_AT_ONCE, generator),
-    )
-    positions = [rooms.positions]
-    for _ in range(TRAJECTORY_STEPS):
-        rooms.step(policy.actions(rooms.positions, rooms.goals))
-        fresh = two_room.sample_goals(DRAWN_AT_ONCE, generator)
-        rooms.goals = torch.where((rooms.distances() < ARRIVED)[:, None], fresh, rooms.goals)
-        positions.append(rooms.positions)
-    return torch.stack(positions)
 
 
 def _across_the_wall(generator: torch.Generator) -> Pairs:

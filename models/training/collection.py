@@ -8,15 +8,12 @@ from pathlib import Path
 import torch
 
 from models.environments import two_room
-from models.environments.two_room_policy import DataPolicy
+from models.environments.two_room_motion import simulate
 from models.preprocessing import resize
 from models.training.recording import Recording, RecordingSpec
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-
-ARRIVED = two_room.GOAL_RADIUS / 2
-"""Pixels from its goal at which a collecting agent is given another one."""
 
 
 def collect(folder: Path, spec: RecordingSpec, progress: Progress | None = None) -> Recording:
@@ -38,27 +35,12 @@ def collect(folder: Path, spec: RecordingSpec, progress: Progress | None = None)
 def collect_two_room(
     folder: Path, spec: RecordingSpec, progress: Progress | None = None
 ) -> Recording:
-    """All episodes side by side: first the motion, which is cheap, then the frames.
-
-    A goal that is reached is replaced by one drawn from both rooms, so that episodes keep crossing
-    through the door.
-    """
+    """All episodes side by side: first the motion, which is cheap, then the frames."""
     generator = torch.Generator().manual_seed(spec.seed)
     recording = Recording.create(folder, spec, state_dim=2, action_dim=2)
-    policy = DataPolicy(generator=generator)
-    rooms = two_room.VectorTwoRoom(
-        two_room.sample_positions(spec.episodes, generator),
-        two_room.sample_goals(spec.episodes, generator),
-    )
-    recording.states[:, 0] = rooms.positions
-    for step in range(spec.steps):
-        actions = policy.actions(rooms.positions, rooms.goals)
-        rooms.step(actions)
-        recording.actions[:, step] = actions
-        recording.states[:, step + 1] = rooms.positions
-        fresh = two_room.sample_goals(spec.episodes, generator)
-        arrived = rooms.distances() < ARRIVED
-        rooms.goals = torch.where(arrived[:, None], fresh, rooms.goals)
+    positions, actions = simulate(spec.episodes, spec.steps, generator)
+    recording.states[:] = positions.transpose(0, 1)
+    recording.actions[:] = actions.transpose(0, 1)
     for episode in range(spec.episodes):
         frames = two_room.render(torch.from_numpy(recording.states[episode]))
         recording.frames[episode] = resize(frames, spec.image_size)

@@ -26,7 +26,7 @@ TRAINING: Mapping[str, TrainingConfig] = {
 }
 
 SOLVERS: Mapping[str, SolverDefaults] = {
-    "edge": SolverDefaults(samples=128, iterations=10, elites=16),
+    "edge": SolverDefaults(name="icem", samples=96, iterations=6, elites=10),
     "paper": SolverDefaults(),
 }
 
@@ -102,6 +102,7 @@ def train(
         trainer.resume(saved)
     trainer.run(saved, report)
     reestimate(model, seen, run.training.batch, run.training.seed)
+    folder = output / "model"
     card = ModelCard(
         name=name,
         config=model.config,
@@ -112,9 +113,23 @@ def train(
         solver=SOLVERS[run.preset],
         calibration=calibrate(model, held_out_frames(recording, held_out)),
         provenance=provenance(run, trainer),
+        figures=measured(folder, model),
     )
-    checkpoint.save(output / "model", model, card)
-    return output / "model"
+    checkpoint.save(folder, model, card)
+    return folder
+
+
+def measured(folder: Path, model: LeWM) -> dict[str, object]:
+    """The figures on a folder's card where they are those of this very model, else none."""
+    try:
+        before = checkpoint.load(folder)
+    except checkpoint.CheckpointError:
+        return {}
+    weights, theirs = model.state_dict(), before.model.state_dict()
+    same = before.model.config == model.config and all(
+        torch.equal(value.cpu(), theirs[name]) for name, value in weights.items()
+    )
+    return before.card.figures if same else {}
 
 
 def held_out_frames(recording: Recording, episodes: range) -> torch.Tensor:

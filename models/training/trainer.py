@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,11 +206,11 @@ class Trainer:
         """Continue from a checkpoint of the same run.
 
         Raises:
-            ValueError: it was written with other settings, which would mix two runs.
+            ValueError: it is broken, or was written with other settings, which would mix two runs.
         """
-        saved = torch.load(path, map_location=self.device, weights_only=True)
+        saved = self._read(path)
         for part, mine in (("config", self.config), ("architecture", self.model.config)):
-            theirs = saved.get(part, asdict(mine))
+            theirs = saved.get(part, asdict(mine))  # checkpoints once had no architecture
             if theirs != asdict(mine):
                 raise ValueError(
                     f"{path.name}: was written by a run with {theirs}, "
@@ -219,4 +221,15 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
-        self.seconds = saved["seconds"]
+        self.seconds = saved.get("seconds", 0.0)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """A checkpoint that has what no run can be resumed without."""
+        try:
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(f"{path}: is no whole checkpoint; remove it to start again") from error
+        required = ("config", "step", "model", "optimizer")
+        if missing := [part for part in required if part not in saved]:
+            raise ValueError(f"{path}: lacks {', '.join(missing)}; remove it to start again")
+        return dict(saved)

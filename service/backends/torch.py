@@ -13,7 +13,7 @@ PROJECTOR_ROWS = 8
 than one of many; a fixed number makes a frame's latent independent of its batch."""
 
 ENCODE_ROWS = 32
-"""Frames encoded at once; more gain nothing and hold up the plans."""
+"""Frames in one pass through the encoder; more gain nothing."""
 
 
 class TorchBackend:

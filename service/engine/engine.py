@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
 from service.backends.backend import Backend
-from service.engine.jobs import EncodeJob, Job
+from service.engine.encodes import EncodeJob, encode_next
+from service.engine.jobs import Job
 
 logger = logging.getLogger(__name__)
 
@@ -23,25 +23,15 @@ class EngineStopped(RuntimeError):
     """The engine takes no work any more: it was stopped, or its thread died."""
 
 
-class QueueFull(RuntimeError):
-    """As many requests wait as may; ``retry_after_s`` is when about half will have been served."""
-
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__(f"try again in {retry_after_s:.1f} s")
-        self.retry_after_s = retry_after_s
-
-
 class Engine:
     """Runs encodes and jobs on one thread.
 
-    Between two steps of a job, all waiting encodes run as one batch, expired jobs are answered
-    with what they have, cancelled ones are dropped, and the most urgent job is chosen anew.
+    Between two steps of a job, waiting frames are encoded, one batch of them; expired jobs are
+    answered with what they have, cancelled ones are dropped, and the most urgent job is chosen
+    anew. ``on_batch`` is told "encode" or "rollout", and the rows of each run of the model.
     """
 
-    def __init__(
-        self, max_queue: int, on_batch: Callable[[int], None] = lambda _rows: None
-    ) -> None:
-        self._max_queue = max_queue
+    def __init__(self, on_batch: Callable[[str, int], None] = lambda _kind, _rows: None) -> None:
         self._on_batch = on_batch
         self._encodes: list[EncodeJob] = []
         self._jobs: list[Job] = []
@@ -65,6 +55,11 @@ class Engine:
         self._give_up()
 
     @property
+    def retry_after_s(self) -> float:
+        """When about half of what waits will have been served, in seconds."""
+        return self._job_s * (len(self._encodes) + len(self._jobs)) / 2
+
+    @property
     def waiting_encodes(self) -> int:
         """Encodes that wait for the thread."""
         return len(self._encodes)
@@ -81,10 +76,9 @@ class Engine:
         """Frames (N, size, size, 3) uint8 → a future of latents (N, D).
 
         Raises:
-            QueueFull: too many requests wait.
             EngineStopped: the engine takes no work.
         """
-        job = EncodeJob(backend, frames, Future())
+        job = EncodeJob(backend, frames)
         self._submit(job)
         return job.future
 
@@ -97,9 +91,6 @@ class Engine:
         with self._changed:
             if self._stopping or self.failed:
                 raise EngineStopped
-            waiting = len(self._encodes) + len(self._jobs)
-            if waiting >= self._max_queue:
-                raise QueueFull(self._job_s * waiting / 2)
             if isinstance(job, EncodeJob):
                 self._encodes.append(job)
             else:
@@ -123,35 +114,37 @@ class Engine:
             return bool(self._encodes or self._jobs)
 
     def _run_encodes(self) -> None:
+        """One batch of whatever frames wait, of the backend that has waited longest."""
         with self._changed:
-            taken, self._encodes = self._encodes, []
-        waiting = sorted(
-            (job for job in taken if not job.future.cancelled()), key=lambda job: id(job.backend)
-        )
-        for _, group in groupby(waiting, key=lambda job: id(job.backend)):
-            jobs = list(group)
-            try:
-                parts = EncodeJob.run_together(jobs)
-            except Exception as error:
-                if len(jobs) == 1:
-                    _answer_error(jobs[0].future, error)
-                else:
-                    # One of them spoils the batch: alone, it fails alone.
-                    self._run_alone(jobs)
-                continue
-            self._on_batch(sum(len(job.frames) for job in jobs))
-            for job, latents in zip(jobs, parts, strict=True):
-                _answer(job.future, latents)
+            self._encodes = [job for job in self._encodes if not job.future.cancelled()]
+            jobs = [job for job in self._encodes if job.backend is self._encodes[0].backend]
+        if not jobs:
+            return
+        try:
+            self._on_batch("encode", encode_next(jobs))
+        except Exception as error:
+            if len(jobs) == 1:
+                self._drop(jobs[0])
+                _answer_error(jobs[0].future, error)
+            else:
+                # One of them spoils the batch: alone, it fails alone.
+                self._encode_alone(jobs)
+        for job in jobs:
+            if job.finished:
+                self._drop(job)
+                _answer(job.future, job.result())
 
-    def _run_alone(self, jobs: list[EncodeJob]) -> None:
+    def _encode_alone(self, jobs: list[EncodeJob]) -> None:
         for job in jobs:
             try:
-                (latents,) = EncodeJob.run_together([job])
+                self._on_batch("encode", encode_next([job]))
             except Exception as error:
+                self._drop(job)
                 _answer_error(job.future, error)
-            else:
-                self._on_batch(len(job.frames))
-                _answer(job.future, latents)
+
+    def _drop(self, job: EncodeJob) -> None:
+        with self._changed:
+            self._encodes = [other for other in self._encodes if other is not job]
 
     def _run_job(self) -> None:
         for job in self._expired():
@@ -162,11 +155,15 @@ class Engine:
                 return
             job = min(self._jobs, key=lambda job: job.urgency)
         try:
-            if job.run():
-                self._finish(job)
+            rows = job.run()
         except Exception as error:
             self._remove(job)
             _answer_error(job.future, error)
+            return
+        if rows:
+            self._on_batch("rollout", rows)
+        if job.finished:
+            self._finish(job)
 
     def _expired(self) -> list[Job]:
         now = time.monotonic()

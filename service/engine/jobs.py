@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,11 @@ import torch
 from torch import Tensor
 
 from service.backends.backend import Backend
+from service.engine.pace import Pace
 from service.planning.solver import Solver
+
+STEP_LIMIT = 2560
+"""Candidates times steps of one roll-out: 512 candidates over a horizon of 5."""
 
 
 class DeadlinePassed(Exception):
@@ -55,6 +60,7 @@ class Job(ABC):
         self.deadline = math.inf if deadline is None else deadline
         self.arrival = time.monotonic()
         self.started: float | None = None
+        self.finished = False
         self.future: Future[Any] = Future()
 
     @property
@@ -62,15 +68,15 @@ class Job(ABC):
         """Smaller goes first: priority, then the earliest deadline, then arrival."""
         return -self.priority, self.deadline, self.arrival
 
-    def run(self) -> bool:
-        """Do one step; True when the future is due to be answered."""
+    def run(self) -> int:
+        """Do one step, see `step`."""
         if self.started is None:
             self.started = time.monotonic()
         return self.step()
 
     @abstractmethod
-    def step(self) -> bool:
-        """The step itself."""
+    def step(self) -> int:
+        """Roll some candidates out and say how many; set ``finished`` at the last step."""
 
     @abstractmethod
     def result(self) -> object:
@@ -99,23 +105,27 @@ class PredictJob(Job):
         deadline: float | None,
     ) -> None:
         super().__init__(backend, deadline=deadline)
-        self.inputs = latents, past_actions, candidates
-        self.predicted: Tensor | None = None
+        self.latents = latents
+        self.past_actions = past_actions
+        self.chunks = deque(chunked(candidates))
+        self.predicted: list[Tensor] = []
 
-    def step(self) -> bool:
-        """Roll out."""
-        self.predicted = self.backend.rollout(*self.inputs)
-        return True
+    def step(self) -> int:
+        """Roll one chunk out."""
+        chunk = self.chunks.popleft()
+        self.predicted.append(self.backend.rollout(self.latents, self.past_actions, chunk))
+        self.finished = not self.chunks
+        return len(chunk)
 
     def result(self) -> Prediction:
         """See `Job.result`."""
-        if self.predicted is None:
+        if self.chunks:
             raise DeadlinePassed
-        return Prediction(self.predicted, *self._seconds())
+        return Prediction(torch.cat(self.predicted), *self._seconds())
 
 
 class PlanJob(Job):
-    """One search towards ``goal`` (D,) from ``latents`` (H, D), one solver iteration a step.
+    """One search towards ``goal`` (D,) from ``latents`` (H, D): ask, roll out, tell, until done.
 
     The cost is the sum of squared differences between the last predicted latent and the goal's.
     """
@@ -123,6 +133,7 @@ class PlanJob(Job):
     def __init__(
         self,
         backend: Backend,
+        pace: Pace,
         solver: Solver,
         latents: Tensor,
         past_actions: Tensor,
@@ -132,22 +143,38 @@ class PlanJob(Job):
         with_trajectory: bool,
     ) -> None:
         super().__init__(backend, priority, deadline)
+        self.pace = pace
         self.solver = solver
         self.latents = latents
         self.past_actions = past_actions
         self.goal = goal
         self.with_trajectory = with_trajectory
-        self._step_s = 0.0
+        self.candidates: Tensor | None = None
+        self.chunks: deque[Tensor] = deque()
+        self.costs: list[Tensor] = []
 
-    def step(self) -> bool:
-        """One iteration; done when the solver is, or when another would outlast the deadline."""
+    def step(self) -> int:
+        """Score one chunk of the iteration's candidates; at its last one, tell the solver.
+
+        An iteration that is not expected to end before the deadline is not begun.
+        """
+        if self.candidates is None:
+            self.candidates = self.solver.ask()
+            samples, horizon, _ = self.candidates.shape
+            if time.monotonic() + self.pace.estimate(samples, horizon) > self.deadline:
+                self.finished = True
+                return 0
+            self.chunks = deque(chunked(self.candidates))
+        chunk = self.chunks.popleft()
         start = time.monotonic()
-        candidates = self.solver.ask()
-        predicted = self.backend.rollout(self.latents, self.past_actions, candidates)
-        self.solver.tell(candidates, (predicted[:, -1] - self.goal).square().sum(dim=-1))
-        now = time.monotonic()
-        self._step_s = now - start
-        return self.solver.done or now + self._step_s > self.deadline
+        predicted = self.backend.rollout(self.latents, self.past_actions, chunk)
+        self.pace.observe(len(chunk), chunk.shape[1], time.monotonic() - start)
+        self.costs.append((predicted[:, -1] - self.goal).square().sum(dim=-1))
+        if not self.chunks:
+            self.solver.tell(self.candidates, torch.cat(self.costs))
+            self.candidates, self.costs = None, []
+            self.finished = self.solver.done
+        return len(chunk)
 
     def result(self) -> PlanOutcome:
         """See `Job.result`."""
@@ -172,16 +199,10 @@ class PlanJob(Job):
         )
 
 
-@dataclass(frozen=True)
-class EncodeJob:
-    """Frames (N, size, size, 3) uint8 to be encoded with whatever else waits."""
+def chunked(candidates: Tensor) -> tuple[Tensor, ...]:
+    """Candidates (S, T, A) in parts that hold the engine up for a moment only.
 
-    backend: Backend
-    frames: Tensor
-    future: Future[Tensor]
-
-    @staticmethod
-    def run_together(jobs: list[EncodeJob]) -> list[Tensor]:
-        """Encode the frames of jobs of one backend as one batch; latents (N, D) for each job."""
-        latents = jobs[0].backend.encode(torch.cat([job.frames for job in jobs]))
-        return list(torch.split(latents, [len(job.frames) for job in jobs]))
+    The parts follow from the shape alone: a plan's figures must not depend on the hour.
+    """
+    rows = max(1, STEP_LIMIT // candidates.shape[1])
+    return torch.split(candidates, rows)

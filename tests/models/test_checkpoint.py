@@ -55,6 +55,26 @@ def test_saving_twice_gives_one_version(folder: Path) -> None:
     assert checkpoint.version(folder) == loaded.version
 
 
+def test_files_have_the_ordinary_mode_and_are_replaced_whole(folder: Path) -> None:
+    ordinary = folder / "ordinary"
+    ordinary.touch()
+    written = [folder / checkpoint.CARD, folder / checkpoint.WEIGHTS]
+    assert [path.stat().st_mode for path in written] == [ordinary.stat().st_mode] * 2
+    # A server that has the old weights mapped keeps them.
+    before = [path.stat().st_ino for path in written]
+    opened = [path.open("rb") for path in written]
+    loaded = checkpoint.load(folder)
+    checkpoint.save(folder, loaded.model, loaded.card)
+    assert all(path.stat().st_ino != old for path, old in zip(written, before, strict=True))
+    for file in opened:
+        file.close()
+    assert {path.name for path in folder.iterdir()} == {
+        "ordinary",
+        checkpoint.CARD,
+        checkpoint.WEIGHTS,
+    }
+
+
 @pytest.mark.parametrize("name", [TENSOR, COUNT])
 def test_the_version_changes_with_any_weight(folder: Path, name: str) -> None:
     before = checkpoint.version(folder)

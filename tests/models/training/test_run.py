@@ -79,6 +79,21 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
         assert torch.equal(tensor, again.model.state_dict()[name])
 
 
+def test_figures_stay_on_the_card_of_the_weights_they_were_measured_with(tmp_path: Path) -> None:
+    folder = train(short(), tmp_path, name="small", device=CPU)
+    card = checkpoint.load(folder).card.with_figures(paper={"success_rate": 0.9})
+    checkpoint.write_card(folder, card)
+    train(short(), tmp_path, name="small", device=CPU)
+    assert checkpoint.load(folder).card.figures == card.figures
+
+    other = checkpoint.load(folder)
+    with torch.no_grad():
+        next(other.model.parameters()).add_(1)
+    checkpoint.save(folder, other.model, card)
+    train(short(), tmp_path, name="small", device=CPU)
+    assert checkpoint.load(folder).card.figures == {}
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"episodes": 5}, {"steps": 5}])
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
     train(short(), tmp_path, name="small", device=CPU)

@@ -118,6 +118,37 @@ def test_a_checkpoint_of_another_run_is_refused(
         trainer(recording, training, config).resume(tmp_path / "checkpoint.pt")
 
 
+@pytest.mark.parametrize("part", ["config", "step", "model", "optimizer"])
+def test_a_checkpoint_without_a_part_is_refused(
+    recording: Recording, tmp_path: Path, part: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    trainer(recording).save(path)
+    saved = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in saved.items() if name != part}, path)
+    with pytest.raises(ValueError, match=rf"checkpoint.pt: lacks {part}"):
+        trainer(recording).resume(path)
+
+
+@pytest.mark.parametrize("left", [0, 1, 1000])
+def test_a_truncated_checkpoint_is_refused(recording: Recording, tmp_path: Path, left: int) -> None:
+    path = tmp_path / "checkpoint.pt"
+    trainer(recording).save(path)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=r"checkpoint.pt: is no whole checkpoint"):
+        trainer(recording).resume(path)
+
+
+def test_an_older_checkpoint_can_be_resumed(recording: Recording, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    trainer(recording).save(path)
+    saved = torch.load(path, weights_only=True)
+    for later in ("architecture", "precision", "seconds"):
+        del saved[later]
+    torch.save(saved, path)
+    trainer(recording).resume(path)
+
+
 def test_a_resumed_run_keeps_its_precision(recording: Recording, tmp_path: Path) -> None:
     trainer(recording, precision=torch.bfloat16).save(tmp_path / "checkpoint.pt")
     resumed = trainer(recording, precision=torch.float32)

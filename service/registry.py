@@ -1,0 +1,67 @@
+"""The models of the server, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from service.errors import FieldProblem, InvalidRequest, UnknownModel
+from service.responses import ModelDescription
+from service.served import ModelLoadError, ServedModel, load_models, resolve_device
+from service.settings import Settings
+
+
+class Registry:
+    """The served models and which of them answers requests that name none.
+
+    Raises:
+        ModelLoadError: the default is not among them.
+    """
+
+    def __init__(self, models: Mapping[str, ServedModel], default: str | None) -> None:
+        if default is not None and default not in models:
+            known = ", ".join(models)
+            raise ModelLoadError(f"LEWM_DEFAULT_MODEL is {default}: the models are {known}")
+        self._models = models
+        self._default = next(iter(models)) if len(models) == 1 else default
+
+    @classmethod
+    def load(cls, settings: Settings) -> Registry:
+        """Load and warm up what the settings name.
+
+        Raises:
+            ModelLoadError: a model, the default or the device cannot be had.
+        """
+        models = load_models(settings.models, resolve_device(settings.device))
+        return cls(models, settings.default_model)
+
+    def all(self) -> list[ServedModel]:
+        """Every model."""
+        return list(self._models.values())
+
+    def get(self, name: str | None) -> ServedModel:
+        """The model of a request.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            InvalidRequest: none is named, and there is no default.
+        """
+        name = self._default if name is None else name
+        if name is None:
+            expected = f"one of {', '.join(self._models)}"
+            raise InvalidRequest.of(FieldProblem("model", "missing_field", "nothing", expected))
+        if name not in self._models:
+            raise UnknownModel(name, self._models)
+        return self._models[name]
+
+    def describe(self, model: ServedModel) -> ModelDescription:
+        """A model as clients see it."""
+        backend = model.backend
+        return ModelDescription(
+            model.name,
+            model.version,
+            model.name == self._default,
+            backend.name,
+            backend.device,
+            backend.precision,
+            model.card.to_json(),
+        )
