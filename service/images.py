@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, Phrase
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -43,7 +43,7 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
                 raise InvalidRequest(
                     "image_too_large",
                     field,
-                    f"{width} x {height}",
+                    Phrase(f"{width} x {height} pixels"),
                     f"at most {max_pixels} pixels",
                 )
             return _to_rgb(image)

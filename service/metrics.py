@@ -18,6 +18,7 @@ from prometheus_client import (
 from service.errors import CODES
 
 INFERENCE_ENDPOINTS = ("encode", "predict", "plan")
+ENDPOINTS = (*INFERENCE_ENDPOINTS, "models")
 PROTOCOLS = ("rest", "grpc")
 STAGES = ("queue", "decode", "encode", "solve", "serialize")
 PLAN_STATUSES = ("completed", "converged", "deadline", "fallback")
@@ -109,7 +110,7 @@ class Metrics:
         )
         self.request_duration = self._histogram(
             "lewm_request_duration_seconds",
-            "From the first byte read to the answer",
+            "From the whole request read to the answer; where that was refused, from its head",
             _SECONDS,
             "endpoint",
             "protocol",
@@ -126,7 +127,7 @@ class Metrics:
         self.queued_requests = self._gauge(
             "lewm_queued_requests", "Requests waiting for the engine", "endpoint"
         )
-        for endpoint, protocol in product(INFERENCE_ENDPOINTS, PROTOCOLS):
+        for endpoint, protocol in product(ENDPOINTS, PROTOCOLS):
             self.request_duration.labels(endpoint, protocol)
             for code in (OK, *CODES):
                 self.requests_total.labels(endpoint, protocol, code)
@@ -167,7 +168,7 @@ class Metrics:
         )
         self.latent_norm_zscore = self._gauge(
             "lewm_latent_norm_zscore",
-            "Newest latent's norm against the calibration",
+            "z-score of the furthest frame of the newest request",
             "model",
         )
         self.latent_sigreg = self._gauge(

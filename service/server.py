@@ -38,7 +38,7 @@ class Server:
         self.settings = settings
         metrics = Metrics()
         self.planner = Planner(settings, metrics)
-        self.rest = RestServer(create_app(self.planner, settings, metrics))
+        self.rest = RestServer(create_app(self.planner, settings, metrics), metrics)
         self.rpc = RpcServer(self.planner, settings, metrics)
         self._stopping = asyncio.Event()
 

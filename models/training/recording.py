@@ -71,12 +71,17 @@ class Recording:
 
         Raises:
             FileNotFoundError: there is none in the folder, or its collection was cut off.
+            ValueError: a file is broken.
         """
-        spec = RecordingSpec(**json.loads((folder / "recording.json").read_text()))
-        states, actions, frames = (
-            np.load(folder / f"{name}.npy", mmap_mode="r")
-            for name in ("states", "actions", "frames")
-        )
+        try:
+            spec = RecordingSpec(**json.loads((folder / "recording.json").read_text()))
+            states, actions, frames = (
+                np.load(folder / f"{name}.npy", mmap_mode="r")
+                for name in ("states", "actions", "frames")
+            )
+        except (EOFError, TypeError, ValueError) as error:
+            message = f"{folder}: holds a broken recording ({error}); remove it to collect again"
+            raise ValueError(message) from error
         return cls(spec, states, actions, frames)
 
     def action_statistics(self) -> tuple[np.ndarray, np.ndarray]:

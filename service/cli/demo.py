@@ -38,6 +38,7 @@ def demo(
     from models.checkpoint import PRETRAINED
     from models.evaluation.protocol import PROTOCOLS
     from models.evaluation.report import EvaluationReport
+    from service.cli.destinations import check_writable
     from service.cli.episodes import run_with_progress, table
     from service.cli.local_server import LocalServerError, local_server
     from service.cli.picture import draw_episodes
@@ -48,6 +49,9 @@ def demo(
     try:
         if output.suffix != ".gif":
             raise ValueError(f"--output: expected a .gif file, got {output}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for drawn in (output, output.with_suffix(".png")):
+            check_writable(drawn)
         tasks = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
         console.print("starting the server")
         with (
@@ -64,6 +68,8 @@ def demo(
             outcomes = run_with_progress(make_planner, tasks, seed=seed, robots=robots)
             seconds = time.perf_counter() - started
         report = EvaluationReport.of(tasks.protocol, outcomes)
+        speed = f"{report.plans / seconds:.1f} plans/s"
+        console.print(table(f"{robots} robots at once, {speed}", report))
         p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms
         title = f"{robots} robots, each sent to its goal from camera frames alone"
         latency = f"plan latency p50 {p50:,.0f} ms, p99 {p99:,.0f} ms"
@@ -71,7 +77,6 @@ def demo(
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm demo: {error}", err=True)
         raise typer.Exit(1) from None
-    console.print(table(f"{robots} robots at once, {report.plans / seconds:.1f} plans/s", report))
     console.print(f"see {picture} and {animation}")
     if report.success_rate < ENOUGH:
         typer.echo(f"lewm demo: less than {ENOUGH:.0%} of the goals were reached", err=True)

@@ -44,6 +44,7 @@ def evaluate(
     from models.checkpoint import PRETRAINED
     from models.evaluation.protocol import PROTOCOLS
     from models.evaluation.report import EvaluationReport
+    from service.cli.destinations import check_writable
     from service.cli.episodes import run_with_progress, table
     from service.cli.local_server import LocalServerError, local_server
     from service.cli.remote_planner import RemotePlanner, two_room_model
@@ -62,6 +63,10 @@ def evaluate(
         card = None if folder is None else read_card(folder / checkpoint.CARD)
         if write and card is None:
             raise ValueError("--write needs the MODEL whose card it is to write")
+        if write and folder is not None:
+            check_writable(folder / checkpoint.CARD)
+        if output is not None:
+            check_writable(output)
         tasks = PROTOCOLS[protocol](episodes, seed)
         with ExitStack() as stack:
             target = server or stack.enter_context(local_server(folder)).target
@@ -89,6 +94,7 @@ def evaluate(
             "device": served.device,
             "precision": plan.precision,
         }
+        Console().print(table(f"{served.name}, protocol {report.protocol}", report))
         if write and folder is not None and card is not None:
             checkpoint.write_card(folder, card.with_figures(**{report.protocol: figures}))
         if output is not None:
@@ -96,4 +102,3 @@ def evaluate(
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm evaluate: {error}", err=True)
         raise typer.Exit(1) from None
-    Console().print(table(f"{served.name}, protocol {report.protocol}", report))

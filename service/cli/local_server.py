@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 HOST = "127.0.0.1"
@@ -50,6 +53,8 @@ def local_server(
 ) -> Iterator[LocalServer]:
     """Run `lewm serve` with these models (None: the embedded ones) and settings, then stop it.
 
+    In the main thread, SIGTERM stops it too, and ends this process by `SystemExit`.
+
     Settings are those of `service.settings`, such as ``log_level="debug"``; environment variables
     hold for the rest.
 
@@ -65,11 +70,31 @@ def local_server(
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        _stopped_by_sigterm(process),
     ):
         try:
             yield _wait_ready(process, errors, timeout_s)
         finally:
             _stop(process)
+
+
+@contextmanager
+def _stopped_by_sigterm(process: subprocess.Popen[str]) -> Iterator[None]:
+    """SIGTERM would end this process at once and leave the other one behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # At once, since threads that wait for its answers may hold up the way out of here.
+        process.terminate()
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait_ready(process: subprocess.Popen[str], errors: IO[str], timeout_s: float) -> LocalServer:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from models.training.trainer import Metrics
 
 
@@ -36,7 +38,6 @@ def train(
     """
     from models.training.run import Run
     from models.training.run import train as run_training
-    from service.served import ModelLoadError, resolve_device
 
     folder = output or Path("runs") / f"{env}-{preset}"
     console = Console(stderr=True)
@@ -60,14 +61,31 @@ def train(
                 run,
                 folder,
                 name=name or env,
-                device=resolve_device(device),
+                device=training_device(device),
                 on_frames=on_frames,
                 report=report,
             )
-    except (ValueError, FloatingPointError, ModelLoadError) as error:
+    except (FloatingPointError, OSError, ValueError) as error:
         typer.echo(f"lewm train: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(str(model))
+
+
+def training_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from service.served import resolve_device
+
+    try:
+        device = resolve_device(name)
+    except RuntimeError as error:  # torch's own for a word that is no device at all
+        raise ValueError(f"--device: there is no {name} here") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name}")
+    return device
 
 
 def describe(metrics: Metrics) -> str:

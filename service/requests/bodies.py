@@ -105,7 +105,10 @@ class SolverSettings(RequestModel):
     horizon: Annotated[Count | None, Field(description="action blocks to look ahead")] = None
     tolerance: Annotated[
         Annotated[Real, Field(ge=0)] | None,
-        Field(description="stop when an iteration gains less than this; 0: no early stop"),
+        Field(
+            description="stop once the elites' deviation is at most this in every component, "
+            "in deviations of the training actions; 0: no early stop"
+        ),
     ] = None
 
     @model_validator(mode="after")
@@ -130,7 +133,7 @@ class PlanRequest(RequestModel):
 
     model_config = _example(
         frames=[_PIXEL],
-        goal={"latent_id": "…"},
+        goal={"latent_id": "a07c6be1f05d4c2b93d8e4471c60f2a5"},
         solver={"samples": 128, "iterations": 10, "elites": 16, "horizon": 5},
         seed=7,
         deadline_ms=500,

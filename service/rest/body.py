@@ -8,7 +8,7 @@ from starlette.requests import Request
 from service.errors import BodyTooLarge, MalformedJson, UnsupportedMediaType, shorten
 
 # Small values take 30 times their bytes once parsed; larger arrays belong on gRPC.
-MAX_VALUES = 1_000_000
+MAX_VALUES = 300_000
 DISCARD_FACTOR = 8
 DISCARD_S = 5.0
 
@@ -33,7 +33,10 @@ async def read_body(request: Request, limit: int) -> bytearray:
 def parse_json(body: bytearray) -> object:
     """The document in a body; `MalformedJson`, or `BodyTooLarge` for too many values."""
     if body.count(b",") >= MAX_VALUES:
-        raise BodyTooLarge(f"body: received more than {MAX_VALUES} values; use gRPC for arrays")
+        raise BodyTooLarge(
+            f"body: received more than the {MAX_VALUES} values expected at most; "
+            "use gRPC for large arrays"
+        )
     try:
         return from_json(body)
     except ValueError as error:

@@ -3,7 +3,7 @@
 EXAMPLE_PLAN = {
     "request_id": "5c0963f4d2004efc8e3a961e808d652f",
     "model": "two-room",
-    "model_version": "9f2c41d07ab3",
+    "model_version": "9f2c41d07ab35e68",
     "backend": "torch",
     "precision": "float32",
     "actions": [[0.98, -0.12], [0.95, -0.08]],
@@ -21,7 +21,10 @@ EXAMPLE_PLAN = {
         "tolerance": 0.0,
     },
     "seed": 7,
-    "latent_ids": {"frames": ["two-room-5d1e…"], "goal": "two-room-a07c…"},
+    "latent_ids": {
+        "frames": ["5d1e90c47fb24a6f8e02b3d59c7a1164"],
+        "goal": "a07c6be1f05d4c2b93d8e4471c60f2a5",
+    },
     "health": {
         "status": "ok",
         "latent_norm": 11.2,

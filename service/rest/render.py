@@ -7,12 +7,24 @@ import numpy as np
 import orjson
 
 from service.access import Response
-from service.responses import EncodeResponse
+from service.responses import EncodeResponse, PlanResponse, PredictResponse
 
 
 def dumps(document: object) -> bytes:
     """JSON of dictionaries, dataclasses and arrays; strided arrays take the slow way."""
     return orjson.dumps(document, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def values_of(response: Response) -> int:
+    """How many numbers the response's arrays hold."""
+    match response:
+        case EncodeResponse():
+            return sum(latent.latent.size for latent in response.latents)
+        case PredictResponse():
+            return response.latents.size
+        case PlanResponse():
+            trajectory = response.trajectory
+            return response.actions.size + (0 if trajectory is None else trajectory.size)
 
 
 def _base64(latent: np.ndarray[Any, Any]) -> str:

@@ -10,7 +10,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from service.context import RequestContext
-from service.errors import Cancelled, Draining, Failed, Loading, UnknownModel
+from service.errors import (
+    Cancelled,
+    Draining,
+    Failed,
+    InvalidRequest,
+    Loading,
+    Phrase,
+    UnknownModel,
+)
 from service.metrics import Metrics
 from service.planner import Planner
 from service.requests import EncodeRequest, PlanRequest, PredictRequest, parse
@@ -18,13 +26,46 @@ from service.requests.base import RequestModel
 from service.responses import EncodeResponse, PlanResponse, PredictResponse
 from service.rest.body import parse_json, read_body
 from service.rest.exchange import exchange_of
-from service.rest.render import dumps, render
+from service.rest.render import dumps, render, values_of
 from service.rest.schema import describe_inference, describe_operation
 
 Q = TypeVar("Q", bound=RequestModel)
 R = TypeVar("R", EncodeResponse, PredictResponse, PlanResponse)
 
+T = TypeVar("T")
+
 JSON = "application/json"
+LARGE_BYTES = 256 * 1024
+"""A document of more is read and written in a thread, or all other requests would wait for it."""
+BYTES_A_VALUE = 12
+"""What a float32 takes as JSON, about."""
+MAX_PREDICTED_VALUES = 1_000_000
+"""Of one answer; larger ones belong on gRPC."""
+FEW_ROWS = 1000
+"""So few rows of actions cannot make too large an answer: no model's latents are that wide."""
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """The work's result; a small document's at once, which is quicker than by a thread."""
+    return await asyncio.to_thread(work) if size > LARGE_BYTES else work()
+
+
+def _check_predicted(planner: Planner, query: PredictRequest) -> None:
+    """Refuse what JSON cannot carry before it is computed."""
+    rows, field = query.candidates, "candidates"
+    if rows is None:
+        assert query.actions is not None
+        rows, field = query.actions[None], "actions"
+    if rows.shape[0] * rows.shape[1] <= FEW_ROWS:
+        return  # describing the models takes half a millisecond
+    for model in planner.models():
+        if model.name == query.model or (model.default and query.model is None):
+            steps = rows.shape[1] // model.card["action_block"]
+            values = len(rows) * steps * model.card["latent_dim"]
+            if values > MAX_PREDICTED_VALUES:
+                expected = f"at most {MAX_PREDICTED_VALUES} over REST; use gRPC"
+                received = Phrase(f"an answer of {values} values")
+                raise InvalidRequest("out_of_range", field, received, expected)
 
 
 async def _unless_gone(request: Request, work: Awaitable[R]) -> R:
@@ -59,11 +100,14 @@ def inference_routes(planner: Planner, metrics: Metrics, max_body_bytes: int) ->
         exchange = exchange_of(request)
         body = await read_body(request, max_body_bytes)
         context = exchange.arrived()
-        query = parse(kind, parse_json(body))
+        query = await off_loop(len(body), lambda: parse(kind, parse_json(body)))
         response = await _unless_gone(request, work(query, context))
         exchange.response = response
         started = time.monotonic()
-        rendered = render(response, getattr(query, "encoding", "float"))
+        rendered = await off_loop(
+            BYTES_A_VALUE * values_of(response),
+            lambda: render(response, getattr(query, "encoding", "float")),
+        )
         metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
         return Response(rendered, media_type=JSON)
 
@@ -75,7 +119,12 @@ def inference_routes(planner: Planner, metrics: Metrics, max_body_bytes: int) ->
     @router.post("/predict", **describe_inference(PredictRequest, PredictResponse))
     async def predict(request: Request) -> Response:
         """Imagine the latents that follow from frames and actions."""
-        return await answer(request, PredictRequest, planner.predict)
+
+        async def work(query: PredictRequest, context: RequestContext) -> PredictResponse:
+            _check_predicted(planner, query)
+            return await planner.predict(query, context)
+
+        return await answer(request, PredictRequest, work)
 
     @router.post("/plan", **describe_inference(PlanRequest, PlanResponse))
     async def plan(request: Request) -> Response:

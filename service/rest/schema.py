@@ -36,9 +36,10 @@ ABOUT = """\
 Plans actions from camera frames with a latent world model: send what the robot sees and what it
 should see, get the actions that lead there.
 
-Every path is also served under `/v1`. Errors are `application/problem+json` (RFC 9457): `code` is
-for programs, `detail` for people, `errors` lists the fields. Send `X-Request-ID` to find a request
-in the logs; every answer returns one. The same service is available over gRPC.
+`/encode`, `/predict`, `/plan` and `/models` are also served under `/v1`. Errors are
+`application/problem+json` (RFC 9457): `code` is for programs, `detail` for people, `errors` lists
+the fields. Send `X-Request-ID` to find a request in the logs; every answer returns one. The same
+service is available over gRPC.
 """
 
 STRING = {"type": "string"}

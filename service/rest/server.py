@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.metrics import Metrics
 from service.rest.protocol import BoundedHttpProtocol
 
 KEEP_ALIVE_S = 75  # longer than the idle timeout of common load balancers
@@ -24,10 +27,11 @@ class _Uvicorn(uvicorn.Server):
 class RestServer:
     """An ASGI application on a port."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        protocol: Any = partial(BoundedHttpProtocol, metrics=metrics)
         config = uvicorn.Config(
             app,
-            http=BoundedHttpProtocol,
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -73,6 +73,10 @@ def frame(source: FrameLike) -> pb.Frame:
     return pb.Frame(pixels=pb.Pixels(shape=array.shape, data=array.tobytes()))
 
 
+def _fallback(settings: Mapping[str, Any]) -> pb.Fallback:
+    return pb.Fallback(**{**settings, "state": _maybe(settings.get("state"))})
+
+
 def _maybe(values: ArrayLike | None) -> pb.Tensor | None:
     return None if values is None else tensor(values)
 
@@ -126,13 +130,15 @@ class PlannerClient:
         seed: int | None = None,
         deadline_ms: float | None = None,
         priority: int | None = None,
+        fallback: Mapping[str, Any] | None = None,
         include: Sequence[str] = (),
         model: str | None = None,
         timeout_s: float = 30.0,
     ) -> PlanResponse:
         """Actions that lead from `frames`, oldest first, to `goal`.
 
-        `solver` holds what should differ from the model's card, such as `{"samples": 64}`.
+        `solver` holds what should differ from the model's card, such as `{"samples": 64}`;
+        `fallback` the `controller` that answers when the planner cannot, and its `state` (n,).
         """
         request = pb.PlanRequest(
             model=model,
@@ -144,6 +150,7 @@ class PlannerClient:
             seed=seed,
             deadline_ms=deadline_ms,
             priority=priority,
+            fallback=None if fallback is None else _fallback(fallback),
             include=include,
         )
         return plan_response(self._call(self.stub.Plan, request, timeout_s))

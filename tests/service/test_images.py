@@ -71,6 +71,8 @@ def test_size_is_read_before_anything_is_allocated() -> None:
     assert peak < 1 << 20
     assert refusal(png(2**31 - 1, 2**31 - 1))[0] == "image_too_large"
     assert refusal(PNG, limit=64 * 64 - 1)[0] == "image_too_large"
+    with pytest.raises(InvalidRequest, match=r"received 64 x 64 pixels, expected at most 9 pixels"):
+        decode_image(PNG, 9, "goal")
     assert decode_image(PNG, 64 * 64, "goal").shape == (64, 64, 3)
 
 

@@ -23,5 +23,12 @@ def test_the_numbers_of_a_seed_never_change() -> None:
     positions, actions = simulate(3, 60, seeded(7))
     again, _ = simulate(3, 60, seeded(7))
     assert torch.equal(positions, again)
-    torch.testing.assert_close(positions[-1], torch.tensor([[84.9849, 32.955], [123.6583, 57.2108], [92.826, 55.4102]]))
-    torch.testing.assert_close(actions[-1], torch.tensor([[1.0, -0.4291], [0.8317, -1.0], [1.0, -0.3814]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        positions[-1], torch.tensor([[84.9849, 32.955], [123.6583, 57.2108], [92.826, 55.4102]])
+    )
+    torch.testing.assert_close(
+        actions[-1],
+        torch.tensor([[1.0, -0.4291], [0.8317, -1.0], [1.0, -0.3814]]),
+        atol=1e-4,
+        rtol=0,
+    )

@@ -65,6 +65,7 @@ def test_figures_go_on_the_card(quick_model: Path) -> None:
         (("--server", "127.0.0.1:1"), "unavailable"),
         (("--server", "127.0.0.1:1", "--write"), "--write needs the MODEL"),
         (("--server", "127.0.0.1:1", "--seed", str(2**31)), "seed: expected"),
+        (("--server", "127.0.0.1:1", "--json", "/proc/figures.json"), "/proc/figures.json"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_clear_line(
@@ -95,6 +96,15 @@ def test_a_demo_that_misses_its_goals_is_drawn_and_fails(quick_model: Path, tmp_
     with Image.open(output) as animation, Image.open(output.with_suffix(".png")) as picture:
         assert animation.size == picture.size
         assert sum(1 for _ in ImageSequence.Iterator(animation)) == 51
+
+
+@pytest.mark.parametrize("output", ["/proc/rooms.gif", "/dev/null/rooms.gif"])
+def test_a_demo_that_cannot_be_written_is_not_run(output: str) -> None:
+    result = lewm("demo", "no/such/model", "--output", output)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("lewm demo: ")
+    assert "/rooms.gif" in line or "/dev/null" in line
 
 
 def test_a_demo_draws_animations_only(tmp_path: Path) -> None:

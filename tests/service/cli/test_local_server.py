@@ -1,5 +1,8 @@
 """A server that others start for themselves."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -8,6 +11,17 @@ import pytest
 from service.cli.local_server import LocalServerError, local_server
 from service.rpc.client import PlannerClient, PlannerError
 from tests.service.checkpoint import NAME
+from tests.service.process import ROOT
+
+USER = """
+import sys, time
+from pathlib import Path
+from service.cli.local_server import local_server
+
+with local_server(Path(sys.argv[1])) as server:
+    print(server.target, flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_server_lives_as_long_as_it_is_needed(model_folder: Path) -> None:
@@ -19,6 +33,25 @@ def test_a_server_lives_as_long_as_it_is_needed(model_folder: Path) -> None:
     with PlannerClient(server.target) as client, pytest.raises(PlannerError) as caught:
         client.models(timeout_s=5)
     assert caught.value.status is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_server_does_not_outlive_a_terminated_user(model_folder: Path) -> None:
+    command = [sys.executable, "-c", USER, str(model_folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as user:
+        assert user.stdout is not None
+        target = user.stdout.readline().strip()
+        user.terminate()
+        assert user.wait(30) == 128 + signal.SIGTERM
+    with PlannerClient(target) as client, pytest.raises(PlannerError) as caught:
+        client.models(timeout_s=5)
+    assert caught.value.status is grpc.StatusCode.UNAVAILABLE
+
+
+def test_the_handler_of_sigterm_is_put_back(model_folder: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with local_server(model_folder):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_server_that_cannot_start_says_why() -> None:

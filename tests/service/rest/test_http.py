@@ -1,8 +1,10 @@
 """What only HTTP can get wrong: bodies, heads, routes, connections."""
 
+import asyncio
 import base64
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +13,10 @@ import httpx
 import numpy as np
 import pytest
 
+from service.rest.routes import LARGE_BYTES, off_loop
 from service.settings import Settings
 from tests.service.cases import plan
-from tests.service.frames import pixels
+from tests.service.frames import BLOCK, pixels, rows
 from tests.service.process import ServerProcess
 
 JSON = {"content-type": "application/json"}
@@ -170,8 +173,40 @@ def test_oversized_body(rest: httpx.Client, announced: bool) -> None:
 
 
 def test_too_many_values(rest: httpx.Client) -> None:
-    content = b'{"frames":[' + b"0," * 1_000_000 + b"0]}"
-    assert_problem(rest.post("/plan", content=content, headers=JSON), 413, "body_too_large")
+    content = b'{"frames":[' + b"0," * 300_000 + b"0]}"
+    problem = assert_problem(
+        rest.post("/plan", content=content, headers=JSON), 413, "body_too_large"
+    )
+    assert "300000 values" in problem["detail"]
+
+
+def test_too_many_values_to_answer(rest: httpx.Client) -> None:
+    candidates = [rows(10 * BLOCK)] * 800  # 800 · 10 · 128 values
+    problem = assert_problem(
+        rest.post("/predict", json={"frames": [pixels()], "candidates": candidates}),
+        422,
+        "out_of_range",
+    )
+    assert problem["errors"][0]["field"] == "candidates"
+    assert "an answer of 1024000 values" in problem["detail"]
+    assert "use gRPC" in problem["detail"]
+
+
+def test_large_bodies_and_answers(rest: httpx.Client) -> None:
+    candidates = np.random.default_rng(0).uniform(-1, 1, (600, 4 * BLOCK, 2)).tolist()
+    request = {"frames": [pixels()], "candidates": candidates}
+    many = rest.post("/predict", json=request).json()["latents"]
+    few = rest.post("/predict", json=request | {"candidates": candidates[:2]}).json()["latents"]
+    assert np.shape(many) == (600, 4, 128)
+    assert np.allclose(many[:2], few, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "elsewhere"), [(LARGE_BYTES, False), (LARGE_BYTES + 1, True)])
+def test_large_work_is_done_off_the_loop(size: int, elsewhere: bool) -> None:
+    async def worker() -> bool:
+        return await off_loop(size, threading.get_ident) != threading.get_ident()
+
+    assert asyncio.run(worker()) is elsewhere
 
 
 def test_expectation_is_refused_before_the_body(server: ServerProcess) -> None:
@@ -196,7 +231,13 @@ def test_expectation_is_refused_before_the_body(server: ServerProcess) -> None:
     ],
 )
 def test_garbage_on_the_port(server: ServerProcess, rest: httpx.Client, data: bytes) -> None:
-    assert exchange(server, data).startswith(b"HTTP/1.1 400")
+    answer = exchange(server, data)
+    assert answer.startswith(b"HTTP/1.1 400")
+    request_id = json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"]
+    (line,) = server.logged(request_id)
+    assert (line["endpoint"], line["code"], line["status"]) == ("other", "malformed_http", 400)
+    name = 'lewm_requests_total{code="malformed_http",endpoint="other",protocol="rest"}'
+    assert name in rest.get("/metrics").text
     assert_serving(rest)
 
 

@@ -42,7 +42,8 @@ def test_metrics(rest: httpx.Client) -> None:
     assert totals | others == set(REGISTERED)
     requests = next(family for family in families if family.name == "lewm_requests")
     labels = [sample.labels for sample in requests.samples]
-    assert {"endpoint": "plan", "protocol": "grpc", "code": "overloaded"} in labels
+    for endpoint in ("encode", "predict", "plan", "models"):
+        assert {"endpoint": endpoint, "protocol": "grpc", "code": "overloaded"} in labels
 
 
 def test_documentation(rest: httpx.Client) -> None:

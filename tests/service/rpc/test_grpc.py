@@ -208,3 +208,11 @@ def test_garbage_on_the_port(server: ServerProcess, rpc: PlannerClient, data: by
     with socket.create_connection(("127.0.0.1", server.ready["grpc_port"]), timeout=10) as bare:
         bare.sendall(data)
     assert rpc.encode([picture(0)]).latents
+
+
+def test_the_client_sends_a_fallback(rpc: PlannerClient) -> None:
+    frames = [picture(0)]
+    unused = {"controller": "none", "state": [0.5, 0.25]}
+    assert rpc.plan(frames, picture(1), solver=SOLVER, fallback=unused).fallback is None
+    with pytest.raises(PlannerError, match=r"unsupported: fallback\.controller"):
+        rpc.plan(frames, picture(1), solver=SOLVER, fallback={"controller": "hold"})
