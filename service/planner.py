@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Literal, TypeVar
 
-import torch
-
 from service.cache.memory import MemoryCache
 from service.context import RequestContext
 from service.engine.engine import Engine, EngineStopped
@@ -97,8 +95,6 @@ class Planner:
         Raises:
             ModelLoadError: a model, the default or the device cannot be had.
         """
-        if self._settings.threads is not None:
-            torch.set_num_threads(self._settings.threads)
         registry = await asyncio.to_thread(Registry.load, self._settings)
         for model in registry.all():
             backend = model.backend

@@ -67,7 +67,11 @@ class Settings(BaseSettings):
     ] = "auto"
     threads: Annotated[
         int | None,
-        Field(ge=1, le=1024, description="CPU threads of the model; unset: all cores"),
+        Field(
+            ge=1,
+            le=1024,
+            description="CPU threads of the model; unset: one or all cores, whichever is faster",
+        ),
     ] = None
 
     redis_url: Annotated[

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from models.config import LeWMConfig
 from service.backends.backend import Backend
 
 SMALL, LARGE = 8, 128
@@ -20,18 +21,17 @@ NEWEST = 0.2
 class Pace:
     """Seconds of a roll-out of S candidates over T steps: T · (fixed + S · each), corrected."""
 
-    def __init__(self, fixed_s: float, each_s: float) -> None:
+    def __init__(self, fixed_s: float = 0.0, each_s: float = 0.0) -> None:
         self._fixed_s = fixed_s
         self._each_s = each_s
         self._correction = 1.0
 
-    @classmethod
-    def measure(cls, backend: Backend, latent_dim: int, block_width: int) -> Pace:
+    def measure(self, backend: Backend, config: LeWMConfig) -> None:
         """Time two roll-outs of a backend that has been warmed up."""
 
         def seconds(samples: int) -> float:
-            latents, past = torch.zeros(1, latent_dim), torch.empty(0, block_width)
-            candidates = torch.zeros(samples, HORIZON, block_width)
+            latents, past = torch.zeros(1, config.latent_dim), torch.empty(0, config.block_width)
+            candidates = torch.zeros(samples, HORIZON, config.block_width)
             durations = []
             for _ in range(REPEATS):
                 start = time.monotonic()
@@ -40,8 +40,9 @@ class Pace:
             return min(durations) / HORIZON
 
         small, large = seconds(SMALL), seconds(LARGE)
-        each = max(0.0, (large - small) / (LARGE - SMALL))
-        return cls(max(0.0, small - SMALL * each), each)
+        self._each_s = max(0.0, (large - small) / (LARGE - SMALL))
+        self._fixed_s = max(0.0, small - SMALL * self._each_s)
+        self._correction = 1.0
 
     def estimate(self, samples: int, horizon: int) -> float:
         """Seconds that a roll-out is expected to take."""

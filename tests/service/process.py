@@ -20,7 +20,8 @@ class ServerProcess:
     def __init__(self, log: Path, *flags: str, **environment: str) -> None:
         self.log = log
         command = [sys.executable, "-m", "service.cli.main", "serve"]
-        ports = ["--http-port", "0", "--grpc-port", "0", "--log-format", "json"]
+        # Two servers that are compared have to run on the same number of threads.
+        ports = ["--http-port", "0", "--grpc-port", "0", "--log-format", "json", "--threads", "1"]
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [*command, *ports, *flags],

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.config import PRESETS
 from service.engine.pace import Pace
 
 
@@ -26,7 +27,8 @@ class SlowBackend:
 
 
 def test_it_measures_both_the_fixed_and_the_growing_part() -> None:
-    pace = Pace.measure(SlowBackend(), latent_dim=4, block_width=2)
+    pace = Pace()
+    pace.measure(SlowBackend(), PRESETS["edge"])
     assert pace.estimate(100, 5) == pytest.approx(5 * 0.011, rel=0.3)
     assert pace.estimate(1, 10) == pytest.approx(10 * 0.0011, rel=1)
 
