@@ -24,7 +24,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="of starts, goals and plans")] = 0,
     replan_steps: Annotated[
         int, typer.Option(min=1, help="actions of a plan that are run before the next")
-    ] = 10,
+    ] = 25,
     output: Annotated[
         Path, typer.Option(help="the animation; a .png of its end lands beside it")
     ] = Path("demo/two-room.gif"),
