@@ -90,7 +90,7 @@ class Settings(BaseSettings):
 
     max_queue: Annotated[
         int,
-        Field(ge=1, le=100_000, description="requests that may wait for the engine"),
+        Field(ge=1, le=100_000, description="requests inside at once, from decoding to the answer"),
     ] = 1024
     max_body_bytes: Annotated[
         int,

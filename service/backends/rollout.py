@@ -11,7 +11,6 @@ h heads, d head width, L layers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -23,12 +22,8 @@ from models.lewm import LeWM, PredictorBlock
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values (R, m, h, d) of one layer."""
 
-
-@dataclass
-class Window:
-    """The tokens of the current window so far: keys and values of each layer."""
-
-    layers: list[KeysValues | None]
+Window = list[KeysValues | None]
+"""The tokens of the current window so far: keys and values of each layer."""
 
 
 class Rollout:
@@ -70,7 +65,7 @@ class Rollout:
         return torch.stack(own_latents[1:], dim=1)
 
     def _empty(self) -> Window:
-        return Window([None] * len(self.blocks))
+        return [None] * len(self.blocks)
 
     def _tokens(self, latents: list[Tensor], position: int) -> Tensor:
         """Latents (R, D) of n steps as tokens (R, n, W), the first one at a position."""
@@ -101,7 +96,7 @@ class Rollout:
                 part.reshape(*part.shape[:2], attention.heads, -1)
                 for part in attention.to_qkv(normed).chunk(3, dim=-1)
             )
-            keys, values = window.layers[index] = _append(window.layers[index], k, v)
+            keys, values = window[index] = _append(window[index], k, v)
             if index == last:
                 x, q, gate1 = x[:, -1:], q[:, -1:], gate1[:, -1:]
                 shift2, scale2, gate2 = shift2[:, -1:], scale2[:, -1:], gate2[:, -1:]
