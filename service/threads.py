@@ -33,8 +33,8 @@ def choose_threads(wanted: int | None, model: ServedModel) -> int:
 def _default_rollout(model: ServedModel) -> Callable[[], object]:
     """The first iteration of a plan with the model's default solver."""
     config, solver = model.card.config, model.card.solver
-    latents, past = torch.zeros(1, config.latent_dim), torch.empty(0, config.block_width)
-    candidates = torch.zeros(solver.samples, solver.horizon, config.block_width)
+    latents, past = torch.zeros(1, 1, config.latent_dim), torch.empty(1, 0, config.block_width)
+    candidates = torch.zeros(1, solver.samples, solver.horizon, config.block_width)
     return lambda: model.backend.rollout(latents, past, candidates)
 
 

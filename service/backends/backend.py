@@ -10,7 +10,8 @@ from torch import Tensor
 class Backend(Protocol):
     """Runs one model on one device; called by the engine's thread alone.
 
-    Axes: N frames, H context latents, S candidates, T steps, D latent_dim, A one action block.
+    Axes: N frames, P plans, H context latents, S candidates of a plan, T steps, D latent_dim, A one
+    action block.
     Tensors come and go on the CPU, latents and actions in float32; actions are z-scored.
     """
 
@@ -25,7 +26,7 @@ class Backend(Protocol):
         """
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-        """Latents (H, D), past (H − 1, A), candidates (S, T, A) → predicted latents (S, T, D)."""
+        """Latents (P, H, D), past (P, H − 1, A), candidates (P, S, T, A) → latents (P, S, T, D)."""
 
     def warm_up(self) -> None:
         """Run what will be served once, so that no request pays for it."""

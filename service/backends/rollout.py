@@ -5,8 +5,8 @@ mask agree, so keys and values of earlier tokens are reused; tokens of context f
 executed blocks are the same for all candidates; the last block needs only keys and values of every
 token but the last. Modulations depend on the action alone: once per block of actions.
 
-Axes: R rows (candidates, or 1 for what they share), n new tokens, m tokens before them, W width,
-h heads, d head width, L layers.
+Axes: P plans, R rows (P · S candidates, or P for what a plan's candidates share), n new tokens,
+m tokens before them, W width, h heads, d head width, L layers.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Rollout:
         self.modulation_bias = torch.cat([linear.bias for linear in linears])
 
     def __call__(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-        """See `LeWM.rollout`: (H, D), (H − 1, A), (S, T, A) → (S, T, D)."""
-        samples, horizon, _ = candidates.shape
-        context = len(latents)
-        shared_latents = list(latents.unsqueeze(1))
-        own_latents = [latents[-1].expand(samples, -1)]
-        shared = self._modulations(past_actions.unsqueeze(0))
-        own = self._modulations(candidates)
+        """See `Backend.rollout`: (P, H, D), (P, H − 1, A), (P, S, T, A) → (P, S, T, D)."""
+        plans, samples, horizon, _ = candidates.shape
+        context = latents.shape[1]
+        shared_latents = list(latents.unbind(1))
+        own_latents = [latents[:, -1].repeat_interleave(samples, dim=0)]
+        shared = self._modulations(past_actions)
+        own = self._modulations(candidates.flatten(0, 1))
         window = self._empty()
         for step in range(horizon):
             first = max(0, context + step - self.history)
@@ -62,7 +62,7 @@ class Rollout:
             tokens = self._tokens(own_latents[begin : step + 1], position)
             hidden = self._extend(window, tokens, own[:, begin : step + 1])
             own_latents.append(self.model.pred_proj(self._output(hidden)))
-        return torch.stack(own_latents[1:], dim=1)
+        return torch.stack(own_latents[1:], dim=1).reshape(plans, samples, horizon, -1)
 
     def _empty(self) -> Window:
         return [None] * len(self.blocks)
@@ -106,12 +106,13 @@ class Rollout:
 
 
 def _append(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValues:
-    """Keys and values of all tokens; what all rows share is repeated for each."""
+    """Keys and values of all tokens; what a plan's rows share is repeated for each."""
     if before is None:
         return keys, values
+    repeats = len(keys) // len(before[0])
     return (
-        torch.cat([before[0].expand(len(keys), -1, -1, -1), keys], dim=1),
-        torch.cat([before[1].expand(len(values), -1, -1, -1), values], dim=1),
+        torch.cat([before[0].repeat_interleave(repeats, dim=0), keys], dim=1),
+        torch.cat([before[1].repeat_interleave(repeats, dim=0), values], dim=1),
     )
 
 

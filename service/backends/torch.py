@@ -57,5 +57,5 @@ class TorchBackend:
             torch.equal(self.encode(frames[:rows]), latents[:rows]) for rows in (1, 2, 3, 5, 11)
         ):
             self._encode_rows = 1
-        candidates = torch.zeros(16, 5, config.block_width)
-        self.rollout(latents[:1], candidates[0, :0], candidates)
+        candidates = torch.zeros(1, 16, 5, config.block_width)
+        self.rollout(latents[:1].unsqueeze(0), candidates[:, 0, :0], candidates)

@@ -113,7 +113,7 @@ class PredictJob(Job):
     def step(self) -> int:
         """Roll one chunk out."""
         chunk = self.chunks.popleft()
-        self.predicted.append(self.backend.rollout(self.latents, self.past_actions, chunk))
+        self.predicted.append(rollout(self.backend, self.latents, self.past_actions, chunk))
         self.finished = not self.chunks
         return len(chunk)
 
@@ -167,7 +167,7 @@ class PlanJob(Job):
             self.chunks = deque(chunked(self.candidates))
         chunk = self.chunks.popleft()
         start = time.monotonic()
-        predicted = self.backend.rollout(self.latents, self.past_actions, chunk)
+        predicted = rollout(self.backend, self.latents, self.past_actions, chunk)
         self.pace.observe(len(chunk), chunk.shape[1], time.monotonic() - start)
         self.costs.append((predicted[:, -1] - self.goal).square().sum(dim=-1))
         if not self.chunks:
@@ -184,7 +184,7 @@ class PlanJob(Job):
         trajectory = None
         if self.with_trajectory:
             one = best.actions.unsqueeze(0)
-            trajectory = self.backend.rollout(self.latents, self.past_actions, one)[0]
+            trajectory = rollout(self.backend, self.latents, self.past_actions, one)[0]
         ended: Literal["completed", "converged"] = (
             "converged" if self.solver.converged else "completed"
         )
@@ -197,6 +197,12 @@ class PlanJob(Job):
             trajectory,
             *self._seconds(),
         )
+
+
+def rollout(backend: Backend, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+    """Roll out for one plan: (H, D), (H − 1, A), (S, T, A) → (S, T, D)."""
+    parts = (part.unsqueeze(0) for part in (latents, past_actions, candidates))
+    return backend.rollout(*parts)[0]
 
 
 def chunked(candidates: Tensor) -> tuple[Tensor, ...]:

@@ -30,8 +30,9 @@ class Pace:
         """Time two roll-outs of a backend that has been warmed up."""
 
         def seconds(samples: int) -> float:
-            latents, past = torch.zeros(1, config.latent_dim), torch.empty(0, config.block_width)
-            candidates = torch.zeros(samples, HORIZON, config.block_width)
+            latents = torch.zeros(1, 1, config.latent_dim)
+            past = torch.empty(1, 0, config.block_width)
+            candidates = torch.zeros(1, samples, HORIZON, config.block_width)
             durations = []
             for _ in range(REPEATS):
                 start = time.monotonic()

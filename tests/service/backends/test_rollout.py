@@ -43,19 +43,21 @@ def rollout(request: pytest.FixtureRequest) -> Rollout:
 def test_it_agrees_with_the_model(rollout: Rollout, context: int, horizon: int) -> None:
     config = rollout.model.config
     generator = torch.Generator().manual_seed(context)
-    latents = torch.randn(context, config.latent_dim, generator=generator)
-    past = torch.randn(context - 1, config.block_width, generator=generator)
-    candidates = torch.randn(6, horizon, config.block_width, generator=generator)
-    expected = rollout.model.rollout(latents, past, candidates)
+    latents = torch.randn(2, context, config.latent_dim, generator=generator)
+    past = torch.randn(2, context - 1, config.block_width, generator=generator)
+    candidates = torch.randn(2, 6, horizon, config.block_width, generator=generator)
+    plans = zip(latents, past, candidates, strict=True)
+    expected = torch.stack([rollout.model.rollout(*plan) for plan in plans])
     assert torch.allclose(rollout(latents, past, candidates), expected, atol=TOLERANCE)
 
 
 @torch.inference_mode()
 def test_past_actions_matter(rollout: Rollout) -> None:
     config = rollout.model.config
-    latents, candidates = torch.ones(2, config.latent_dim), torch.zeros(4, 2, config.block_width)
+    latents = torch.ones(1, 2, config.latent_dim)
+    candidates = torch.zeros(1, 4, 2, config.block_width)
     first, second = (
-        rollout(latents, torch.full((1, config.block_width), value), candidates)
+        rollout(latents, torch.full((1, 1, config.block_width), value), candidates)
         for value in (-1.0, 1.0)
     )
     assert (first - second).abs().max() > 100 * TOLERANCE

@@ -40,7 +40,7 @@ class RecordingBackend:
         return frames[:, 0, 0].float()
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-        self._pass("rollout", float(latents[0, 0]))
+        self._pass("rollout", float(latents[0, 0, 0]))
         return candidates
 
     def warm_up(self) -> None: ...

@@ -19,7 +19,7 @@ class SlowBackend:
         raise NotImplementedError
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-        samples, horizon, _ = candidates.shape
+        _, samples, horizon, _ = candidates.shape
         time.sleep(horizon * (0.001 + 0.0001 * samples))
         return candidates
 
