@@ -55,6 +55,7 @@ class Server:
             log.warning("reachable from other machines, without authentication", host=host)
         await self.rest.start()
         await self.rpc.start()
+        log.info("listening", http_port=http_port, grpc_port=grpc_port)
         try:
             if await self._load():
                 self._announce(http_port, grpc_port)

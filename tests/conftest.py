@@ -1,6 +1,14 @@
-"""What has to be set before torch is imported."""
+"""What has to be set before torch is imported, and for every property test."""
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 # Threads that spin while they wait for each other starve whatever else runs beside the tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The same examples everywhere, and no verdict on how long one takes or is in the making.
+settings.register_profile(
+    "lewm", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lewm")

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from service.rpc.client import PlannerClient
+from tests.patience import PATIENCE_S
 from tests.service.checkpoint import NAME, write_random_model
 from tests.service.drivers import Driver, RestDriver, RpcDriver
 from tests.service.process import ServerProcess
@@ -30,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iter
 @pytest.fixture(scope="session")
 def rest(server: ServerProcess) -> Iterator[httpx.Client]:
     """An HTTP client of the server."""
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
         yield client
 
 

@@ -101,7 +101,7 @@ class RpcDriver:
         kind = getattr(pb, f"{name}Response")
         call = raw_call(self.client, f"/lewm.v1.PlannerService/{name}")
         try:
-            body = read(kind.FromString(call(data, timeout=60)))
+            body = read(kind.FromString(call(data)))  # a timeout would be the plan's deadline
         except grpc.RpcError as error:
             refused = PlannerError(error)  # type: ignore[arg-type]
             return Answer(refused.status, refused.code, refused.request_id, refused.detail, {})

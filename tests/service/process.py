@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
+
+import httpx
+
+from tests.patience import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 
 
 class ServerProcess:
-    """`lewm serve` on free ports; `ready` is its ready line."""
+    """`lewm serve` on free ports; `ready` is its ready line, or until then where it listens."""
 
     def __init__(self, log: Path, *flags: str, **environment: str) -> None:
         self.log = log
@@ -43,9 +47,17 @@ class ServerProcess:
                 self.lines.put(line)
         self.lines.put("")
 
-    def wait_ready(self, timeout_s: float = 120.0) -> Self:
+    def wait_listening(self) -> Self:
+        """Wait until its ports are open, which is before it is ready."""
+        wait_until(lambda: self._said("listening") or self.process.poll() is not None)
+        if not self._said("listening"):
+            raise RuntimeError(f"the server did not start:\n{self.errors()}")
+        (self.ready,) = self._said("listening")
+        return self
+
+    def wait_ready(self) -> Self:
         """Wait for the ready line, the only one on standard output."""
-        line = self.lines.get(timeout=timeout_s)
+        line = self.lines.get(timeout=PATIENCE_S)
         if not line:
             raise RuntimeError(f"the server did not start:\n{self.errors()}")
         self.ready = json.loads(line)
@@ -67,38 +79,69 @@ class ServerProcess:
 
     def log_lines(self) -> list[dict[str, Any]]:
         """The log, a dictionary a line."""
-        return [json.loads(line) for line in self.errors().splitlines() if line.startswith("{")]
+        whole, _, _ = self.errors().rpartition("\n")  # the last line may be in the making
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    def _said(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.log_lines() if line["event"] == event]
 
     def logged(self, request_id: str, count: int = 1) -> list[dict[str, Any]]:
         """The lines of a request; a line may be written a moment after its answer is sent."""
         lines: list[dict[str, Any]] = []
-        end = time.monotonic() + 15
-        while len(lines) < count and time.monotonic() < end:
-            lines = [line for line in self.log_lines() if line.get("request_id") == request_id]
-            time.sleep(0.02)
+
+        def written() -> bool:
+            lines[:] = [line for line in self.log_lines() if line.get("request_id") == request_id]
+            return len(lines) >= count
+
+        wait_until(written)
         return lines
 
-    def memory(self, field: str) -> int:
-        """`VmRSS` (now) or `VmHWM` (at its highest) in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith(field))
-        return int(line.split()[1]) // 1024
+    def get(self, path: str) -> httpx.Response:
+        """What it answers on a connection of its own."""
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S)
+
+    def figure(self, name: str) -> float:
+        """One figure of `/metrics`, by its name and labels as they stand there."""
+        lines = self.get("/metrics").text.splitlines()
+        (value,) = (line.split()[-1] for line in lines if line.startswith(f"{name} "))
+        return float(value)
+
+    def growth(self, work: Callable[[], object]) -> int:
+        """By how many MiB its memory grows while the work is done, at most."""
+        process = Path("/proc", str(self.process.pid))
+        (process / "clear_refs").write_text("5")  # the highest so far is what there is now
+
+        def memory(field: str) -> int:
+            lines = (process / "status").read_text().splitlines()
+            return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(field))
+
+        before = memory("VmRSS")
+        work()
+        return memory("VmHWM") - before
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def stop(self, timeout_s: float = 20.0) -> int:
+    def wait_draining(self) -> None:
+        """Wait until it refuses what comes, having been asked to stop."""
+        wait_until(lambda: self.get("/readyz").json().get("code") == "draining")
+
+    def wait_stopped(self) -> int:
+        """Wait until it ends; its exit code."""
+        return self.process.wait(PATIENCE_S)
+
+    def stop(self) -> int:
         """Ask the server to stop; its exit code."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         try:
-            return self.process.wait(timeout_s)
+            return self.wait_stopped()
         finally:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            self._reader.join(5)
+            self._reader.join()
 
     def __enter__(self) -> Self:
         return self

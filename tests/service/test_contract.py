@@ -1,9 +1,5 @@
 """Every case of the table over both protocols, and what holds across them."""
 
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from pathlib import Path
-
 import httpx
 import numpy as np
 import pytest
@@ -12,10 +8,6 @@ from service.rpc.client import PlannerClient
 from tests.service.cases import CASES, Case, plan
 from tests.service.drivers import Driver, RestDriver, RpcDriver
 from tests.service.frames import pixels
-from tests.service.process import ServerProcess
-
-UP_TO_TWO_ROWS = 'lewm_batch_rows_bucket{kind="encode",le="2.0"}'
-RUNS = 'lewm_batch_rows_count{kind="encode"}'
 
 PAIRS = [
     pytest.param(protocol, case, id=f"{protocol}-{case}")
@@ -67,35 +59,3 @@ def test_latents_can_be_named(driver: Driver) -> None:
     shown = driver.ask("plan", plan(frames=frames[:1], goal=frames[1])).document
     assert named["actions"] == shown["actions"]
     assert named["latent_ids"] == {"frames": [start["latent_id"]], "goal": goal["latent_id"]}
-
-
-def test_seeded_plans_of_fresh_frames_are_the_same_in_a_crowd(
-    tmp_path: Path, model_folder: Path
-) -> None:
-    flags = ("--models", str(model_folder))
-    mine = [
-        plan(frames=[pixels(500 + index)], goal=pixels(600 + index), include=["trajectory"])
-        for index in range(4)
-    ]
-    with ServerProcess(tmp_path / "idle", *flags).wait_ready() as idle:
-        alone = [httpx.post(f"{idle.url}/plan", json=one, timeout=60).json() for one in mine]
-    with (
-        ServerProcess(tmp_path / "busy", *flags).wait_ready() as busy,
-        httpx.Client(base_url=busy.url, timeout=60) as client,
-        ThreadPoolExecutor(16) as pool,
-    ):
-        strangers = iter([{"frames": [pixels(1000 + index)]} for index in range(48)])
-        crowded = []
-        for one in mine:
-            for stranger in islice(strangers, 12):
-                pool.submit(client.post, "/encode", json=stranger)
-            crowded.append(pool.submit(client.post, "/plan", json=one))
-        together = [answer.result().json() for answer in crowded]
-        figures = client.get("/metrics").text.splitlines()
-    few, all_runs = (
-        next(float(line.split()[-1]) for line in figures if line.startswith(name))
-        for name in (UP_TO_TWO_ROWS, RUNS)
-    )
-    assert few < all_runs, "a plan's own two frames are two rows: nothing was batched with others"
-    for exact in ("actions", "cost", "trajectory", "latent_ids", "status", "candidates"):
-        assert [answer[exact] for answer in together] == [answer[exact] for answer in alone]

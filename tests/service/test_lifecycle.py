@@ -1,116 +1,133 @@
 """From the first byte of a server's life to its exit code."""
 
-import contextlib
-import json
+import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
 
+from models import checkpoint
 from service.rpc.client import PlannerClient, PlannerError
+from tests.patience import PATIENCE_S, wait_until
 from tests.service.cases import plan
+from tests.service.checkpoint import NAME, write_random_model
+from tests.service.endless import endless_plan
 from tests.service.frames import picture
 from tests.service.process import ROOT, ServerProcess
 
-LONG = {"samples": 512, "iterations": 200, "elites": 8}
-UNTIL = {"deadline_ms": 3000}
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
+LONG_GRACE = ("--grace-s", "600")
 
 
 def serve(*flags: str) -> subprocess.CompletedProcess[str]:
     """Run a server that is expected to give up."""
     command = [sys.executable, "-m", "service.cli.main", "serve"]
     return subprocess.run(
-        [*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 
-def test_a_servers_life(tmp_path: Path, model_folder: Path) -> None:
-    http_port, grpc_port = free_port(), free_port()
-    ports = ("--http-port", str(http_port), "--grpc-port", str(grpc_port))
+class HeldCard:
+    """A model's card that the server cannot read on until `release`: a pipe in its place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / checkpoint.CARD
+        self.content = self.path.read_bytes()
+        self.path.unlink()
+        os.mkfifo(self.path)
+
+    def release(self) -> None:
+        """Let the server read; it reads more than once, and the next time finds a file."""
+        with self.path.open("wb") as pipe:  # waits for the reader
+            self.path.unlink()
+            self.path.write_bytes(self.content)
+            pipe.write(self.content)
+
+
+def test_a_servers_life(tmp_path: Path) -> None:
+    card = HeldCard(write_random_model(tmp_path / "models" / NAME))
+    flags = ("--models", str(tmp_path / "models"), *LONG_GRACE)
     with (
-        ServerProcess(tmp_path / "log", *ports, "--models", str(model_folder)) as server,
-        httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60) as rest,
-        PlannerClient(f"127.0.0.1:{grpc_port}") as rpc,
+        ServerProcess(tmp_path / "log", *flags).wait_listening() as server,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
+        PlannerClient(server.target) as rpc,
+        ThreadPoolExecutor(1) as pool,
     ):
-        assert is_seen_loading(server, rest)
+        assert_loading(rest)
+        listening = server.ready
+        card.release()
         server.wait_ready()
-        assert server.ready["event"] == "ready"
-        assert (server.ready["http_port"], server.ready["grpc_port"]) == (http_port, grpc_port)
-        assert server.ready["models"] == [model_folder.name]
+        assert server.ready == {
+            "event": "ready",
+            "http_port": listening["http_port"],
+            "grpc_port": listening["grpc_port"],
+            "models": [NAME],
+        }
         assert rest.get("/readyz").status_code == 200
-        assert rpc.encode([picture(0)]).latents
+        assert rpc.encode([picture(0)], timeout_s=PATIENCE_S).latents
 
-        answers: list[httpx.Response] = []
-        asking = threading.Thread(
-            target=lambda: answers.append(rest.post("/plan", json=plan(solver=LONG, **UNTIL)))
-        )
-        asking.start()
-        time.sleep(0.3)
-        server.signal(signal.SIGTERM)
-        time.sleep(0.1)
-        ready = rest.get("/readyz")
-        assert (ready.status_code, ready.json()["code"]) == (503, "draining")
-        refused = rest.post("/plan", json=plan())
-        assert (refused.status_code, refused.json()["code"]) == (503, "draining")
-        assert refused.headers["retry-after"]
-        with pytest.raises(PlannerError) as caught:
-            rpc.plan([picture(0)], picture(1))
-        assert caught.value.status is grpc.StatusCode.UNAVAILABLE
-        assert caught.value.code == "draining"
-        assert caught.value.retry_after_s
-
-        asking.join(60)
-        assert server.process.wait(30) == 0, server.errors()
-        assert [answer.status_code for answer in answers] == [200]
-        assert answers[0].json()["status"] == "deadline"
-        assert server.lines.get(timeout=5) == ""  # the ready line was the only one
+        with endless_plan(server) as before_it:
+            inside = pool.submit(rest.post, "/plan", json=plan())
+            wait_until(lambda: server.figure('lewm_queued_requests{endpoint="plan"}') == 1)
+            server.signal(signal.SIGTERM)
+            server.wait_draining()
+            assert_draining(rest, rpc)
+            before_it.cancel()
+            answer = inside.result(PATIENCE_S)
+        assert server.wait_stopped() == 0, server.errors()
+        assert (answer.status_code, answer.json()["status"]) == (200, "completed")
+        assert server.lines.get(timeout=PATIENCE_S) == ""  # the ready line was the only one
         assert "Traceback" not in server.errors()
 
 
-def is_seen_loading(server: ServerProcess, rest: httpx.Client) -> bool:
-    """Whether the server answered before it was ready, and said so."""
-    while not server.lines.qsize():
-        with contextlib.suppress(httpx.TransportError):
-            ready = rest.get("/readyz")
-            refused = rest.post("/plan", json=plan())
-            if refused.status_code == 503:
-                assert rest.get("/healthz").status_code == 200
-                assert refused.json()["code"] == ready.json()["code"] == "loading"
-                assert int(refused.headers["retry-after"]) >= 1
-                return True
-        time.sleep(0.01)
-    return False
+def test_a_signal_while_it_loads_ends_it(tmp_path: Path) -> None:
+    HeldCard(write_random_model(tmp_path / "models" / NAME))
+    with ServerProcess(tmp_path / "log", "--models", str(tmp_path / "models")) as server:
+        server.wait_listening()
+        assert server.stop() == 0, server.errors()
+        assert server.lines.get(timeout=PATIENCE_S) == ""
+
+
+def assert_loading(rest: httpx.Client) -> None:
+    """It answers before it is ready, and says so."""
+    assert rest.get("/healthz").status_code == 200
+    ready, refused = rest.get("/readyz"), rest.post("/plan", json=plan())
+    assert refused.status_code == ready.status_code == 503
+    assert refused.json()["code"] == ready.json()["code"] == "loading"
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def assert_draining(rest: httpx.Client, rpc: PlannerClient) -> None:
+    """It takes nothing any more, and says so."""
+    ready = rest.get("/readyz")
+    assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+    refused = rest.post("/plan", json=plan())
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+    assert refused.headers["retry-after"]
+    with pytest.raises(PlannerError) as caught:
+        rpc.plan([picture(0)], picture(1), timeout_s=PATIENCE_S)
+    assert caught.value.status is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.code == "draining"
+    assert caught.value.retry_after_s
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, model_folder: Path) -> None:
-    flags = ("--models", str(model_folder), "--host", "0.0.0.0")
-    with ServerProcess(tmp_path / "log", *flags).wait_ready() as server:
+    flags = ("--models", str(model_folder), "--host", "0.0.0.0", *LONG_GRACE)
+    with (
+        ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
+        endless_plan(server) as running,
+    ):
         assert "without authentication" in server.errors()
-        request = json.dumps(plan(solver=LONG))
-        with socket.create_connection(("127.0.0.1", server.ready["http_port"])) as connection:
-            head = "POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            connection.sendall(f"{head}Content-Length: {len(request)}\r\n\r\n{request}".encode())
-            time.sleep(0.3)
-            started = time.monotonic()
-            server.signal(signal.SIGINT)
-            time.sleep(0.1)
-            server.signal(signal.SIGINT)
-            assert server.process.wait(5) != 0
-            assert time.monotonic() - started < 3
+        server.signal(signal.SIGINT)
+        server.wait_draining()
+        assert not running.done()
+        server.signal(signal.SIGINT)
+        assert server.wait_stopped() == 128 + signal.SIGINT
 
 
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from service.errors import Overloaded
 from service.metrics import REGISTERED, Metrics
@@ -58,10 +59,14 @@ async def test_unforeseen_failures_say_nothing() -> None:
     async def fail(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    async with serving(plan=fail) as client:
-        response = await client.post("/plan", json=plan(), headers={"x-request-id": "r1"})
+    with capture_logs() as logged:
+        async with serving(plan=fail) as client:
+            response = await client.post("/plan", json=plan(), headers={"x-request-id": "r1"})
     assert (response.status_code, response.json()["code"]) == (500, "internal")
     assert response.json()["detail"] == "internal error; request id r1"
+    assert logged[0] == {
+        "event": "internal error", "log_level": "error", "exc_info": True, "request_id": "r1"
+    }  # fmt: skip
 
 
 def test_registry_is_closed() -> None:
