@@ -18,9 +18,9 @@ from service.errors import DeadlineExceeded, Draining, Failed, Overloaded
 class Entrance:
     """Lets requests in by their tickets, until it is closed. Lives on the event loop."""
 
-    def __init__(self, engine: Engine, max_queue: int) -> None:
+    def __init__(self, engine: Engine, admission: Admission) -> None:
         self._engine = engine
-        self._admission = Admission(max_queue)
+        self._admission = admission
         self._empty = asyncio.Event()
         self._empty.set()
         self.closed = False

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 from service.cache.memory import MemoryCache
 from service.context import RequestContext
+from service.engine.admission import Admission
 from service.engine.engine import Engine
 from service.engine.jobs import Job, PlanJob, PlanOutcome, Prediction, PredictJob
 from service.engine.pace import Shape
@@ -59,7 +60,8 @@ class Planner:
         self._metrics = metrics
         scheduler = Scheduler(on_batch=self._count_batch)
         self._engine = Engine(scheduler)
-        self._entrance = Entrance(self._engine, settings.max_queue)
+        admission = Admission(settings.max_queue, free_at=lambda: scheduler.free_at)
+        self._entrance = Entrance(self._engine, admission)
         self._latents = LatentSource(
             self._engine,
             MemoryCache(settings.cache_entries, settings.cache_ttl_s),

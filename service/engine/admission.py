@@ -36,12 +36,18 @@ class Admission:
     before its deadline, and if it does not cost those inside, of the same or a higher priority,
     what they were promised. One that its deadline cuts short anyway may lose a tenth, or a moment's
     encode would have it refused. Frames are encoded as they come, and are refused only if they
-    would come too late themselves.
+    would come too late themselves. ``free_at`` says when what runs now is expected to end.
     """
 
-    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limit: int,
+        clock: Callable[[], float] = time.monotonic,
+        free_at: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._limit = limit
         self._clock = clock
+        self._free_at = free_at
         self._tickets: list[Ticket] = []
 
     def __len__(self) -> int:
@@ -60,7 +66,7 @@ class Admission:
         if alone < ticket.least or left_s < ticket.prepare_s:
             raise DeadlinePassed
         if len(self._tickets) >= self._limit:
-            exit_s = min(place.end_s for place in forecast(self._tickets, now))
+            exit_s = min(place.end_s for place in self._forecast(self._tickets, now))
             raise Refused("the queue is full", exit_s)
         ticket.promise(alone if alone == len(ticket.rows) else math.ceil(CUT * alone))
         self._check(ticket, now)
@@ -74,7 +80,7 @@ class Admission:
         if ticket.deadline == math.inf and all(one.deadline == math.inf for one in self._tickets):
             return
         together = sorted([*self._tickets, ticket], key=_urgency)
-        after = forecast(together, now, newcomer=ticket)
+        after = self._forecast(together, now, newcomer=ticket)
         late_s = next(place.late_s for place in after if place.ticket is ticket)
         harmed = self._harmed(ticket, after, now)
         if harmed:
@@ -95,9 +101,14 @@ class Admission:
         # Whom the queue as it is makes late already, the newcomer must not make later.
         return [
             place
-            for place in forecast(self._tickets, now)
+            for place in self._forecast(self._tickets, now)
             if granted.get(id(place.ticket), math.inf) < min(place.granted, place.ticket.need)
         ]
+
+    def _forecast(
+        self, tickets: Sequence[Ticket], now: float, newcomer: Ticket | None = None
+    ) -> list[Place]:
+        return forecast(tickets, now, max(0.0, self._free_at() - now), newcomer)
 
 
 class Place(NamedTuple):
@@ -114,25 +125,31 @@ class Place(NamedTuple):
     late_s: float
 
 
-def forecast(tickets: Sequence[Ticket], now: float, newcomer: Ticket | None = None) -> list[Place]:
+def forecast(
+    tickets: Sequence[Ticket], now: float, busy_s: float, newcomer: Ticket | None = None
+) -> list[Place]:
     """What awaits tickets in the order of their urgency, if no others come.
 
-    All waiting frames are encoded first; plans then follow one another, as many abreast as a packed
-    roll-out holds, each until it is done or its deadline passes. Only a newcomer is to get all that
+    What runs now ends in ``busy_s`` seconds, and all waiting frames are encoded; plans then follow
+    one another, as many abreast as a packed roll-out holds, each until it is done or its deadline
+    passes. One whose frames are not yet encoded may find a step of another under way when they are. Only a newcomer is to get all that
     it would be promised, even late: that is what it would cost the others when it comes again.
     """
     prepare_s = sum(ticket.prepare_s for ticket in tickets)
     abreast = _abreast(tickets)
-    free = [prepare_s] * abreast
+    free = [busy_s + prepare_s] * abreast
+    step_s = max((ticket.step_s for ticket in tickets if ticket is not newcomer), default=0.0)
     places = []
     for ticket in tickets:
         left_s = ticket.deadline - now
-        start_s = heapq.heappop(free) if ticket.rows else prepare_s
+        start_s = heapq.heappop(free) if ticket.rows else busy_s + prepare_s
         end_s = min(start_s + ticket.solve_s(share=abreast), max(start_s, left_s))
         if ticket is newcomer:
             end_s = max(end_s, start_s + ticket.solve_s(ticket.need, abreast))
         if ticket.rows:
             heapq.heappush(free, end_s)
+        if ticket.frames:
+            start_s = max(start_s, busy_s + prepare_s + step_s)
         start_s += MARGIN * (start_s - ticket.prepare_s)
         granted = ticket.within(left_s - start_s, abreast)
         late_s = start_s + ticket.solve_s(ticket.need, abreast) - left_s - ROUNDING_S

@@ -15,9 +15,6 @@ from service.backends.backend import Backend
 from service.engine.ticket import Ticket
 from service.planning.solver import Solver
 
-STEP_LIMIT = 2560
-"""Candidates times steps of one roll-out: 512 candidates over a horizon of 5."""
-
 
 class DeadlinePassed(Exception):
     """The deadline came before one iteration could be done."""
@@ -105,8 +102,7 @@ class Job(ABC):
 
         The parts follow from the shape alone: a plan's figures must not depend on the hour.
         """
-        rows = max(1, STEP_LIMIT // candidates.shape[1], self.ticket.pace.knee)
-        return deque(torch.split(candidates, rows))
+        return deque(torch.split(candidates, self.ticket.step_rows))
 
     def _left_s(self) -> float:
         """Seconds that rolling all the candidates at hand out is expected to take."""

@@ -22,6 +22,8 @@ class Scheduler:
     the same roll-out, in the order of their urgency. Between two turns jobs join, leave, overtake
     and expire. A job whose deadline falls into a step of others is answered before it, in time.
 
+    ``free_at`` is when the run of the model under way is expected to end.
+
     ``on_batch`` is told "encode" or "rollout", and the rows of each run of the model. Any thread
     may submit, and cancel a job's future; turns are taken by one.
     """
@@ -36,6 +38,7 @@ class Scheduler:
         self._encodes: list[EncodeJob] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
+        self.free_at = 0.0
 
     @property
     def idle(self) -> bool:
@@ -85,7 +88,8 @@ class Scheduler:
         if not jobs:
             return
         frames = min(BATCH_ROWS, sum(len(job.frames) - job.encoded for job in jobs))
-        self._expire_by(self._clock() + jobs[0].pace.encode(frames))
+        self.free_at = self._clock() + jobs[0].pace.encode(frames)
+        self._expire_by(self.free_at)
         try:
             self._encode(jobs)
         except Exception as error:
@@ -119,7 +123,8 @@ class Scheduler:
             return
         ticket, rows = group[0].ticket, packed_rows([job.rows for job in group])
         start = self._clock()
-        self._expire_by(start + ticket.pace.estimate(rows, ticket.shape), keep=group)
+        self.free_at = start + ticket.pace.estimate(rows, ticket.shape)
+        self._expire_by(self.free_at, keep=group)
         for job in group:
             job.started = start if job.started is None else job.started
         if self._step(group):

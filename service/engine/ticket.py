@@ -9,6 +9,9 @@ from itertools import accumulate
 
 from service.engine.pace import ONE_STEP, Pace, Shape
 
+STEP_LIMIT = 2560
+"""Candidates times steps of one roll-out, except below the knee: 512 over a horizon of 5."""
+
 PATIENCE_S = 10.0
 """A deadline further away, or none, counts as this in the order of the queue."""
 
@@ -64,6 +67,16 @@ class Ticket:
     def largest(self) -> int:
         """The candidates of its largest iteration."""
         return max(self.rows, default=0)
+
+    @property
+    def step_rows(self) -> int:
+        """The most candidates of one step, which holds others up for a moment only."""
+        return max(1, STEP_LIMIT // self.shape.horizon, self.pace.knee)
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of its longest step."""
+        return self.pace.estimate(min(self.largest, self.step_rows), self.shape)
 
     def promise(self, iterations: int) -> None:
         """Promise so many iterations, or the fewer that the client would be content with."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -23,16 +26,35 @@ FIXED_S, ROW_S, FRAME_S = 0.001, 0.0001, 0.002
 
 
 class FakeClock:
-    """Seconds that pass when told to."""
+    """Seconds that pass when told to; what is to happen meanwhile happens at its time."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
 
     def __call__(self) -> float:
         return self.now
 
+    def at(self, time: float, event: Callable[[], None]) -> None:
+        """Have something happen."""
+        heapq.heappush(self._events, (time, next(self._order), event))
+
     def pass_by(self, seconds: float) -> None:
-        self.now += seconds
+        """Let time pass."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            self.skip()
+        self.now = end
+
+    def skip(self) -> bool:
+        """Go to the next event; False if there is none."""
+        if not self._events:
+            return False
+        time, _, event = heapq.heappop(self._events)
+        self.now = max(self.now, time)
+        event()
+        return True
 
 
 @dataclass

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from service.engine.encodes import BATCH_ROWS
-from service.engine.jobs import STEP_LIMIT, DeadlinePassed, PlanOutcome
+from service.engine.jobs import DeadlinePassed, PlanOutcome
 from service.engine.pace import Pace, Shape
 from service.engine.scheduler import Scheduler
+from service.engine.ticket import STEP_LIMIT
 from tests.service.engine.fakes import (
     FakeBackend,
     FakeClock,
