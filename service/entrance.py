@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from service.context import RequestContext
+from service.context import Endpoint, RequestContext
 from service.engine.admission import Admission, Refused
 from service.engine.engine import Engine, EngineStopped
 from service.engine.jobs import DeadlinePassed
@@ -21,6 +22,7 @@ class Entrance:
     def __init__(self, engine: Engine, admission: Admission) -> None:
         self._engine = engine
         self._admission = admission
+        self._inside: dict[Endpoint, set[Ticket]] = defaultdict(set)
         self._empty = asyncio.Event()
         self._empty.set()
         self.closed = False
@@ -40,6 +42,8 @@ class Entrance:
             raise Overloaded(refused.retry_after_s, str(refused)) from None
         except DeadlinePassed:
             raise _too_late(context) from None
+        inside = self._inside[context.endpoint]
+        inside.add(ticket)
         self._empty.clear()
         try:
             yield
@@ -48,9 +52,14 @@ class Entrance:
         except DeadlinePassed:
             raise _too_late(context) from None
         finally:
+            inside.remove(ticket)
             self._admission.leave(ticket)
             if not self._admission:
                 self._empty.set()
+
+    def waiting(self, endpoint: Endpoint) -> int:
+        """Requests inside that the engine has not begun to work on; encodes until they are done."""
+        return sum(not ticket.begun for ticket in tuple(self._inside[endpoint]))
 
     async def empty(self, timeout_s: float) -> None:
         """Wait until nobody is inside, for ``timeout_s`` at most."""

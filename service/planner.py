@@ -6,8 +6,9 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Literal, TypeVar
 
 from service.cache.memory import MemoryCache
@@ -21,7 +22,7 @@ from service.engine.ticket import Ticket
 from service.entrance import Entrance
 from service.errors import Draining, Failed, InvalidRequest, Loading
 from service.latents import Latents, LatentSource
-from service.metrics import Metrics
+from service.metrics import INFERENCE_ENDPOINTS, Metrics
 from service.monitor.health import assess
 from service.planning.solvers import make_solver
 from service.registry import Registry
@@ -70,13 +71,9 @@ class Planner:
         )
         self._patience_s = settings.default_deadline_ms / 1000
         self._registry: Registry | None = None
-        queues: dict[str, Callable[[], float]] = {
-            "encode": lambda: scheduler.waiting_encodes,
-            "predict": lambda: scheduler.queued(PredictJob),
-            "plan": lambda: scheduler.queued(PlanJob),
-        }
-        for endpoint, count in queues.items():
-            metrics.queued_requests.labels(endpoint).set_function(count)
+        for endpoint in INFERENCE_ENDPOINTS:
+            waiting = partial(self._entrance.waiting, endpoint)
+            metrics.queued_requests.labels(endpoint).set_function(waiting)
         metrics.active_plans.set_function(lambda: scheduler.active(PlanJob))
 
     @property

@@ -132,8 +132,9 @@ def forecast(
 
     What runs now ends in ``busy_s`` seconds, and all waiting frames are encoded; plans then follow
     one another, as many abreast as a packed roll-out holds, each until it is done or its deadline
-    passes. One whose frames are not yet encoded may find a step of another under way when they are. Only a newcomer is to get all that
-    it would be promised, even late: that is what it would cost the others when it comes again.
+    passes. One whose frames are not yet encoded may find another's step under way when they are.
+    Only a newcomer is to get all that it would be promised, even late: that is what it would cost
+    the others when it comes again.
     """
     prepare_s = sum(ticket.prepare_s for ticket in tickets)
     abreast = _abreast(tickets)

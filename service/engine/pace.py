@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +21,16 @@ GAIN = 1.1
 """Fewer rows are as good as more when these have less than so many times the throughput."""
 
 HORIZON = 5
-REPEATS, ENOUGH_S = 3, 0.5
+LEAST, MOST, ENOUGH_S = 2, 5, 0.5
+"""Runs of one measurement, fewer of long ones."""
 
 NEWEST = 0.2
-"""The weight of the newest observation in the running correction."""
+"""How much of what was seen before the newest observation makes one forget."""
+
+RECOVERY_S = 10.0
+"""Without new observations, slowness is forgotten at this time constant.
+
+An expectation that has every plan refused would otherwise never be corrected."""
 
 OUTLIER = 2.0
 """One observation counts as at most so far from what was expected: a hiccup is not a trend."""
@@ -62,8 +69,8 @@ class Pace:
         self._curve = list(curve)
         self._encode_s = encode_s
         self._decode_s = 0.0
-        self._corrections: dict[Shape, float] = {}
-        self._latest = 1.0
+        self._corrections: dict[Shape, Correction] = {}
+        self._latest = Correction(clock)
         self.knee = knee
 
     @property
@@ -81,7 +88,7 @@ class Pace:
 
     def correction(self, shape: Shape) -> float:
         """How many times longer than measured at warm-up roll-outs of a shape take now."""
-        return self._corrections.get(shape, self._latest)
+        return self._corrections.get(shape, self._latest).factor
 
     def plain(self, rows: int, horizon: int) -> float:
         """Seconds of a roll-out by what was measured at warm-up, without the correction."""
@@ -91,11 +98,8 @@ class Pace:
         """Take note of what a roll-out took."""
         plain = self.plain(rows, shape.horizon)
         if plain > 0:
-            # The first of a shape is believed: roll-outs of other shapes say little of it.
-            known = self._corrections.get(shape)
-            ratio = seconds / plain
-            self._latest = ratio if known is None else _follow(known, ratio)
-            self._corrections[shape] = self._latest
+            self._latest = self._corrections.setdefault(shape, Correction(self._clock))
+            self._latest.observe(plain, seconds)
 
     def observe_encode(self, frames: int, seconds: float) -> None:
         """Take note of what a batch of frames took to encode."""
@@ -115,7 +119,7 @@ class Pace:
         frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
         self._encode_s = self._seconds(lambda: backend.encode(frame))
         self._curve = list(self._measured_curve(backend, config))
-        self._corrections, self._latest = {}, 1.0
+        self._corrections, self._latest = {}, Correction(self._clock)
         best = max(_throughput(point) for point in self._curve)
         knee = next(point[0] for point in self._curve if GAIN * _throughput(point) >= best)
         self.knee = 0 if backend.device == "cpu" else knee
@@ -136,7 +140,7 @@ class Pace:
     def _seconds(self, work: Callable[[], object]) -> float:
         """The least of a few runs; of long ones, fewer."""
         durations: list[float] = []
-        while len(durations) < REPEATS and sum(durations) < ENOUGH_S:
+        while len(durations) < LEAST or (len(durations) < MOST and sum(durations) < ENOUGH_S):
             start = self._clock()
             work()
             durations.append(self._clock() - start)
@@ -150,6 +154,34 @@ class Pace:
         (low, low_s), (high, high_s) = self._curve[index - 1 : index + 1]
         slope = (high_s - low_s) / (high - low)
         return max(0.0, low_s + slope * (rows - low))
+
+
+class Correction:
+    """How many times longer things take than was measured, by their time: short ones count less."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._expected = 0.0
+        self._seen = 0.0
+        self._at = 0.0
+
+    @property
+    def factor(self) -> float:
+        """The correction now."""
+        ratio = self._seen / self._expected if self._expected else 1.0
+        if ratio <= 1:
+            return ratio
+        return 1 + (ratio - 1) * math.exp((self._at - self._clock()) / RECOVERY_S)
+
+    def observe(self, expected: float, seen: float) -> None:
+        """Something expected to take so many seconds took others."""
+        factor = self.factor
+        if self._expected:
+            bounds = expected * factor / OUTLIER, expected * factor * OUTLIER
+            seen = min(max(seen, bounds[0]), bounds[1])
+        self._seen = (1 - NEWEST) * self._expected * factor + seen
+        self._expected = (1 - NEWEST) * self._expected + expected
+        self._at = self._clock()
 
 
 def _throughput(point: tuple[int, float]) -> float:

@@ -45,15 +45,6 @@ class Scheduler:
         """Whether nothing waits."""
         return not self._encodes and not self._jobs
 
-    @property
-    def waiting_encodes(self) -> int:
-        """Encodes that wait."""
-        return len(self._encodes)
-
-    def queued(self, kind: type[Job]) -> int:
-        """Jobs of a kind that have not begun."""
-        return sum(isinstance(job, kind) and job.started is None for job in self._jobs)
-
     def active(self, kind: type[Job]) -> int:
         """Jobs of a kind that have begun."""
         return sum(isinstance(job, kind) and job.started is not None for job in self._jobs)
@@ -127,6 +118,7 @@ class Scheduler:
         self._expire_by(self.free_at, keep=group)
         for job in group:
             job.started = start if job.started is None else job.started
+            job.ticket.begun = True
         if self._step(group):
             ticket.pace.observe(rows, ticket.shape, self._clock() - start)
             self._on_batch("rollout", rows)

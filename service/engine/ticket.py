@@ -21,7 +21,8 @@ class Ticket:
 
     Times are readings of the engine's clock in seconds. ``frames`` are still to be decoded and
     encoded; ``rows`` are the candidates of each iteration, of which ``done`` have been scored.
-    Fewer than ``least`` are of no use to the client, and ``need`` it was promised.
+    Fewer than ``least`` are of no use to the client, and ``need`` it was promised. The first
+    step makes it ``begun``.
 
     Plans far from their deadline, or without one, are put in order as if it were ``patience_s``
     away, so that nothing starves behind an endless row of nearer deadlines; for all else a missing
@@ -51,6 +52,7 @@ class Ticket:
         self._wanted = least
         self.need = 0
         self.done = 0
+        self.begun = False
         self.urgency = (-priority, min(deadline, arrival + patience_s), arrival)
         seconds: dict[int, float] = {
             count: pace.plain(count, shape.horizon) for count in dict.fromkeys(rows)

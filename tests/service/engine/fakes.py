@@ -105,12 +105,12 @@ class FakeBackend:
         return [tag for kind, tags in self.log if kind == "rollout" for tag in tags]
 
 
-def pace_of(knee: int = 0) -> Pace:
+def pace_of(knee: int = 0, clock: FakeClock | None = None) -> Pace:
     """What `FakeBackend` takes."""
-    if knee:
-        flat = FIXED_S + ROW_S * 256
-        return Pace([(1, flat), (256, flat)], FRAME_S, knee)
-    return Pace([(1, FIXED_S + ROW_S), (10_000, FIXED_S + ROW_S * 10_000)], FRAME_S)
+    flat = FIXED_S + ROW_S * 256
+    sloping = [(1, FIXED_S + ROW_S), (10_000, FIXED_S + ROW_S * 10_000)]
+    curve = [(1, flat), (256, flat)] if knee else sloping
+    return Pace(curve, FRAME_S, knee, FakeClock() if clock is None else clock)
 
 
 def cem(samples: int = 8, iterations: int = 3, horizon: int = 2, seed: int = 1) -> CEM:

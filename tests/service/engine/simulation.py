@@ -61,7 +61,7 @@ class Simulation:
     def __init__(self, knee: int = 0, limit: int = 1000) -> None:
         self.clock = FakeClock()
         self.backend = FakeBackend(self.clock, gain=knee > 0)
-        self.pace: Pace = pace_of(knee)
+        self.pace: Pace = pace_of(knee, self.clock)
         self.scheduler = Scheduler(self.clock)
         self.admission = Admission(limit, self.clock, lambda: self.scheduler.free_at)
         self.asks: dict[float, Ask] = {}

@@ -94,7 +94,28 @@ def test_a_hiccup_is_not_a_trend() -> None:
     for _ in range(5):
         pace.observe(10, SHAPE, 0.05)
     pace.observe(10, SHAPE, 5.0)
-    assert pace.estimate(10, SHAPE) == pytest.approx(0.06)
+    assert pace.estimate(10, SHAPE) < 0.065
+
+
+def test_the_short_count_less_than_the_long() -> None:
+    """A plan's closing mean, slow for its one row, says little of its other iterations."""
+    pace = Pace([(1, 0.001)])
+    for _ in range(50):
+        pace.observe(100, SHAPE, 0.5)
+        pace.observe(1, SHAPE, 0.01)
+    assert pace.estimate(100, SHAPE) == pytest.approx(0.5, rel=0.03)
+
+
+def test_slowness_is_forgotten_where_nothing_runs() -> None:
+    """Or an expectation by which no plan fits would keep all plans out for ever."""
+    clock = FakeClock()
+    pace = Pace([(1, 0.001)], clock=clock)
+    pace.observe(10, SHAPE, 5.0)
+    assert pace.estimate(10, SHAPE) == pytest.approx(5.0)
+    clock.pass_by(100)
+    assert pace.estimate(10, SHAPE) == pytest.approx(0.05, rel=0.01)
+    pace.observe(10, SHAPE, 0.05)
+    assert pace.estimate(10, SHAPE) == pytest.approx(0.05, rel=0.01)
 
 
 def test_an_unmeasured_pace_expects_nothing() -> None:

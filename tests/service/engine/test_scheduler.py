@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from service.engine.encodes import BATCH_ROWS
-from service.engine.jobs import DeadlinePassed, PlanOutcome
+from service.engine.jobs import DeadlinePassed, PlanJob, PlanOutcome
 from service.engine.pace import Pace, Shape
 from service.engine.scheduler import Scheduler
 from service.engine.ticket import STEP_LIMIT
@@ -27,7 +27,7 @@ class House:
     def __init__(self, knee: int = 0) -> None:
         self.clock = FakeClock()
         self.backend = FakeBackend(self.clock, gain=knee > 0)
-        self.pace: Pace = pace_of(knee)
+        self.pace: Pace = pace_of(knee, self.clock)
         self.batches: list[tuple[str, int]] = []
         self.scheduler = Scheduler(self.clock, lambda kind, rows: self.batches.append((kind, rows)))
 
@@ -320,14 +320,12 @@ def test_packing_makes_nobody_late(packing: House) -> None:
 
 
 def test_the_counts_for_operators(house: House) -> None:
-    from service.engine.jobs import PlanJob
-
-    for tag in (1, 2):
-        house.scheduler.submit(plan(house.backend, house.pace, tag, arrival=tag))
+    jobs = [plan(house.backend, house.pace, tag, arrival=tag) for tag in (1, 2)]
+    for job in jobs:
+        house.scheduler.submit(job)
     house.scheduler.submit(encode(house.backend, house.pace, 1))
-    assert house.scheduler.waiting_encodes == 1
-    assert (house.scheduler.queued(PlanJob), house.scheduler.active(PlanJob)) == (2, 0)
+    assert house.scheduler.active(PlanJob) == 0
     house.run(turns=1)
-    assert house.scheduler.waiting_encodes == 0
-    assert (house.scheduler.queued(PlanJob), house.scheduler.active(PlanJob)) == (1, 1)
+    assert house.scheduler.active(PlanJob) == 1
+    assert [job.ticket.begun for job in jobs] == [True, False]
     assert house.batches == [("encode", 1), ("rollout", 8)]
