@@ -70,18 +70,19 @@ class LatentSource:
         start = time.monotonic()
         ids = await self._in_turns(name_of, [(frame,) for frame in frames])
         found: dict[str, Tensor] = {}
-        missing: dict[str, tuple[Frame, str, ServedModel, int]] = {}
+        missing: dict[str, tuple[Frame, str, ServedModel]] = {}
         for name, frame, field in zip(ids, frames, fields, strict=True):
             latent = self._find(model, name, frame, field)
             if latent is None:
-                missing.setdefault(name, (frame, field, model, self._max_pixels))
+                missing.setdefault(name, (frame, field, model))
             else:
                 found[name] = latent
-        prepared = await self._in_turns(prepare, list(missing.values()))
+        prepared = await self._in_turns(self._prepare, list(missing.values()))
         decoded = time.monotonic()
         if prepared:
             batch = torch.stack(prepared)
-            encoded = await asyncio.wrap_future(self._engine.encode(model.backend, batch))
+            encoding = self._engine.encode(model.backend, model.pace, batch)
+            encoded = await asyncio.wrap_future(encoding)
             for name, latent in zip(missing, encoded, strict=True):
                 found[name] = latent
                 self._cache.put(_key(model, name), latent)
@@ -112,6 +113,12 @@ class LatentSource:
                 *(loop.run_in_executor(self._decoders, work, *item) for item in turn)
             )
         return results
+
+    def _prepare(self, frame: Frame, field: str, model: ServedModel) -> Tensor:
+        start = time.monotonic()
+        pixels = prepare(frame, field, model, self._max_pixels)
+        model.pace.observe_decode(time.monotonic() - start)
+        return pixels
 
     def _find(self, model: ServedModel, name: str, frame: Frame, field: str) -> Tensor | None:
         if frame.latent is not None:

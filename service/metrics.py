@@ -15,9 +15,10 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service.context import Endpoint
 from service.errors import CODES
 
-INFERENCE_ENDPOINTS = ("encode", "predict", "plan")
+INFERENCE_ENDPOINTS: tuple[Endpoint, ...] = ("encode", "predict", "plan")
 ENDPOINTS = (*INFERENCE_ENDPOINTS, "models")
 PROTOCOLS = ("rest", "grpc")
 STAGES = ("queue", "decode", "encode", "solve", "serialize")
@@ -125,7 +126,9 @@ class Metrics:
             "lewm_batch_rows", "Rows of one run of the model", _ROWS, "kind"
         )
         self.queued_requests = self._gauge(
-            "lewm_queued_requests", "Requests waiting for the engine", "endpoint"
+            "lewm_queued_requests",
+            "Requests inside that the engine has not begun; encodes until they are done",
+            "endpoint",
         )
         for endpoint, protocol in product(ENDPOINTS, PROTOCOLS):
             self.request_duration.labels(endpoint, protocol)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Literal, TypeVar
 
 from service.cache.memory import MemoryCache
 from service.context import RequestContext
-from service.engine.engine import Engine, EngineStopped
-from service.engine.jobs import DeadlinePassed, Job, PlanJob, PlanOutcome, Prediction, PredictJob
-from service.errors import (
-    DeadlineExceeded,
-    Draining,
-    Failed,
-    InvalidRequest,
-    Loading,
-    Overloaded,
-)
+from service.engine.admission import Admission
+from service.engine.engine import Engine
+from service.engine.jobs import Job, PlanJob, PlanOutcome, Prediction, PredictJob
+from service.engine.pace import Shape
+from service.engine.scheduler import Scheduler
+from service.engine.ticket import Ticket
+from service.entrance import Entrance
+from service.errors import Draining, Failed, InvalidRequest, Loading
 from service.latents import Latents, LatentSource
-from service.metrics import Metrics
+from service.metrics import INFERENCE_ENDPOINTS, Metrics
 from service.monitor.health import assess
 from service.planning.solvers import make_solver
 from service.registry import Registry
@@ -31,6 +30,7 @@ from service.requests import EncodeRequest, Frame, PlanRequest, PredictRequest
 from service.resolution import (
     check_fallback,
     check_frames,
+    check_min_iterations,
     resolve_candidates,
     resolve_past,
     resolve_problem,
@@ -59,33 +59,29 @@ class Planner:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._engine = Engine(self._count_batch)
+        scheduler = Scheduler(on_batch=self._count_batch)
+        self._engine = Engine(scheduler)
+        admission = Admission(settings.max_queue, free_at=lambda: scheduler.free_at)
+        self._entrance = Entrance(self._engine, admission)
         self._latents = LatentSource(
             self._engine,
             MemoryCache(settings.cache_entries, settings.cache_ttl_s),
             metrics,
             settings.max_pixels,
         )
+        self._patience_s = settings.default_deadline_ms / 1000
         self._registry: Registry | None = None
-        self._draining = False
-        self._inside = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
-        queues: dict[str, Callable[[], float]] = {
-            "encode": lambda: self._engine.waiting_encodes,
-            "predict": lambda: self._engine.queued(PredictJob),
-            "plan": lambda: self._engine.queued(PlanJob),
-        }
-        for endpoint, count in queues.items():
-            metrics.queued_requests.labels(endpoint).set_function(count)
-        metrics.active_plans.set_function(lambda: self._engine.active(PlanJob))
+        for endpoint in INFERENCE_ENDPOINTS:
+            waiting = partial(self._entrance.waiting, endpoint)
+            metrics.queued_requests.labels(endpoint).set_function(waiting)
+        metrics.active_plans.set_function(lambda: scheduler.active(PlanJob))
 
     @property
     def state(self) -> State:
         """Where the planner is in its life."""
         if self._engine.failed:
             return "failed"
-        if self._draining:
+        if self._entrance.closed:
             return "draining"
         return "loading" if self._registry is None else "ready"
 
@@ -106,13 +102,12 @@ class Planner:
 
     def drain(self) -> None:
         """Refuse what comes from now on."""
-        self._draining = True
+        self._entrance.closed = True
 
     async def stop(self, grace_s: float) -> None:
         """Finish what was admitted, for ``grace_s`` seconds at most."""
-        self._draining = True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), grace_s)
+        self._entrance.closed = True
+        await self._entrance.empty(grace_s)
         await asyncio.to_thread(self._engine.stop, 0)
         self._latents.close()
 
@@ -133,42 +128,26 @@ class Planner:
             raise Loading
         return self._registry
 
-    @contextmanager
-    def _admitted(self, name: str | None, context: RequestContext) -> Iterator[ServedModel]:
-        """The model of a request that may come in, which counts until it leaves.
-
-        Raises:
-            ServiceError: it may not, or the engine refused its work.
-        """
-        if self._draining:
+    def _serving(self, name: str | None) -> ServedModel:
+        """The model of a request; raises `Draining` or as `model` does."""
+        if self._entrance.closed:
             raise Draining
-        model = self._loaded().get(name)
-        if self._inside >= self._settings.max_queue:
-            raise Overloaded(self._engine.retry_after_s)
-        self._inside += 1
-        self._empty.clear()
-        try:
-            yield model
-        except EngineStopped:
-            raise (Failed if self._engine.failed else Draining) from None
-        except DeadlinePassed:
-            waited = 1000 * (time.monotonic() - context.received)
-            raise DeadlineExceeded(
-                "deadline: no iteration can be done in time "
-                f"({waited:.0f} ms have passed since the request arrived)"
-            ) from None
-        finally:
-            self._inside -= 1
-            if self._inside == 0:
-                self._empty.set()
+        return self._loaded().get(name)
 
     async def encode(self, request: EncodeRequest, context: RequestContext) -> EncodeResponse:
         """Frames to latents."""
-        with self._admitted(request.model, context) as model:
-            most = self._settings.max_frames
-            if len(request.frames) > most:
-                expected = f"at most {most} frames a request"
-                raise InvalidRequest("out_of_range", "frames", len(request.frames), expected)
+        model = self._serving(request.model)
+        most = self._settings.max_frames
+        if len(request.frames) > most:
+            expected = f"at most {most} frames a request"
+            raise InvalidRequest("out_of_range", "frames", len(request.frames), expected)
+        ticket = Ticket(
+            model.pace,
+            context.received,
+            deadline=_deadline(context),
+            frames=_unseen(request.frames),
+        )
+        with self._entrance.admitted(ticket, context):
             latents = await self._latents.latents(model, request.frames, _fields(request.frames))
         norms = latents.values.norm(dim=-1).tolist()
         encoded = zip(latents.values, latents.ids, norms, latents.cached, strict=True)
@@ -183,12 +162,23 @@ class Planner:
 
     async def predict(self, request: PredictRequest, context: RequestContext) -> PredictResponse:
         """Frames and actions to predicted latents."""
-        with self._admitted(request.model, context) as model:
-            check_frames(model, len(request.frames))
-            past = resolve_past(model, request.past_actions, len(request.frames))
-            candidates = resolve_candidates(model, request, self._settings)
+        model = self._serving(request.model)
+        check_frames(model, len(request.frames))
+        past = resolve_past(model, request.past_actions, len(request.frames))
+        candidates = resolve_candidates(model, request, self._settings)
+        ticket = Ticket(
+            model.pace,
+            context.received,
+            deadline=_deadline(context),
+            patience_s=self._patience_s,
+            frames=_unseen(request.frames),
+            rows=(len(candidates),),
+            shape=Shape(candidates.shape[1], len(request.frames)),
+        )
+        with self._entrance.admitted(ticket, context):
             latents = await self._latents.latents(model, request.frames, _fields(request.frames))
-            job = PredictJob(model.backend, latents.values, past, candidates, context.deadline)
+            ticket.frames = 0
+            job = PredictJob(model.backend, ticket, latents.values, past, candidates)
             predicted: Prediction = await self._run(job)
         values = predicted.latents.numpy()
         return PredictResponse(
@@ -202,26 +192,33 @@ class Planner:
 
     async def plan(self, request: PlanRequest, context: RequestContext) -> PlanResponse:
         """Frames and a goal to actions."""
-        with self._admitted(request.model, context) as model:
-            check_fallback(request.fallback)
-            check_frames(model, len(request.frames))
-            past = resolve_past(model, request.past_actions, len(request.frames))
-            settings = resolve_solver(model, request.solver, self._settings)
-            problem = resolve_problem(model, settings, request.warm_start)
-            seed = secrets.randbits(63) if request.seed is None else request.seed
-            frames, fields = (*request.frames, request.goal), (*_fields(request.frames), "goal")
+        model = self._serving(request.model)
+        check_fallback(request.fallback)
+        check_frames(model, len(request.frames))
+        past = resolve_past(model, request.past_actions, len(request.frames))
+        settings = resolve_solver(model, request.solver, self._settings)
+        check_min_iterations(request.min_iterations, settings)
+        problem = resolve_problem(model, settings, request.warm_start)
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        solver = make_solver(settings, problem, seed)
+        frames, fields = (*request.frames, request.goal), (*_fields(request.frames), "goal")
+        ticket = Ticket(
+            model.pace,
+            context.received,
+            deadline=_deadline(context, request.deadline_ms),
+            priority=request.priority,
+            patience_s=self._patience_s,
+            frames=_unseen(frames),
+            rows=solver.workload(),
+            shape=Shape(settings.horizon, len(request.frames), settings.name),
+            least=request.min_iterations,
+        )
+        with self._entrance.admitted(ticket, context):
             latents = await self._latents.latents(model, frames, fields)
-            job = PlanJob(
-                model.backend,
-                model.pace,
-                make_solver(settings, problem, seed),
-                latents.values[:-1],
-                past,
-                latents.values[-1],
-                request.priority,
-                _deadline(request, context),
-                "trajectory" in request.include,
-            )
+            ticket.frames = 0
+            values, goal = latents.values[:-1], latents.values[-1]
+            with_trajectory = "trajectory" in request.include
+            job = PlanJob(model.backend, ticket, solver, values, past, goal, with_trajectory)
             outcome: PlanOutcome = await self._run(job)
         self._count_plan(model, outcome, len(request.frames))
         return PlanResponse(
@@ -280,10 +277,17 @@ def _fields(frames: Sequence[Frame]) -> list[str]:
     return [f"frames[{index}]" for index in range(len(frames))]
 
 
-def _deadline(request: PlanRequest, context: RequestContext) -> float | None:
-    own = None if request.deadline_ms is None else context.received + request.deadline_ms / 1000
-    given = [deadline for deadline in (own, context.deadline) if deadline is not None]
-    return min(given, default=None)
+def _unseen(frames: Sequence[Frame]) -> int:
+    """How many frames have to be decoded and encoded, if the cache holds none of them."""
+    return sum(frame.image is not None or frame.pixels is not None for frame in frames)
+
+
+def _deadline(context: RequestContext, deadline_ms: float | None = None) -> float:
+    """The earlier of the transport's and the request's own, infinitely far if there is none."""
+    transport = math.inf if context.deadline is None else context.deadline
+    return min(
+        transport, math.inf if deadline_ms is None else context.received + deadline_ms / 1000
+    )
 
 
 def _timing(

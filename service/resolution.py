@@ -167,6 +167,17 @@ def resolve_warm_rows(model: ServedModel, rows: FloatArray) -> FloatArray:
     return rows
 
 
+def check_min_iterations(wanted: int | None, solver: SolverDefaults) -> None:
+    """Refuse a least number of iterations beyond the solver's own.
+
+    Raises:
+        InvalidRequest: `out_of_range` of `min_iterations`.
+    """
+    if wanted is not None and wanted > solver.iterations:
+        expected = f"at most the solver's iterations, {solver.iterations}"
+        raise InvalidRequest("out_of_range", "min_iterations", wanted, expected)
+
+
 def check_fallback(fallback: Fallback) -> None:
     """Refuse fallback controllers, which this version does not have.
 

@@ -92,6 +92,15 @@ class Settings(BaseSettings):
         int,
         Field(ge=1, le=100_000, description="requests inside at once, from decoding to the answer"),
     ] = 1024
+    default_deadline_ms: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=3_600_000,
+            description="a plan without a deadline, or with a later one, is put in order as if it "
+            "had this one, milliseconds; it is never cut short by it",
+        ),
+    ] = 10_000.0
     max_body_bytes: Annotated[
         int,
         Field(ge=1024, le=1 << 30, description="largest body and gRPC message, bytes"),

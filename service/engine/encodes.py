@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from service.backends.backend import Backend
+from service.engine.pace import Pace
 
 BATCH_ROWS = 32
 """Frames encoded in one turn of the engine; more gain little and hold up the plans."""
@@ -19,6 +20,7 @@ class EncodeJob:
     """Frames (N, size, size, 3) uint8 of one request; ``latents`` holds those encoded so far."""
 
     backend: Backend
+    pace: Pace
     frames: Tensor
     future: Future[Tensor] = field(default_factory=Future)
     latents: list[Tensor] = field(default_factory=list)

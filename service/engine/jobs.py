@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future
@@ -14,11 +12,8 @@ import torch
 from torch import Tensor
 
 from service.backends.backend import Backend
-from service.engine.pace import Pace
+from service.engine.ticket import Ticket
 from service.planning.solver import Solver
-
-STEP_LIMIT = 2560
-"""Candidates times steps of one roll-out: 512 candidates over a horizon of 5."""
 
 
 class DeadlinePassed(Exception):
@@ -49,83 +44,110 @@ class Prediction:
 
 
 class Job(ABC):
-    """One request's work. ``future`` is answered once; cancelling it drops the job.
+    """One request's roll-outs from ``latents`` (H, D) after ``past_actions`` (H − 1, A).
 
-    Times are readings of ``time.monotonic()``; a missing deadline is infinitely far.
+    The engine calls `prepare`, rolls `candidates` out, alone or packed with those of others, and
+    hands the predicted latents to `take`, until ``finished``. ``future`` is answered once, with
+    `result`; cancelling it drops the job. Times are readings of the engine's clock.
     """
 
-    def __init__(self, backend: Backend, priority: int = 5, deadline: float | None = None) -> None:
+    packs = True
+    """Whether its roll-outs may be packed with those of others."""
+
+    def __init__(
+        self, backend: Backend, ticket: Ticket, latents: Tensor, past_actions: Tensor
+    ) -> None:
         self.backend = backend
-        self.priority = priority
-        self.deadline = math.inf if deadline is None else deadline
-        self.arrival = time.monotonic()
+        self.ticket = ticket
+        self.latents = latents
+        self.past_actions = past_actions
+        self.chunks: deque[Tensor] = deque()
+        self.submitted = 0.0
         self.started: float | None = None
         self.finished = False
         self.future: Future[Any] = Future()
 
     @property
-    def urgency(self) -> tuple[int, float, float]:
-        """Smaller goes first: priority, then the earliest deadline, then arrival."""
-        return -self.priority, self.deadline, self.arrival
+    def candidates(self) -> Tensor:
+        """What is to be rolled out next (S, T, A)."""
+        return self.chunks[0]
 
-    def run(self) -> int:
-        """Do one step, see `step`."""
-        if self.started is None:
-            self.started = time.monotonic()
-        return self.step()
-
-    @abstractmethod
-    def step(self) -> int:
-        """Roll some candidates out and say how many; set ``finished`` at the last step."""
+    @property
+    def rows(self) -> int:
+        """How many candidates are to be rolled out next."""
+        return len(self.chunks[0])
 
     @abstractmethod
-    def result(self) -> object:
+    def prepare(self, now: float) -> bool:
+        """Have the next candidates at hand; False where no time is left for them."""
+
+    def step(self) -> None:
+        """Roll the next candidates out alone, and take what they lead to."""
+        self.take(rollout(self.backend, self.latents, self.past_actions, self.candidates))
+
+    @abstractmethod
+    def take(self, predicted: Tensor) -> None:
+        """Take the predicted latents (S, T, D) of the next candidates, and move on."""
+
+    @abstractmethod
+    def result(self, now: float) -> object:
         """The answer as it stands: final after the last step, the best so far at the deadline.
 
         Raises:
             DeadlinePassed: there is none yet.
         """
 
-    def _seconds(self) -> tuple[float, float]:
+    def _chunked(self, candidates: Tensor) -> deque[Tensor]:
+        """Candidates (S, T, A) in parts that hold the engine up for a moment only.
+
+        The parts follow from the shape alone: a plan's figures must not depend on the hour.
+        """
+        return deque(torch.split(candidates, self.ticket.step_rows))
+
+    def _left_s(self) -> float:
+        """Seconds that rolling all the candidates at hand out is expected to take."""
+        return self.ticket.pace.estimate(sum(map(len, self.chunks)), self.ticket.shape)
+
+    def _seconds(self, now: float) -> tuple[float, float]:
         """Seconds in the queue before the first step, and since then."""
-        now = time.monotonic()
         started = now if self.started is None else self.started
-        return started - self.arrival, now - started
+        return started - self.submitted, now - started
 
 
 class PredictJob(Job):
-    """One roll-out: ``latents`` (H, D), ``past_actions`` (H − 1, A), ``candidates`` (S, T, A)."""
+    """One roll-out of ``candidates`` (S, T, A)."""
 
     def __init__(
         self,
         backend: Backend,
+        ticket: Ticket,
         latents: Tensor,
         past_actions: Tensor,
         candidates: Tensor,
-        deadline: float | None,
     ) -> None:
-        super().__init__(backend, deadline=deadline)
-        self.latents = latents
-        self.past_actions = past_actions
-        self.chunks = deque(chunked(candidates))
+        super().__init__(backend, ticket, latents, past_actions)
+        self.chunks = self._chunked(candidates)
         self.predicted: list[Tensor] = []
 
-    def step(self) -> int:
-        """Roll one chunk out."""
-        chunk = self.chunks.popleft()
-        self.predicted.append(rollout(self.backend, self.latents, self.past_actions, chunk))
-        self.finished = not self.chunks
-        return len(chunk)
+    def prepare(self, now: float) -> bool:
+        """See `Job.prepare`."""
+        return now + self._left_s() <= self.ticket.deadline
 
-    def result(self) -> Prediction:
+    def take(self, predicted: Tensor) -> None:
+        """See `Job.take`."""
+        self.chunks.popleft()
+        self.predicted.append(predicted)
+        self.finished = not self.chunks
+
+    def result(self, now: float) -> Prediction:
         """See `Job.result`."""
         if self.chunks:
             raise DeadlinePassed
-        return Prediction(torch.cat(self.predicted), *self._seconds())
+        return Prediction(torch.cat(self.predicted), *self._seconds(now))
 
 
 class PlanJob(Job):
-    """One search towards ``goal`` (D,) from ``latents`` (H, D): ask, roll out, tell, until done.
+    """One search towards ``goal`` (D,): ask, roll out, tell, until done.
 
     The cost is the sum of squared differences between the last predicted latent and the goal's.
     """
@@ -133,50 +155,43 @@ class PlanJob(Job):
     def __init__(
         self,
         backend: Backend,
-        pace: Pace,
+        ticket: Ticket,
         solver: Solver,
         latents: Tensor,
         past_actions: Tensor,
         goal: Tensor,
-        priority: int,
-        deadline: float | None,
-        with_trajectory: bool,
+        with_trajectory: bool = False,
     ) -> None:
-        super().__init__(backend, priority, deadline)
-        self.pace = pace
+        super().__init__(backend, ticket, latents, past_actions)
         self.solver = solver
-        self.latents = latents
-        self.past_actions = past_actions
         self.goal = goal
         self.with_trajectory = with_trajectory
-        self.candidates: Tensor | None = None
-        self.chunks: deque[Tensor] = deque()
+        self.asked: Tensor | None = None
         self.costs: list[Tensor] = []
 
-    def step(self) -> int:
-        """Score one chunk of the iteration's candidates; at its last one, tell the solver.
+    def prepare(self, now: float) -> bool:
+        """See `Job.prepare`: what is not expected to end in time is not begun, nor gone on with."""
+        if self.asked is None:
+            self.asked = self.solver.ask()
+            self.chunks = self._chunked(self.asked)
+        needed_s = self._left_s()
+        if self.with_trajectory:
+            needed_s += self.ticket.pace.estimate(1, self.ticket.shape)
+        return now + needed_s <= self.ticket.deadline
 
-        An iteration that is not expected to end before the deadline is not begun.
-        """
-        if self.candidates is None:
-            self.candidates = self.solver.ask()
-            samples, horizon, _ = self.candidates.shape
-            if time.monotonic() + self.pace.estimate(samples, horizon) > self.deadline:
-                self.finished = True
-                return 0
-            self.chunks = deque(chunked(self.candidates))
-        chunk = self.chunks.popleft()
-        start = time.monotonic()
-        predicted = rollout(self.backend, self.latents, self.past_actions, chunk)
-        self.pace.observe(len(chunk), chunk.shape[1], time.monotonic() - start)
+    def take(self, predicted: Tensor) -> None:
+        """See `Job.take`: score the candidates; once all are scored, tell the solver."""
+        self.chunks.popleft()
         self.costs.append((predicted[:, -1] - self.goal).square().sum(dim=-1))
-        if not self.chunks:
-            self.solver.tell(self.candidates, torch.cat(self.costs))
-            self.candidates, self.costs = None, []
-            self.finished = self.solver.done
-        return len(chunk)
+        if self.chunks:
+            return
+        assert self.asked is not None
+        self.solver.tell(self.asked, torch.cat(self.costs))
+        self.asked, self.costs = None, []
+        self.ticket.done += 1
+        self.finished = self.solver.done
 
-    def result(self) -> PlanOutcome:
+    def result(self, now: float) -> PlanOutcome:
         """See `Job.result`."""
         best = self.solver.best
         if best is None:
@@ -195,7 +210,7 @@ class PlanJob(Job):
             self.solver.iterations,
             self.solver.candidates,
             trajectory,
-            *self._seconds(),
+            *self._seconds(now),
         )
 
 
@@ -203,12 +218,3 @@ def rollout(backend: Backend, latents: Tensor, past_actions: Tensor, candidates:
     """Roll out for one plan: (H, D), (H − 1, A), (S, T, A) → (S, T, D)."""
     parts = (part.unsqueeze(0) for part in (latents, past_actions, candidates))
     return backend.rollout(*parts)[0]
-
-
-def chunked(candidates: Tensor) -> tuple[Tensor, ...]:
-    """Candidates (S, T, A) in parts that hold the engine up for a moment only.
-
-    The parts follow from the shape alone: a plan's figures must not depend on the hour.
-    """
-    rows = max(1, STEP_LIMIT // candidates.shape[1])
-    return torch.split(candidates, rows)

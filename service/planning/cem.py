@@ -31,6 +31,10 @@ class CEM(Solver):
         self.mean = problem.start
         self.std = torch.ones_like(problem.start)
 
+    def workload(self) -> list[int]:
+        """See `Solver.workload`; the closing mean is one more."""
+        return [*super().workload(), 1]
+
     def ask(self) -> Tensor:
         """See `Solver.ask`; the closing one holds the mean alone."""
         return self.mean.unsqueeze(0) if self._closing else self._sample()

@@ -35,10 +35,20 @@ class ICEM(CEM):
         super().__init__(settings, problem, seed)
         self.kept = self.mean.unsqueeze(0)
 
+    def workload(self) -> list[int]:
+        """See `Solver.workload`."""
+        fresh = [self._fresh(iteration) for iteration in range(self.settings.iterations)]
+        kept = min(KEPT, self.settings.elites)
+        return [count + (kept if index else 1) for index, count in enumerate(fresh)] + [1]
+
+    def _fresh(self, iteration: int) -> int:
+        """How many samples an iteration draws."""
+        most, least = self.settings.samples, 2 * self.settings.elites
+        return min(most, max(int(most * DECAY**-iteration), least))
+
     def _sample(self) -> Tensor:
         """Fresh samples, fewer each time but enough to choose elites from, and those kept."""
-        most, least = self.settings.samples, 2 * self.settings.elites
-        shrunk = min(most, max(int(most * DECAY**-self.iterations), least))
+        shrunk = self._fresh(self.iterations)
         horizon, block = self.mean.shape
         action_dim = self.problem.action_dim
         steps = horizon * block // action_dim

@@ -52,6 +52,10 @@ class Solver(ABC):
         self.done = False
         self.best: Solution | None = None
 
+    def workload(self) -> list[int]:
+        """How many candidates each `ask` of the whole search holds, if it never converges."""
+        return [self.settings.samples] * self.settings.iterations
+
     @abstractmethod
     def ask(self) -> Tensor:
         """The next candidates (S, T, A), inside the bounds."""

@@ -157,6 +157,13 @@ class PlanRequest(RequestModel):
         Annotated[Real, Field(gt=0, le=1e9)] | None,
         Field(description="stop with the best plan found this long after arrival"),
     ] = None
+    min_iterations: Annotated[
+        Count | None,
+        Field(
+            description="be admitted when at least so many iterations fit before the deadline; "
+            "left out: as many as on an idle server"
+        ),
+    ] = None
     priority: Annotated[StrictInt, Field(ge=0, le=9, description="9 goes first")] = 5
     fallback: Fallback = Fallback()
     include: Annotated[

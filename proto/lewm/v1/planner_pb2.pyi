@@ -156,7 +156,7 @@ class Fallback(_message.Message):
     def __init__(self, controller: _Optional[str] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("model", "frames", "past_actions", "goal", "solver", "warm_start", "seed", "deadline_ms", "priority", "fallback", "include")
+    __slots__ = ("model", "frames", "past_actions", "goal", "solver", "warm_start", "seed", "deadline_ms", "priority", "fallback", "include", "min_iterations")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     PAST_ACTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class PlanRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    MIN_ITERATIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     frames: _containers.RepeatedCompositeFieldContainer[Frame]
     past_actions: Tensor
@@ -179,7 +180,8 @@ class PlanRequest(_message.Message):
     priority: int
     fallback: Fallback
     include: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., past_actions: _Optional[_Union[Tensor, _Mapping]] = ..., goal: _Optional[_Union[Frame, _Mapping]] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., warm_start: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., priority: _Optional[int] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ...) -> None: ...
+    min_iterations: int
+    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., past_actions: _Optional[_Union[Tensor, _Mapping]] = ..., goal: _Optional[_Union[Frame, _Mapping]] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., warm_start: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., priority: _Optional[int] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., min_iterations: _Optional[int] = ...) -> None: ...
 
 class LatentIds(_message.Message):
     __slots__ = ("frames", "goal")

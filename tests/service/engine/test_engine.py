@@ -1,298 +1,109 @@
-"""The engine with a backend that records what it is asked to run, in which order."""
+"""The engine's thread: it sleeps, works, stops and dies in the open."""
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.card import SolverDefaults
-from service.engine import engine as engine_module
-from service.engine import jobs as jobs_module
-from service.engine.encodes import BATCH_ROWS
 from service.engine.engine import Engine, EngineStopped
-from service.engine.jobs import STEP_LIMIT, DeadlinePassed, PlanJob, PlanOutcome, PredictJob
-from service.engine.pace import Pace
-from service.planning.cem import CEM
-from service.planning.solver import Problem
-from tests.patience import PATIENCE_S
+from service.engine.jobs import PlanOutcome
+from service.engine.scheduler import Scheduler
+from tests.service.engine.fakes import FakeBackend, FakeClock, pace_of, plan
 
 
-class Clock:
-    """Stands still but for what a test lets pass."""
+class GatedBackend(FakeBackend):
+    """Holds the engine up inside a roll-out while the gate is closed."""
 
     def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class RecordingBackend:
-    """Latents are the frames' first pixels; a roll-out stays where its candidates point.
-
-    ``gate`` holds the engine up until it is opened; ``log`` says what ran, each ``pause_s`` long.
-    """
-
-    name, device, precision = "recording", "cpu", "float32"
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.log: list[object] = []
-        self.pause_s = 0.0
-        self.gate = threading.Event()
+        super().__init__(FakeClock())
+        self.gate, self.running = threading.Event(), threading.Event()
         self.gate.set()
-        self.running = threading.Event()
-
-    def encode(self, frames: Tensor) -> Tensor:
-        self._pass("encode", len(frames))
-        if (frames == 255).any():
-            raise RuntimeError("white frame")
-        return frames[:, 0, 0].float()
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-        self._pass("rollout", float(latents[0, 0, 0]))
-        return candidates
-
-    def warm_up(self) -> None: ...
-
-    def _pass(self, *entry: object) -> None:
-        self.log.append(entry)
         self.running.set()
-        self.clock.now += self.pause_s
-        assert self.gate.wait(PATIENCE_S)
-
-    def hold(self) -> None:
-        self.running.clear()
-        self.gate.clear()
-
-    def release(self) -> None:
-        self.gate.set()
+        assert self.gate.wait(30)
+        return super().rollout(latents, past_actions, candidates)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in (engine_module, jobs_module):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
+def backend() -> GatedBackend:
+    return GatedBackend()
 
 
 @pytest.fixture
-def backend(clock: Clock) -> RecordingBackend:
-    return RecordingBackend(clock)
+def scheduler() -> Scheduler:
+    return Scheduler()
 
 
 @pytest.fixture
-def engine(backend: RecordingBackend) -> Iterator[Engine]:
-    engine = Engine()
+def engine(backend: GatedBackend, scheduler: Scheduler) -> Iterator[Engine]:
+    engine = Engine(scheduler)
     engine.start()
     yield engine
-    backend.release()
-    engine.stop(PATIENCE_S)
+    backend.gate.set()
+    engine.stop(30)
 
 
-def frames(value: int, count: int = 1) -> Tensor:
-    return torch.full((count, 2, 2, 3), value, dtype=torch.uint8)
-
-
-def plan(
-    backend: RecordingBackend,
-    tag: float = 0,
-    priority: int = 5,
-    deadline_in: float | None = None,
-    iterations: int = 3,
-    samples: int = 8,
-    each_s: float = 0.0,
-) -> PlanJob:
-    settings = SolverDefaults(samples=samples, iterations=iterations, elites=2, horizon=2)
-    bound = torch.ones(3)
-    solver = CEM(settings, Problem(-bound, bound, torch.zeros(2, 3), action_dim=3), seed=1)
-    backend.clock.now += 0.001  # no two arrive at once
-    deadline = None if deadline_in is None else backend.clock.now + deadline_in
-    latents, past = torch.full((1, 3), float(tag)), torch.empty(0, 3)
-    goal, pace = torch.zeros(3), Pace(fixed_s=0.0, each_s=each_s)
-    return PlanJob(backend, pace, solver, latents, past, goal, priority, deadline, False)
-
-
-def answer(future: Future[PlanOutcome]) -> PlanOutcome:
-    return future.result(timeout=PATIENCE_S)
-
-
-def hold_with_a_plan(engine: Engine, backend: RecordingBackend) -> Future[PlanOutcome]:
-    """Keep the engine busy inside a plan's first iteration until `release`."""
-    backend.hold()
-    future = engine.submit(plan(backend, tag=-1, priority=0))
-    assert backend.running.wait(PATIENCE_S)
+def hold(engine: Engine, backend: GatedBackend) -> Future[PlanOutcome]:
+    """Keep the engine inside a plan's first iteration until the gate is opened."""
+    backend.gate.clear()
+    future = engine.submit(plan(backend, pace_of(), -1))
+    assert backend.running.wait(30)
     return future
 
 
-def test_waiting_encodes_run_as_one_batch_and_each_gets_its_own(
-    engine: Engine, backend: RecordingBackend
+def test_it_wakes_for_what_comes(engine: Engine, backend: GatedBackend) -> None:
+    frames = torch.full((2, 2, 2, 3), 7, dtype=torch.uint8)
+    for _ in range(2):
+        assert torch.equal(
+            engine.encode(backend, pace_of(), frames).result(30), torch.full((2, 3), 7.0)
+        )
+        assert engine.submit(plan(backend, pace_of(), 1)).result(30).status == "completed"
+
+
+def test_stopping_finishes_what_was_submitted_and_refuses_the_rest(
+    engine: Engine, backend: GatedBackend
 ) -> None:
-    hold_with_a_plan(engine, backend)
-    futures = [engine.encode(backend, frames(value, count=value)) for value in (1, 2, 3)]
-    backend.release()
-    for value, future in zip((1, 2, 3), futures, strict=True):
-        assert torch.equal(future.result(PATIENCE_S), torch.full((value, 3), float(value)))
-    assert ("encode", 6) in backend.log
+    future = engine.submit(plan(backend, pace_of(), 1))
+    engine.stop(30)
+    assert future.result(0).status == "completed"
+    with pytest.raises(EngineStopped):
+        engine.submit(plan(backend, pace_of(), 2))
 
 
-def test_encodes_do_not_wait_for_a_whole_plan(engine: Engine, backend: RecordingBackend) -> None:
-    planning = hold_with_a_plan(engine, backend)
-    encoding = engine.encode(backend, frames(1))
-    backend.release()
-    encoding.result(PATIENCE_S)
-    answer(planning)
-    assert backend.log.index(("encode", 1)) == 1
-
-
-def test_one_bad_item_of_a_batch_fails_alone(engine: Engine, backend: RecordingBackend) -> None:
-    hold_with_a_plan(engine, backend)
-    good, bad, other = (engine.encode(backend, frames(value)) for value in (1, 255, 2))
-    backend.release()
-    assert torch.equal(good.result(PATIENCE_S), torch.ones(1, 3))
-    assert torch.equal(other.result(PATIENCE_S), torch.full((1, 3), 2.0))
-    with pytest.raises(RuntimeError, match="white frame"):
-        bad.result(PATIENCE_S)
-
-
-def test_the_more_urgent_plan_goes_first(engine: Engine, backend: RecordingBackend) -> None:
-    first = hold_with_a_plan(engine, backend)
-    jobs = [
-        plan(backend, tag=1, priority=5),
-        plan(backend, tag=2, priority=5),
-        plan(backend, tag=3, priority=5, deadline_in=60),
-        plan(backend, tag=4, priority=9),
-    ]
-    futures: list[Future[PlanOutcome]] = [engine.submit(job) for job in jobs]
-    backend.release()
-    wait([first, *futures], timeout=PATIENCE_S)
-    order = list(dict.fromkeys(entry[1] for entry in backend.log))  # type: ignore[index]
-    assert order == [-1, 4, 3, 1, 2]
-
-
-def test_a_plan_stops_at_its_deadline_with_its_best(
-    engine: Engine, backend: RecordingBackend
-) -> None:
-    backend.pause_s = 1.0
-    outcome = answer(engine.submit(plan(backend, deadline_in=4.5, iterations=1000)))
-    assert (outcome.status, outcome.iterations) == ("deadline", 5)
-    assert outcome.cost < torch.inf
-
-
-def test_a_plan_without_an_iteration_before_its_deadline_has_no_answer(
-    engine: Engine, backend: RecordingBackend
-) -> None:
-    hold_with_a_plan(engine, backend)
-    late = engine.submit(plan(backend, deadline_in=1.0))
-    backend.clock.now += 2.0
-    backend.release()
-    with pytest.raises(DeadlinePassed):
-        late.result(PATIENCE_S)
+def test_what_outlasts_the_grace_period_is_told_so(engine: Engine, backend: GatedBackend) -> None:
+    held = hold(engine, backend)
+    engine.stop(0)
+    with pytest.raises(EngineStopped):
+        held.result(0)
 
 
 def test_a_cancelled_plan_costs_at_most_one_more_iteration(
-    engine: Engine, backend: RecordingBackend
+    engine: Engine, backend: GatedBackend
 ) -> None:
-    future = hold_with_a_plan(engine, backend)
-    assert future.cancel()
-    backend.release()
-    assert answer(engine.submit(plan(backend, tag=2))).status == "completed"
-    assert backend.log.count(("rollout", -1.0)) == 1
-
-
-def test_stopping_finishes_what_was_admitted_and_refuses_the_rest(
-    engine: Engine, backend: RecordingBackend
-) -> None:
-    future = engine.submit(plan(backend))
-    engine.stop(PATIENCE_S)
-    assert answer(future).status == "completed"
-    with pytest.raises(EngineStopped):
-        engine.submit(plan(backend))
-
-
-def test_what_outlasts_the_grace_period_is_told_so(backend: RecordingBackend) -> None:
-    engine = Engine()
-    engine.start()
-    future = hold_with_a_plan(engine, backend)
-    engine.stop(0.05)
-    with pytest.raises(EngineStopped):
-        future.result(PATIENCE_S)
-    backend.release()
-
-
-def test_a_failing_job_fails_alone(engine: Engine, backend: RecordingBackend) -> None:
-    job = plan(backend)
-    job.goal = torch.zeros(4)
-    with pytest.raises(RuntimeError):
-        engine.submit(job).result(PATIENCE_S)
-    assert answer(engine.submit(plan(backend))).status == "completed"
+    held = hold(engine, backend)
+    assert held.cancel()
+    backend.gate.set()
+    assert engine.submit(plan(backend, pace_of(), 2)).result(30).status == "completed"
+    assert backend.rolled_out().count(-1) == 1
 
 
 def test_a_dead_thread_is_told_and_leaves_nobody_waiting(
-    engine: Engine, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, scheduler: Scheduler, backend: GatedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = hold_with_a_plan(engine, backend)
-    monkeypatch.setattr(engine, "_run_encodes", lambda: (_ for _ in ()).throw(SystemExit))
-    waiting = engine.submit(plan(backend))
-    backend.release()
+    def die() -> None:
+        raise SystemExit
+
+    held = hold(engine, backend)
+    monkeypatch.setattr(scheduler, "turn", die)
+    waiting = engine.submit(plan(backend, pace_of(), 2))
+    backend.gate.set()
     for future in (held, waiting):
         with pytest.raises(EngineStopped):
-            future.result(PATIENCE_S)
+            future.result(30)
     assert engine.failed
     with pytest.raises(EngineStopped):
-        engine.encode(backend, frames(1))
-
-
-def test_a_plan_that_cannot_be_in_time_is_not_begun(
-    engine: Engine, backend: RecordingBackend
-) -> None:
-    with pytest.raises(DeadlinePassed):
-        engine.submit(plan(backend, deadline_in=0.2, each_s=0.1)).result(PATIENCE_S)
-    assert backend.log == []
-
-
-def test_a_large_iteration_lets_a_more_urgent_plan_through(
-    engine: Engine, backend: RecordingBackend
-) -> None:
-    rows = STEP_LIMIT // 2
-    backend.hold()
-    large = engine.submit(plan(backend, tag=1, priority=0, iterations=1, samples=3 * rows))
-    assert backend.running.wait(PATIENCE_S)
-    urgent = engine.submit(plan(backend, tag=2, priority=9))
-    backend.release()
-    answer(urgent)
-    answer(large)
-    order = [entry[1] for entry in backend.log]  # type: ignore[index]
-    assert order[:2] == [1, 2]
-    assert order.count(1) == 3 + 1  # three chunks, and the mean
-
-
-def test_a_few_frames_do_not_wait_for_very_many(engine: Engine, backend: RecordingBackend) -> None:
-    hold_with_a_plan(engine, backend)
-    many = engine.encode(backend, frames(1, count=10 * BATCH_ROWS))
-    few = engine.encode(backend, frames(2, count=2))
-    backend.release()
-    assert torch.equal(few.result(PATIENCE_S), torch.full((2, 3), 2.0))
-    assert torch.equal(many.result(PATIENCE_S), torch.ones(10 * BATCH_ROWS, 3))
-    assert ("encode", BATCH_ROWS // 2 + 2) in backend.log
-
-
-def test_a_prediction_is_one_step(engine: Engine, backend: RecordingBackend) -> None:
-    candidates = torch.rand(4, 2, 3)
-    job = PredictJob(backend, torch.zeros(1, 3), torch.empty(0, 3), candidates, None)
-    assert torch.equal(engine.submit(job).result(PATIENCE_S).latents, candidates)
-
-
-def test_a_cancelled_encode_is_not_run(engine: Engine, backend: RecordingBackend) -> None:
-    hold_with_a_plan(engine, backend)
-    future = engine.encode(backend, frames(1))
-    future.cancel()
-    backend.release()
-    answer(engine.submit(plan(backend)))
-    assert not any(entry[0] == "encode" for entry in backend.log)  # type: ignore[index]
-    with pytest.raises(CancelledError):
-        future.result(0)
+        engine.submit(plan(backend, pace_of(), 3))
