@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from typing import Literal, TypeVar
 
 from service.cache.memory import MemoryCache
@@ -209,12 +208,13 @@ class Planner:
             settings = resolve_solver(model, request.solver, self._settings)
             problem = resolve_problem(model, settings, request.warm_start)
             seed = secrets.randbits(63) if request.seed is None else request.seed
+            solver = make_solver(settings, problem, seed)
             frames, fields = (*request.frames, request.goal), (*_fields(request.frames), "goal")
             latents = await self._latents.latents(model, frames, fields)
             job = PlanJob(
                 model.backend,
                 model.pace,
-                make_solver(settings, problem, seed),
+                solver,
                 latents.values[:-1],
                 past,
                 latents.values[-1],
@@ -236,7 +236,7 @@ class Planner:
             status=outcome.status,
             iterations=outcome.iterations,
             candidates=outcome.candidates,
-            solver=asdict(settings),
+            solver=solver.resolved(),
             seed=seed,
             latent_ids=LatentIds(latents.ids[:-1], latents.ids[-1]),
             health=self._health(model, latents, len(request.frames)),

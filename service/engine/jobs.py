@@ -13,12 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from service.backends.backend import Backend
+from service.backends.backend import Backend, goal_costs
 from service.engine.pace import Pace
 from service.planning.solver import Solver
 
 STEP_LIMIT = 2560
 """Candidates times steps of one roll-out: 512 candidates over a horizon of 5."""
+
+GRADIENT_COST = 2.5
+"""Roll-outs that take as long as one with its gradients does, as measured on a CPU."""
 
 
 class DeadlinePassed(Exception):
@@ -127,7 +130,7 @@ class PredictJob(Job):
 class PlanJob(Job):
     """One search towards ``goal`` (D,) from ``latents`` (H, D): ask, roll out, tell, until done.
 
-    The cost is the sum of squared differences between the last predicted latent and the goal's.
+    What a candidate costs is said by `goal_costs`.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class PlanJob(Job):
         self.candidates: Tensor | None = None
         self.chunks: deque[Tensor] = deque()
         self.costs: list[Tensor] = []
+        self.gradients: list[Tensor] = []
 
     def step(self) -> int:
         """Score one chunk of the iteration's candidates; at its last one, tell the solver.
@@ -161,20 +165,36 @@ class PlanJob(Job):
         if self.candidates is None:
             self.candidates = self.solver.ask()
             samples, horizon, _ = self.candidates.shape
-            if time.monotonic() + self.pace.estimate(samples, horizon) > self.deadline:
+            expected_s = self.pace.estimate(samples, horizon)
+            if self.solver.needs_gradients:
+                expected_s *= GRADIENT_COST
+            if time.monotonic() + expected_s > self.deadline:
                 self.finished = True
                 return 0
             self.chunks = deque(chunked(self.candidates))
         chunk = self.chunks.popleft()
+        if self.solver.needs_gradients:
+            self._differentiate(chunk)
+        else:
+            self._score(chunk)
+        if not self.chunks:
+            gradients = torch.cat(self.gradients) if self.gradients else None
+            self.solver.tell(self.candidates, torch.cat(self.costs), gradients)
+            self.candidates, self.costs, self.gradients = None, [], []
+            self.finished = self.solver.done
+        return len(chunk)
+
+    def _score(self, chunk: Tensor) -> None:
         start = time.monotonic()
         predicted = rollout(self.backend, self.latents, self.past_actions, chunk)
         self.pace.observe(len(chunk), chunk.shape[1], time.monotonic() - start)
-        self.costs.append((predicted[:, -1] - self.goal).square().sum(dim=-1))
-        if not self.chunks:
-            self.solver.tell(self.candidates, torch.cat(self.costs))
-            self.candidates, self.costs = None, []
-            self.finished = self.solver.done
-        return len(chunk)
+        self.costs.append(goal_costs(predicted, self.goal))
+
+    def _differentiate(self, chunk: Tensor) -> None:
+        inputs = (self.latents, self.past_actions, chunk, self.goal)
+        costs, gradients = self.backend.gradients(*(part.unsqueeze(0) for part in inputs))
+        self.costs.append(costs[0])
+        self.gradients.append(gradients[0])
 
     def result(self) -> PlanOutcome:
         """See `Job.result`."""

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from models.card import SolverDefaults
+from service.backends.backend import goal_costs
 from service.engine.encodes import BATCH_ROWS
 from service.engine.engine import Engine, EngineStopped
 from service.engine.jobs import STEP_LIMIT, DeadlinePassed, PlanJob, PlanOutcome, PredictJob
 from service.engine.pace import Pace
-from service.planning.cem import CEM
 from service.planning.solver import Problem
+from service.planning.solvers import make_solver
 
 
 class RecordingBackend:
@@ -42,6 +43,14 @@ class RecordingBackend:
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         self._pass("rollout", float(latents[0, 0, 0]))
         return candidates
+
+    def gradients(
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        self._pass("gradients", candidates.shape[1])
+        apart = candidates[..., -1:, :] - goals[:, None, None]
+        gradients = torch.cat([torch.zeros_like(candidates[..., 1:, :]), 2 * apart], dim=-2)
+        return goal_costs(candidates, goals), gradients
 
     def warm_up(self) -> None: ...
 
@@ -85,10 +94,12 @@ def plan(
     iterations: int = 3,
     samples: int = 8,
     each_s: float = 0.0,
+    name: str = "cem",
 ) -> PlanJob:
-    settings = SolverDefaults(samples=samples, iterations=iterations, elites=2, horizon=2)
+    settings = SolverDefaults(name, samples, iterations, elites=2, horizon=2)
     bound = torch.ones(3)
-    solver = CEM(settings, Problem(-bound, bound, torch.zeros(2, 3), action_dim=3), seed=1)
+    problem = Problem(-bound, bound, torch.zeros(2, 3), action_dim=3)
+    solver = make_solver(settings, problem, seed=1)
     deadline = None if deadline_in is None else time.monotonic() + deadline_in
     latents, past = torch.full((1, 3), float(tag)), torch.empty(0, 3)
     goal, pace = torch.zeros(3), Pace(fixed_s=0.0, each_s=each_s)
@@ -258,6 +269,18 @@ def test_a_few_frames_do_not_wait_for_very_many(engine: Engine, backend: Recordi
     assert torch.equal(few.result(5), torch.full((2, 3), 2.0))
     assert torch.equal(many.result(5), torch.ones(10 * BATCH_ROWS, 3))
     assert ("encode", BATCH_ROWS // 2 + 2) in backend.log
+
+
+def test_a_gradient_plan_asks_for_gradients_in_parts(
+    engine: Engine, backend: RecordingBackend
+) -> None:
+    samples = STEP_LIMIT // 2 + 10
+    job = plan(backend, iterations=30, samples=samples, name="gradient")
+    job.goal = torch.full((3,), 0.5)
+    outcome = answer(engine.submit(job))
+    assert outcome.cost == pytest.approx(0, abs=1e-3)
+    assert (outcome.iterations, outcome.candidates) == (30, 30 * samples)
+    assert backend.log == 30 * [("gradients", samples - 10), ("gradients", 10)]
 
 
 def test_a_prediction_is_one_step(engine: Engine, backend: RecordingBackend) -> None:

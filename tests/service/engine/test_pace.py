@@ -23,6 +23,9 @@ class SlowBackend:
         time.sleep(horizon * (0.001 + 0.0001 * samples))
         return candidates
 
+    def gradients(self, *_: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
     def warm_up(self) -> None: ...
 
 
