@@ -30,7 +30,11 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class SolverDefaults:
-    """What a plan request that leaves its solver settings out gets."""
+    """What a plan request that leaves its solver settings out gets.
+
+    What is None is left to the defaults of the solver that a plan is made by; a solver takes no
+    notice of settings that it does not have.
+    """
 
     name: str = "cem"
     samples: int = 300
@@ -38,6 +42,11 @@ class SolverDefaults:
     elites: int = 30
     horizon: int = 5
     tolerance: float = 0.0
+    momentum: float | None = None
+    deviation: float | None = None
+    noise_exponent: float | None = None
+    temperature: float | None = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,9 @@ class ModelCard:
         body = asdict(self)
         for name in ("name", "config", "extra"):
             del body[name]
+        body["solver"] = {
+            name: value for name, value in body["solver"].items() if value is not None
+        }
         card = {"name": self.name, **top_level, **body, "architecture": architecture, **self.extra}
         return json.loads(json.dumps(card))  # type: ignore[no-any-return]
 
@@ -210,6 +222,8 @@ def _part(kind: type, card: dict[str, Any], name: str) -> Any:
     if unknown := sorted(set(value) - set(types)):
         raise CardError(f"{name}: unknown fields {unknown}, known are {sorted(types)}")
     for key, entry in value.items():
+        if entry is None and "None" in types[key]:
+            continue
         right = isinstance(entry, str) if types[key] == "str" else is_finite(entry)
         if not right or (types[key] == "int" and (type(entry) is not int or entry < 1)):
             raise CardError(f"{name}.{key}: expected {types[key]}, got {entry!r:.80}")

@@ -7,7 +7,6 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -233,7 +232,7 @@ class Planner:
             status=outcome.status,
             iterations=outcome.iterations,
             candidates=outcome.candidates,
-            solver=asdict(settings),
+            solver=solver.resolved(),
             seed=seed,
             latent_ids=LatentIds(latents.ids[:-1], latents.ids[-1]),
             health=self._health(model, latents, len(request.frames)),

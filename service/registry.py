@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from service.errors import FieldProblem, InvalidRequest, UnknownModel
 from service.logs import log
+from service.resolution import check_card
 from service.responses import ModelDescription
 from service.served import ModelLoadError, ServedModel, load_models, resolve_device
 from service.settings import Settings
@@ -34,6 +35,11 @@ class Registry:
             ModelLoadError: a model, the default or the device cannot be had.
         """
         models = load_models(settings.models, resolve_device(settings.device))
+        for model in models.values():
+            try:
+                check_card(model)
+            except InvalidRequest as error:
+                raise ModelLoadError(f"{model.name}: solver in its card: {error.detail}") from None
         registry = cls(models, settings.default_model)
         threads = choose_threads(settings.threads, next(iter(models.values())))
         for model in models.values():

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from models.card import SolverDefaults
 from service.errors import FieldProblem, InvalidRequest, Phrase
-from service.planning.solver import Problem
+from service.planning.solver import SHARED, Problem
 from service.planning.solvers import SOLVERS
-from service.requests import Fallback, PredictRequest, SolverSettings
+from service.requests import Fallback, PredictRequest, SolverSettings, parse
 from service.served import FloatArray, ServedModel
 from service.settings import Settings
 
@@ -120,17 +120,37 @@ def resolve_solver(
     Elites that only the card or only the request names are lowered to the samples there are.
 
     Raises:
-        InvalidRequest: an unknown solver, or more than a cap.
+        InvalidRequest: an unknown solver, a setting that it does not have, or more than a cap.
     """
     given = {} if wanted is None else wanted.model_dump(exclude_none=True)
     resolved = replace(model.card.solver, **given)
     resolved = replace(resolved, elites=min(resolved.elites, resolved.samples))
-    if resolved.name not in SOLVERS:
-        known = f"one of {', '.join(SOLVERS)}"
-        raise InvalidRequest("unknown_solver", "solver.name", resolved.name, known)
+    _check_name(resolved.name)
+    own = SOLVERS[resolved.name].own
+    for name, value in given.items():
+        if name not in SHARED and name not in own:
+            expected = f"no such setting with {resolved.name}, which has {', '.join(own)}"
+            raise InvalidRequest("conflicting_fields", f"solver.{name}", value, expected)
     for name in ("samples", "iterations", "horizon"):
         _check_cap(f"solver.{name}", asdict(resolved)[name], getattr(settings, f"max_{name}"))
     return resolved
+
+
+def check_card(model: ServedModel) -> None:
+    """Refuse a card with solver settings that no request could name.
+
+    Raises:
+        InvalidRequest: an unknown solver, or a setting out of range.
+    """
+    solver = asdict(model.card.solver)
+    _check_name(solver["name"])
+    parse(SolverSettings, solver | {"elites": min(solver["elites"], solver["samples"])})
+
+
+def _check_name(solver: str) -> None:
+    if solver not in SOLVERS:
+        known = f"one of {', '.join(SOLVERS)}"
+        raise InvalidRequest("unknown_solver", "solver.name", solver, known)
 
 
 def resolve_problem(

@@ -7,6 +7,11 @@ from typing import Protocol
 from torch import Tensor
 
 
+def goal_costs(predicted: Tensor, goals: Tensor) -> Tensor:
+    """Squared distances of the last latents predicted (…, S, T, D) from goals (…, D) → (…, S)."""
+    return (predicted[..., -1, :] - goals.unsqueeze(-2)).square().sum(dim=-1)
+
+
 class Backend(Protocol):
     """Runs one model on one device; called by the engine's thread alone.
 
@@ -27,6 +32,14 @@ class Backend(Protocol):
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """Latents (P, H, D), past (P, H − 1, A), candidates (P, S, T, A) → latents (P, S, T, D)."""
+
+    def gradients(
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `rollout`, and goals (P, D) → costs (P, S), and how each changes with its candidate.
+
+        The costs are those of `goal_costs`, their gradients (P, S, T, A).
+        """
 
     def warm_up(self) -> None:
         """Run what will be served once, so that no request pays for it."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.lewm import LeWM
+from service.backends.backend import goal_costs
 from service.backends.rollout import Rollout
 
 PROJECTOR_ROWS = 8
@@ -15,6 +16,9 @@ than one of many; a fixed number makes a frame's latent independent of its batch
 ENCODE_ROWS = 32
 """Frames in one pass through the encoder; more gain nothing."""
 
+GRADIENT_ROWS = 64
+"""Candidates whose roll-outs are kept in memory at once for their gradients."""
+
 
 class TorchBackend:
     """A LeWM in float32, eager."""
@@ -23,7 +27,7 @@ class TorchBackend:
     precision = "float32"
 
     def __init__(self, model: LeWM, device: torch.device) -> None:
-        self.model = model.eval().to(device)
+        self.model = model.eval().requires_grad_(False).to(device)
         self.device = str(device)
         self._rollout = Rollout(self.model)
         self._encode_rows = ENCODE_ROWS
@@ -45,6 +49,25 @@ class TorchBackend:
         """See `Backend.rollout`."""
         parts = (part.to(self.device) for part in (latents, past_actions, candidates))
         return self._rollout(*parts).cpu()
+
+    def gradients(
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.gradients`; what is kept for the way back bounds the candidates at once."""
+        chunks = torch.split(candidates, max(1, GRADIENT_ROWS // len(candidates)), dim=1)
+        parts = [self._gradients(latents, past_actions, chunk, goals) for chunk in chunks]
+        costs, gradients = zip(*parts, strict=True)
+        return torch.cat(costs, dim=1), torch.cat(gradients, dim=1)
+
+    @torch.enable_grad()
+    def _gradients(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        # Latents come from inference mode, of which autograd takes nothing: a clone is outside it.
+        parts = (part.clone().to(self.device) for part in inputs)
+        latents, past_actions, candidates, goals = parts
+        candidates.requires_grad_()
+        costs = goal_costs(self._rollout(latents, past_actions, candidates), goals)
+        (gradients,) = torch.autograd.grad(costs.sum(), candidates)
+        return costs.detach().cpu(), gradients.cpu()
 
     def warm_up(self) -> None:
         """Encode and roll out once; give batches up where they would change a latent."""

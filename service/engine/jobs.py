@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from service.backends.backend import Backend
+from service.backends.backend import Backend, goal_costs
 from service.engine.ticket import Ticket
 from service.planning.solver import Solver
 
@@ -149,7 +149,7 @@ class PredictJob(Job):
 class PlanJob(Job):
     """One search towards ``goal`` (D,): ask, roll out, tell, until done.
 
-    The cost is the sum of squared differences between the last predicted latent and the goal's.
+    What a candidate costs is said by `goal_costs`.
     """
 
     def __init__(
@@ -164,10 +164,12 @@ class PlanJob(Job):
     ) -> None:
         super().__init__(backend, ticket, latents, past_actions)
         self.solver = solver
+        self.packs = not solver.needs_gradients
         self.goal = goal
         self.with_trajectory = with_trajectory
         self.asked: Tensor | None = None
         self.costs: list[Tensor] = []
+        self.gradients: list[Tensor] = []
 
     def prepare(self, now: float) -> bool:
         """See `Job.prepare`: what is not expected to end in time is not begun, nor gone on with."""
@@ -179,15 +181,29 @@ class PlanJob(Job):
             needed_s += self.ticket.pace.estimate(1, self.ticket.shape)
         return now + needed_s <= self.ticket.deadline
 
+    def step(self) -> None:
+        """See `Job.step`; with gradients, where the solver needs them."""
+        if not self.solver.needs_gradients:
+            return super().step()
+        inputs = (self.latents, self.past_actions, self.candidates, self.goal)
+        costs, gradients = self.backend.gradients(*(part.unsqueeze(0) for part in inputs))
+        self.gradients.append(gradients[0])
+        self._score(costs[0])
+
     def take(self, predicted: Tensor) -> None:
-        """See `Job.take`: score the candidates; once all are scored, tell the solver."""
+        """See `Job.take`."""
+        self._score(goal_costs(predicted, self.goal))
+
+    def _score(self, costs: Tensor) -> None:
+        """Keep the next candidates' costs (S,); once all are scored, tell the solver."""
         self.chunks.popleft()
-        self.costs.append((predicted[:, -1] - self.goal).square().sum(dim=-1))
+        self.costs.append(costs)
         if self.chunks:
             return
         assert self.asked is not None
-        self.solver.tell(self.asked, torch.cat(self.costs))
-        self.asked, self.costs = None, []
+        gradients = torch.cat(self.gradients) if self.gradients else None
+        self.solver.tell(self.asked, torch.cat(self.costs), gradients)
+        self.asked, self.costs, self.gradients = None, [], []
         self.ticket.done += 1
         self.finished = self.solver.done
 

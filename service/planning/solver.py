@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.card import SolverDefaults
+
+SHARED = ("name", "samples", "iterations", "horizon", "tolerance")
+"""The settings that every solver has."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Solver(ABC):
     Each solver has a random stream of its own, so a seed fixes a plan whatever else is served.
     """
 
+    own: ClassVar[Mapping[str, float]]
+    """The settings that this solver has beside the `SHARED` ones, and their defaults."""
+
+    needs_gradients: ClassVar[bool] = False
+    """Whether `tell` has to be given the costs' gradients."""
+
     def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
         self.settings = settings
         self.problem = problem
@@ -51,6 +62,16 @@ class Solver(ABC):
         self.converged = False
         self.done = False
         self.best: Solution | None = None
+
+    def setting(self, name: str) -> float:
+        """One of this solver's `own` settings: as resolved, its default where left out."""
+        value: float | None = getattr(self.settings, name)
+        return self.own[name] if value is None else value
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings that this search runs with, by name."""
+        shared = {name: getattr(self.settings, name) for name in SHARED}
+        return shared | {name: self.setting(name) for name in self.own}
 
     def workload(self) -> list[int]:
         """How many candidates each `ask` of the whole search holds, if it never converges."""
@@ -64,16 +85,30 @@ class Solver(ABC):
         """Candidates (S, T, A) moved into the bounds, in the space in which they live."""
         return candidates.clamp(self.problem.low, self.problem.high)
 
-    def tell(self, candidates: Tensor, costs: Tensor) -> None:
-        """Take the costs (S,) of the candidates of the last `ask`; a NaN is as bad as can be."""
+    def tell(self, candidates: Tensor, costs: Tensor, gradients: Tensor | None = None) -> None:
+        """Take what the candidates of the last `ask` cost (S,); a NaN is as bad as can be.
+
+        ``gradients`` (S, T, A): how the costs change with the candidates, for solvers that need
+        them; the others take no notice.
+        """
         costs = costs.nan_to_num(nan=torch.inf, posinf=torch.inf)
         self.candidates += len(candidates)
         lowest = int(costs.argmin())
         cost = float(costs[lowest])
         if self.best is None or cost < self.best.cost:
             self.best = Solution(candidates[lowest].clone(), cost)
-        self._learn(candidates, costs)
+        self._learn(candidates, costs, gradients)
 
     @abstractmethod
-    def _learn(self, candidates: Tensor, costs: Tensor) -> None:
-        """Move on: count the iteration, set `converged` and `done`."""
+    def _learn(self, candidates: Tensor, costs: Tensor, gradients: Tensor | None) -> None:
+        """Take the costs in, and end the iteration."""
+
+    def _end_iteration(self, spread: float) -> None:
+        """Count the iteration; ``spread``: how far the search still looks, in any component."""
+        self.iterations += 1
+        self.converged = self._settled(spread)
+        self.done = self.converged or self.iterations == self.settings.iterations
+
+    def _settled(self, spread: float) -> bool:
+        """Whether the spread is within the tolerance; a tolerance of 0 never stops early."""
+        return self.settings.tolerance > 0 and spread <= self.settings.tolerance

@@ -98,17 +98,48 @@ class PredictRequest(RequestModel):
 class SolverSettings(RequestModel):
     """Settings of the search; what is left out comes from the model's card."""
 
-    name: Name | None = None
+    name: Annotated[Name | None, Field(description="cem, icem, mppi, random or gradient")] = None
     samples: Annotated[Count | None, Field(description="candidates an iteration")] = None
     iterations: Count | None = None
-    elites: Annotated[Count | None, Field(description="candidates kept, at most samples")] = None
+    elites: Annotated[
+        Count | None, Field(description="cem, icem: candidates kept, at most samples")
+    ] = None
     horizon: Annotated[Count | None, Field(description="action blocks to look ahead")] = None
     tolerance: Annotated[
         Annotated[Real, Field(ge=0)] | None,
         Field(
-            description="stop once the elites' deviation is at most this in every component, "
+            description="stop once the search looks no further than this in any component, "
             "in deviations of the training actions; 0: no early stop"
         ),
+    ] = None
+    momentum: Annotated[
+        Annotated[Real, Field(ge=0, lt=1)] | None,
+        Field(description="cem, icem: share of the old mean and deviation in the new ones"),
+    ] = None
+    deviation: Annotated[
+        Annotated[Real, Field(gt=0, le=100)] | None,
+        Field(
+            description="how far from its start the search looks at first, in deviations of the "
+            "training actions"
+        ),
+    ] = None
+    noise_exponent: Annotated[
+        Annotated[Real, Field(ge=0, le=10)] | None,
+        Field(
+            description="icem, mppi, random: the noise's power falls with frequency to this power; "
+            "0 is white, 2 a random walk"
+        ),
+    ] = None
+    temperature: Annotated[
+        Annotated[Real, Field(gt=0)] | None,
+        Field(
+            description="mppi: cost at which a candidate counts 1/e of the best, in mean distances "
+            "of the iteration's costs from the best"
+        ),
+    ] = None
+    learning_rate: Annotated[
+        Annotated[Real, Field(gt=0, le=100)] | None,
+        Field(description="gradient: length of a step, in deviations of the training actions"),
     ] = None
 
     @model_validator(mode="after")

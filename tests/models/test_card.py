@@ -24,7 +24,7 @@ def whole_card() -> ModelCard:
         action_low=(-1.0, -3.0),
         action_high=(1.0, 4.0),
         crop="center",
-        solver=SolverDefaults(samples=64, tolerance=0.1),
+        solver=SolverDefaults(samples=64, tolerance=0.1, momentum=0.2),
         calibration=Calibration(frames=10, norm_mean=2.0, norm_std=0.5, zscore_limit=4.0),
         provenance={"command": "lewm train"},
         figures={"paper": {"success": 0.95}},
@@ -65,6 +65,14 @@ def test_what_may_be_left_out_has_a_default() -> None:
     read = ModelCard.from_json(card)
     assert read.solver == SolverDefaults()
     assert (read.crop, read.calibration, read.provenance, read.figures) == (None, None, {}, {})
+
+
+def test_settings_that_are_left_to_the_solver_are_not_written() -> None:
+    solver = whole_card().to_json()["solver"]
+    assert solver["momentum"] == 0.2
+    assert "temperature" not in solver
+    card = whole_card().to_json() | {"solver": {"momentum": None}}
+    assert ModelCard.from_json(card).solver == SolverDefaults()
 
 
 def test_figures_are_added() -> None:
@@ -127,6 +135,7 @@ def test_a_wrong_field_is_named(field: str, value: Any) -> None:
         ("solver", "tolerance", math.nan),
         ("calibration", "norm_mean", "2"),
         ("calibration", "frames", True),
+        ("solver", "momentum", "0.2"),
         ("solver", "speed", 1),
         ("calibration", "norm_max", 1.0),
         ("architecture", "norm", "rms"),

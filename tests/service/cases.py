@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from service.planning.solvers import SOLVERS
 from tests.service.frames import (
     ACTION_DIM,
     BLOCK,
@@ -66,6 +68,39 @@ def refused(
 ) -> Case:
     """A case that ends in an error."""
     return Case(name, method, request, status, code, only=only)
+
+
+def searched_by(name: str, **changes: Any) -> Document:
+    """A plan by another solver than the card's, with settings of its own."""
+    return plan(solver={"name": name, "samples": 16, "iterations": 2} | changes)
+
+
+def given(settings: Document) -> Document:
+    """Solver settings without those that gRPC leaves out."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+TUNED = {
+    "name": "mppi",
+    "samples": 16,
+    "iterations": 2,
+    "horizon": 5,
+    "tolerance": 0,
+    "temperature": 0.5,
+    "deviation": 0.7,
+    "noise_exponent": 0,
+}
+
+
+def is_found_by(name: str, document: Document) -> bool:
+    """A plan that a solver ended with two iterations, and said what it ran with."""
+    shared = {"name", "samples", "iterations", "horizon", "tolerance"}
+    return (
+        document["status"] == "completed"
+        and document["iterations"] == 2
+        and math.isfinite(document["cost"])
+        and given(document["solver"]).keys() == shared | SOLVERS[name].own.keys()
+    )
 
 
 def is_whole_plan(document: Document) -> bool:
@@ -134,6 +169,22 @@ GOOD = [
     Case("warm-start", "plan", plan(warm_start=rows(2 * BLOCK))),
     Case("horizon-one", "plan", solver(horizon=1), check=lambda d: len(d["actions"]) == BLOCK),
     Case("one-elite", "plan", solver(elites=1), check=lambda d: math.isfinite(d["cost"])),
+    *(
+        Case(f"solver-{name}", "plan", searched_by(name), check=partial(is_found_by, name))
+        for name in SOLVERS
+    ),
+    Case(
+        "tuned",
+        "plan",
+        searched_by("mppi", temperature=0.5, deviation=0.7, noise_exponent=0),
+        check=lambda d: given(d["solver"]) == TUNED,
+    ),
+    Case(
+        "converged",
+        "plan",
+        solver(iterations=50, tolerance=3.0),
+        check=lambda d: (d["status"], d["iterations"], d["candidates"]) == ("converged", 1, 17),
+    ),
     Case("deadline", "plan", plan(deadline_ms=3_600_000)),
     Case("priority", "plan", plan(priority=9)),
     Case("min-iterations", "plan", plan(min_iterations=2, deadline_ms=30_000)),
@@ -280,7 +331,17 @@ BAD_PLANS = [
     refused("text-sample", "plan", solver(samples="16"), "wrong_type", only="rest"),
     refused("vast-sample", "plan", solver(samples=10**40), "out_of_range", only="rest"),
     refused("solver", "plan", solver(name="oracle"), "unknown_solver"),
-    refused("solver-field", "plan", solver(temperature=1), "unknown_field"),
+    refused("solver-field", "plan", solver(speed=1), "unknown_field"),
+    refused("not-its-own", "plan", solver(temperature=1), "conflicting_fields"),
+    refused("no-elites-in-mppi", "plan", solver(name="mppi"), "conflicting_fields"),
+    refused("momentum", "plan", solver(momentum=1), "out_of_range"),
+    refused("negative-momentum", "plan", solver(momentum=-0.1), "out_of_range"),
+    refused("no-deviation", "plan", solver(deviation=0), "out_of_range"),
+    refused("vast-deviation", "plan", solver(deviation=101), "out_of_range"),
+    refused("nan-deviation", "plan", solver(deviation=math.nan), "not_finite"),
+    refused("noise-exponent", "plan", searched_by("icem", noise_exponent=11), "out_of_range"),
+    refused("no-temperature", "plan", searched_by("mppi", temperature=0), "out_of_range"),
+    refused("learning-rate", "plan", searched_by("gradient", learning_rate=0), "out_of_range"),
     refused("seed", "plan", plan(seed=-1), "out_of_range"),
     refused("large-seed", "plan", plan(seed=2**63), "out_of_range", only="rest"),
     refused("half-seed", "plan", plan(seed=0.5), "wrong_type", only="rest"),

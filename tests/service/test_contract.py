@@ -4,8 +4,9 @@ import httpx
 import numpy as np
 import pytest
 
+from service.planning.solvers import SOLVERS
 from service.rpc.client import PlannerClient
-from tests.service.cases import CASES, Case, plan
+from tests.service.cases import CASES, Case, given, plan, searched_by, solver
 from tests.service.drivers import Driver, RestDriver, RpcDriver
 from tests.service.frames import pixels
 
@@ -35,15 +36,37 @@ def test_names_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
-def test_seeded_plan_is_the_same_over_both(rest: httpx.Client, rpc: PlannerClient) -> None:
+@pytest.mark.parametrize("name", SOLVERS)
+def test_seeded_plan_is_the_same_over_both(
+    rest: httpx.Client, rpc: PlannerClient, name: str
+) -> None:
     drivers: list[Driver] = [RestDriver(rest), RpcDriver(rpc)]
-    request = plan(include=["trajectory"])
+    request = searched_by(name) | {"include": ["trajectory"]}
     first, second = (driver.ask("plan", request).document for driver in drivers)
-    for exact in ("status", "iterations", "candidates", "solver", "seed", "latent_ids"):
+    for exact in ("status", "iterations", "candidates", "seed", "latent_ids"):
         assert first[exact] == second[exact]
+    assert given(first["solver"]) == given(second["solver"])
     for numbers in ("actions", "cost", "trajectory"):
         # JSON writes the shortest decimal that is the same float32.
         assert np.array_equal(np.float32(first[numbers]), np.float32(second[numbers]))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_another_seed_gives_another_plan_no_dearer_than_standing_still(
+    driver: Driver, name: str
+) -> None:
+    first, second = (
+        driver.ask("plan", searched_by(name) | {"seed": seed}).document for seed in (1, 2)
+    )
+    assert first["actions"] != second["actions"]
+    still = driver.ask("plan", searched_by("cem", samples=1, iterations=1)).document
+    assert max(first["cost"], second["cost"]) <= still["cost"] * (1 + 1e-5)
+
+
+def test_a_setting_of_another_solver_is_named_with_those_there_are(driver: Driver) -> None:
+    detail = driver.ask("plan", solver(temperature=1)).detail
+    assert detail.startswith("solver.temperature: ")
+    assert "cem, which has elites, momentum, deviation" in detail
 
 
 def test_latents_can_be_named(driver: Driver) -> None:

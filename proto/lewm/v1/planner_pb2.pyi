@@ -132,20 +132,30 @@ class PredictResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., latents: _Optional[_Union[Tensor, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class SolverSettings(_message.Message):
-    __slots__ = ("name", "samples", "iterations", "elites", "horizon", "tolerance")
+    __slots__ = ("name", "samples", "iterations", "elites", "horizon", "tolerance", "momentum", "deviation", "noise_exponent", "temperature", "learning_rate")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     ITERATIONS_FIELD_NUMBER: _ClassVar[int]
     ELITES_FIELD_NUMBER: _ClassVar[int]
     HORIZON_FIELD_NUMBER: _ClassVar[int]
     TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    NOISE_EXPONENT_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     samples: int
     iterations: int
     elites: int
     horizon: int
     tolerance: float
-    def __init__(self, name: _Optional[str] = ..., samples: _Optional[int] = ..., iterations: _Optional[int] = ..., elites: _Optional[int] = ..., horizon: _Optional[int] = ..., tolerance: _Optional[float] = ...) -> None: ...
+    momentum: float
+    deviation: float
+    noise_exponent: float
+    temperature: float
+    learning_rate: float
+    def __init__(self, name: _Optional[str] = ..., samples: _Optional[int] = ..., iterations: _Optional[int] = ..., elites: _Optional[int] = ..., horizon: _Optional[int] = ..., tolerance: _Optional[float] = ..., momentum: _Optional[float] = ..., deviation: _Optional[float] = ..., noise_exponent: _Optional[float] = ..., temperature: _Optional[float] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
 class Fallback(_message.Message):
     __slots__ = ("controller", "state")

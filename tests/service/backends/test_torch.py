@@ -5,7 +5,9 @@ import torch
 
 from models.config import PRESETS
 from models.lewm import LeWM, initialise
-from service.backends.torch import ENCODE_ROWS, TorchBackend
+from models.random_weights import random_model
+from service.backends.backend import goal_costs
+from service.backends.torch import ENCODE_ROWS, GRADIENT_ROWS, TorchBackend
 
 CPU = torch.device("cpu")
 
@@ -39,6 +41,59 @@ def test_it_encodes_as_the_model_does(backend: TorchBackend, frames: torch.Tenso
     with torch.inference_mode():
         expected = backend.model.encode(frames)
     assert torch.allclose(backend.encode(frames), expected, atol=1e-5)
+
+
+def differentiated(
+    backend: TorchBackend, context: int, samples: int, dtype: torch.dtype
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+    """Inputs (two plans' latents, past actions, candidates, goals), costs and gradients."""
+    config = backend.model.config
+    generator = torch.Generator().manual_seed(2)
+    shapes = (
+        (2, context, config.latent_dim),
+        (2, context - 1, config.block_width),
+        (2, samples, 4, config.block_width),
+        (2, config.latent_dim),
+    )
+    inputs = tuple(torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
+    return inputs, *backend.gradients(*inputs)
+
+
+@pytest.mark.parametrize("context", [1, 3])
+def test_gradients_are_those_of_finite_differences(context: int) -> None:
+    backend = TorchBackend(random_model(PRESETS["edge"]).double(), CPU)
+    inputs, costs, gradients = differentiated(backend, context, 3, torch.float64)
+    latents, past, candidates, goals = inputs
+    assert gradients.shape == candidates.shape
+    assert torch.allclose(goal_costs(backend.rollout(*inputs[:3]), goals), costs)
+    step = 1e-5
+    picked = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        at = tuple(int(torch.randint(size, (), generator=picked)) for size in candidates.shape)
+        moved = torch.zeros_like(candidates)
+        moved[at] = step
+        above, below = (
+            goal_costs(backend.rollout(latents, past, candidates + sign * moved), goals)
+            for sign in (1, -1)
+        )
+        slope = (above - below)[at[:2]] / (2 * step)
+        assert float(gradients[at]) == pytest.approx(float(slope), rel=1e-4, abs=1e-6)
+
+
+def test_gradients_do_not_depend_on_how_many_are_asked_for_and_leave_the_model_alone(
+    frames: torch.Tensor,
+) -> None:
+    backend = TorchBackend(random_model(PRESETS["edge"]), CPU)
+    inputs, costs, gradients = differentiated(backend, 1, GRADIENT_ROWS + 3, torch.float32)
+    latents, past, candidates, goals = inputs
+    some = backend.gradients(latents[1:], past[1:], candidates[1:, -2:], goals[1:])
+    assert torch.allclose(some[0], costs[1:, -2:], rtol=1e-4)
+    assert torch.allclose(some[1], gradients[1:, -2:], rtol=1e-3, atol=1e-4)
+    assert not gradients.requires_grad
+    assert not any(parameter.requires_grad for parameter in backend.model.parameters())
+    # Latents as the encoder gives them come from inference mode.
+    seen = backend.encode(frames[:2]).unsqueeze(1)
+    assert backend.gradients(seen, past, candidates, goals)[1].isfinite().all()
 
 
 def test_batches_are_given_up_where_they_would_change_a_latent() -> None:

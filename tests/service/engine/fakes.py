@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from models.card import SolverDefaults
+from service.backends.backend import goal_costs
 from service.engine.encodes import EncodeJob
 from service.engine.jobs import PlanJob, PredictJob
 from service.engine.pace import Pace, Shape
 from service.engine.ticket import Ticket
 from service.planning.cem import CEM
-from service.planning.solver import Problem
+from service.planning.gradient import Gradient
+from service.planning.solver import Problem, Solver
 
 WIDTH = 3
 """Of latents, and of an action block, which a roll-out gives back as its latents."""
@@ -92,6 +94,15 @@ class FakeBackend:
             raise RuntimeError("poisoned")
         return candidates
 
+    def gradients(
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        self.log.append(("gradients", (candidates.shape[1],)))
+        self.clock.pass_by(self.seconds(candidates.shape[1], candidates.shape[2]))
+        last = 2 * (candidates[..., -1:, :] - goals[:, None, None])
+        gradients = torch.cat([torch.zeros_like(candidates[..., 1:, :]), last], dim=-2)
+        return goal_costs(candidates, goals), gradients
+
     def seconds(self, rows: int, horizon: int) -> float:
         """What a roll-out takes, with the next of the noise; up to 256 rows are free with gain."""
         self.noise.append(self.noise.pop(0))
@@ -120,9 +131,16 @@ def cem(samples: int = 8, iterations: int = 3, horizon: int = 2, seed: int = 1) 
     return CEM(settings, Problem(-bound, bound, start, action_dim=WIDTH), seed)
 
 
+def gradient(samples: int, iterations: int, horizon: int = 2) -> Gradient:
+    """Gradient descent to actions of zero."""
+    settings = SolverDefaults("gradient", samples, iterations, horizon=horizon)
+    bound, start = torch.ones(WIDTH), torch.full((horizon, WIDTH), 0.5)
+    return Gradient(settings, Problem(-bound, bound, start, action_dim=WIDTH), seed=1)
+
+
 def ticket(
     pace: Pace,
-    solver: CEM,
+    solver: Solver,
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 5,
@@ -146,7 +164,7 @@ def plan(
     backend: FakeBackend,
     pace: Pace,
     tag: float,
-    solver: CEM | None = None,
+    solver: Solver | None = None,
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 5,

@@ -13,6 +13,7 @@ from tests.service.engine.fakes import (
     FakeClock,
     cem,
     encode,
+    gradient,
     pace_of,
     plan,
     predict,
@@ -228,6 +229,21 @@ def test_a_prediction_is_one_roll_out(house: House) -> None:
     house.scheduler.submit(job)
     house.run()
     assert torch.equal(job.future.result(0).latents, candidates)
+
+
+def test_a_gradient_plan_asks_for_gradients_in_parts_and_alone(packing: House) -> None:
+    samples = STEP_LIMIT // 2 + 10
+    solver = gradient(samples, iterations=30)
+    job = plan(packing.backend, packing.pace, 1, solver)
+    packing.scheduler.submit(job)
+    packing.scheduler.submit(plan(packing.backend, packing.pace, 2))
+    packing.run()
+    outcome = job.future.result(0)
+    assert outcome.cost == pytest.approx(0, abs=1e-3)
+    assert (outcome.iterations, outcome.candidates) == (30, 30 * samples)
+    asked = [count for kind, counts in packing.backend.log for count in counts if kind != "rollout"]
+    assert asked == 30 * [samples - 10, 10]
+    assert set(packing.backend.rolled_out()) == {2}
 
 
 def test_without_a_knee_plans_follow_one_another(house: House) -> None:
