@@ -33,7 +33,7 @@ class Registry:
         Raises:
             ModelLoadError: a model, the default or the device cannot be had.
         """
-        models = load_models(settings.models, resolve_device(settings.device))
+        models = load_models(settings.models, resolve_device(settings.device), settings.backend)
         registry = cls(models, settings.default_model)
         threads = choose_threads(settings.threads, next(iter(models.values())))
         for model in models.values():

@@ -29,4 +29,14 @@ class Backend(Protocol):
         """Latents (P, H, D), past (P, H − 1, A), candidates (P, S, T, A) → latents (P, S, T, D)."""
 
     def warm_up(self) -> None:
-        """Run what will be served once, so that no request pays for it."""
+        """Run what will be served once, so that no request pays for it.
+
+        Batches of frames are given up where they would change a latent.
+        """
+
+
+class ThreadedBackend(Backend, Protocol):
+    """A backend as a server sets it up."""
+
+    threads: int
+    """CPU threads that share a call; may be set while nothing runs."""
