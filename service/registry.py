@@ -34,7 +34,7 @@ class Registry:
         Raises:
             ModelLoadError: a model, the default or the device cannot be had.
         """
-        models = load_models(settings.models, resolve_device(settings.device))
+        models = load_models(settings.models, resolve_device(settings.device), settings.backend)
         for model in models.values():
             try:
                 check_card(model)

@@ -14,8 +14,8 @@ from torch import Tensor
 from models import checkpoint
 from models.card import ModelCard
 from models.checkpoint import PRETRAINED, CheckpointError
-from service.backends.backend import Backend
-from service.backends.torch import TorchBackend
+from service.backends.backend import ThreadedBackend
+from service.backends.choice import make_backend
 from service.engine.pace import Pace
 
 FloatArray = NDArray[np.float32]
@@ -35,7 +35,7 @@ class ServedModel:
 
     card: ModelCard
     version: str
-    backend: Backend
+    backend: ThreadedBackend
     pace: Pace
     mean: Tensor
     std: Tensor
@@ -43,7 +43,7 @@ class ServedModel:
     high: Tensor
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> ServedModel:
+    def load(cls, folder: Path, device: torch.device, backend_name: str) -> ServedModel:
         """Load a model folder, put it on its device and warm it up.
 
         Raises:
@@ -60,7 +60,7 @@ class ServedModel:
         )
         config = card.config
         block = config.action_block
-        backend = TorchBackend(loaded.model, device)
+        backend = make_backend(backend_name, loaded.model, device)
         backend.warm_up()
         return cls(
             card,
@@ -111,7 +111,9 @@ def resolve_device(wanted: str) -> torch.device:
     return device
 
 
-def load_models(paths: Iterable[Path], device: torch.device) -> dict[str, ServedModel]:
+def load_models(
+    paths: Iterable[Path], device: torch.device, backend_name: str
+) -> dict[str, ServedModel]:
     """All models in these folders, by name; the embedded ones where none are named.
 
     Raises:
@@ -124,7 +126,7 @@ def load_models(paths: Iterable[Path], device: torch.device) -> dict[str, Served
         except CheckpointError as error:
             raise ModelLoadError(str(error)) from error
         for folder in folders:
-            model = ServedModel.load(folder, device)
+            model = ServedModel.load(folder, device, backend_name)
             if model.name in models:
                 raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
             models[model.name] = model

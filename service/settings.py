@@ -128,10 +128,10 @@ class Settings(BaseSettings):
         Literal["console", "json"], Field(description="how log lines are written")
     ] = "console"
 
-    @field_validator("redis_url", "backend", "precision")
+    @field_validator("redis_url", "precision")
     @classmethod
     def _not_there_yet(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value in ("onnx", "bfloat16") or (value and info.field_name == "redis_url"):
+        if value == "bfloat16" or (value and info.field_name == "redis_url"):
             raise ValueError("not supported by this version")
         return value
 

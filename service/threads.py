@@ -15,18 +15,18 @@ REPEATS = 5
 
 
 def choose_threads(wanted: int | None, model: ServedModel) -> int:
-    """Set torch's threads and say how many: ``wanted``, or one or all cores, as measured.
+    """Set the backend's threads and say how many: ``wanted``, or one or all cores, as measured.
 
     Threads meet after every operation. A small model on shared cores loses more by waiting there
     than it gains: on two noisy cores the embedded model plans twice as fast on one thread.
     """
     if wanted is not None:
-        torch.set_num_threads(wanted)
+        model.backend.threads = wanted
         return wanted
     candidates = {1, len(os.sched_getaffinity(0))}
     rollout = _default_rollout(model)
-    fastest = min(sorted(candidates), key=lambda count: _seconds(count, rollout))
-    torch.set_num_threads(fastest)
+    fastest = min(sorted(candidates), key=lambda count: _seconds(model, count, rollout))
+    model.backend.threads = fastest
     return fastest
 
 
@@ -38,9 +38,9 @@ def _default_rollout(model: ServedModel) -> Callable[[], object]:
     return lambda: model.backend.rollout(latents, past, candidates)
 
 
-def _seconds(count: int, rollout: Callable[[], object]) -> float:
+def _seconds(model: ServedModel, count: int, rollout: Callable[[], object]) -> float:
     """The median of a few, so that one disturbance does not decide."""
-    torch.set_num_threads(count)
+    model.backend.threads = count
     durations = []
     for _ in range(REPEATS):
         start = time.monotonic()

@@ -42,4 +42,14 @@ class Backend(Protocol):
         """
 
     def warm_up(self) -> None:
-        """Run what will be served once, so that no request pays for it."""
+        """Run what will be served once, so that no request pays for it.
+
+        Batches of frames are given up where they would change a latent.
+        """
+
+
+class ThreadedBackend(Backend, Protocol):
+    """A backend as a server sets it up."""
+
+    threads: int
+    """CPU threads that share a call; may be set while nothing runs."""

@@ -5,128 +5,94 @@ mask agree, so keys and values of earlier tokens are reused; tokens of context f
 executed blocks are the same for all candidates; the last block needs only keys and values of every
 token but the last. Modulations depend on the action alone: once per block of actions.
 
-Axes: P plans, R rows (P · S candidates, or P for what a plan's candidates share), n new tokens,
-m tokens before them, W width, h heads, d head width, L layers.
+This file knows what a window holds at each step; a kernel knows how tokens pass through it.
+
+Axes: P plans, S candidates of a plan, R rows (P · S candidates, or P for what a plan's candidates
+share), T steps, D latent_dim, A one action block.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from models.lewm import LeWM, PredictorBlock
+from service.backends.shards import Shards
 
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values (R, m, h, d) of one layer."""
-
-Window = list[KeysValues | None]
-"""The tokens of the current window so far: keys and values of each layer."""
+W = TypeVar("W")
+M = TypeVar("M")
 
 
-class Rollout:
-    """Rolls candidates out through the predictor of a LeWM in ``eval()`` mode."""
+class Kernel(Protocol[M, W]):
+    """Runs a model's predictor. What windows W and modulations M are is its own business."""
 
-    def __init__(self, model: LeWM) -> None:
-        self.model = model
-        self.history = model.config.history
-        transformer = model.predictor.transformer
-        self.blocks = [cast(PredictorBlock, block) for block in transformer.layers]
-        linears = [cast(nn.Linear, block.adaLN_modulation[1]) for block in self.blocks]
-        self.modulation_weight = torch.cat([linear.weight for linear in linears])
-        self.modulation_bias = torch.cat([linear.bias for linear in linears])
+    history: int
+
+    def modulations(self, actions: Tensor) -> M:
+        """What blocks of actions (T, R, A) do to each layer."""
+
+    def extend(
+        self, window: W | None, latents: Sequence[Tensor], modulations: M, step: int
+    ) -> tuple[Tensor, W]:
+        """Put latents (R, D) of consecutive steps, each with its block, behind a window.
+
+        The first one's block is that of ``step``. Gives the latent (R, D) after the last one, and
+        the longer window.
+        """
+
+    def select(self, window: W, rows: Tensor) -> W:
+        """A window of these rows of another."""
+
+
+class Rollout(Generic[M, W]):
+    """Rolls candidates out; rows are split among the threads of ``shards``."""
+
+    def __init__(self, kernel: Kernel[M, W], shards: Shards) -> None:
+        self._kernel = kernel
+        self._shards = shards
 
     def __call__(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """See `Backend.rollout`: (P, H, D), (P, H − 1, A), (P, S, T, A) → (P, S, T, D)."""
-        plans, samples, horizon, _ = candidates.shape
+        plans, samples, horizon, width = candidates.shape
         context = latents.shape[1]
-        shared_latents = list(latents.unbind(1))
-        own_latents = [latents[:, -1].repeat_interleave(samples, dim=0)]
-        shared = self._modulations(past_actions)
-        own = self._modulations(candidates.flatten(0, 1))
-        window = self._empty()
-        for step in range(horizon):
-            first = max(0, context + step - self.history)
-            grows = first == 0 and step > 0
-            if not grows:
-                # Positions restart: the window is computed anew, first what candidates share.
-                window = self._empty()
-                fixed = range(first, context - 1)
-                if fixed:
-                    tokens = self._tokens([shared_latents[index] for index in fixed], 0)
-                    self._extend(window, tokens, shared[:, fixed.start : fixed.stop])
-            begin = step if grows else max(0, first - (context - 1))
-            position = context - 1 + begin - first
-            tokens = self._tokens(own_latents[begin : step + 1], position)
-            hidden = self._extend(window, tokens, own[:, begin : step + 1])
-            own_latents.append(self.model.pred_proj(self._output(hidden)))
-        return torch.stack(own_latents[1:], dim=1).reshape(plans, samples, horizon, -1)
+        shared = self._shared(latents, past_actions, horizon)
+        actions = candidates.reshape(plans * samples, horizon, width).transpose(0, 1)
+        plan = torch.arange(plans, device=latents.device).repeat_interleave(samples)
 
-    def _empty(self) -> Window:
-        return [None] * len(self.blocks)
+        def roll(rows: slice) -> Tensor:
+            windows = {
+                first: self._kernel.select(window, plan[rows]) for first, window in shared.items()
+            }
+            return self._roll(latents[plan[rows], -1], windows, actions[:, rows], context)
 
-    def _tokens(self, latents: list[Tensor], position: int) -> Tensor:
-        """Latents (R, D) of n steps as tokens (R, n, W), the first one at a position."""
-        predictor = self.model.predictor
-        positions = predictor.pos_embedding[:, position : position + len(latents)]
-        return cast(Tensor, predictor.transformer.input_proj(torch.stack(latents, 1) + positions))
+        parts = self._shards.map(roll, plans * samples)
+        return torch.cat(parts, dim=1).transpose(0, 1).reshape(plans, samples, horizon, -1)
 
-    def _modulations(self, actions: Tensor) -> Tensor:
-        """Blocks of actions (R, T, A) → shifts, scales and gates (R, T, L, 6, W)."""
-        condition = self.model.predictor.transformer.cond_proj(self.model.action_encoder(actions))
-        packed = F.linear(F.silu(condition), self.modulation_weight, self.modulation_bias)
-        width = self.model.config.predictor_width
-        return packed.reshape(*packed.shape[:2], len(self.blocks), 6, width)
+    def _shared(self, latents: Tensor, past_actions: Tensor, horizon: int) -> dict[int, W]:
+        """Windows of what the candidates of a plan share, by the frame they begin at."""
+        context = latents.shape[1]
+        frames = latents.unbind(1)[: context - 1]
+        windows: dict[int, W] = {}
+        if frames:
+            modulations = self._kernel.modulations(past_actions.transpose(0, 1))
+            for first in range(
+                min(len(frames), 1 + max(0, context + horizon - 1 - self._kernel.history))
+            ):
+                _, windows[first] = self._kernel.extend(None, frames[first:], modulations, first)
+        return windows
 
-    def _output(self, hidden: Tensor) -> Tensor:
-        transformer = self.model.predictor.transformer
-        return cast(Tensor, transformer.output_proj(transformer.norm(hidden)))
-
-    def _extend(self, window: Window, tokens: Tensor, modulations: Tensor) -> Tensor:
-        """Pass new tokens (R, n, W) through all layers; the last one's hidden state (R, W)."""
-        x = tokens
-        last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            shift1, scale1, gate1, shift2, scale2, gate2 = modulations[:, :, index].unbind(2)
-            attention = block.attn
-            normed = attention.norm(block.norm1(x) * (1 + scale1) + shift1)
-            q, k, v = (
-                part.reshape(*part.shape[:2], attention.heads, -1)
-                for part in attention.to_qkv(normed).chunk(3, dim=-1)
-            )
-            keys, values = window[index] = _append(window[index], k, v)
-            if index == last:
-                x, q, gate1 = x[:, -1:], q[:, -1:], gate1[:, -1:]
-                shift2, scale2, gate2 = shift2[:, -1:], scale2[:, -1:], gate2[:, -1:]
-            x = x + gate1 * attention.to_out(_attend(q, keys, values))
-            x = x + gate2 * block.mlp(block.norm2(x) * (1 + scale2) + shift2)
-        return x[:, -1]
-
-
-def _append(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValues:
-    """Keys and values of all tokens; what a plan's rows share is repeated for each."""
-    if before is None:
-        return keys, values
-    repeats = len(keys) // len(before[0])
-    return (
-        torch.cat([before[0].repeat_interleave(repeats, dim=0), keys], dim=1),
-        torch.cat([before[1].repeat_interleave(repeats, dim=0), values], dim=1),
-    )
-
-
-def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal attention of the last n tokens (R, n, h, d) over all (R, m + n, h, d) → (R, n, h·d).
-
-    Written out: for a handful of tokens, products and sums beat batched matrix products.
-    """
-    count, total = queries.shape[1], keys.shape[1]
-    scale = queries.shape[-1] ** -0.5
-    outputs = []
-    for index in range(count):
-        seen = total - count + index + 1
-        scores = (queries[:, index : index + 1] * keys[:, :seen]).sum(-1) * scale
-        weights = scores.softmax(dim=1).unsqueeze(-1)
-        outputs.append((weights * values[:, :seen]).sum(1))
-    return torch.stack(outputs, dim=1).flatten(2)
+    def _roll(self, latest: Tensor, shared: dict[int, W], actions: Tensor, context: int) -> Tensor:
+        """Newest frames (R, D) and candidates (T, R, A) → predicted latents (T, R, D)."""
+        modulations = self._kernel.modulations(actions)
+        latents, window = [latest], shared.get(0)
+        for step in range(len(actions)):
+            first = max(0, context + step - self._kernel.history)
+            begin = step
+            if first > 0:
+                # Positions restart: the window is computed anew, on top of what is shared.
+                window, begin = shared.get(first), max(0, first - context + 1)
+            latent, window = self._kernel.extend(window, latents[begin:], modulations, begin)
+            latents.append(latent)
+        return torch.stack(latents[1:])

@@ -8,6 +8,9 @@ from torch import Tensor
 from models.lewm import LeWM
 from service.backends.backend import goal_costs
 from service.backends.rollout import Rollout
+from service.backends.shards import Shards
+from service.backends.torch_kernel import TorchKernel
+from service.backends.warm_up import encodes_alike, run_rollouts
 
 PROJECTOR_ROWS = 8
 """Rows of one product in the projector. Matrix libraries round a product of few rows otherwise
@@ -29,7 +32,7 @@ class TorchBackend:
     def __init__(self, model: LeWM, device: torch.device) -> None:
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = str(device)
-        self._rollout = Rollout(self.model)
+        self._rollout = Rollout(TorchKernel(self.model), Shards(1))
         self._encode_rows = ENCODE_ROWS
 
     @torch.inference_mode()
@@ -70,15 +73,16 @@ class TorchBackend:
         return costs.detach().cpu(), gradients.cpu()
 
     def warm_up(self) -> None:
-        """Encode and roll out once; give batches up where they would change a latent."""
-        config = self.model.config
-        generator = torch.Generator().manual_seed(0)
-        shape = (ENCODE_ROWS, config.image_size, config.image_size, 3)
-        frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        latents = self.encode(frames)
-        if self.device == "cpu" and not all(
-            torch.equal(self.encode(frames[:rows]), latents[:rows]) for rows in (1, 2, 3, 5, 11)
-        ):
+        """See `Backend.warm_up`."""
+        if self.device == "cpu" and not encodes_alike(self.encode, self.model.config):
             self._encode_rows = 1
-        candidates = torch.zeros(1, 16, 5, config.block_width)
-        self.rollout(latents[:1].unsqueeze(0), candidates[:, 0, :0], candidates)
+        run_rollouts(self.rollout, self.model.config)
+
+    @property
+    def threads(self) -> int:
+        """See `ThreadedBackend`; torch has one number for the whole process."""
+        return torch.get_num_threads()
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        torch.set_num_threads(count)

@@ -1,0 +1,1 @@
+"""A LeWM as ONNX graphs, written node by node from its weights."""
