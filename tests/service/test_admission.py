@@ -132,7 +132,7 @@ def test_who_goes_away_makes_room(server: ServerProcess, rest: httpx.Client) -> 
 
 def test_the_same_plan_alone_and_in_a_crowd(server: ServerProcess, rest: httpx.Client) -> None:
     """Other plans come between its iterations, whatever their urgency."""
-    mine = plan(solver=SHORT | {"iterations": 40})
+    mine = plan(solver=SHORT | {"iterations": 20})
     alone = rest.post("/plan", json=mine).json()
     with (
         robot(server, solver=ENDLESS),
