@@ -9,6 +9,7 @@ import warnings
 from typing import cast
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
@@ -36,6 +37,10 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
     if data.startswith(JPEG_MAGIC) and data.count(START_OF_SCAN) > MAX_SCANS:
         expected = f"a JPEG image of at most {MAX_SCANS} scans"
         raise InvalidRequest("invalid_image", field, data, expected)
+    if data.startswith(JPEG_MAGIC):
+        pixels = _common_jpeg(data, max_pixels)
+        if pixels is not None:
+            return pixels
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
             width, height = image.size
@@ -54,6 +59,21 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
         reason = type(error).__name__
         expected = f"an undamaged PNG or JPEG image ({reason} while decoding)"
         raise InvalidRequest("invalid_image", field, data, expected) from None
+
+
+def _common_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
+    """The pixels of an undamaged colour JPEG within the limit, or None.
+
+    Twice as fast as Pillow, over the same library and with the same pixels. What it does not take
+    is left to Pillow, which says what is wrong, or reads it all the same.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours != "YCbCr" or height * width > max_pixels:
+            return None
+        return simplejpeg.decode_jpeg(data)
+    except ValueError:
+        return None
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

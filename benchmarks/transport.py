@@ -1,0 +1,105 @@
+"""What REST and gRPC add to a plan: one client, closed loop, both protocols in turn.
+
+`added` is what the client waits beyond the model's work: its total − encode − solve. It holds the
+client's library, the way there and back, parsing, naming and decoding the frames, waiting for the
+engine, and the answer. Each request carries two JPEG images that the server has never seen. The
+client's clock runs from the images to the parsed answer.
+
+    python -m benchmarks.transport
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+from lewm.v1 import planner_pb2 as pb
+from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+
+from benchmarks.frames import FreshFrames
+from service.cli.local_server import HOST, LocalServer, local_server
+
+SECONDS = 25.0
+WARM_UP = 5
+STAGES = ("queue", "decode", "encode", "solve", "total")
+
+Timing = dict[str, float]
+Ask = Callable[[bytes, bytes], Timing]
+
+
+def measure(seconds: float = SECONDS, **settings: object) -> dict[str, Any]:
+    """Milliseconds a request, p50 and p99, by protocol; ``settings`` are the server's."""
+    frames = FreshFrames()
+    with local_server(**settings) as server, grpc.insecure_channel(server.target) as channel:
+        protocols = {"rest": _rest(server), "grpc": _grpc(channel)}
+        seen: dict[str, list[Timing]] = {name: [] for name in protocols}
+        for _ in range(WARM_UP):
+            for ask in protocols.values():
+                ask(frames.next(), frames.next())
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            for name, ask in protocols.items():
+                seen[name].append(_timed(ask, frames.next(), frames.next()))
+    figures = {name: _summary(timings) for name, timings in seen.items()}
+    return {"frame_bytes": round(frames.mean_bytes)} | figures
+
+
+def _rest(server: LocalServer) -> Ask:
+    connection = http.client.HTTPConnection(HOST, server.http_port, timeout=60)
+
+    def ask(frame: bytes, goal: bytes) -> Timing:
+        document = {"frames": [{"image": _text(frame)}], "goal": {"image": _text(goal)}}
+        headers = {"content-type": "application/json"}
+        connection.request("POST", "/plan", json.dumps(document), headers)
+        answer = json.loads(connection.getresponse().read())
+        timing: Timing = answer["timing_ms"]
+        return timing
+
+    return ask
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _grpc(channel: grpc.Channel) -> Ask:
+    stub = PlannerServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    def ask(frame: bytes, goal: bytes) -> Timing:
+        request = pb.PlanRequest(frames=[pb.Frame(image=frame)], goal=pb.Frame(image=goal))
+        timing = stub.Plan(request, timeout=60).timing_ms
+        return {stage: getattr(timing, stage) for stage in STAGES}
+
+    return ask
+
+
+def _timed(ask: Ask, frame: bytes, goal: bytes) -> Timing:
+    started = time.perf_counter()
+    timing = ask(frame, goal)
+    client = 1000 * (time.perf_counter() - started)
+    accounted = sum(timing[stage] for stage in ("queue", "decode", "encode", "solve"))
+    return timing | {
+        "client": client,
+        "added": client - timing["encode"] - timing["solve"],
+        "wire": client - timing["total"],
+        "other": timing["total"] - accounted,
+    }
+
+
+def _summary(timings: list[Timing]) -> dict[str, Any]:
+    """p50 and p99 of each part; `wire` is outside the server's clock, `other` inside no stage."""
+    parts = {part: np.percentile([t[part] for t in timings], (50, 99)) for part in timings[0]}
+    return {"requests": len(timings)} | {
+        part: {"p50": round(float(p50), 2), "p99": round(float(p99), 2)}
+        for part, (p50, p99) in parts.items()
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=2))
