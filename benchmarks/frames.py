@@ -4,46 +4,53 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from models.environments import two_room
+
+SIZE = 224
+PICTURES = 8
 QUALITY = 90
-SEQUENCE_BYTES = 8
+NUMBER_BYTES = 8
 
 
-def picture(seed: int, size: int = 224) -> Image.Image:
-    """Smooth shapes under a sensor's noise: as hard to compress as a photograph."""
-    generator = np.random.default_rng(seed)
-    coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32)
-    noisy = smooth + generator.normal(0, 6, smooth.shape)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+def rendered() -> list[NDArray[np.uint8]]:
+    """Frames (224, 224, 3) of Two-Room, which the embedded model plans for."""
+    positions = two_room.sample_positions(PICTURES, torch.Generator().manual_seed(0))
+    return list(two_room.render(positions).numpy())
 
 
-class FreshFrames:
-    """JPEG images whose bytes are all different, from a few pictures.
+def photographs() -> list[NDArray[np.uint8]]:
+    """Smooth shapes under a sensor's noise (224, 224, 3): as hard to compress as a photograph."""
+    generator = np.random.default_rng(0)
+    pictures = []
+    for _ in range(PICTURES):
+        coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
+        noisy = smooth + generator.normal(0, 6, smooth.shape)
+        pictures.append(noisy.clip(0, 255).astype(np.uint8))
+    return pictures
 
-    A comment segment with a number makes an image that no cache knows, at no cost for the client
-    that is measured.
+
+def jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """The picture as a JPEG image."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def fresh(images: Sequence[bytes]) -> Iterator[bytes]:
+    """JPEG images whose bytes are all different, without end.
+
+    A comment with a number makes an image that no cache knows, at no cost for the client that is
+    measured.
     """
-
-    def __init__(self, size: int = 224, pictures: int = 8) -> None:
-        self._count = itertools.count()
-        self._images = []
-        for seed in range(pictures):
-            buffer = io.BytesIO()
-            picture(seed, size).save(buffer, "JPEG", quality=QUALITY)
-            self._images.append(buffer.getvalue())
-
-    @property
-    def mean_bytes(self) -> float:
-        """How long an image is, on average."""
-        return float(np.mean([len(image) for image in self._images]))
-
-    def next(self) -> bytes:
-        """The next image."""
-        number = next(self._count)
-        image = self._images[number % len(self._images)]
-        comment = b"\xff\xfe" + (2 + SEQUENCE_BYTES).to_bytes(2, "big")
-        return image[:2] + comment + number.to_bytes(SEQUENCE_BYTES, "big") + image[2:]
+    for number in itertools.count():
+        image = images[number % len(images)]
+        comment = b"\xff\xfe" + (2 + NUMBER_BYTES).to_bytes(2, "big")
+        yield image[:2] + comment + number.to_bytes(NUMBER_BYTES, "big") + image[2:]

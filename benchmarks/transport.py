@@ -2,8 +2,9 @@
 
 `added` is what the client waits beyond the model's work: its total − encode − solve. It holds the
 client's library, the way there and back, parsing, naming and decoding the frames, waiting for the
-engine, and the answer. Each request carries two JPEG images that the server has never seen. The
-client's clock runs from the images to the parsed answer.
+engine, and the answer. Each request carries two JPEG images that the server has never seen, in turn
+of the embedded model's environment and as hard to decode as a photograph. The client's clock runs
+from the images to the parsed answer.
 
     python -m benchmarks.transport
 """
@@ -15,6 +16,7 @@ import http.client
 import json
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import grpc
@@ -22,11 +24,12 @@ import numpy as np
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 
-from benchmarks.frames import FreshFrames
+from benchmarks.frames import fresh, jpeg, photographs, rendered
 from service.cli.local_server import HOST, LocalServer, local_server
 
 SECONDS = 25.0
-WARM_UP = 5
+WARM_UP = 3
+"""Requests of each kind that do not count."""
 STAGES = ("queue", "decode", "encode", "solve", "total")
 
 Timing = dict[str, float]
@@ -34,20 +37,21 @@ Ask = Callable[[bytes, bytes], Timing]
 
 
 def measure(seconds: float = SECONDS, **settings: object) -> dict[str, Any]:
-    """Milliseconds a request, p50 and p99, by protocol; ``settings`` are the server's."""
-    frames = FreshFrames()
+    """Milliseconds a request, p50 and p99, by protocol and pictures; ``settings`` are the server's."""
+    pictures = {"rendered": rendered(), "photographs": photographs()}
+    frames = {name: fresh([jpeg(picture) for picture in some]) for name, some in pictures.items()}
     with local_server(**settings) as server, grpc.insecure_channel(server.target) as channel:
         protocols = {"rest": _rest(server), "grpc": _grpc(channel)}
-        seen: dict[str, list[Timing]] = {name: [] for name in protocols}
-        for _ in range(WARM_UP):
-            for ask in protocols.values():
-                ask(frames.next(), frames.next())
+        ways = list(product(protocols, frames))
+        seen: dict[tuple[str, str], list[Timing]] = {way: [] for way in ways}
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
-            for name, ask in protocols.items():
-                seen[name].append(_timed(ask, frames.next(), frames.next()))
-    figures = {name: _summary(timings) for name, timings in seen.items()}
-    return {"frame_bytes": round(frames.mean_bytes)} | figures
+            for protocol, name in ways:
+                frame, goal = next(frames[name]), next(frames[name])
+                seen[protocol, name].append(_timed(protocols[protocol], frame, goal))
+    return {
+        f"{protocol}_{name}": _summary(seen[protocol, name][WARM_UP:]) for protocol, name in ways
+    }
 
 
 def _rest(server: LocalServer) -> Ask:
