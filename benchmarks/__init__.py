@@ -1,1 +1,1 @@
-"""Benchmarks of the machine at hand. Each module's `measure` returns its figures as a dictionary."""
+"""Benchmarks of the machine at hand: the `measure` of a module returns its figures."""

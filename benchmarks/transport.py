@@ -16,6 +16,7 @@ import http.client
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import product
 from typing import Any
 
@@ -25,27 +26,36 @@ from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 
 from benchmarks.frames import fresh, jpeg, photographs, rendered
-from service.cli.local_server import HOST, LocalServer, local_server
+from service.cli.local_server import HOST, local_server
 
 SECONDS = 25.0
 WARM_UP = 3
 """Requests of each kind that do not count."""
 STAGES = ("queue", "decode", "encode", "solve", "total")
 
+PARTS = (*STAGES, "client", "added", "wire", "other")
+"""`wire` is outside the server's clock, `other` inside it but in none of its stages."""
+
 Timing = dict[str, float]
 Ask = Callable[[bytes, bytes], Timing]
 
 
-def measure(seconds: float = SECONDS, **settings: object) -> dict[str, Any]:
-    """Milliseconds a request, p50 and p99, by protocol and pictures; ``settings`` are the server's."""
+def measure(seconds: float = SECONDS, **settings: Any) -> dict[str, Any]:
+    """Milliseconds a request by protocol and pictures; ``settings`` are the server's."""
     pictures = {"rendered": rendered(), "photographs": photographs()}
     frames = {name: fresh([jpeg(picture) for picture in some]) for name, some in pictures.items()}
-    with local_server(**settings) as server, grpc.insecure_channel(server.target) as channel:
-        protocols = {"rest": _rest(server), "grpc": _grpc(channel)}
+    with (
+        local_server(**settings) as server,
+        grpc.insecure_channel(server.target) as channel,
+        closing(http.client.HTTPConnection(HOST, server.http_port, timeout=60)) as connection,
+    ):
+        protocols = {"rest": _rest(connection), "grpc": _grpc(channel)}
         ways = list(product(protocols, frames))
         seen: dict[tuple[str, str], list[Timing]] = {way: [] for way in ways}
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        rounds = 0
+        while time.perf_counter() < end or rounds <= WARM_UP:
+            rounds += 1
             for protocol, name in ways:
                 frame, goal = next(frames[name]), next(frames[name])
                 seen[protocol, name].append(_timed(protocols[protocol], frame, goal))
@@ -54,9 +64,7 @@ def measure(seconds: float = SECONDS, **settings: object) -> dict[str, Any]:
     }
 
 
-def _rest(server: LocalServer) -> Ask:
-    connection = http.client.HTTPConnection(HOST, server.http_port, timeout=60)
-
+def _rest(connection: http.client.HTTPConnection) -> Ask:
     def ask(frame: bytes, goal: bytes) -> Timing:
         document = {"frames": [{"image": _text(frame)}], "goal": {"image": _text(goal)}}
         headers = {"content-type": "application/json"}
@@ -97,8 +105,8 @@ def _timed(ask: Ask, frame: bytes, goal: bytes) -> Timing:
 
 
 def _summary(timings: list[Timing]) -> dict[str, Any]:
-    """p50 and p99 of each part; `wire` is outside the server's clock, `other` inside no stage."""
-    parts = {part: np.percentile([t[part] for t in timings], (50, 99)) for part in timings[0]}
+    """p50 and p99 of each part."""
+    parts = {part: np.percentile([t[part] for t in timings], (50, 99)) for part in PARTS}
     return {"requests": len(timings)} | {
         part: {"p50": round(float(p50), 2), "p99": round(float(p99), 2)}
         for part, (p50, p99) in parts.items()

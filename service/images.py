@@ -44,7 +44,7 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
             raise InvalidRequest("invalid_image", field, data, expected)
         if 0 < _colour_pixels(data) <= max_pixels:
             with suppress(ValueError):
-                return simplejpeg.decode_jpeg(data)
+                return cast(NDArray[np.uint8], simplejpeg.decode_jpeg(data))
     elif not data.startswith(PNG_MAGIC):
         raise InvalidRequest("invalid_image", field, data, "a PNG or JPEG image")
     return _decode_slowly(data, max_pixels, field)

@@ -172,8 +172,7 @@ def size_of(frame: Frame) -> int:
 
 def _is_quick(frame: Frame) -> bool:
     if frame.pixels is not None:
-        height, width = frame.pixels.shape[:2]
-        return height * width <= QUICK_PIXELS
+        return frame.pixels.size <= 3 * QUICK_PIXELS
     return frame.image is not None and is_quick(frame.image)
 
 
