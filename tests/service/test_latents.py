@@ -25,6 +25,7 @@ MODEL = cast(
     ServedModel,
     SimpleNamespace(
         version="v",
+        pace=SimpleNamespace(observe_decode=lambda _seconds: None),
         backend=None,
         card=SimpleNamespace(crop=None, config=SimpleNamespace(image_size=SIZE, latent_dim=3)),
     ),
@@ -34,7 +35,7 @@ MODEL = cast(
 class MeanEngine:
     """Encodes a frame as its mean colour."""
 
-    def encode(self, _backend: object, frames: Tensor) -> Future[Tensor]:
+    def encode(self, _backend: object, _pace: object, frames: Tensor) -> Future[Tensor]:
         """(N, size, size, 3) → (N, 3)."""
         future: Future[Tensor] = Future()
         future.set_result(frames.float().mean(dim=(1, 2)))
