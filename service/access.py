@@ -1,7 +1,6 @@
 """The one line and the one count that every answered request leaves behind."""
 
 import time
-from dataclasses import asdict
 
 from service.context import RequestContext
 from service.logs import log
@@ -32,7 +31,7 @@ def record(
         "duration_ms": round(1000 * duration, 3),
     }
     if response is not None:
-        timing = asdict(response.timing_ms)
+        timing = vars(response.timing_ms)
         line["model"] = response.model
         line["timing_ms"] = {stage: round(spent, 3) for stage, spent in timing.items()}
     if context.traceparent is not None:

@@ -2,13 +2,18 @@
 
 Greyscale, palette, 16-bit and CMYK images become RGB (of 16 bits the upper 8 are kept), an alpha
 channel is dropped, an EXIF orientation is not applied: a frame is what the sensor wrote.
+
+Ordinary JPEG images are decoded by simplejpeg, which takes half of Pillow's time over the same
+library and gives the same pixels. Pillow decodes everything else.
 """
 
 import io
 import warnings
+from contextlib import suppress
 from typing import cast
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
@@ -17,6 +22,8 @@ from service.errors import InvalidRequest, Phrase
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 START_OF_SCAN = b"\xff\xda"
+QUICK_PIXELS = 256 * 256
+QUICK_BYTES = 64 * 1024
 MAX_SCANS = 100  # a progressive JPEG has about ten; each one costs a pass over all pixels
 
 # The size is checked here against the server's own limit, for every image.
@@ -31,11 +38,39 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
     Raises `InvalidRequest` naming `field`: `invalid_image` for other formats and for damaged or
     truncated data, `image_too_large` when the header announces more than `max_pixels` pixels.
     """
-    if not data.startswith((PNG_MAGIC, JPEG_MAGIC)):
+    if data.startswith(JPEG_MAGIC):
+        if data.count(START_OF_SCAN) > MAX_SCANS:
+            expected = f"a JPEG image of at most {MAX_SCANS} scans"
+            raise InvalidRequest("invalid_image", field, data, expected)
+        if 0 < _colour_pixels(data) <= max_pixels:
+            with suppress(ValueError):
+                return cast(NDArray[np.uint8], simplejpeg.decode_jpeg(data))
+    elif not data.startswith(PNG_MAGIC):
         raise InvalidRequest("invalid_image", field, data, "a PNG or JPEG image")
-    if data.startswith(JPEG_MAGIC) and data.count(START_OF_SCAN) > MAX_SCANS:
-        expected = f"a JPEG image of at most {MAX_SCANS} scans"
-        raise InvalidRequest("invalid_image", field, data, expected)
+    return _decode_slowly(data, max_pixels, field)
+
+
+def is_quick(data: bytes) -> bool:
+    """Whether decoding takes a fraction of a millisecond: a small JPEG image of one scan."""
+    return (
+        len(data) <= QUICK_BYTES
+        and data.startswith(JPEG_MAGIC)
+        and 0 < _colour_pixels(data) <= QUICK_PIXELS
+        and data.count(START_OF_SCAN) == 1
+    )
+
+
+def _colour_pixels(data: bytes) -> int:
+    """Height times width of a JPEG image in the usual colours; 0 for any other."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return 0
+    return height * width if colours == "YCbCr" else 0
+
+
+def _decode_slowly(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
+    """Whatever the quick decoder does not take: Pillow reads it, or says what is wrong."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
             width, height = image.size

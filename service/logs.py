@@ -4,30 +4,34 @@ import logging
 import sys
 from typing import Any
 
+import orjson
 import structlog
 
 from service.settings import Settings
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("lewm")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("lewm")
 
 
 def configure_logs(settings: Settings) -> None:
-    """Send structlog's and the standard library's lines the same way, to standard error."""
+    """Send structlog's and the standard library's lines the same way, to standard error.
+
+    structlog writes its own lines: a request's would take twice as long through the library.
+    """
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
+        structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
     renderer: Any = (
-        structlog.processors.JSONRenderer()
+        structlog.processors.JSONRenderer(_json)
         if settings.log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -42,4 +46,8 @@ def configure_logs(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(level)
+
+
+def _json(line: dict[str, Any], **_options: object) -> str:
+    return orjson.dumps(line, repr).decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -132,7 +132,7 @@ def resolve_solver(
             expected = f"no such setting with {resolved.name}, which has {', '.join(own)}"
             raise InvalidRequest("conflicting_fields", f"solver.{name}", value, expected)
     for name in ("samples", "iterations", "horizon"):
-        _check_cap(f"solver.{name}", asdict(resolved)[name], getattr(settings, f"max_{name}"))
+        _check_cap(f"solver.{name}", getattr(resolved, name), getattr(settings, f"max_{name}"))
     return resolved
 
 
@@ -161,9 +161,11 @@ def resolve_problem(
     Raises:
         InvalidRequest: of `warm_start`.
     """
-    block = model.card.config.action_block
-    rows = np.tile(model.mean.numpy(), (solver.horizon * block, 1))
-    if warm_start is not None:
+    config = model.card.config
+    if warm_start is None:
+        start = torch.zeros(solver.horizon, config.block_width)  # z-scored, the mean action is 0
+    else:
+        rows = np.tile(model.mean.numpy(), (solver.horizon * config.action_block, 1))
         if len(warm_start) > len(rows):
             expected = f"at most {len(rows)} rows: horizon · action_block"
             received = Phrase(f"{len(warm_start)} rows")
@@ -171,8 +173,8 @@ def resolve_problem(
         # A warm start may end within a block: what is left of a plan being run.
         whole = resolve_warm_rows(model, warm_start)
         rows[: len(whole)] = whole
-    start = model.to_blocks(rows).clamp(model.low, model.high)
-    return Problem(model.low, model.high, start, model.card.config.action_dim)
+        start = model.to_blocks(rows)
+    return Problem(model.low, model.high, start.clamp(model.low, model.high), config.action_dim)
 
 
 def resolve_warm_rows(model: ServedModel, rows: FloatArray) -> FloatArray:

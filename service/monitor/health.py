@@ -14,12 +14,12 @@ def assess(calibration: Calibration | None, latents: Tensor) -> Health:
     A model without calibration is `uncalibrated`, never `ok`. Surprise and SIGReg are not
     computed by this version.
     """
-    norms = latents.norm(dim=-1)
+    norms: list[float] = latents.norm(dim=-1).tolist()
     if calibration is None:
-        return Health("uncalibrated", float(norms[-1]), reasons=("the model has no calibration",))
-    zscores = (norms - calibration.norm_mean) / calibration.norm_std
-    worst = int(zscores.abs().argmax())
-    norm, zscore = float(norms[worst]), float(zscores[worst])
+        return Health("uncalibrated", norms[-1], reasons=("the model has no calibration",))
+    zscores = [(norm - calibration.norm_mean) / calibration.norm_std for norm in norms]
+    worst = max(range(len(norms)), key=lambda index: abs(zscores[index]))
+    norm, zscore = norms[worst], zscores[worst]
     if abs(zscore) <= calibration.zscore_limit:
         return Health("ok", norm, zscore)
     reason = (

@@ -1,7 +1,6 @@
 """What all request models share: closed, frozen, and cheap to refuse."""
 
 import re
-from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -27,14 +26,17 @@ class RequestModel(BaseModel):
         """
         if not isinstance(data, dict):
             return data
-        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        known = {
-            name: data[name]
-            for name in cls.model_fields
-            if name in data and not (data[name] is None and name in optional)
-        }
-        unknown = islice((name for name in data if name not in cls.model_fields), REPORTED)
-        return known | {name: data[name] for name in unknown}
+        fields = cls.model_fields
+        tidy = {}
+        unknown = 0
+        for name, value in data.items():
+            if name in fields:
+                if value is not None or fields[name].is_required():
+                    tidy[name] = value
+            elif unknown < REPORTED:
+                tidy[name] = value
+                unknown += 1
+        return tidy
 
 
 def parse(model: type[M], document: object) -> M:

@@ -70,22 +70,27 @@ def _check_predicted(planner: Planner, query: PredictRequest) -> None:
 
 async def _unless_gone(request: Request, work: Awaitable[R]) -> R:
     """The work's result; when the client goes away first, the work is cancelled."""
+    working = asyncio.current_task()
+    assert working is not None
+    gone = False
 
-    async def gone() -> None:
+    async def watch() -> None:
+        nonlocal gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        gone = True
+        working.cancel()
 
-    working = asyncio.ensure_future(work)
-    tasks = (working, asyncio.ensure_future(gone()))
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Cancelled
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        working.uncancel()
+        raise Cancelled from None
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        watching.cancel()
 
 
 def inference_routes(planner: Planner, metrics: Metrics, max_body_bytes: int) -> APIRouter:

@@ -9,6 +9,7 @@ from __future__ import annotations  # gRPC's handler types are generic to the ch
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -140,16 +141,24 @@ class Methods:
                 log.exception("internal error", request_id=context.request_id)
                 error = Internal(context.request_id)
             finally:
-                record(
-                    self.metrics,
-                    context,
-                    status=error.grpc_status if error else "OK",
-                    code=error.code if error else OK,
-                    response=response,
-                )
+                self._record_soon(context, error, response)
             await abort(call, error, context.request_id)
 
         return handle
+
+    def _record_soon(
+        self, context: RequestContext, error: ServiceError | None, response: Response | None
+    ) -> None:
+        """Leave the line and the count behind once the answer is on its way."""
+        recording = partial(
+            record,
+            self.metrics,
+            context,
+            status=error.grpc_status if error else "OK",
+            code=error.code if error else OK,
+            response=response,
+        )
+        asyncio.get_running_loop().call_soon(recording)
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self.max_bytes:

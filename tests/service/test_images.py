@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.images import decode_image
+from service.images import QUICK_BYTES, decode_image, is_quick
 from tests.service.frames import chunk, encoded, picture, png
 
 LIMIT = 4 * 1024 * 1024
@@ -32,6 +32,55 @@ def refusal(data: bytes, limit: int = LIMIT) -> tuple[str, int]:
 
 def test_png_is_exact() -> None:
     assert np.array_equal(decode_image(PNG, LIMIT, "goal"), picture())
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_is_decoded_as_pillow_does(subsampling: str, progressive: bool) -> None:
+    buffer = io.BytesIO()
+    source = Image.fromarray(picture(3, 57, 90))
+    source.save(buffer, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+    pixels = decode_image(buffer.getvalue(), LIMIT, "goal")
+    assert np.array_equal(pixels, np.asarray(Image.open(buffer)))
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_rgb": True}])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_unusual_jpeg_is_left_to_pillow(mode: str, options: dict[str, bool]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).convert(mode).save(buffer, "JPEG", quality=80, **options)
+    pixels = decode_image(buffer.getvalue(), LIMIT, "goal")
+    assert np.array_equal(pixels, np.asarray(Image.open(buffer).convert("RGB")))
+
+
+def test_size_of_a_jpeg_is_read_before_anything_is_allocated() -> None:
+    size = JPEG.index(b"\xff\xc0") + 5  # marker, length, bits a sample; then height and width
+    code, peak = refusal(JPEG[:size] + b"\x75\x30" * 2 + JPEG[size + 4 :])  # 30,000 x 30,000
+    assert code == "image_too_large"
+    assert peak < 1 << 20
+
+
+def jpeg_of(side: int, **options: bool) -> bytes:
+    """A square picture as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0, side)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "quick"),
+    [
+        (jpeg_of(224), True),
+        (jpeg_of(257), False),
+        (jpeg_of(224, progressive=True), False),
+        (jpeg_of(64) + bytes(QUICK_BYTES), False),
+        (JPEG[:100], False),
+        (PNG, False),
+    ],
+    ids=["small", "large", "progressive", "padded", "damaged", "png"],
+)
+def test_only_small_plain_jpeg_images_are_quick(data: bytes, quick: bool) -> None:
+    assert is_quick(data) is quick
 
 
 def test_jpeg_is_close() -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks of the machine at hand: the `measure` of a module returns its figures."""
