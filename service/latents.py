@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.preprocessing import resize
-from service.cache.memory import MemoryCache
+from service.cache.tiers import LatentCache
 from service.engine.engine import Engine
 from service.errors import InvalidRequest, Phrase, UnknownLatent
 from service.images import decode_image
 from service.metrics import Metrics
 from service.requests import Frame
+from service.requests.arrays import FloatArray
 from service.served import ServedModel
 
 R = TypeVar("R")
 
 DECODERS = 2
 """Images decoded at once: bounds their memory, and two cores do no more anyway."""
+
+PREPROCESSING = 1
+"""Counts up when a change of decoding, cropping or resizing gives a frame other pixels: servers of
+different versions may share a cache."""
+
+NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class LatentSource:
     """Gives each frame of a request its latent. Lives on the event loop."""
 
     def __init__(
-        self, engine: Engine, cache: MemoryCache, metrics: Metrics, max_pixels: int
+        self, engine: Engine, cache: LatentCache, metrics: Metrics, max_pixels: int
     ) -> None:
         self._engine = engine
         self._cache = cache
@@ -68,26 +76,28 @@ class LatentSource:
             EngineStopped: see `Engine.encode`.
         """
         start = time.monotonic()
-        ids = await self._in_turns(name_of, [(frame,) for frame in frames])
-        found: dict[str, Tensor] = {}
-        missing: dict[str, tuple[Frame, str, ServedModel, int]] = {}
+        precision = model.backend.precision
+        ids = await self._in_turns(name_of, [(frame, precision) for frame in frames])
+        found = await self._known(model, ids, frames, fields)
+        missing: dict[str, tuple[Frame, str]] = {}
         for name, frame, field in zip(ids, frames, fields, strict=True):
-            latent = self._find(model, name, frame, field)
-            if latent is None:
-                missing.setdefault(name, (frame, field, model, self._max_pixels))
-            else:
-                found[name] = latent
-        prepared = await self._in_turns(prepare, list(missing.values()))
-        decoded = time.monotonic()
-        if prepared:
-            batch = torch.stack(prepared)
-            encoded = await asyncio.wrap_future(self._engine.encode(model.backend, batch))
-            for name, latent in zip(missing, encoded, strict=True):
-                found[name] = latent
-                self._cache.put(_key(model, name), latent)
-        end = time.monotonic()
-        self._metrics.stage_duration.labels("decode").observe(decoded - start)
-        self._metrics.stage_duration.labels("encode").observe(end - decoded)
+            if name not in found:
+                missing.setdefault(name, (frame, field))
+        decode_s = time.monotonic() - start
+
+        async def encode(names: Sequence[str]) -> Sequence[Tensor]:
+            nonlocal decode_s
+            begun = time.monotonic()
+            items = [(*missing[name], model, self._max_pixels) for name in names]
+            batch = torch.stack(await self._in_turns(prepare, items))
+            decode_s += time.monotonic() - begun
+            latents = await asyncio.wrap_future(self._engine.encode(model.backend, batch))
+            return tuple(latents)
+
+        found |= await self._cache.make(model.version, list(missing), encode)
+        encode_s = time.monotonic() - start - decode_s
+        self._metrics.stage_duration.labels("decode").observe(decode_s)
+        self._metrics.stage_duration.labels("encode").observe(encode_s)
         return Latents(
             torch.stack([found[name] for name in ids]),
             tuple(ids),
@@ -95,9 +105,40 @@ class LatentSource:
                 name not in missing and frame.latent is None
                 for name, frame in zip(ids, frames, strict=True)
             ),
-            decoded - start,
-            end - decoded,
+            decode_s,
+            encode_s,
         )
+
+    async def _known(
+        self, model: ServedModel, ids: Sequence[str], frames: Sequence[Frame], fields: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The latents that clients sent, which are kept under their names, and those in the cache.
+
+        Raises:
+            InvalidRequest: a latent is not as wide as the model's.
+            UnknownLatent: a named latent is not in the cache.
+        """
+        width = model.card.config.latent_dim
+        named = {
+            frame.latent_id: field
+            for frame, field in zip(frames, fields, strict=True)
+            if frame.latent_id is not None
+        }
+        for name, field in named.items():
+            if not NAME.fullmatch(name):
+                raise UnknownLatent(f"{field}.latent_id", name)
+        sent: dict[str, Tensor] = {}
+        for name, frame, field in zip(ids, frames, fields, strict=True):
+            if frame.latent is not None:
+                sent[name] = _checked(frame.latent, width, field)
+        for name, latent in sent.items():
+            self._cache.put(model.version, name, latent)
+        wanted = [name for name in dict.fromkeys(ids) if name not in sent]
+        found = sent | await self._cache.get(model.version, wanted, width, promised=named)
+        for name, field in named.items():
+            if name not in found:
+                raise UnknownLatent(f"{field}.latent_id", name)
+        return found
 
     async def _in_turns(self, work: Callable[..., R], items: Sequence[tuple[Any, ...]]) -> list[R]:
         """Work on the items in the decoding threads, a few at a time.
@@ -113,32 +154,27 @@ class LatentSource:
             )
         return results
 
-    def _find(self, model: ServedModel, name: str, frame: Frame, field: str) -> Tensor | None:
-        if frame.latent is not None:
-            width = model.card.config.latent_dim
-            if frame.latent.shape != (width,):
-                raise InvalidRequest(
-                    "shape_mismatch",
-                    f"{field}.latent",
-                    Phrase(f"{len(frame.latent)} numbers"),
-                    f"{width} (the model's latent_dim)",
-                )
-            latent = torch.tensor(frame.latent)
-            self._cache.put(_key(model, name), latent)
-            return latent
-        cached = self._cache.get(_key(model, name))
-        result = "miss" if cached is None else "hit"
-        self._metrics.cache_requests_total.labels("memory", result).inc()
-        if cached is None and frame.latent_id is not None:
-            raise UnknownLatent(f"{field}.latent_id", name)
-        return cached
+
+def _checked(latent: FloatArray, width: int, field: str) -> Tensor:
+    if latent.shape != (width,):
+        received = Phrase(f"{len(latent)} numbers")
+        expected = f"{width} (the model's latent_dim)"
+        raise InvalidRequest("shape_mismatch", f"{field}.latent", received, expected)
+    return torch.tensor(latent)
 
 
-def name_of(frame: Frame) -> str:
-    """A frame's `latent_id`: that of the request, or a hash of what was sent."""
+def name_of(frame: Frame, precision: str) -> str:
+    """A frame's `latent_id`: that of the request, or a hash of all that its latent comes from.
+
+    That is the bytes as they were sent and how they are preprocessed and encoded; a client's own
+    latent is named by its values, and can never stand for an image.
+    """
     if frame.latent_id is not None:
         return frame.latent_id
-    digest = hashlib.blake2b(frame.source.encode(), digest_size=16)
+    how = (
+        frame.source if frame.latent is not None else f"{frame.source}:{PREPROCESSING}:{precision}"
+    )
+    digest = hashlib.blake2b(f"{how}\n".encode(), digest_size=16)
     if frame.image is not None:
         digest.update(frame.image)
     elif frame.pixels is not None:
@@ -180,7 +216,3 @@ def central_square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return pixels[top : top + side, left : left + side]
-
-
-def _key(model: ServedModel, name: str) -> str:
-    return f"{model.version}:{name}"

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Literal, TypeVar
 
-from service.cache.memory import MemoryCache
+from service.cache.tiers import LatentCache
 from service.context import RequestContext
 from service.engine.engine import Engine, EngineStopped
 from service.engine.jobs import DeadlinePassed, Job, PlanJob, PlanOutcome, Prediction, PredictJob
@@ -60,12 +60,8 @@ class Planner:
         self._settings = settings
         self._metrics = metrics
         self._engine = Engine(self._count_batch)
-        self._latents = LatentSource(
-            self._engine,
-            MemoryCache(settings.cache_entries, settings.cache_ttl_s),
-            metrics,
-            settings.max_pixels,
-        )
+        self._cache = LatentCache.of(settings, metrics)
+        self._latents = LatentSource(self._engine, self._cache, metrics, settings.max_pixels)
         self._registry: Registry | None = None
         self._draining = False
         self._inside = 0
@@ -95,6 +91,7 @@ class Planner:
         Raises:
             ModelLoadError: a model, the default or the device cannot be had.
         """
+        self._cache.start()
         registry = await asyncio.to_thread(Registry.load, self._settings)
         for model in registry.all():
             backend = model.backend
@@ -115,6 +112,7 @@ class Planner:
             await asyncio.wait_for(self._empty.wait(), grace_s)
         await asyncio.to_thread(self._engine.stop, 0)
         self._latents.close()
+        await self._cache.close()
 
     def models(self) -> list[ModelDescription]:
         """All served models; raises `Loading` or `Failed`."""
