@@ -1,9 +1,9 @@
 """The shared tier: values in Redis, for every server that uses it.
 
 One task keeps one connection and speaks over it in turns. A turn is one round trip that carries
-whatever waits: all requests' keys in one MGET, and new values. When a turn fails or takes longer
-than the time-out, the tier is down at once: who waits is told so, later requests do not ask, and
-the task connects anew, on nobody's time.
+whatever waits: all requests' keys in one MGET, and new values. A circuit breaker opens when a turn
+fails or takes longer than the time-out: who waits is told so, later requests do not ask, and the
+task connects anew and closes it again, on nobody's time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from service.logs import log
 from service.metrics import Metrics
 
 CONNECT_S = 1.0
-"""How long connecting may take, and the pause after a failed attempt: back within two seconds."""
+PAUSE_S = 0.5
+"""How long connecting may take, and the pause after it failed; no request waits for either."""
+PULSE_S = 1.0
+"""How long nothing may be asked: Redis should be seen to fail before a request comes."""
 TURN_LOOKUPS = 64
 TURN_WRITES = 64
 """Lookups and values in one turn, which should be short: the next lookups wait for it."""
 MAX_WAITING = 4096
 """Values that wait to be written; the oldest give way."""
 PROBE = "lewm:probe"
+"""A key that is asked for in every turn; it need not be there."""
 
 Values = list[bytes | None]
 
@@ -61,6 +65,7 @@ class RedisTier:
         self._writes: dict[str, bytes] = {}
         self._work = asyncio.Event()
         self._written = asyncio.Event()
+        self._written.set()
         self._task: asyncio.Task[None] | None = None
         self._up_gauge = metrics.cache_up.labels("redis")
         self._errors = metrics.cache_errors_total.labels("redis")
@@ -78,7 +83,7 @@ class RedisTier:
         """Write what waits, for one time-out at most, and disconnect."""
         if self._task is None:
             return
-        if self._up and self._writes:
+        if self._up:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._written.wait(), self._timeout_s)
         self._task.cancel()
@@ -123,7 +128,7 @@ class RedisTier:
                 with suppress(Exception):
                     await client.aclose()
             if not turns:
-                await asyncio.sleep(CONNECT_S)
+                await asyncio.sleep(PAUSE_S)
 
     def _client(self) -> Redis:
         # What fails is tried again here, never inside a turn; one round trip less to connect.
@@ -137,14 +142,22 @@ class RedisTier:
         )
 
     async def _prove(self, client: Redis) -> None:
-        """Connect, which may take a while, and see whether an answer comes in time."""
-        for limit_s in (CONNECT_S, self._timeout_s):
-            async with asyncio.timeout(limit_s):
+        """Connect, which may take a while, and see whether an answer can come in time.
+
+        One answer in time is enough: this machine may stall too.
+        """
+        async with asyncio.timeout(CONNECT_S):
+            late = True
+            while late:
+                asked = time.monotonic()
                 await client.mget([PROBE])
+                late = time.monotonic() - asked > self._timeout_s
 
     async def _turn(self, client: Redis) -> None:
-        """Wait for work and do it, in one round trip."""
-        await self._work.wait()
+        """Wait for work, not for long, and do it in one round trip."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PULSE_S):
+                await self._work.wait()
         self._work.clear()
         lookups, self._lookups = self._lookups[:TURN_LOOKUPS], self._lookups[TURN_LOOKUPS:]
         writes = list(islice(self._writes.items(), TURN_WRITES))
@@ -164,26 +177,20 @@ class RedisTier:
         self, client: Redis, lookups: list[Lookup], writes: list[tuple[str, bytes]]
     ) -> None:
         lookups = [lookup for lookup in lookups if not lookup.answer.done()]
-        keys = [key for lookup in lookups for key in lookup.keys]
         pipeline = client.pipeline(transaction=False)
-        if keys:
-            pipeline.mget(keys)
+        pipeline.mget([PROBE, *(key for lookup in lookups for key in lookup.keys)])
         for key, value in writes:
             pipeline.set(key, value, px=self._ttl_ms)
         async with asyncio.timeout(self._timeout_s):
-            replies = await pipeline.execute(raise_on_error=False)
-        if keys:
-            values = replies.pop(0)
-            if isinstance(values, Exception):
-                raise values
-            _answer(lookups, values)
-        refused = [reply for reply in replies if isinstance(reply, Exception)]
+            values, *written = await pipeline.execute(raise_on_error=False)
+        if isinstance(values, Exception):
+            raise values
+        _answer(lookups, values[1:])
+        refused = [reply for reply in written if isinstance(reply, Exception)]
         if refused:
             # A full Redis refuses to write and still reads.
             self._errors.inc(len(refused))
             self._tell("redis refuses to store latents", refused[0])
-        elif writes:
-            self._trouble = ""
 
     def _rise(self) -> None:
         self._up = True
@@ -202,7 +209,7 @@ class RedisTier:
         self._tell("redis is down", error)
 
     def _tell(self, event: str, error: Exception) -> None:
-        """Log trouble once. The kind of error alone: a message may repeat a password."""
+        """Log trouble once while connected or away. The kind of error alone: a message may repeat a password."""
         trouble = f"{event}: {type(error).__name__}"
         if trouble != self._trouble:
             self._trouble = trouble
