@@ -1,25 +1,35 @@
-# Every target sets up what it needs; nothing outside .venv is touched.
+# Every target sets up what it needs, in .venv. Outside of it only the programs below are installed,
+# and only by root on Debian and its like; elsewhere they are asked for.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Programs that the tests run, each from the Debian package of the same name.
+PROGRAMS := redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check format proto clean
+.PHONY: help setup programs serve demo test check format proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Make the virtual environment and install everything, pinned
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt | programs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed, set PYTHON=…" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+programs:
+	@missing=; for name in $(PROGRAMS); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& echo "installing$$missing" && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq --yes --no-install-recommends $$missing >/dev/null; } \
+		|| echo "not installed, and some tests need it:$$missing" >&2
 
 serve: $(READY) ## Serve the embedded Two-Room model
 	$(BIN)/lewm serve

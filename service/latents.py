@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.preprocessing import resize
-from service.cache.memory import MemoryCache
+from service.cache.tiers import LatentCache
 from service.engine.engine import Engine
 from service.errors import InvalidRequest, Phrase, UnknownLatent
 from service.images import QUICK_PIXELS, decode_image, is_quick
 from service.metrics import Metrics
 from service.requests import Frame
+from service.requests.arrays import FloatArray
 from service.served import ServedModel
 
 DECODERS = 2
@@ -34,6 +36,12 @@ decoding a small image."""
 QUICK_FRAMES = 4
 """So many quick frames, a history of three and a goal, are decoded on the event loop: together
 they take a millisecond, half of what a thread's answer takes on busy cores."""
+
+PREPROCESSING = 1
+"""Counts up when a change of decoding, cropping or resizing gives a frame other pixels: servers of
+different versions may share a cache."""
+
+NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class LatentSource:
     """Gives each frame of a request its latent. Lives on the event loop."""
 
     def __init__(
-        self, engine: Engine, cache: MemoryCache, metrics: Metrics, max_pixels: int
+        self, engine: Engine, cache: LatentCache, metrics: Metrics, max_pixels: int
     ) -> None:
         self._engine = engine
         self._cache = cache
@@ -74,27 +82,27 @@ class LatentSource:
             EngineStopped: see `Engine.encode`.
         """
         start = time.monotonic()
-        ids = await self._names(frames)
-        found: dict[str, Tensor] = {}
+        ids = await self._names(frames, model.backend.precision)
+        found = await self._known(model, ids, frames, fields)
         missing: dict[str, tuple[Frame, str]] = {}
         for name, frame, field in zip(ids, frames, fields, strict=True):
-            latent = self._find(model, name, frame, field)
-            if latent is None:
+            if name not in found:
                 missing.setdefault(name, (frame, field))
-            else:
-                found[name] = latent
-        prepared = await self._decode(model, missing.values())
-        decoded = time.monotonic()
-        if prepared:
-            batch = torch.stack(prepared)
+        decode_s = time.monotonic() - start
+
+        async def encode(names: Sequence[str]) -> Sequence[Tensor]:
+            nonlocal decode_s
+            begun = time.monotonic()
+            batch = torch.stack(await self._decode(model, [missing[name] for name in names]))
+            decode_s += time.monotonic() - begun
             encoding = self._engine.encode(model.backend, model.pace, batch)
-            encoded = await asyncio.wrap_future(encoding)
-            for name, latent in zip(missing, encoded, strict=True):
-                found[name] = latent
-                self._cache.put(_key(model, name), latent)
-        end = time.monotonic()
-        self._metrics.stage_duration.labels("decode").observe(decoded - start)
-        self._metrics.stage_duration.labels("encode").observe(end - decoded)
+            latents = await asyncio.wrap_future(encoding)
+            return tuple(latents)
+
+        found |= await self._cache.make(model.version, list(missing), encode)
+        encode_s = time.monotonic() - start - decode_s
+        self._metrics.stage_duration.labels("decode").observe(decode_s)
+        self._metrics.stage_duration.labels("encode").observe(encode_s)
         return Latents(
             torch.stack([found[name] for name in ids]),
             tuple(ids),
@@ -102,16 +110,51 @@ class LatentSource:
                 name not in missing and frame.latent is None
                 for name, frame in zip(ids, frames, strict=True)
             ),
-            decoded - start,
-            end - decoded,
+            decode_s,
+            encode_s,
         )
 
-    async def _names(self, frames: Sequence[Frame]) -> list[str]:
+    async def _known(
+        self, model: ServedModel, ids: Sequence[str], frames: Sequence[Frame], fields: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The latents that clients sent, which are kept under their names, and those in the cache.
+
+        Raises:
+            InvalidRequest: a latent is not as wide as the model's.
+            UnknownLatent: a named latent is not in the cache.
+        """
+        width = model.card.config.latent_dim
+        named = {
+            frame.latent_id: field
+            for frame, field in zip(frames, fields, strict=True)
+            if frame.latent_id is not None
+        }
+        for name, field in named.items():
+            if not NAME.fullmatch(name):
+                raise UnknownLatent(f"{field}.latent_id", name)
+        sent: dict[str, Tensor] = {}
+        for name, frame, field in zip(ids, frames, fields, strict=True):
+            if frame.latent is not None:
+                sent[name] = _checked(frame.latent, width, field)
+        for name, latent in sent.items():
+            self._cache.put(model.version, name, latent)
+        wanted = [name for name in dict.fromkeys(ids) if name not in sent]
+        found = sent | await self._cache.get(model.version, wanted, width, promised=named)
+        for name, field in named.items():
+            if name not in found:
+                raise UnknownLatent(f"{field}.latent_id", name)
+        return found
+
+    async def _names(self, frames: Sequence[Frame], precision: str) -> list[str]:
         """The names of frames; hashing large ones would hold up all other requests."""
+
+        def names() -> list[str]:
+            return [name_of(frame, precision) for frame in frames]
+
         if sum(map(size_of, frames)) <= SHARE_BYTES:
-            return list(map(name_of, frames))
+            return names()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, lambda: list(map(name_of, frames)))
+        return await loop.run_in_executor(self._decoders, names)
 
     async def _decode(
         self, model: ServedModel, frames: Iterable[tuple[Frame, str]]
@@ -144,25 +187,13 @@ class LatentSource:
         model.pace.observe_decode(time.monotonic() - start)
         return pixels
 
-    def _find(self, model: ServedModel, name: str, frame: Frame, field: str) -> Tensor | None:
-        if frame.latent is not None:
-            width = model.card.config.latent_dim
-            if frame.latent.shape != (width,):
-                raise InvalidRequest(
-                    "shape_mismatch",
-                    f"{field}.latent",
-                    Phrase(f"{len(frame.latent)} numbers"),
-                    f"{width} (the model's latent_dim)",
-                )
-            latent = torch.tensor(frame.latent)
-            self._cache.put(_key(model, name), latent)
-            return latent
-        cached = self._cache.get(_key(model, name))
-        result = "miss" if cached is None else "hit"
-        self._metrics.cache_requests_total.labels("memory", result).inc()
-        if cached is None and frame.latent_id is not None:
-            raise UnknownLatent(f"{field}.latent_id", name)
-        return cached
+
+def _checked(latent: FloatArray, width: int, field: str) -> Tensor:
+    if latent.shape != (width,):
+        received = Phrase(f"{len(latent)} numbers")
+        expected = f"{width} (the model's latent_dim)"
+        raise InvalidRequest("shape_mismatch", f"{field}.latent", received, expected)
+    return torch.tensor(latent)
 
 
 def size_of(frame: Frame) -> int:
@@ -191,11 +222,18 @@ def _shares(frames: Iterable[tuple[Frame, str]]) -> Iterator[list[tuple[Frame, s
         yield share
 
 
-def name_of(frame: Frame) -> str:
-    """A frame's `latent_id`: that of the request, or a hash of what was sent."""
+def name_of(frame: Frame, precision: str) -> str:
+    """A frame's `latent_id`: that of the request, or a hash of all that its latent comes from.
+
+    That is the bytes as they were sent and how they are preprocessed and encoded; a client's own
+    latent is named by its values, and can never stand for an image.
+    """
     if frame.latent_id is not None:
         return frame.latent_id
-    digest = hashlib.blake2b(frame.source.encode(), digest_size=16)
+    how = (
+        frame.source if frame.latent is not None else f"{frame.source}:{PREPROCESSING}:{precision}"
+    )
+    digest = hashlib.blake2b(f"{how}\n".encode(), digest_size=16)
     if frame.image is not None:
         digest.update(frame.image)
     elif frame.pixels is not None:
@@ -237,7 +275,3 @@ def central_square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return pixels[top : top + side, left : left + side]
-
-
-def _key(model: ServedModel, name: str) -> str:
-    return f"{model.version}:{name}"

@@ -202,3 +202,10 @@ class Metrics:
             self.cache_requests_total.labels("memory", result)
         self.cache_errors_total.labels("memory")
         self.cache_up.labels("memory").set(1)
+
+    def show_redis(self) -> None:
+        """Begin to show the tier of Redis, which not every server has."""
+        for result in ("hit", "miss", "unavailable"):
+            self.cache_requests_total.labels("redis", result)
+        self.cache_errors_total.labels("redis")
+        self.cache_up.labels("redis").set(0)

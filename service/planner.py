@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
-from service.cache.memory import MemoryCache
+from service.cache.tiers import LatentCache
 from service.context import RequestContext
 from service.engine.admission import Admission
 from service.engine.engine import Engine
@@ -62,12 +62,8 @@ class Planner:
         self._engine = Engine(scheduler)
         admission = Admission(settings.max_queue, free_at=lambda: scheduler.free_at)
         self._entrance = Entrance(self._engine, admission)
-        self._latents = LatentSource(
-            self._engine,
-            MemoryCache(settings.cache_entries, settings.cache_ttl_s),
-            metrics,
-            settings.max_pixels,
-        )
+        self._cache = LatentCache.of(settings, metrics)
+        self._latents = LatentSource(self._engine, self._cache, metrics, settings.max_pixels)
         self._patience_s = settings.default_deadline_ms / 1000
         self._registry: Registry | None = None
         for endpoint in INFERENCE_ENDPOINTS:
@@ -90,6 +86,7 @@ class Planner:
         Raises:
             ModelLoadError: a model, the default or the device cannot be had.
         """
+        self._cache.start()
         registry = await asyncio.to_thread(Registry.load, self._settings)
         for model in registry.all():
             backend = model.backend
@@ -109,6 +106,7 @@ class Planner:
         await self._entrance.empty(grace_s)
         await asyncio.to_thread(self._engine.stop, 0)
         self._latents.close()
+        await self._cache.close()
 
     def models(self) -> list[ModelDescription]:
         """All served models; raises `Loading` or `Failed`."""

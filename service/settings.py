@@ -3,13 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -18,6 +12,7 @@ from service.requests import MAX_FRAMES
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Cap = Annotated[int, Field(ge=1, le=1_000_000)]
+REDIS_OPTIONS = ("host", "port", "path", "db", "username", "password", "connection_class")
 
 
 class SettingsError(ValueError):
@@ -28,6 +23,21 @@ def _split_paths(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part for part in value.split(":") if part)
     return value
+
+
+def _check_redis_url(url: str) -> None:
+    """Refuse what redis-py would misread; the message must not repeat the URL's password."""
+    from redis.asyncio.connection import parse_url  # slow, and most servers need none
+
+    try:
+        options = parse_url(url)
+    except ValueError:
+        raise ValueError(
+            "expected redis://, rediss:// or unix://, special characters as %XX"
+        ) from None
+    unknown = [name for name in options if name not in REDIS_OPTIONS and name[:4] != "ssl_"]
+    if unknown:
+        raise ValueError("expected no options in the URL but db and ssl_…")
 
 
 class Settings(BaseSettings):
@@ -75,14 +85,16 @@ class Settings(BaseSettings):
     ] = None
 
     redis_url: Annotated[
-        str | None, Field(description="Redis behind the in-process cache; unset: none")
+        SecretStr | None,
+        Field(description="Redis behind the in-process cache, shared by servers; unset: none"),
     ] = None
     redis_timeout_ms: Annotated[
         float,
-        Field(gt=0, le=10_000, description="longest wait for Redis, milliseconds"),
+        Field(gt=0, le=10_000, description="longest wait of a request for Redis, milliseconds"),
     ] = 50.0
     cache_ttl_s: Annotated[
-        float, Field(gt=0, le=604_800, description="how long a latent is kept, seconds")
+        float,
+        Field(gt=0, le=604_800, description="how long a latent is kept unused, at most, seconds"),
     ] = 600.0
     cache_entries: Annotated[
         int, Field(ge=1, le=10_000_000, description="latents kept in the process")
@@ -128,10 +140,17 @@ class Settings(BaseSettings):
         Literal["console", "json"], Field(description="how log lines are written")
     ] = "console"
 
-    @field_validator("redis_url", "precision")
+    @field_validator("redis_url")
     @classmethod
-    def _not_there_yet(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value == "bfloat16" or (value and info.field_name == "redis_url"):
+    def _is_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            _check_redis_url(url.get_secret_value())
+        return url
+
+    @field_validator("precision")
+    @classmethod
+    def _not_there_yet(cls, value: str) -> str:
+        if value == "bfloat16":
             raise ValueError("not supported by this version")
         return value
 

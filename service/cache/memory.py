@@ -33,16 +33,21 @@ class MemoryCache:
         entry = self._latents.get(key)
         if entry is None:
             return None
-        expires, latent = entry
-        if expires <= self._clock():
+        put, latent = entry
+        if put + self._ttl_s <= self._clock():
             del self._latents[key]
             return None
         self._latents.move_to_end(key)
         return latent
 
+    def is_fresh(self, key: str, since: float) -> bool:
+        """Whether a latent was put in the younger half of its time, and after ``since``."""
+        entry = self._latents.get(key)
+        return entry is not None and entry[0] > max(since, self._clock() - self._ttl_s / 2)
+
     def put(self, key: str, latent: Tensor) -> None:
         """Keep a latent (D,), copied so that no batch is kept alive by one of its rows."""
-        self._latents[key] = (self._clock() + self._ttl_s, latent.to(torch.float32).clone())
+        self._latents[key] = (self._clock(), latent.to(torch.float32).clone())
         self._latents.move_to_end(key)
         while len(self._latents) > self._entries:
             self._latents.popitem(last=False)

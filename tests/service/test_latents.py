@@ -13,6 +13,7 @@ from torch import Tensor
 
 from service import latents
 from service.cache.memory import MemoryCache
+from service.cache.tiers import LatentCache
 from service.engine.engine import Engine
 from service.latents import SHARE_BYTES, LatentSource
 from service.metrics import Metrics
@@ -26,7 +27,7 @@ MODEL = cast(
     SimpleNamespace(
         version="v",
         pace=SimpleNamespace(observe_decode=lambda _seconds: None),
-        backend=None,
+        backend=SimpleNamespace(precision="float32"),
         card=SimpleNamespace(crop=None, config=SimpleNamespace(image_size=SIZE, latent_dim=3)),
     ),
 )
@@ -45,7 +46,9 @@ class MeanEngine:
 @pytest.fixture
 def source() -> Iterator[LatentSource]:
     """A source over an engine that answers at once."""
-    made = LatentSource(cast(Engine, MeanEngine()), MemoryCache(100, 60.0), Metrics(), 1 << 22)
+    metrics = Metrics()
+    cache = LatentCache(MemoryCache(100, 60.0), None, metrics)
+    made = LatentSource(cast(Engine, MeanEngine()), cache, metrics, 1 << 22)
     yield made
     made.close()
 

@@ -160,7 +160,7 @@ def test_missing_model() -> None:
         ("--grpc-port", "x"),
         ("--device", "tpu"),
         ("--threads", "0"),
-        ("--redis-url", "redis://localhost"),
+        ("--redis-url", "localhost:6379"),
         ("--backend", "onnx"),
         ("--precision", "bfloat16"),
         ("--log-level", "loud"),

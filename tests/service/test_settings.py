@@ -52,6 +52,36 @@ def test_other_hosts_are_not_loopback(host: str) -> None:
 def test_errors_name_the_setting_and_keep_secrets() -> None:
     with pytest.raises(SettingsError, match=r"LEWM_MAX_QUEUE \(--max-queue\) is '0'"):
         load_settings(max_queue="0")
-    with pytest.raises(SettingsError) as caught:
-        load_settings(redis_url="redis://:secret@host")
+    with pytest.raises(SettingsError, match=r"LEWM_CACHE_TTL_S \(--cache-ttl-s\) is '0'"):
+        load_settings(cache_ttl_s="0")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "rediss://user:secret@cache.example.org:6380/2?ssl_ca_certs=/etc/ca.pem",
+        "unix:///run/redis.sock?db=3",
+    ],
+)
+def test_redis_urls(url: str) -> None:
+    settings = load_settings(redis_url=url)
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == url
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://:secret@host",
+        "secret",
+        "redis://:secret/with/slashes@host",
+        "redis://:secret@host?db=two",
+        "redis://:secret@host?socket_timeout=9",
+    ],
+)
+def test_bad_redis_urls_are_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"LEWM_REDIS_URL \(--redis-url\) is set") as caught:
+        load_settings(redis_url=url)
     assert "secret" not in str(caught.value)

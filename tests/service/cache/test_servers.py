@@ -1,0 +1,173 @@
+"""Two real servers over one real Redis, which is then hurt in every way under load."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service.cases import plan
+from tests.service.frames import pixels
+from tests.service.process import ServerProcess
+from tests.service.redis_process import PASSWORD, RedisProcess, wait_until
+
+TIMEOUT_S = 0.4
+CLIENTS = 3
+REQUESTS = 24
+"""Answered in each state before the next."""
+LIMIT_S = 60.0
+
+
+@dataclass
+class Servers:
+    """Two servers of one model, their memories apart."""
+
+    redis: RedisProcess
+    first: ServerProcess
+    second: ServerProcess
+
+    def figure(self, server: ServerProcess, sample: str) -> float:
+        lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(sample))
+
+    def is_up(self, server: ServerProcess) -> bool:
+        return self.figure(server, 'lewm_cache_up{tier="redis"}') == 1
+
+    def errors(self) -> float:
+        return self.figure(self.first, 'lewm_cache_errors_total{tier="redis"}')
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Servers]:
+    """The servers, connected to Redis."""
+    folder = tmp_path_factory.mktemp("servers")
+    flags = ("--models", str(model_folder), "--redis-timeout-ms", str(1000 * TIMEOUT_S))
+    with RedisProcess() as redis:
+        url = {"LEWM_REDIS_URL": redis.url}
+        with (
+            ServerProcess(folder / "first", *flags, **url) as first,
+            ServerProcess(folder / "second", *flags, **url) as second,
+        ):
+            both = Servers(redis, first.wait_ready(), second.wait_ready())
+            for server in (first, second):
+                wait_until(lambda: both.is_up(server), "connected")  # noqa: B023
+            yield both
+            for server in (first, second):
+                assert server.stop() == 0
+                assert PASSWORD not in server.errors()
+                assert "Traceback" not in server.errors()
+
+
+def ask(server: ServerProcess, endpoint: str, document: dict[str, Any]) -> dict[str, Any]:
+    """An answer, which must be there."""
+    response = httpx.post(f"{server.url}/{endpoint}", json=document, timeout=60)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_latents_are_shared(servers: Servers) -> None:
+    first, second = servers.first, servers.second
+    frames = {"frames": [pixels(1), pixels(2)]}
+    made = ask(first, "encode", frames)["latents"]
+    assert [item["cached"] for item in made] == [False, False]
+    # Named before it is shown: each name must have come by way of Redis.
+    start, goal = ({"latent_id": item["latent_id"]} for item in made)
+    named = ask(second, "plan", plan(frames=[start], goal=goal))
+    found = ask(second, "encode", frames)["latents"]
+    assert found == [item | {"cached": True} for item in made]
+    shown = ask(first, "plan", plan(frames=[pixels(1)], goal=pixels(2)))
+    assert named["actions"] == shown["actions"]
+
+
+def test_latents_of_clients_are_shared(servers: Servers) -> None:
+    mine = [0.25] * 128
+    (made,) = ask(servers.first, "encode", {"frames": [{"latent": mine}]})["latents"]
+    named = {"frames": [{"latent_id": made["latent_id"]}]}
+    assert ask(servers.second, "encode", named)["latents"][0]["latent"] == mine
+
+
+def test_an_unknown_name_is_still_unknown(servers: Servers) -> None:
+    for name in ("0" * 32, "x", "*", "é\n"):
+        document = {"frames": [{"latent_id": name}]}
+        response = httpx.post(f"{servers.first.url}/encode", json=document, timeout=60)
+        assert (response.status_code, response.json()["code"]) == (404, "unknown_latent")
+
+
+class Load:
+    """Clients in closed loops, each with frames of its own and a goal that all share."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.codes: Counter[int] = Counter()
+        self.decode_s: list[float] = []
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CLIENTS)]
+
+    def _ask(self, number: int) -> None:
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            seed = 1000 * (number + 1)
+            while not self._stopping.is_set():
+                seed += 1
+                frames = [pixels(seed)]
+                what, asked = (
+                    ("plan", plan(frames=frames, goal=pixels(0)))
+                    if seed % 4 == 0
+                    else ("encode", {"frames": [*frames, pixels(0)]})
+                )
+                response = client.post(f"/{what}", json=asked)
+                self.codes[response.status_code] += 1
+                if response.status_code == 200:
+                    self.decode_s.append(response.json()["timing_ms"]["decode"] / 1000)
+
+    def run(self, what: str) -> list[float]:
+        """Wait for answers; the seconds that naming, looking up and decoding took in each."""
+        before = len(self.decode_s)
+        wait_until(lambda: len(self.decode_s) >= before + REQUESTS, f"answers {what}", LIMIT_S)
+        return self.decode_s[before:]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+def test_no_request_fails_whatever_redis_does(servers: Servers) -> None:
+    redis, server = servers.redis, servers.first
+    hurts: list[tuple[str, Callable[[], None], Callable[[], None], bool]] = [
+        ("killed", redis.kill, redis.start, False),
+        ("frozen", redis.freeze, redis.thaw, False),
+        ("full", lambda: redis.fill(True), lambda: redis.fill(False), True),
+        (
+            "locked",
+            lambda: redis.set_password("changed"),
+            lambda: redis.set_password(PASSWORD),
+            False,
+        ),
+    ]
+    with Load(server.url) as load:
+        load.run("well")
+        for what, hurt, heal, stays_up in hurts:
+            errors = servers.errors()
+            hurt()
+            try:
+                taken = load.run(what)
+                wait_until(lambda: servers.errors() > errors, f"errors while {what}")  # noqa: B023
+                assert servers.is_up(server) is stays_up, what
+            finally:
+                heal()
+            # Only who had asked before the failure was seen waits; a slow machine may add some.
+            assert sum(seconds >= TIMEOUT_S for seconds in taken) <= 3 * CLIENTS, what
+            wait_until(lambda: servers.is_up(server), f"back after {what}", 5)
+            load.run(f"back after {what}")
+    assert set(load.codes) == {200}
+    assert PASSWORD not in httpx.get(f"{server.url}/metrics").text

@@ -1,0 +1,86 @@
+"""A real Redis in a process of its own, which can be hurt."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Self
+
+import pytest
+from redis import ConnectionError, Redis
+
+PASSWORD = "correct-horse"
+
+
+def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+    """Wait for something to be seen; fail naming it when it is not."""
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
+        time.sleep(0.01)
+
+
+class RedisProcess:
+    """`redis-server` on a free port, without persistence, with a password."""
+
+    def __init__(self) -> None:
+        if shutil.which("redis-server") is None:
+            pytest.fail("redis-server is missing: `make setup`, as root on Debian, installs it")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.admin = Redis(port=self.port, password=PASSWORD, socket_timeout=20)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Where it is, with the password it started with."""
+        return f"redis://:{PASSWORD}@127.0.0.1:{self.port}/1"
+
+    def start(self) -> None:
+        """Start, empty, on the port it has had before; ready when this returns."""
+        flags = ["--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", PASSWORD]
+        self.process = subprocess.Popen(
+            ["redis-server", *flags, "--save", "", "--appendonly", "no"],
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self._answers, "redis-server answers")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, f"redis-server ended with {self.process.returncode}"
+        try:
+            return bool(self.admin.ping())
+        except ConnectionError:
+            return False
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """Stop it in its tracks: connections stay open, nothing is answered."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def fill(self, full: bool) -> None:
+        """Refuse all writes for want of memory, or take them again."""
+        self.admin.config_set("maxmemory", "1" if full else "0")
+
+    def set_password(self, password: str) -> None:
+        """Change the password and cut all connections, which would stay authenticated."""
+        self.admin.config_set("requirepass", password)
+        self.admin.client_kill_filter(_type="normal", skipme=True)
+        self.admin.close()
+        self.admin = Redis(port=self.port, password=password, socket_timeout=20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.admin.close()
+        self.kill()
