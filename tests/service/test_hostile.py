@@ -124,7 +124,9 @@ def test_good_requests_are_not_harmed(server: ServerProcess, rest: httpx.Client)
     def abort() -> None:
         while not stop.is_set():
             for port in (server.ready["http_port"], server.ready["grpc_port"]):
-                with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
+                with socket.create_connection(
+                    ("127.0.0.1", port), timeout=PATIENCE_S
+                ) as connection:
                     linger = struct.pack("ii", 1, 0)  # reset, do not close
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     connection.sendall(b"POST /plan HTTP/1.1\r\nContent-Length: 9999\r\n\r\n{")

@@ -28,7 +28,12 @@ def serve(*flags: str) -> subprocess.CompletedProcess[str]:
     """Run a server that is expected to give up."""
     command = [sys.executable, "-m", "service.cli.main", "serve"]
     return subprocess.run(
-        [*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        [*command, *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 

@@ -71,7 +71,7 @@ def test_an_optimum_outside_the_bounds_is_met_at_the_bound(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     samples=st.integers(1, 40),
     elites=st.integers(1, 40),

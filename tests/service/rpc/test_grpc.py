@@ -127,7 +127,8 @@ def test_deadline_of_the_call_is_the_plans(server: ServerProcess, rpc: PlannerCl
         try:
             plan = rpc.plan([picture(0)], picture(1), solver=UNENDING, timeout_s=timeout_s)
         except PlannerError as late:
-            assert late.code == "deadline_exceeded"
+            if late.code != "deadline_exceeded":
+                raise
         else:
             assert plan.status == "deadline"
             assert plan.iterations >= 1
@@ -227,7 +228,9 @@ def test_frequent_pings_are_not_punished(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("data", [b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", bytes(100_000)])
 def test_garbage_on_the_port(server: ServerProcess, rpc: PlannerClient, data: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.ready["grpc_port"]), timeout=PATIENCE_S) as bare:
+    with socket.create_connection(
+        ("127.0.0.1", server.ready["grpc_port"]), timeout=PATIENCE_S
+    ) as bare:
         bare.sendall(data)
     assert rpc.encode([picture(0)]).latents
 
