@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The same examples everywhere, and no verdict on how long one takes or is in the making.
+# `--hypothesis-profile default` looks further afield.
 settings.register_profile(
     "lewm", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

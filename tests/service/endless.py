@@ -4,6 +4,7 @@ from __future__ import annotations  # gRPC's types are generic to the checker on
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from lewm.v1 import planner_pb2 as pb
@@ -13,7 +14,7 @@ from tests.patience import wait_until
 from tests.service.frames import picture
 from tests.service.process import ServerProcess
 
-ENDLESS = {"name": "cem", "samples": 4096, "iterations": 200, "horizon": 20}
+ENDLESS: dict[str, Any] = {"name": "cem", "samples": 4096, "iterations": 200, "horizon": 20}
 """Hours of work on a slow machine, in steps that are as short as any."""
 
 

@@ -161,7 +161,7 @@ def test_truncation(whole: bytes) -> None:
         assert refusal(whole[:end])[0] == "invalid_image"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     whole=st.sampled_from([PNG, JPEG]),
     flips=st.lists(st.tuples(st.integers(2, 2000), st.integers(0, 255)), min_size=1, max_size=8),
@@ -179,7 +179,7 @@ def test_damage_never_brings_anything_else(
         assert pixels.shape[0] * pixels.shape[1] <= LIMIT
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.sampled_from([b"", PNG[:8], PNG[:33], JPEG[:20]]))
 def test_noise_is_refused(noise: bytes, head: bytes) -> None:
     with pytest.raises(InvalidRequest):

@@ -134,6 +134,8 @@ async def test_seeded_plans_of_fresh_frames_are_the_same_in_a_crowd(
     assert batches <= 2  # the one that was held, and one of all that came meanwhile
 
     for one, same in zip(alone, together, strict=True):
+        assert one.trajectory is not None
+        assert same.trajectory is not None
         assert np.array_equal(one.actions, same.actions)
         assert np.array_equal(one.trajectory, same.trajectory)
         assert (one.cost, one.latent_ids) == (same.cost, same.latent_ids)

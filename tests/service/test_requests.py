@@ -36,7 +36,7 @@ DOCUMENTS = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     kind=st.sampled_from([EncodeRequest, PredictRequest, PlanRequest]),
     document=DOCUMENTS,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -92,7 +92,6 @@ def test_moves_equal_the_public_ones(reference: dict[str, Tensor]) -> None:
 pushes = st.floats(-1.5, 1.5, width=32)
 
 
-@settings(deadline=None)
 @given(
     x=st.floats(75.0, 149.0, width=32).filter(lambda x: not WALL_LEFT <= x <= WALL_RIGHT),
     y=st.floats(14.0, 209.0, width=32),

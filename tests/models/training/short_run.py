@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ CONFIG = LeWMConfig(
 )
 
 TRAINING = TrainingConfig(steps=100, learning_rate=1e-2, batch=32, directions=64)
+SHORT = replace(TRAINING, steps=12)
 
 
 def trainer(
@@ -50,15 +52,19 @@ def trainer(
 
 
 def main(recording: Path, checkpoint: Path, report_every: int) -> None:
-    """Train to the end from wherever the checkpoint is, printing each step reported."""
+    """Train to the end from wherever the checkpoint is.
+
+    Prints each step reported, and goes on when a line, or the end, is read on standard input.
+    """
     torch.set_num_threads(1)
-    run = trainer(Recording.open(recording))
+    run = trainer(Recording.open(recording), SHORT)
     if checkpoint.exists():
         run.resume(checkpoint)
         print(f"resumed at {run.step}", flush=True)
 
     def report(metrics: Metrics) -> None:
         print(metrics.step, flush=True)
+        sys.stdin.readline()
 
     run.run(checkpoint, report, report_every)
 

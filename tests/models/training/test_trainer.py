@@ -13,7 +13,7 @@ from models.config import LeWMConfig
 from models.lewm import LeWM
 from models.training.recording import Recording
 from models.training.trainer import Metrics, Trainer, TrainingConfig, fastest_precision
-from tests.models.training.short_run import CONFIG, TRAINING, trainer
+from tests.models.training.short_run import CONFIG, SHORT, TRAINING, trainer
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,23 +76,28 @@ def test_a_killed_run_ends_as_if_it_had_lived(
 ) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     module = "tests.models.training.short_run"
-    command = [sys.executable, "-m", module, str(recording_folder), str(checkpoint), "20"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as killed:
+    command = [sys.executable, "-m", module, str(recording_folder), str(checkpoint), "4"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdin is not None
         assert killed.stdout is not None
-        assert killed.stdout.readline() == "20\n"
+        assert killed.stdout.readline() == "4\n"
+        killed.stdin.write("\n")
+        killed.stdin.flush()
         # A report is followed by its checkpoint: at the second one the first is whole.
-        assert killed.stdout.readline() == "40\n"
+        assert killed.stdout.readline() == "8\n"
         killed.send_signal(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    resumed, *steps = done.stdout.splitlines()
-    assert resumed in ("resumed at 20", "resumed at 40", "resumed at 60")
-    assert steps[-1] == "100"
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["resumed at 4", "8", "12"]
 
-    whole, ended = trainer(recording), trainer(recording)
+    whole, ended = trainer(recording, SHORT), trainer(recording, SHORT)
     whole.run()
     ended.resume(checkpoint)
-    assert ended.step == TRAINING.steps
+    assert ended.step == SHORT.steps
     assert_same_weights(ended.model, whole.model)
 
 

@@ -41,7 +41,7 @@ def test_an_optimum_outside_the_bounds_is_met_at_the_bound(name: str) -> None:
 
 
 @every
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     samples=st.integers(1, 40),
     elites=st.integers(1, 40),

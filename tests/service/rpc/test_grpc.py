@@ -127,12 +127,12 @@ def test_deadline_of_the_call_is_the_plans(server: ServerProcess, rpc: PlannerCl
         try:
             plan = rpc.plan([picture(0)], picture(1), solver=UNENDING, timeout_s=timeout_s)
         except PlannerError as late:
-            code = late.code
+            if late.code != "deadline_exceeded":
+                raise
         else:
             assert plan.status == "deadline"
             assert plan.iterations >= 1
             return
-        assert code == "deadline_exceeded"
     pytest.fail("no answer arrived in time")
 
 
