@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,10 @@ def evaluate(
     iterations: Annotated[int | None, typer.Option(help="solver iterations")] = None,
     elites: Annotated[int | None, typer.Option(help="candidates kept")] = None,
     horizon: Annotated[int | None, typer.Option(help="action blocks to look ahead")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="a setting of the solver's own; may be repeated"),
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="put the figures on the card")] = False,
     output: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="write the figures there too")
@@ -57,9 +61,10 @@ def evaluate(
         "elites": elites,
         "horizon": horizon,
     }
-    changed = {name: value for name, value in changes.items() if value is not None}
+    changed: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     folder = model or (None if server else PRETRAINED / "two-room")
     try:
+        changed |= _settings(setting or [])
         card = None if folder is None else read_card(folder / checkpoint.CARD)
         if write and card is None:
             raise ValueError("--write needs the MODEL whose card it is to write")
@@ -102,3 +107,15 @@ def evaluate(
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm evaluate: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def _settings(given: list[str]) -> dict[str, float]:
+    """Solver settings given as NAME=VALUE; `ValueError` for what is none."""
+    settings = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            settings[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--setting: expected NAME=VALUE with a number, got {text}") from None
+    return settings

@@ -47,13 +47,15 @@ def test_figures_do_not_depend_on_the_robots(server: ServerProcess, tmp_path: Pa
 def test_figures_go_on_the_card(quick_model: Path) -> None:
     card = quick_model / checkpoint.CARD
     before = read_card(card)
-    arguments = ("--protocol", "cross-room", "--episodes", "1", "--write")
+    setting = ("--setting", "momentum=0.3")
+    arguments = ("--protocol", "cross-room", "--episodes", "1", *setting, "--write")
     result = lewm("evaluate", quick_model, *arguments)
     assert result.exit_code == 0, result.output
     figures = read_card(card).figures["cross-room"]
     assert figures["episodes"] == 1
     assert figures["solver"] == {
-        "name": "cem", "samples": 4, "iterations": 1, "elites": 2, "horizon": 5, "tolerance": 0
+        "name": "cem", "samples": 4, "iterations": 1, "elites": 2, "horizon": 5, "tolerance": 0,
+        "momentum": 0.3, "deviation": 1,
     }  # fmt: skip
     assert before.with_figures(**{"cross-room": figures}) == read_card(card)
 
@@ -66,6 +68,7 @@ def test_figures_go_on_the_card(quick_model: Path) -> None:
         (("--server", "127.0.0.1:1", "--write"), "--write needs the MODEL"),
         (("--server", "127.0.0.1:1", "--seed", str(2**31)), "seed: expected"),
         (("--server", "127.0.0.1:1", "--json", "/proc/figures.json"), "/proc/figures.json"),
+        (("--server", "127.0.0.1:1", "--setting", "momentum"), "--setting: expected NAME=VALUE"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_clear_line(
