@@ -79,7 +79,8 @@ class Admission:
     def _check(self, ticket: Ticket, now: float) -> None:
         if ticket.deadline == math.inf and all(one.deadline == math.inf for one in self._tickets):
             return
-        together = sorted([*self._tickets, ticket], key=_urgency)
+        together = self._tickets.copy()
+        insort(together, ticket, key=_urgency)
         after = self._forecast(together, now, newcomer=ticket)
         late_s = next(place.late_s for place in after if place.ticket is ticket)
         harmed = self._harmed(ticket, after, now)
@@ -139,7 +140,9 @@ def forecast(
     prepare_s = sum(ticket.prepare_s for ticket in tickets)
     abreast = _abreast(tickets)
     free = [busy_s + prepare_s] * abreast
-    step_s = max((ticket.step_s for ticket in tickets if ticket is not newcomer), default=0.0)
+    step_s = 0.0
+    if any(ticket.frames for ticket in tickets):
+        step_s = max((ticket.step_s for ticket in tickets if ticket is not newcomer), default=0.0)
     places = []
     for ticket in tickets:
         left_s = ticket.deadline - now
@@ -152,8 +155,10 @@ def forecast(
         if ticket.frames:
             start_s = max(start_s, busy_s + prepare_s + step_s)
         start_s += MARGIN * (start_s - ticket.prepare_s)
-        granted = ticket.within(left_s - start_s, abreast)
-        late_s = start_s + ticket.solve_s(ticket.need, abreast) - left_s - ROUNDING_S
+        granted, late_s = len(ticket.rows), -math.inf
+        if left_s < math.inf:
+            granted = ticket.within(left_s - start_s, abreast)
+            late_s = start_s + ticket.solve_s(ticket.need, abreast) - left_s - ROUNDING_S
         places.append(Place(ticket, start_s, end_s, granted, late_s))
     return places
 

@@ -48,27 +48,22 @@ class Ticket:
         self.frames = frames
         self.shape = shape
         self.rows = rows
+        self.largest = max(rows, default=0)
         self.least = min(1, len(rows)) if least is None else least
         self._wanted = least
         self.need = 0
         self.done = 0
         self.begun = False
         self.urgency = (-priority, min(deadline, arrival + patience_s), arrival)
-        seconds: dict[int, float] = {
-            count: pace.plain(count, shape.horizon) for count in dict.fromkeys(rows)
-        }
-        # Seconds up to each iteration, as measured at warm-up.
+        # Seconds of a step, and up to the end of each iteration, as measured at warm-up.
+        seconds = {count: pace.plain(count, shape.horizon) for count in set(rows)}
+        self._step_s = pace.plain(min(self.largest, self.step_rows), shape.horizon)
         self._ends = [0.0, *accumulate(seconds[count] for count in rows)]
 
     @property
     def prepare_s(self) -> float:
         """Seconds until its frames are latents."""
         return self.frames * self.pace.frame_s
-
-    @property
-    def largest(self) -> int:
-        """The candidates of its largest iteration."""
-        return max(self.rows, default=0)
 
     @property
     def step_rows(self) -> int:
@@ -78,7 +73,7 @@ class Ticket:
     @property
     def step_s(self) -> float:
         """Seconds of its longest step."""
-        return self.pace.estimate(min(self.largest, self.step_rows), self.shape)
+        return self._step_s * self.pace.correction(self.shape)
 
     def promise(self, iterations: int) -> None:
         """Promise so many iterations, or the fewer that the client would be content with."""
