@@ -5,6 +5,7 @@ What can run here is timed on one plan of the model's default solver.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from models.card import ModelCard
 from models.lewm import LeWM
-from service.backends.backend import ThreadedBackend
+from service.backends.backend import Backend, ThreadedBackend
 from service.backends.onnx import OnnxBackend
 from service.backends.onnx_session import runs_on
 from service.backends.ranking import REQUIRED, overlap
@@ -30,9 +31,12 @@ MARGIN = 0.9
 """What is less preferred must take less than this share of the time: a choice that hung on noise
 would change the last bits of a plan from one start to the next."""
 
-REPEATS = 5
-LIMIT_S = 0.5
-"""A timing ends after so many repeats or seconds."""
+ROUNDS = 5
+LIMIT_S = 3.0
+"""Timing ends after so many rounds, or with the round that is under way after so many seconds."""
+
+SAMPLES = 64
+"""Candidates of a timed roll-out, at most: enough to tell ways apart."""
 
 CPU_INFO = Path("/proc/cpuinfo")
 CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -94,6 +98,7 @@ def choose_backend(
         insist=wanted.precision != "auto",
     )
     choice.backend.warm_up()
+    _iterate(choice.backend, card, card.solver.samples)
     return choice
 
 
@@ -120,17 +125,33 @@ def choose(
         backends.append(backend)
     if len(backends) == len(threads) == 1:
         return Choice(backends[0], overlap=share)
-    ways = []
-    for backend in backends:
-        for count in threads:
-            backend.threads = count
-            ways.append(Way(backend, count, seconds(backend)))
+    ways = _timed([(backend, count) for backend in backends for count in threads], seconds)
     best = ways[0]
     for way in ways[1:]:
         if way.plan_s < MARGIN * best.plan_s:
             best = way
     best.backend.threads = best.threads
     return Choice(best.backend, tuple(ways), share)
+
+
+def _timed(
+    ways: Sequence[tuple[ThreadedBackend, int]], seconds: Callable[[ThreadedBackend], float]
+) -> list[Way]:
+    """Each way by its fastest of a few rounds, so that what disturbs a round disturbs all alike.
+
+    In the first round caches fill and graphs are built: it does not count.
+    """
+    fastest = [math.inf] * len(ways)
+    start = time.monotonic()
+    for turn in range(1 + ROUNDS):
+        for index, (backend, count) in enumerate(ways):
+            backend.threads = count
+            taken = seconds(backend)
+            if turn > 0:
+                fastest[index] = min(fastest[index], taken)
+        if turn > 0 and time.monotonic() - start > LIMIT_S:
+            break
+    return [Way(*way, plan_s) for way, plan_s in zip(ways, fastest, strict=True)]
 
 
 def runnable(wanted: Wanted, device: torch.device) -> list[tuple[str, Precision]]:
@@ -170,25 +191,22 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(not CPU_FLAGS.isdisjoint(words) for words in flags)
 
 
-def plan_seconds(backend: ThreadedBackend, card: ModelCard) -> float:
-    """Seconds of a plan by the card's solver: one frame encoded, and its iterations."""
+def plan_seconds(backend: Backend, card: ModelCard) -> float:
+    """Seconds of a plan by the card's solver, of some samples: an encode and its iterations."""
     config, solver = card.config, card.solver
     frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
+    start = time.monotonic()
+    backend.encode(frame)
+    encoded = time.monotonic()
+    _iterate(backend, card, min(SAMPLES, solver.samples))
+    return encoded - start + solver.iterations * (time.monotonic() - encoded)
+
+
+def _iterate(backend: Backend, card: ModelCard, samples: int) -> None:
+    """The roll-out of one iteration of the card's solver."""
+    config = card.config
     latents, past = torch.zeros(1, 1, config.latent_dim), torch.empty(1, 0, config.block_width)
-    candidates = torch.zeros(1, solver.samples, solver.horizon, config.block_width)
-    iteration_s = _seconds(lambda: backend.rollout(latents, past, candidates))
-    return _seconds(lambda: backend.encode(frame)) + solver.iterations * iteration_s
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """The least of a few, after one that does not count."""
-    call()
-    durations: list[float] = []
-    while len(durations) < REPEATS and sum(durations) < LIMIT_S:
-        start = time.monotonic()
-        call()
-        durations.append(time.monotonic() - start)
-    return min(durations)
+    backend.rollout(latents, past, torch.zeros(1, samples, card.solver.horizon, config.block_width))
 
 
 def _make(model: LeWM, device: torch.device, name: str, precision: Precision) -> ThreadedBackend:

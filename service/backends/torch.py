@@ -14,14 +14,14 @@ from service.backends.cuda_graph import CudaGraphs
 from service.backends.rollout import Rollout
 from service.backends.shards import Shards
 from service.backends.torch_kernel import TorchKernel
-from service.backends.warm_up import encodes_alike, run_rollouts
+from service.backends.warm_up import encode_rows, encodes_alike, run_rollouts
 
 PROJECTOR_ROWS = 8
 """Rows of one product in the projector. Matrix libraries round a product of few rows otherwise
 than one of many; a fixed number makes a frame's latent independent of its batch."""
 
-ENCODE_ROWS = 32
-"""Frames in one pass through the encoder; more gain nothing."""
+GRAPH_ROWS = 32
+"""Frames of one CUDA graph, at most."""
 
 
 class TorchBackend:
@@ -37,7 +37,7 @@ class TorchBackend:
         self.precision = str(precision).removeprefix("torch.")
         self.threads = torch.get_num_threads()
         self._rollout = Rollout(TorchKernel(self.model), Shards(1))
-        self._encode_rows = ENCODE_ROWS
+        self._encode_rows = GRAPH_ROWS if device.type == "cuda" else encode_rows(model.config)
         self._graphs = device.type == "cuda"
         self._run_encode: Callable[..., Tensor] = self._encode
         self._run_rollout: Callable[..., Tensor] = self._rollout
@@ -51,7 +51,7 @@ class TorchBackend:
         self._take_threads()
         if not self._graphs:
             return self._encode(frames)
-        chunks = torch.split(frames, ENCODE_ROWS)
+        chunks = torch.split(frames, GRAPH_ROWS)
         return torch.cat([self._run_encode(_padded(chunk))[: len(chunk)] for chunk in chunks])
 
     def _encode(self, frames: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What is chosen to run a model, by what was measured and what was asked for."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import cast
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.lewm import LeWM
 from service.backends import choice as choosing
@@ -147,12 +149,22 @@ def test_auto_chooses_among_what_it_timed(model: LeWM) -> None:
     assert all(way.plan_s > 0 for way in made.ways)
 
 
-def test_a_plan_is_an_encode_and_its_iterations(
-    model: LeWM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_is_an_encode_and_its_iterations(model: LeWM) -> None:
+    now = [0.0]
+
+    class Slow(TorchBackend):
+        def encode(self, frames: Tensor) -> Tensor:
+            now[0] += 0.5
+            return super().encode(frames)
+
+        def rollout(self, *plan: Tensor) -> Tensor:
+            now[0] += 1.0
+            return super().rollout(*plan)
+
     card = card_of(model)
-    monkeypatch.setattr(choosing, "_seconds", lambda call: 1.0 if call().ndim == 4 else 0.5)
-    assert plan_seconds(TorchBackend(model, CPU), card) == 0.5 + card.solver.iterations
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now[0])
+        assert plan_seconds(Slow(model, CPU), card) == 0.5 + card.solver.iterations
 
 
 def test_an_explicit_precision_wins(model: LeWM) -> None:
