@@ -1,4 +1,8 @@
-"""A model on disk: a folder with `model.json` (the card) and `model.safetensors`."""
+"""A model on disk: a folder with `model.json` (the card) and `model.safetensors`.
+
+`frames.safetensors` may lie beside them: a few frames of what the model sees, by which a server
+finds out whether a lower precision will do. They are no part of the version.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from models.lewm import LeWM
 
 CARD = "model.json"
 WEIGHTS = "model.safetensors"
+FRAMES = "frames.safetensors"
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The models that come with the project."""
 
@@ -30,25 +35,38 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in ``eval()`` mode; ``version`` is a hash of weights and card."""
+    """A loaded model in ``eval()`` mode; ``version`` is a hash of weights and card.
+
+    ``frames`` (N, size, size, 3) uint8, N of at least 2, or None.
+    """
 
     model: LeWM
     card: ModelCard
     version: str
+    frames: Tensor | None = None
 
 
-def save(folder: Path, model: LeWM, card: ModelCard) -> str:
-    """Write card and weights, float32; give the model's version."""
+def save(folder: Path, model: LeWM, card: ModelCard, frames: Tensor | None = None) -> str:
+    """Write card, weights, float32, and frames if there are any; give the model's version."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     _replace(folder / WEIGHTS, to_bytes(tensors))
     write_card(folder, card)
+    if frames is None:
+        (folder / FRAMES).unlink(missing_ok=True)
+    else:
+        write_frames(folder, frames)
     return version(folder)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
     """Write `model.json` alone, as after an evaluation."""
     _replace(folder / CARD, (json.dumps(card.to_json(), indent=2) + "\n").encode())
+
+
+def write_frames(folder: Path, frames: Tensor) -> None:
+    """Write `frames.safetensors` alone."""
+    _replace(folder / FRAMES, to_bytes({"frames": frames.contiguous()}))
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -80,7 +98,24 @@ def load(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / WEIGHTS}: there is no such file") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
-    return Checkpoint(assemble(card.config, tensors), card, version(folder))
+    frames = _read_frames(folder / FRAMES, card.config.image_size)
+    return Checkpoint(assemble(card.config, tensors), card, version(folder), frames)
+
+
+def _read_frames(path: Path, size: int) -> Tensor | None:
+    if not path.exists():
+        return None
+    try:
+        frames = load_file(path)["frames"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    right = frames.ndim == 4 and len(frames) > 1 and tuple(frames.shape[1:]) == (size, size, 3)
+    if not right or frames.dtype != torch.uint8:
+        raise CheckpointError(
+            f"{path}: expected at least 2 frames, uint8 of shape (N, {size}, {size}, 3), "
+            f"got {frames.dtype} of shape {tuple(frames.shape)}"
+        )
+    return frames
 
 
 def assemble(

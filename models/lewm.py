@@ -260,7 +260,7 @@ class LeWM(nn.Module):
             )
         mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
         pixels = (frames.permute(0, 3, 1, 2).to(mean.dtype) / 255 - mean) / std
-        return self.encoder(pixels)  # type: ignore[no-any-return]
+        return self.encoder(pixels.to(self.encoder.embeddings.cls_token.dtype))  # type: ignore[no-any-return]
 
     def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
         """The latent after each step of a window.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from service.backends.choice import Wanted
 from service.errors import FieldProblem, InvalidRequest, UnknownModel
-from service.logs import log
 from service.resolution import check_card
 from service.responses import ModelDescription
 from service.served import ModelLoadError, ServedModel, load_models, resolve_device
 from service.settings import Settings
-from service.threads import choose_threads
 
 
 class Registry:
@@ -34,17 +33,16 @@ class Registry:
         Raises:
             ModelLoadError: a model, the default or the device cannot be had.
         """
-        models = load_models(settings.models, resolve_device(settings.device), settings.backend)
+        wanted = Wanted(settings.backend, settings.precision, settings.threads)
+        models = load_models(settings.models, resolve_device(settings.device), wanted)
         for model in models.values():
             try:
                 check_card(model)
             except InvalidRequest as error:
                 raise ModelLoadError(f"{model.name}: solver in its card: {error.detail}") from None
         registry = cls(models, settings.default_model)
-        threads = choose_threads(settings.threads, next(iter(models.values())))
         for model in models.values():
             model.pace.measure(model.backend, model.card.config)
-        log.info("threads chosen", threads=threads)
         return registry
 
     def all(self) -> list[ServedModel]:

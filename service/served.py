@@ -14,9 +14,11 @@ from torch import Tensor
 from models import checkpoint
 from models.card import ModelCard
 from models.checkpoint import PRETRAINED, CheckpointError
-from service.backends.backend import ThreadedBackend
-from service.backends.choice import make_backend
+from service.backends.backend import Backend
+from service.backends.choice import Choice, NoBackend, Wanted, choose_backend
+from service.backends.ranking import REQUIRED
 from service.engine.pace import Pace
+from service.logs import log
 
 FloatArray = NDArray[np.float32]
 
@@ -35,7 +37,7 @@ class ServedModel:
 
     card: ModelCard
     version: str
-    backend: ThreadedBackend
+    backend: Backend
     pace: Pace
     mean: Tensor
     std: Tensor
@@ -43,29 +45,32 @@ class ServedModel:
     high: Tensor
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, backend_name: str) -> ServedModel:
-        """Load a model folder, put it on its device and warm it up.
+    def load(cls, folder: Path, device: torch.device, wanted: Wanted) -> ServedModel:
+        """Load a model folder, choose what runs it and warm that up.
 
         Raises:
-            ModelLoadError: the folder holds no usable model.
+            ModelLoadError: the folder holds no usable model, or what is wanted cannot run it.
         """
         try:
             loaded = checkpoint.load(folder)
         except CheckpointError as error:
             raise ModelLoadError(f"{folder}: {error}") from error
         card = loaded.card
+        try:
+            choice = choose_backend(loaded.model, card, loaded.frames, device, wanted)
+        except NoBackend as error:
+            raise ModelLoadError(str(error)) from error
+        _log_choice(card, choice, "the model's own" if loaded.frames is not None else "synthetic")
         mean, std, low, high = (
             torch.tensor(values, dtype=torch.float32)
             for values in (card.action_mean, card.action_std, card.action_low, card.action_high)
         )
         config = card.config
         block = config.action_block
-        backend = make_backend(backend_name, loaded.model, device)
-        backend.warm_up()
         return cls(
             card,
             loaded.version,
-            backend,
+            choice.backend,
             Pace(),
             mean,
             std,
@@ -96,6 +101,33 @@ class ServedModel:
         return clipped
 
 
+def _log_choice(card: ModelCard, choice: Choice, frames: str) -> None:
+    backend = choice.backend
+    timed = {
+        f"{way.backend.name} {way.backend.precision} on {way.threads}": round(1000 * way.plan_s, 1)
+        for way in choice.ways
+    }
+    log.info(
+        "backend chosen",
+        model=card.name,
+        backend=backend.name,
+        precision=backend.precision,
+        device=backend.device,
+        threads=backend.threads,
+        plan_ms=timed,
+    )
+    if choice.overlap is None:
+        return
+    tell = log.info if backend.precision == "float32" or choice.overlap >= REQUIRED else log.warning
+    tell(
+        "bfloat16 ranks candidates like float32",
+        model=card.name,
+        top_30_overlap=round(choice.overlap, 3),
+        required=REQUIRED,
+        frames=frames,
+    )
+
+
 def resolve_device(wanted: str) -> torch.device:
     """The device that a setting names; `auto` is the GPU where there is one.
 
@@ -112,7 +144,7 @@ def resolve_device(wanted: str) -> torch.device:
 
 
 def load_models(
-    paths: Iterable[Path], device: torch.device, backend_name: str
+    paths: Iterable[Path], device: torch.device, wanted: Wanted
 ) -> dict[str, ServedModel]:
     """All models in these folders, by name; the embedded ones where none are named.
 
@@ -126,7 +158,7 @@ def load_models(
         except CheckpointError as error:
             raise ModelLoadError(str(error)) from error
         for folder in folders:
-            model = ServedModel.load(folder, device, backend_name)
+            model = ServedModel.load(folder, device, wanted)
             if model.name in models:
                 raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
             models[model.name] = model

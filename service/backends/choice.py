@@ -1,15 +1,215 @@
-"""Which backend runs a model."""
+"""Which backend, precision and number of threads run a model: what is asked for, else the fastest.
+
+What can run here is timed on one plan of the model's default solver.
+"""
 
 from __future__ import annotations
 
-import torch
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
+import torch
+from torch import Tensor
+
+from models.card import ModelCard
 from models.lewm import LeWM
-from service.backends.backend import ThreadedBackend
+from service.backends.backend import Backend, ThreadedBackend
 from service.backends.onnx import OnnxBackend
+from service.backends.onnx_session import runs_on
+from service.backends.ranking import REQUIRED, overlap
 from service.backends.torch import TorchBackend
 
+Precision = Literal["float32", "bfloat16"]
 
-def make_backend(name: str, model: LeWM, device: torch.device) -> ThreadedBackend:
-    """The backend of a name; `auto` is torch."""
-    return OnnxBackend(model, device) if name == "onnx" else TorchBackend(model, device)
+MARGIN = 0.9
+"""What is less preferred must take less than this share of the time: a choice that hung on noise
+would change the last bits of a plan from one start to the next."""
+
+ROUNDS = 5
+LIMIT_S = 3.0
+"""Timing ends after so many rounds, or with the round that is under way after so many seconds."""
+
+SAMPLES = 64
+"""Candidates of a timed roll-out, at most: enough to tell ways apart."""
+
+CPU_INFO = Path("/proc/cpuinfo")
+CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""What Linux calls bfloat16 products, on x86 and on ARM."""
+
+
+class NoBackend(RuntimeError):
+    """What is asked for cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the settings ask for."""
+
+    backend: Literal["auto", "torch", "onnx"] = "auto"
+    precision: Literal["auto"] | Precision = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """A backend on a number of threads, and the seconds that a plan takes by it."""
+
+    backend: ThreadedBackend
+    threads: int
+    plan_s: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, and why.
+
+    ``ways`` is what was timed, nothing where there was no choice. ``overlap`` is `ranking.overlap`
+    of the lower precision, where one was looked at.
+    """
+
+    backend: ThreadedBackend
+    ways: tuple[Way, ...] = ()
+    overlap: float | None = None
+
+
+def choose_backend(
+    model: LeWM, card: ModelCard, frames: Tensor | None, device: torch.device, wanted: Wanted
+) -> Choice:
+    """The best way to run a model here, warmed up; ``frames`` are those of `ranking.overlap`.
+
+    Raises:
+        NoBackend: what is wanted cannot run here.
+    """
+    counts = {1, len(os.sched_getaffinity(0))} if device.type == "cpu" else {1}
+    choice = choose(
+        [
+            partial(_make, model, device, name, precision)
+            for name, precision in runnable(wanted, device)
+        ],
+        [wanted.threads] if wanted.threads else sorted(counts),
+        seconds=lambda backend: plan_seconds(backend, card),
+        rank=lambda backend: overlap(backend, TorchBackend(model, device), card, frames),
+        insist=wanted.precision != "auto",
+    )
+    choice.backend.warm_up()
+    _iterate(choice.backend, card, card.solver.samples)
+    return choice
+
+
+def choose(
+    makers: Sequence[Callable[[], ThreadedBackend]],
+    threads: Sequence[int],
+    *,
+    seconds: Callable[[ThreadedBackend], float],
+    rank: Callable[[ThreadedBackend], float],
+    insist: bool,
+) -> Choice:
+    """The fastest of some backends, the preferred first, with its best number of threads set.
+
+    A lower precision has to ``rank`` candidates well enough, unless we ``insist`` on it.
+    """
+    backends, share = [], None
+    for make in makers:
+        backend = make()
+        backend.threads = threads[0]
+        if backend.precision != "float32":
+            share = rank(backend)
+            if share < REQUIRED and not insist:
+                continue
+        backends.append(backend)
+    if len(backends) == len(threads) == 1:
+        return Choice(backends[0], overlap=share)
+    ways = _timed([(backend, count) for backend in backends for count in threads], seconds)
+    best = ways[0]
+    for way in ways[1:]:
+        if way.plan_s < MARGIN * best.plan_s:
+            best = way
+    best.backend.threads = best.threads
+    return Choice(best.backend, tuple(ways), share)
+
+
+def _timed(
+    ways: Sequence[tuple[ThreadedBackend, int]], seconds: Callable[[ThreadedBackend], float]
+) -> list[Way]:
+    """Each way by its fastest of a few rounds, so that what disturbs a round disturbs all alike.
+
+    In the first round caches fill and graphs are built: it does not count.
+    """
+    fastest = [math.inf] * len(ways)
+    start = time.monotonic()
+    for turn in range(1 + ROUNDS):
+        for index, (backend, count) in enumerate(ways):
+            backend.threads = count
+            taken = seconds(backend)
+            if turn > 0:
+                fastest[index] = min(fastest[index], taken)
+        if turn > 0 and time.monotonic() - start > LIMIT_S:
+            break
+    return [Way(*way, plan_s) for way, plan_s in zip(ways, fastest, strict=True)]
+
+
+def runnable(wanted: Wanted, device: torch.device) -> list[tuple[str, Precision]]:
+    """Backends and precisions that may be chosen on a device, the preferred first.
+
+    Raises:
+        NoBackend: there are none.
+    """
+    if wanted.backend == "onnx" and wanted.precision == "bfloat16":
+        raise NoBackend("LEWM_PRECISION is bfloat16: the ONNX backend runs float32 alone")
+    if wanted.backend == "onnx" and not runs_on(device):
+        raise NoBackend(
+            f"LEWM_BACKEND is onnx: ONNX Runtime does not run on {device} here; for CUDA it needs "
+            "the package onnxruntime-gpu"
+        )
+    ways: list[tuple[str, Precision]] = [("torch", "float32")]
+    if wanted.precision == "bfloat16" or has_bfloat16(device):
+        ways.append(("torch", "bfloat16"))
+    if runs_on(device):
+        ways.insert(0 if device.type == "cpu" else len(ways), ("onnx", "float32"))
+    return [
+        (name, precision)
+        for name, precision in ways
+        if wanted.backend in ("auto", name) and wanted.precision in ("auto", precision)
+    ]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return False
+    flags = [line.split() for line in lines if line.startswith(("flags", "Features"))]
+    return any(not CPU_FLAGS.isdisjoint(words) for words in flags)
+
+
+def plan_seconds(backend: Backend, card: ModelCard) -> float:
+    """Seconds of a plan by the card's solver, of some samples: an encode and its iterations."""
+    config, solver = card.config, card.solver
+    frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
+    start = time.monotonic()
+    backend.encode(frame)
+    encoded = time.monotonic()
+    _iterate(backend, card, min(SAMPLES, solver.samples))
+    return encoded - start + solver.iterations * (time.monotonic() - encoded)
+
+
+def _iterate(backend: Backend, card: ModelCard, samples: int) -> None:
+    """The roll-out of one iteration of the card's solver."""
+    config = card.config
+    latents, past = torch.zeros(1, 1, config.latent_dim), torch.empty(1, 0, config.block_width)
+    backend.rollout(latents, past, torch.zeros(1, samples, card.solver.horizon, config.block_width))
+
+
+def _make(model: LeWM, device: torch.device, name: str, precision: Precision) -> ThreadedBackend:
+    if name == "onnx":
+        return OnnxBackend(model, device)
+    return TorchBackend(model, device, getattr(torch, precision))

@@ -12,10 +12,7 @@ from service.backends.onnx_session import Session
 from service.backends.rollout import Rollout
 from service.backends.shards import Shards
 from service.backends.torch import TorchBackend
-from service.backends.warm_up import encodes_alike, run_rollouts
-
-ENCODE_ROWS = 8
-"""Frames in one pass through the encoder; more gain nothing and leave the cache."""
+from service.backends.warm_up import encode_rows, encodes_alike, run_rollouts
 
 ROLLOUT_ROWS = 8
 """Candidates below which another thread is not worth waking."""
@@ -36,7 +33,7 @@ class OnnxBackend:
         self.device = str(device)
         self._encoder = Session(encoder_graph(model), device)
         self._kernel = OnnxKernel(model, device)
-        self._encode_rows = ENCODE_ROWS
+        self._encode_rows = encode_rows(model.config)
         self.threads = 1
 
     @property

@@ -40,7 +40,7 @@ def _provider(device: torch.device) -> str | tuple[str, dict[str, int]]:
     return "CUDAExecutionProvider", {"device_id": device.index or 0}
 
 
-def serves(device: torch.device) -> bool:
+def runs_on(device: torch.device) -> bool:
     """Whether ONNX Runtime is here for this device: on a GPU, its own package is needed."""
     provider = _provider(device)
     name = provider if isinstance(provider, str) else provider[0]

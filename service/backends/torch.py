@@ -1,62 +1,83 @@
-"""The eager PyTorch backend, float32."""
+"""The PyTorch backend: eager on a CPU, CUDA graphs on a GPU; float32 or bfloat16."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.lewm import LeWM
 from service.backends.backend import goal_costs
+from service.backends.cuda_graph import CudaGraphs
 from service.backends.rollout import Rollout
 from service.backends.shards import Shards
 from service.backends.torch_kernel import TorchKernel
-from service.backends.warm_up import encodes_alike, run_rollouts
+from service.backends.warm_up import encode_rows, encodes_alike, run_rollouts
 
 PROJECTOR_ROWS = 8
 """Rows of one product in the projector. Matrix libraries round a product of few rows otherwise
 than one of many; a fixed number makes a frame's latent independent of its batch."""
 
-ENCODE_ROWS = 32
-"""Frames in one pass through the encoder; more gain nothing."""
+GRAPH_ROWS = 32
+"""Frames of one CUDA graph, at most."""
 
 GRADIENT_ROWS = 64
 """Candidates whose roll-outs are kept in memory at once for their gradients."""
 
 
 class TorchBackend:
-    """A LeWM in float32, eager."""
+    """A LeWM in PyTorch. Latents are float32 outside, whatever the precision inside."""
 
     name = "torch"
-    precision = "float32"
 
-    def __init__(self, model: LeWM, device: torch.device) -> None:
-        self.model = model.eval().requires_grad_(False).to(device)
+    def __init__(
+        self, model: LeWM, device: torch.device, precision: torch.dtype = torch.float32
+    ) -> None:
+        self.model = in_precision(model.eval().requires_grad_(False), precision).to(device)
         self.device = str(device)
+        self.precision = str(precision).removeprefix("torch.")
+        self.threads = torch.get_num_threads()
         self._rollout = Rollout(TorchKernel(self.model), Shards(1))
-        self._encode_rows = ENCODE_ROWS
+        self._encode_rows = GRAPH_ROWS if device.type == "cuda" else encode_rows(model.config)
+        self._graphs = device.type == "cuda"
+        self._run_encode: Callable[..., Tensor] = self._encode
+        self._run_rollout: Callable[..., Tensor] = self._rollout
+        if self._graphs:
+            self._run_encode = CudaGraphs(self._encode, device)
+            self._run_rollout = CudaGraphs(self._rollout, device)
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
-        chunks = torch.split(frames.to(self.device), self._encode_rows)
-        return self._project(torch.cat([self.model.features(chunk) for chunk in chunks])).cpu()
+        self._take_threads()
+        if not self._graphs:
+            return self._encode(frames)
+        chunks = torch.split(frames, GRAPH_ROWS)
+        return torch.cat([self._run_encode(_padded(chunk))[: len(chunk)] for chunk in chunks])
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        chunks = torch.split(frames, self._encode_rows)
+        return self._project(torch.cat([self.model.features(chunk) for chunk in chunks])).float()
 
     def _project(self, features: Tensor) -> Tensor:
         count = len(features)
-        padding = features.new_zeros(-count % PROJECTOR_ROWS, features.shape[1])
-        chunks = torch.split(torch.cat([features, padding]), PROJECTOR_ROWS)
-        return torch.cat([self.model.projector(chunk) for chunk in chunks])[:count]
+        groups = torch.split(F.pad(features, (0, 0, 0, -count % PROJECTOR_ROWS)), PROJECTOR_ROWS)
+        return torch.cat([self.model.projector(group) for group in groups])[:count]
 
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """See `Backend.rollout`."""
-        parts = (part.to(self.device) for part in (latents, past_actions, candidates))
-        return self._rollout(*parts).cpu()
+        self._take_threads()
+        return self._run_rollout(latents, past_actions, candidates)
 
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`; what is kept for the way back bounds the candidates at once."""
+        self._take_threads()
         chunks = torch.split(candidates, max(1, GRADIENT_ROWS // len(candidates)), dim=1)
         parts = [self._gradients(latents, past_actions, chunk, goals) for chunk in chunks]
         costs, gradients = zip(*parts, strict=True)
@@ -74,15 +95,27 @@ class TorchBackend:
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
-        if self.device == "cpu" and not encodes_alike(self.encode, self.model.config):
+        if not self._graphs and not encodes_alike(self.encode, self.model.config):
             self._encode_rows = 1
         run_rollouts(self.rollout, self.model.config)
 
-    @property
-    def threads(self) -> int:
-        """See `ThreadedBackend`; torch has one number for the whole process."""
-        return torch.get_num_threads()
+    def _take_threads(self) -> None:
+        # Torch has one number for all models of the process.
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
 
-    @threads.setter
-    def threads(self, count: int) -> None:
-        torch.set_num_threads(count)
+
+def in_precision(model: LeWM, precision: torch.dtype) -> LeWM:
+    """The model itself if it has this precision, else a copy; pixels are normalised in float32."""
+    if next(model.parameters()).dtype == precision:
+        return model
+    model = copy.deepcopy(model)
+    for part in model.children():
+        part.to(precision)
+    return model
+
+
+def _padded(frames: Tensor) -> Tensor:
+    """Frames up to the next power of two, so that few shapes occur."""
+    size = 1 << (len(frames) - 1).bit_length()
+    return torch.cat([frames, frames.new_zeros(size - len(frames), *frames.shape[1:])])

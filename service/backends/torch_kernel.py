@@ -20,7 +20,7 @@ Window = list[tuple[Tensor, Tensor]]
 
 
 class TorchKernel:
-    """See `Kernel`. The model is in ``eval()`` mode; modulations are a tensor (T, R, L, 6, W)."""
+    """See `Kernel`; for a model in ``eval()`` mode. Modulations are a tensor (T, R, L, 6, W)."""
 
     def __init__(self, model: LeWM) -> None:
         self.model = model
@@ -33,6 +33,7 @@ class TorchKernel:
 
     def modulations(self, actions: Tensor) -> Tensor:
         """See `Kernel`."""
+        actions = actions.to(self._weight.dtype)
         condition = self.model.predictor.transformer.cond_proj(self.model.action_encoder(actions))
         packed = F.linear(F.silu(condition), self._weight, self._bias)
         width = self.model.config.predictor_width
@@ -45,7 +46,8 @@ class TorchKernel:
         predictor, count = self.model.predictor, len(latents)
         position = len(window[0][0]) if window else 0
         positions = predictor.pos_embedding[0, position : position + count].unsqueeze(1)
-        x = predictor.transformer.input_proj(torch.stack(list(latents)) + positions)
+        tokens = (torch.stack(list(latents)) + positions).to(positions.dtype)
+        x = predictor.transformer.input_proj(tokens)
         longer: Window = []
         for layer, block in enumerate(self._blocks):
             shift1, scale1, gate1, shift2, scale2, gate2 = modulations[
@@ -68,7 +70,7 @@ class TorchKernel:
             x = x + gate1 * attention.to_out(_attend(q, keys, values))
             x = x + gate2 * block.mlp(block.norm2(x) * (1 + scale2) + shift2)
         hidden = predictor.transformer.output_proj(predictor.transformer.norm(x[-1]))
-        return self.model.pred_proj(hidden), longer
+        return self.model.pred_proj(hidden).to(latents[0].dtype), longer
 
     def select(self, window: Window, rows: Tensor) -> Window:
         """See `Kernel`."""

@@ -1,46 +1,17 @@
-"""The eager backend: what it promises beyond the model it runs."""
+"""The torch backend: what it promises beyond the model it runs."""
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.config import PRESETS
-from models.lewm import LeWM, initialise
+from models.lewm import LeWM
 from models.random_weights import random_model
 from service.backends.backend import goal_costs
-from service.backends.torch import ENCODE_ROWS, GRADIENT_ROWS, TorchBackend
+from service.backends.torch import GRADIENT_ROWS, TorchBackend
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def backend() -> TorchBackend:
-    model = LeWM(PRESETS["edge"])
-    initialise(model, torch.Generator().manual_seed(0))
-    backend = TorchBackend(model, CPU)
-    backend.warm_up()
-    return backend
-
-
-@pytest.fixture(scope="module")
-def frames() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    size = PRESETS["edge"].image_size
-    shape = (ENCODE_ROWS + 5, size, size, 3)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-
-@pytest.mark.parametrize("rows", [2, 3, 8, 9, ENCODE_ROWS, ENCODE_ROWS + 5])
-def test_a_latent_is_the_same_bit_for_bit_whatever_it_is_encoded_with(
-    backend: TorchBackend, frames: torch.Tensor, rows: int
-) -> None:
-    alone = torch.cat([backend.encode(frames[row : row + 1]) for row in range(rows)])
-    assert torch.equal(backend.encode(frames[:rows]), alone)
-
-
-def test_it_encodes_as_the_model_does(backend: TorchBackend, frames: torch.Tensor) -> None:
-    with torch.inference_mode():
-        expected = backend.model.encode(frames)
-    assert torch.allclose(backend.encode(frames), expected, atol=1e-5)
+CONFIG = PRESETS["edge"]
 
 
 def differentiated(
@@ -61,7 +32,7 @@ def differentiated(
 
 @pytest.mark.parametrize("context", [1, 3])
 def test_gradients_are_those_of_finite_differences(context: int) -> None:
-    backend = TorchBackend(random_model(PRESETS["edge"]).double(), CPU)
+    backend = TorchBackend(random_model(CONFIG), CPU, torch.float64)
     inputs, costs, gradients = differentiated(backend, context, 3, torch.float64)
     latents, past, candidates, goals = inputs
     assert gradients.shape == candidates.shape
@@ -100,13 +71,25 @@ def test_batches_are_given_up_where_they_would_change_a_latent() -> None:
     class Entangled(LeWM):
         """Adds the batch's size to every latent."""
 
-        def features(self, frames: torch.Tensor) -> torch.Tensor:
+        def features(self, frames: Tensor) -> Tensor:
             return super().features(frames) + len(frames)
 
-    model = Entangled(PRESETS["edge"])
-    initialise(model, torch.Generator().manual_seed(0))
+    model = Entangled(CONFIG)
+    model.load_state_dict(random_model(CONFIG).state_dict())
     backend = TorchBackend(model, CPU)
     backend.warm_up()
-    size = PRESETS["edge"].image_size
-    frames = torch.zeros(3, size, size, 3, dtype=torch.uint8)
+    frames = torch.zeros(3, CONFIG.image_size, CONFIG.image_size, 3, dtype=torch.uint8)
     assert torch.equal(backend.encode(frames)[:1], backend.encode(frames[:1]))
+
+
+def test_each_backend_runs_on_its_own_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    one, three = (TorchBackend(random_model(CONFIG), CPU) for _ in range(2))
+    one.threads, three.threads = 1, 3
+    frames = torch.zeros(1, CONFIG.image_size, CONFIG.image_size, 3, dtype=torch.uint8)
+    try:
+        for backend in (one, three, one):
+            backend.encode(frames)
+            assert torch.get_num_threads() == backend.threads
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,174 @@
+"""What is chosen to run a model, by what was measured and what was asked for."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.lewm import LeWM
+from service.backends import choice as choosing
+from service.backends.backend import ThreadedBackend
+from service.backends.choice import (
+    Choice,
+    NoBackend,
+    Wanted,
+    choose,
+    choose_backend,
+    has_bfloat16,
+    plan_seconds,
+    runnable,
+)
+from service.backends.onnx_session import runs_on
+from service.backends.torch import TorchBackend
+from tests.models.examples import card_of, tiny
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class FakeBackend:
+    """Runs nothing; ``times`` holds the seconds of a plan by number of threads."""
+
+    name: str
+    times: dict[int, float]
+    precision: str = "float32"
+    threads: int = 0
+
+
+def chosen(
+    backends: Sequence[FakeBackend],
+    threads: Sequence[int] = (1, 2),
+    share: float = 1.0,
+    insist: bool = False,
+) -> Choice:
+    def make(backend: FakeBackend) -> Callable[[], ThreadedBackend]:
+        return lambda: cast(ThreadedBackend, backend)
+
+    def seconds(backend: ThreadedBackend) -> float:
+        return cast(FakeBackend, backend).times[backend.threads]
+
+    makers = [make(backend) for backend in backends]
+    return choose(makers, threads, seconds=seconds, rank=lambda _backend: share, insist=insist)
+
+
+def test_the_fastest_is_chosen_with_its_best_number_of_threads() -> None:
+    onnx, eager = FakeBackend("onnx", {1: 4.0, 2: 3.0}), FakeBackend("torch", {1: 2.0, 2: 5.0})
+    made = chosen([onnx, eager])
+    assert made.backend is cast(object, eager)
+    assert made.backend.threads == 1
+    assert [(way.backend.name, way.threads, way.plan_s) for way in made.ways] == [
+        ("onnx", 1, 4.0),
+        ("onnx", 2, 3.0),
+        ("torch", 1, 2.0),
+        ("torch", 2, 5.0),
+    ]
+
+
+def test_noise_does_not_take_the_preference_away() -> None:
+    onnx, eager = FakeBackend("onnx", {1: 1.0, 2: 0.95}), FakeBackend("torch", {1: 0.92, 2: 0.91})
+    made = chosen([onnx, eager])
+    assert (made.backend.name, made.backend.threads) == ("onnx", 1)
+
+
+def test_nothing_is_timed_where_there_is_no_choice() -> None:
+    made = chosen([FakeBackend("onnx", {})], threads=[3])
+    assert (made.backend.threads, made.ways) == (3, ())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "share", "insist", "precision"),
+    [
+        (0.5, 0.95, False, "bfloat16"),
+        (0.5, 0.89, False, "float32"),  # ranks candidates otherwise
+        (1.0, 0.95, False, "float32"),  # is no faster
+        (0.5, 0.1, True, "bfloat16"),  # was asked for
+    ],
+)
+def test_a_lower_precision_has_to_be_faster_and_to_rank_alike(
+    seconds: float, share: float, insist: bool, precision: str
+) -> None:
+    full = FakeBackend("torch", {1: 1.0})
+    lower = FakeBackend("torch", {1: seconds}, "bfloat16")
+    made = chosen([lower] if insist else [full, lower], [1], share, insist)
+    assert made.backend.precision == precision
+    assert made.overlap == share
+
+
+def test_what_can_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: False)
+    assert runnable(Wanted(), CPU) == [("onnx", "float32"), ("torch", "float32")]
+    assert runnable(Wanted(backend="torch"), CPU) == [("torch", "float32")]
+    assert runnable(Wanted(precision="float32"), CPU) == runnable(Wanted(), CPU)
+    assert runnable(Wanted(precision="bfloat16"), CPU) == [("torch", "bfloat16")]
+    monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: True)
+    assert runnable(Wanted(), CPU)[-1] == ("torch", "bfloat16")
+    with pytest.raises(NoBackend, match="LEWM_PRECISION is bfloat16: the ONNX backend"):
+        runnable(Wanted(backend="onnx", precision="bfloat16"), CPU)
+
+
+def test_onnx_without_cuda_says_what_it_needs() -> None:
+    if runs_on(torch.device("cuda:0")):
+        pytest.skip("ONNX Runtime runs on CUDA here")
+    with pytest.raises(NoBackend, match="onnxruntime-gpu"):
+        runnable(Wanted(backend="onnx"), torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("flags\t: fma avx2", False),
+        ("flags\t: avx512f avx512_bf16 avx512vl", True),
+        ("flags\t: amx_tile amx_bf16", True),
+        ("Features : fp asimd bf16", True),
+    ],
+)
+def test_a_processor_tells_whether_it_has_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, has: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name : bf16 emulator\n{flags}\n")
+    monkeypatch.setattr(choosing, "CPU_INFO", tmp_path / "cpuinfo")
+    assert has_bfloat16(CPU) is has
+    monkeypatch.setattr(choosing, "CPU_INFO", tmp_path / "absent")
+    assert not has_bfloat16(CPU)
+
+
+@pytest.fixture(scope="module")
+def model() -> LeWM:
+    return tiny()
+
+
+def test_auto_chooses_among_what_it_timed(model: LeWM) -> None:
+    card = card_of(model)
+    made = choose_backend(model, card, None, CPU, Wanted(threads=1))
+    assert made.backend in [way.backend for way in made.ways]
+    assert all(way.plan_s > 0 for way in made.ways)
+
+
+def test_a_plan_is_an_encode_and_its_iterations(model: LeWM) -> None:
+    now = [0.0]
+
+    class Slow(TorchBackend):
+        def encode(self, frames: Tensor) -> Tensor:
+            now[0] += 0.5
+            return super().encode(frames)
+
+        def rollout(self, *plan: Tensor) -> Tensor:
+            now[0] += 1.0
+            return super().rollout(*plan)
+
+    card = card_of(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now[0])
+        assert plan_seconds(Slow(model, CPU), card) == 0.5 + card.solver.iterations
+
+
+def test_an_explicit_precision_wins(model: LeWM) -> None:
+    card = card_of(model)
+    made = choose_backend(model, card, None, CPU, Wanted(precision="bfloat16", threads=1))
+    assert (made.backend.name, made.backend.precision) == ("torch", "bfloat16")
+    assert made.overlap is not None
