@@ -39,7 +39,7 @@ Document = dict[str, Any]
 
 
 class Client:
-    """One connection to a server."""
+    """One connection to a server, which closes what is idle for some seconds."""
 
     def __init__(self, server: LocalServer) -> None:
         self._connection = http.client.HTTPConnection(HOST, server.http_port, timeout=120)
@@ -88,23 +88,22 @@ def measure(run: Run) -> Report:
         redis = stack.enter_context(redis_server())
         run.say("three servers start")
         first, second, alone = (
-            Client(stack.enter_context(local_server(**settings)))
+            stack.enter_context(local_server(**settings))
             for settings in (
                 {"redis_url": redis.url, "redis_timeout_ms": TIMEOUT_MS},
                 {"redis_url": redis.url, "redis_timeout_ms": TIMEOUT_MS},
                 {},
             )
         )
-        first.wait_for_redis()
-        second.wait_for_redis()
         run.say("one cached frame")
         frames = list(islice(images, 10 if run.quick else FRAMES))
-        figures += _encodes(first, second, frames, details)
+        figures += _encodes(Client(first), Client(second), frames, details)
         run.say("plans of the embedded model")
         plans = 3 if run.quick else PLANS
-        figures += _plans("embedded model", alone, images, plans, {}, details)
+        figures += _plans("embedded model", Client(alone), images, plans, {}, details)
         run.say("Redis is hurt")
-        figures += _hurt(redis, second, alone, images, 1.0 if run.quick else HURT_S, details)
+        hurt_s = 1.0 if run.quick else HURT_S
+        figures += _hurt(redis, Client(second), Client(alone), images, hurt_s, details)
     run.say("plans of the paper's size")
     preset, plans = ("edge", 2) if run.quick else ("paper", PAPER_PLANS)
     with _random_server(preset) as server:
@@ -125,6 +124,8 @@ def _image(data: bytes) -> Document:
 def _encodes(
     first: Client, second: Client, frames: Sequence[bytes], details: dict[str, Any]
 ) -> list[Figure]:
+    for client in (first, second):
+        client.wait_for_redis()
     documents: list[Document] = [{"frames": [_image(frame)]} for frame in frames]
     for document in documents:
         first.post("/encode", document)

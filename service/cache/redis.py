@@ -209,10 +209,7 @@ class RedisTier:
         self._tell("redis is down", error)
 
     def _tell(self, event: str, error: Exception) -> None:
-        """Log trouble once while connected or away.
-
-        The kind of error alone: a message may repeat a password.
-        """
+        """Log a kind of trouble once; the kind alone, since a message may repeat a password."""
         trouble = f"{event}: {type(error).__name__}"
         if trouble != self._trouble:
             self._trouble = trouble

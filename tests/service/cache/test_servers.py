@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.service.redis_process import PASSWORD, RedisProcess, wait_until
 
 TIMEOUT_S = 0.4
 CLIENTS = 3
-REQUESTS = 24
+REQUESTS = 12
 """Answered in each state before the next."""
 LIMIT_S = 60.0
 
@@ -98,6 +99,16 @@ def test_an_unknown_name_is_still_unknown(servers: Servers) -> None:
         assert (response.status_code, response.json()["code"]) == (404, "unknown_latent")
 
 
+def test_frames_in_flight_are_encoded_once(servers: Servers) -> None:
+    rows = 'lewm_batch_rows_sum{kind="encode"}'
+    before = servers.figure(servers.second, rows)
+    asked = [{"frames": [pixels(200 + index % 3), pixels(200)]} for index in range(24)]
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda one: ask(servers.second, "encode", one), asked))
+    assert servers.figure(servers.second, rows) - before == 3
+    assert len({answer["latents"][1]["latent_id"] for answer in answers}) == 1
+
+
 class Load:
     """Clients in closed loops, each with frames of its own and a goal that all share."""
 
@@ -168,6 +179,6 @@ def test_no_request_fails_whatever_redis_does(servers: Servers) -> None:
             # Only who had asked before the failure was seen waits; a slow machine may add some.
             assert sum(seconds >= TIMEOUT_S for seconds in taken) <= 3 * CLIENTS, what
             wait_until(lambda: servers.is_up(server), f"back after {what}", 5)
-            load.run(f"back after {what}")
+        load.run("well again")
     assert set(load.codes) == {200}
     assert PASSWORD not in httpx.get(f"{server.url}/metrics").text
