@@ -9,10 +9,10 @@ READY := $(VENV)/.ready
 PROGRAMS := redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup programs serve demo test check format proto clean
+.PHONY: help setup programs serve demo test benchmark check format proto clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Make the virtual environment and install everything, pinned
 
@@ -39,6 +39,9 @@ demo: $(READY) ## Drive simulated robots to their goals from camera frames, writ
 
 test: $(READY) ## Run all tests
 	$(BIN)/pytest
+
+benchmark: $(READY) ## Benchmark this machine: a table and benchmarks/*.json
+	$(BIN)/lewm benchmark
 
 check: $(READY) ## Formatting, lint, types, proto lint
 	$(BIN)/ruff format --check .

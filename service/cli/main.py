@@ -11,6 +11,7 @@ import typer
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from service.cli.benchmark import benchmark
 from service.cli.demo import demo
 from service.cli.evaluate import evaluate
 from service.cli.models import app as models
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("serve")(serve)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("benchmark")(benchmark)
 app.command("demo")(demo)
 app.add_typer(models, name="models")
 

@@ -1,0 +1,129 @@
+"""How fast one plan of the paper's size is, against a plain roll-out and against the arithmetic.
+
+The plan is CEM, 300 candidates, 30 iterations, horizon 5, from one frame, by the solver and the
+backend of the server, with what `auto` chooses here. A few iterations of it, of the same search by
+`plain_rollout` on one and on all threads, and large matrix products are timed in turns; what is
+compared is the median of the rounds. The floor is the least arithmetic of a plan at the rate of
+the large products.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.flops import least_plan_flops, plain_plan_flops
+from benchmarks.matmul import matmul, matmul_flops
+from benchmarks.plain_rollout import plain_rollout
+from benchmarks.report import Figure, Report, at_least, at_most
+from benchmarks.run import Run
+from benchmarks.search import Search, repeated
+from benchmarks.served import describe_served, load_served, random_folder
+from benchmarks.turns import median_ratio, take_turns
+from models import checkpoint
+from models.card import SolverDefaults
+
+SOLVER = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
+QUICK_SOLVER = replace(SOLVER, samples=64, iterations=3)
+ITERATIONS = 3
+"""Of the served search in one round; the plain one gets one."""
+
+ROUNDS = 7
+PLANS = 3
+SPEED_UP, FROM_FLOOR = 6.0, 2.0
+
+
+def measure(run: Run) -> Report:
+    """See the module; what is held to a target is a ratio within the run."""
+    rounds, plans, preset, solver = (
+        (1, 1, "edge", QUICK_SOLVER) if run.quick else (ROUNDS, PLANS, "paper", SOLVER)
+    )
+    run.say("loading and warming up")
+    with random_folder(preset) as folder:
+        model = load_served(folder)
+        reference = checkpoint.load(folder).model
+    config = model.card.config
+    latent, goal = torch.randn(2, config.latent_dim, generator=torch.Generator().manual_seed(0))
+    cores = len(os.sched_getaffinity(0))
+
+    def search(predict: Callable[[Tensor, Tensor], Tensor] | None = None) -> Search:
+        return Search(model, solver, latent, goal, predict=predict)
+
+    plain = partial(plain_rollout, reference)
+    tasks: dict[str, Callable[[], object]] = {"served": repeated(search(), ITERATIONS)}
+    counts = sorted({1, cores})
+    for threads in counts:
+        tasks[f"plain {threads}"] = _on(threads, search(plain).iterate)
+        tasks[f"matmul {threads}"] = matmul(threads)
+    take_turns({name: task for name, task in tasks.items() if name.startswith("matmul")}, 1)
+    seconds = take_turns(tasks, rounds, run.say)
+    whole = take_turns({"whole plan": lambda: search().run()}, plans, run.say)["whole plan"]
+
+    shape = (solver.samples, solver.iterations, solver.horizon)
+    least, plain_flops = least_plan_flops(config, *shape), plain_plan_flops(config, *shape)
+    served = [value / ITERATIONS for value in seconds["served"]]
+    best_plain = min((seconds[f"plain {count}"] for count in counts), key=statistics.median)
+    best_matmul = min((seconds[f"matmul {count}"] for count in counts), key=statistics.median)
+    floor = [value * least / matmul_flops() for value in best_matmul]
+    scaled = [solver.iterations * value for value in served]
+    return Report(
+        (
+            at_least(
+                "plan against a plain roll-out",
+                median_ratio(best_plain, served),
+                "times faster",
+                SPEED_UP,
+                "aim 8; the plain one on the number of threads that suits it best",
+            ),
+            at_most(
+                "plan against the arithmetic floor",
+                median_ratio(scaled, floor),
+                "times",
+                FROM_FLOOR,
+            ),
+            Figure(
+                "the plain roll-out against the floor",
+                median_ratio([solver.iterations * value for value in best_plain], floor),
+                "times",
+                note="no exact roll-out in float32 can be faster than the plain one by more",
+            ),
+            Figure("one plan", statistics.median(whole), "s"),
+            Figure("the floor", statistics.median(floor), "s"),
+        ),
+        {
+            "preset": preset,
+            "solver": asdict(solver),
+            "served": describe_served(model),
+            "plan_tflop": round(least / 1e12, 3),
+            "plain_plan_tflop": round(plain_flops / 1e12, 3),
+            "matmul_gflop_per_s": {
+                count: round(
+                    matmul_flops() / statistics.median(seconds[f"matmul {count}"]) / 1e9, 1
+                )
+                for count in counts
+            },
+            "plain_plan_s": {
+                count: solver.iterations * statistics.median(seconds[f"plain {count}"])
+                for count in counts
+            },
+            "plan_s": whole,
+            "rounds_s": seconds,
+            "iterations_a_round": {"served": ITERATIONS, "plain": 1},
+        },
+    )
+
+
+def _on(threads: int, task: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        task()
+        torch.set_num_threads(before)
+
+    return run

@@ -1,0 +1,55 @@
+"""Models in process, loaded and warmed up as the server does it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import checkpoint
+from models.config import PRESETS
+from models.random_weights import random_card, random_model
+from service.logs import configure_logs
+from service.registry import Registry
+from service.served import ServedModel
+from service.settings import load_settings
+
+
+@contextmanager
+def random_folder(preset: str) -> Iterator[Path]:
+    """A model folder of random weights, for as long as it is needed."""
+    config = PRESETS[preset]
+    with tempfile.TemporaryDirectory(prefix="lewm-benchmark-") as name:
+        folder = Path(name) / preset
+        checkpoint.save(folder, random_model(config), random_card(f"random-{preset}", config, {}))
+        yield folder
+
+
+def load_served(folder: Path | None = None, **flags: Any) -> ServedModel:
+    """The sole model of a server with these flags; its choice of threads holds from here on."""
+    models = {} if folder is None else {"models": str(folder)}
+    settings = load_settings(**{"device": "cpu", "log_level": "warning", **models, **flags})
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    configure_logs(settings)
+    try:
+        return Registry.load(settings).get(None)
+    finally:
+        root.handlers, root.level = handlers, level
+
+
+def describe_served(model: ServedModel) -> dict[str, Any]:
+    """What was chosen to run the model."""
+    return {
+        "model": model.name,
+        "version": model.version,
+        "backend": model.backend.name,
+        "device": model.backend.device,
+        "precision": model.backend.precision,
+        "threads": torch.get_num_threads(),
+    }
