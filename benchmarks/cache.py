@@ -87,13 +87,9 @@ def measure(run: Run) -> Report:
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server())
         run.say("three servers start")
+        shared: dict[str, Any] = {"redis_url": redis.url, "redis_timeout_ms": TIMEOUT_MS}
         first, second, alone = (
-            stack.enter_context(local_server(**settings))
-            for settings in (
-                {"redis_url": redis.url, "redis_timeout_ms": TIMEOUT_MS},
-                {"redis_url": redis.url, "redis_timeout_ms": TIMEOUT_MS},
-                {},
-            )
+            stack.enter_context(local_server(**settings)) for settings in (shared, shared, {})
         )
         run.say("one cached frame")
         frames = list(islice(images, 10 if run.quick else FRAMES))

@@ -14,7 +14,7 @@ BENCHMARKS = {
     "encodes": "frames encoded for 64 gRPC clients against the backend alone",
     "closed_loop": "8 clients against one: throughput, and latency against a perfect queue",
     "overload": "3 times as many requests as can be answered: in time, and time to refuse",
-    "cache": "what the cache saves and costs, in process, through Redis, and with a Redis that is hurt",
+    "cache": "what the cache saves and costs, in process, by Redis, and with a Redis that is hurt",
     "solvers": "the default solver against CEM 300 × 30 on the same 500 episodes (half an hour)",
     "dino_wm": "LeWM against DINO-WM's shapes: tokens a frame and time a plan",
     "gpu_plan": "plans on a GPU: one, 8 and 32 clients",

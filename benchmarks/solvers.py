@@ -7,6 +7,7 @@ down as it comes, and a run that was cut off goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -55,7 +56,7 @@ def measure(run: Run) -> Report:
     folder = PRETRAINED / "two-room"
     own = read_card(folder / checkpoint.CARD).solver
     count = QUICK_EPISODES if run.quick else EPISODES
-    record = Record(run.folder / f"solvers-{checkpoint.version(folder)}.jsonl")
+    record = Record.of(folder, run.folder)
     results = compare(run, record, (own, PAPER_CEM), count)
     ours, papers = (
         [results[name(solver), index] for index in range(count)] for solver in (own, PAPER_CEM)
@@ -110,10 +111,16 @@ def candidates_a_plan(results: Sequence[EpisodeResult]) -> float:
 
 
 class Record:
-    """Results by solver and episode, a line of JSON each, of one version of the model."""
+    """Results by solver and episode, a line of JSON each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    @classmethod
+    def of(cls, model: Path, folder: Path) -> Record:
+        """The record of one model's weights: another default solver on its card changes nothing."""
+        weights = hashlib.sha256((model / checkpoint.WEIGHTS).read_bytes()).hexdigest()
+        return cls(folder / f"solvers-{weights[:16]}.jsonl")
 
     def read(self) -> dict[tuple[str, int], EpisodeResult]:
         """What is there; a line that was cut off is left out."""

@@ -11,6 +11,8 @@ from benchmarks.plain_rollout import plain_rollout
 from models.config import PRESETS
 from models.random_weights import random_model
 from service.backends.rollout import Rollout
+from service.backends.shards import Shards
+from service.backends.torch_kernel import TorchKernel
 
 
 def test_the_papers_plan_is_known() -> None:
@@ -37,7 +39,8 @@ def test_the_least_count_is_what_the_savings_leave(context: int) -> None:
     past = torch.zeros(1, context - 1, config.block_width)
     candidates = torch.zeros(1, samples, horizon, config.block_width)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        Rollout(random_model(config))(latents, past, candidates)
+        kernel = TorchKernel(random_model(config))
+        Rollout(kernel, Shards(1))(latents, past, candidates)
     # torch sees matrix products alone; attention is written out, and what is shared comes once.
     products = counter.get_total_flops() / samples
     assert products == pytest.approx(least_rollout_flops(config, horizon, context), rel=0.03)
