@@ -27,7 +27,7 @@ def test_a_solvers_workload_is_what_it_asks_for(
     while not solver.done:
         candidates = solver.ask()
         asked.append(len(candidates))
-        solver.tell(candidates, candidates.square().sum(dim=(1, 2)))
+        solver.tell(candidates, candidates.square().sum(dim=(1, 2)), 2 * candidates)
     assert asked == expected
 
 
