@@ -24,7 +24,7 @@ class ServerProcess:
     def __init__(self, log: Path, *flags: str, **environment: str) -> None:
         self.log = log
         command = [sys.executable, "-m", "service.cli.main", "serve"]
-        # Two servers that are compared have to run on the same number of threads.
+        # Or as many as are faster just then, and figures would depend on the hour.
         ports = ["--http-port", "0", "--grpc-port", "0", "--log-format", "json", "--threads", "1"]
         with log.open("wb") as errors:
             self.process = subprocess.Popen(

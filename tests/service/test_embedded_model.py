@@ -26,7 +26,7 @@ def test_it_is_small_and_its_card_is_full() -> None:
 
 def test_robots_reach_their_goals_from_frames_alone() -> None:
     episodes = paper_episodes(10, seed=3)
-    with local_server(FOLDER) as server, PlannerClient(server.target) as client:
+    with local_server(FOLDER, threads=1) as server, PlannerClient(server.target) as client:
         outcomes = run_episodes(
             lambda: RemotePlanner(client, episodes.plan_steps), episodes, seed=3, robots=5
         )

@@ -59,8 +59,9 @@ def _threads_of_the_others() -> Iterator[None]:
 
 @asynccontextmanager
 async def planning(folder: Path, metrics: Metrics) -> AsyncIterator[Planner]:
-    """A planner that is ready."""
-    planner = Planner(Settings(models=(folder,), threads=1), metrics)
+    """A planner that is ready, with nothing chosen by measurement: two of them are compared."""
+    settings = Settings(models=(folder,), threads=1, backend="torch", precision="float32")
+    planner = Planner(settings, metrics)
     await planner.start()
     yield planner
     await planner.stop(PATIENCE_S)
