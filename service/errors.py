@@ -9,6 +9,7 @@
     ├── UnknownLatent           404
     ├── UnknownRoute            404
     ├── MethodNotAllowed        405
+    ├── RequestTimeout          408
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
     ├── Overloaded              429
@@ -27,6 +28,7 @@ Where they are raised, on the way from bytes to a plan:
       │ MethodNotAllowed    │                      │ InvalidRequest (what the model decides)
       │ UnsupportedMediaType│                      │ DeadlineExceeded, Cancelled
       │ BodyTooLarge        │                      │ Internal (anything unforeseen)
+      │ RequestTimeout, Overloaded (too many connections or bytes)
       │ MalformedJson, MalformedMessage
 
 An error knows its HTTP status and the name of its gRPC status; transports only render it.
@@ -235,6 +237,15 @@ class MethodNotAllowed(ServiceError):
     grpc_status = "UNIMPLEMENTED"
     code = "method_not_allowed"
     title = "Method not allowed"
+
+
+class RequestTimeout(ServiceError):
+    """The head or the body took too long to arrive."""
+
+    status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+    code = "request_timeout"
+    title = "Request timeout"
 
 
 class BodyTooLarge(ServiceError):

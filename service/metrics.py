@@ -57,6 +57,7 @@ REGISTERED = (
     "lewm_cache_up",
     "lewm_candidates_total",
     "lewm_fallbacks_total",
+    "lewm_held_bytes",
     "lewm_latent_norm",
     "lewm_latent_norm_zscore",
     "lewm_latent_sigreg",
@@ -130,6 +131,7 @@ class Metrics:
             "Requests inside that the engine has not begun; encodes until they are done",
             "endpoint",
         )
+        self.held_bytes = self._gauge("lewm_held_bytes", "Bytes of requests being served")
         for endpoint, protocol in product(ENDPOINTS, PROTOCOLS):
             self.request_duration.labels(endpoint, protocol)
             for code in (OK, *CODES):

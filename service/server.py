@@ -14,6 +14,7 @@ import sys
 
 import uvloop
 
+from service.held import HeldBytes
 from service.logs import configure_logs, log
 from service.metrics import Metrics
 from service.planner import Planner
@@ -38,8 +39,10 @@ class Server:
         self.settings = settings
         metrics = Metrics()
         self.planner = Planner(settings, metrics)
-        self.rest = RestServer(create_app(self.planner, settings, metrics), metrics)
-        self.rpc = RpcServer(self.planner, settings, metrics)
+        held = HeldBytes(max(settings.max_held_bytes, settings.max_body_bytes))
+        metrics.held_bytes.set_function(lambda: held.total)
+        self.rest = RestServer(create_app(self.planner, settings, metrics, held), settings, metrics)
+        self.rpc = RpcServer(self.planner, settings, metrics, held)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:

@@ -121,6 +121,17 @@ class Settings(BaseSettings):
         int,
         Field(ge=1024, le=1 << 30, description="largest body and gRPC message, bytes"),
     ] = 32 * 1024 * 1024
+    max_held_bytes: Annotated[
+        int,
+        Field(ge=1024, le=1 << 40, description="bytes of all requests being served at once"),
+    ] = 256 * 1024 * 1024
+    max_connections: Annotated[
+        int, Field(ge=1, le=1_000_000, description="most HTTP connections at once")
+    ] = 800
+    receive_s: Annotated[
+        float,
+        Field(ge=0.1, le=3600, description="longest an HTTP head, then a body, may take, seconds"),
+    ] = 60.0
     max_pixels: Annotated[
         int, Field(ge=1, le=1 << 28, description="largest frame, height times width")
     ] = 4 * 1024 * 1024

@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from service.held import HeldBytes
 from service.metrics import Metrics
 from service.planner import Planner
 from service.rest import problems, schema
@@ -14,11 +15,11 @@ TITLE = "LeWM planner"
 API_VERSION = "1"
 
 
-def create_app(planner: Planner, settings: Settings, metrics: Metrics) -> ASGIApp:
+def create_app(planner: Planner, settings: Settings, metrics: Metrics, held: HeldBytes) -> ASGIApp:
     """The application that serves `planner` over HTTP."""
     app = FastAPI(title=TITLE, version=API_VERSION, redirect_slashes=False, redoc_url=None)
     for router in (
-        inference_routes(planner, metrics, settings.max_body_bytes),
+        inference_routes(planner, metrics, settings, held),
         model_routes(planner),
     ):
         app.include_router(router)

@@ -5,7 +5,15 @@ import asyncio
 from pydantic_core import from_json
 from starlette.requests import Request
 
-from service.errors import BodyTooLarge, MalformedJson, UnsupportedMediaType, shorten
+from service.errors import (
+    BodyTooLarge,
+    MalformedJson,
+    Overloaded,
+    RequestTimeout,
+    UnsupportedMediaType,
+    shorten,
+)
+from service.held import HeldRequest
 
 # Small values take 30 times their bytes once parsed; larger arrays belong on gRPC.
 MAX_VALUES = 300_000
@@ -13,8 +21,15 @@ DISCARD_FACTOR = 8
 DISCARD_S = 5.0
 
 
-async def read_body(request: Request, limit: int) -> bytearray:
-    """The whole body; `UnsupportedMediaType`, or `BodyTooLarge` for more than `limit` bytes."""
+async def read_body(request: Request, limit: int, receive_s: float, held: HeldRequest) -> bytearray:
+    """The whole body, its bytes counted in `held`.
+
+    Raises:
+        UnsupportedMediaType: it is not declared as JSON.
+        BodyTooLarge: it has more than `limit` bytes.
+        RequestTimeout: it takes longer than `receive_s` seconds to arrive.
+        Overloaded: the server holds too many bytes already.
+    """
     _check_media_type(request)
     announced = request.headers.get("content-length", "0")
     if int(announced) > limit:
@@ -22,11 +37,20 @@ async def read_body(request: Request, limit: int) -> bytearray:
             await _discard(request, limit)
         raise BodyTooLarge(f"body: received {announced} bytes, expected at most {limit}")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            await _discard(request, limit)
-            raise BodyTooLarge(f"body: received more than the {limit} bytes expected at most")
+    try:
+        async with asyncio.timeout(receive_s):
+            async for chunk in request.stream():
+                held.add(len(chunk))
+                body += chunk
+                if len(body) > limit:
+                    detail = f"body: received more than the {limit} bytes expected at most"
+                    raise BodyTooLarge(detail)
+    except (BodyTooLarge, Overloaded):
+        await _discard(request, limit)
+        raise
+    except TimeoutError:
+        detail = f"body: received {len(body)} bytes in {receive_s:g} s, expected all of it"
+        raise RequestTimeout(detail) from None
     return body
 
 

@@ -10,6 +10,7 @@ from service.errors import (
     BodyTooLarge,
     Internal,
     MethodNotAllowed,
+    RequestTimeout,
     ServiceError,
     UnknownRoute,
     retry_after_header,
@@ -25,7 +26,7 @@ def problem_response(error: ServiceError, request_id: str) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = retry_after_header(error.retry_after_s)
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, BodyTooLarge | RequestTimeout):
         headers["Connection"] = "close"  # the rest of the body is still on its way
     body = orjson.dumps(error.problem(request_id))
     return Response(body, error.status, headers, MEDIA_TYPE)

@@ -1,5 +1,6 @@
-"""HTTP on the wire: uvicorn's httptools protocol with bounded heads and problem documents."""
+"""HTTP on the wire: uvicorn's httptools protocol, bounded, with problem documents."""
 
+import asyncio
 import time
 from http import HTTPStatus
 from typing import Any
@@ -9,34 +10,65 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.access import record
 from service.context import RequestContext, request_id_of
-from service.errors import MalformedHttp
+from service.errors import (
+    MalformedHttp,
+    Overloaded,
+    RequestTimeout,
+    ServiceError,
+    retry_after_header,
+)
 from service.metrics import Metrics
+from service.settings import Settings
 
 MAX_HEAD_BYTES = 512 * 1024  # generous: a read of 256 KiB may hold the end of a body as well
+RETRY_S = 1.0
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Refuses endless heads, which the parser would collect, and says why as a problem."""
+    """Bounds connections, and the bytes and the time of a head, which the parser would collect.
+
+    Refusals are problems like all others, though no application sees such a request.
+    """
 
     _head_bytes = 0
     _in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, *arguments: Any, metrics: Metrics, **settings: Any) -> None:
+    def __init__(
+        self, *arguments: Any, bounds: Settings, metrics: Metrics, **settings: Any
+    ) -> None:
         super().__init__(*arguments, **settings)
+        self._bounds = bounds
         self._metrics = metrics
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client may begin, if there are not too many."""
+        super().connection_made(transport)
+        self._time_head()
+        if len(self.connections) > self._bounds.max_connections:
+            detail = f"there are {self._bounds.max_connections} connections already"
+            self._refuse(Overloaded(RETRY_S, detail))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        super().connection_lost(exc)
+        self._end_head()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and count what belongs to a head."""
+        if self._in_head and self._head_timer is None:
+            self._time_head()
         super().data_received(data)
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(f"head: received more than {MAX_HEAD_BYTES} bytes")
+                self._refuse(MalformedHttp(f"head: received more than {MAX_HEAD_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
         """The head ends."""
         super().on_headers_complete()
         self._in_head = False
+        self._end_head()
 
     def on_message_complete(self) -> None:
         """The body ends, and with it the request: the next head begins."""
@@ -45,16 +77,35 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def send_400_response(self, msg: str) -> None:
-        """Tell the client, then close the connection. No application sees such a request."""
+        """What uvicorn says of bytes that are not HTTP."""
+        self._refuse(MalformedHttp(msg))
+
+    def _time_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._bounds.receive_s, self._head_too_slow)
+
+    def _end_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_too_slow(self) -> None:
+        if not self.transport.is_closing():
+            seconds = self._bounds.receive_s
+            self._refuse(RequestTimeout(f"head: not received within {seconds:g} s"))
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Tell the client, then close the connection."""
         context = RequestContext(request_id_of(None), "other", "rest", time.monotonic())
-        body = orjson.dumps(MalformedHttp(msg).problem(context.request_id))
-        head = (
-            f"HTTP/1.1 400 {HTTPStatus.BAD_REQUEST.phrase}\r\n"
-            "Content-Type: application/problem+json\r\n"
-            f"Content-Length: {len(body)}\r\n"
-            f"X-Request-ID: {context.request_id}\r\n"
-            "Connection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode("ascii") + body)
+        body = orjson.dumps(error.problem(context.request_id))
+        head = [
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+            "Content-Type: application/problem+json",
+            f"Content-Length: {len(body)}",
+            f"X-Request-ID: {context.request_id}",
+            "Connection: close",
+        ]
+        if error.retry_after_s is not None:
+            head.append(f"Retry-After: {retry_after_header(error.retry_after_s)}")
+        self.transport.write("\r\n".join([*head, "", ""]).encode("ascii") + body)
         self.transport.close()
-        record(self._metrics, context, status=MalformedHttp.status, code=MalformedHttp.code)
+        record(self._metrics, context, status=error.status, code=error.code)

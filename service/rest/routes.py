@@ -19,6 +19,7 @@ from service.errors import (
     Phrase,
     UnknownModel,
 )
+from service.held import HeldBytes
 from service.metrics import Metrics
 from service.planner import Planner
 from service.requests import EncodeRequest, PlanRequest, PredictRequest, parse
@@ -28,6 +29,7 @@ from service.rest.body import parse_json, read_body
 from service.rest.exchange import exchange_of
 from service.rest.render import dumps, render, values_of
 from service.rest.schema import describe_inference, describe_operation
+from service.settings import Settings
 
 Q = TypeVar("Q", bound=RequestModel)
 R = TypeVar("R", EncodeResponse, PredictResponse, PlanResponse)
@@ -93,7 +95,9 @@ async def _unless_gone(request: Request, work: Awaitable[R]) -> R:
         watching.cancel()
 
 
-def inference_routes(planner: Planner, metrics: Metrics, max_body_bytes: int) -> APIRouter:
+def inference_routes(
+    planner: Planner, metrics: Metrics, settings: Settings, held: HeldBytes
+) -> APIRouter:
     """`/encode`, `/predict`, `/plan`."""
     router = APIRouter(tags=["inference"])
 
@@ -103,10 +107,11 @@ def inference_routes(planner: Planner, metrics: Metrics, max_body_bytes: int) ->
         work: Callable[[Q, RequestContext], Awaitable[R]],
     ) -> Response:
         exchange = exchange_of(request)
-        body = await read_body(request, max_body_bytes)
-        context = exchange.arrived()
-        query = await off_loop(len(body), lambda: parse(kind, parse_json(body)))
-        response = await _unless_gone(request, work(query, context))
+        with held.request() as mine:
+            body = await read_body(request, settings.max_body_bytes, settings.receive_s, mine)
+            context = exchange.arrived()
+            query = await off_loop(len(body), lambda: parse(kind, parse_json(body)))
+            response = await _unless_gone(request, work(query, context))
         exchange.response = response
         started = time.monotonic()
         rendered = await off_loop(
@@ -163,6 +168,7 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
     def status() -> Response:
         return Response(dumps({"status": planner.state}), media_type=JSON)
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", **describe_operation("Status", Failed))
     async def healthz() -> Response:
         """Whether the process is alive: 503 only when it cannot recover by itself."""
@@ -170,6 +176,7 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
             raise Failed
         return status()
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", **describe_operation("Status", Loading))
     async def readyz() -> Response:
         """Whether requests are being served: 503 while loading or draining."""

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from service.metrics import Metrics
 from service.rest.protocol import BoundedHttpProtocol
+from service.settings import Settings
 
 KEEP_ALIVE_S = 75  # longer than the idle timeout of common load balancers
 BACKLOG = 2048
@@ -27,8 +28,8 @@ class _Uvicorn(uvicorn.Server):
 class RestServer:
     """An ASGI application on a port."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        protocol: Any = partial(BoundedHttpProtocol, metrics=metrics)
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        protocol: Any = partial(BoundedHttpProtocol, bounds=settings, metrics=metrics)
         config = uvicorn.Config(
             app,
             http=protocol,

@@ -28,6 +28,7 @@ from service.errors import (
     UnknownRoute,
     shorten,
 )
+from service.held import HeldBytes
 from service.logs import log
 from service.metrics import OK, Metrics
 from service.planner import Planner
@@ -58,10 +59,11 @@ def read(kind: type[M], data: bytes) -> M:
 class Methods:
     """Handlers of raw calls over a planner."""
 
-    def __init__(self, planner: Planner, metrics: Metrics, max_bytes: int) -> None:
+    def __init__(self, planner: Planner, metrics: Metrics, max_bytes: int, held: HeldBytes) -> None:
         self.planner = planner
         self.metrics = metrics
         self.max_bytes = max_bytes
+        self.held = held
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
         """gRPC's handler of each method by its name."""
@@ -127,7 +129,9 @@ class Methods:
             response: Response | None = None
             try:
                 self._check_size(data)
-                message, response = await answering(data, context)
+                with self.held.request() as mine:
+                    mine.add(len(data))
+                    message, response = await answering(data, context)
                 call.set_trailing_metadata((("request_id", context.request_id),))
                 return self._serialize(message)
             except ServiceError as refused:

@@ -8,6 +8,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 from lewm.v1 import planner_pb2 as pb
 
+from service.held import HeldBytes
 from service.metrics import Metrics
 from service.planner import Planner
 from service.rpc.methods import SERVICE, Methods, UnknownMethods
@@ -35,7 +36,9 @@ RECEIVE_FACTOR = 2
 class RpcServer:
     """A `grpc.aio` server whose health service follows `set_ready`."""
 
-    def __init__(self, planner: Planner, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, planner: Planner, settings: Settings, metrics: Metrics, held: HeldBytes
+    ) -> None:
         limit = settings.max_body_bytes
         self._server = grpc.aio.server(
             options=(
@@ -44,7 +47,7 @@ class RpcServer:
                 ("grpc.max_send_message_length", limit),
             )
         )
-        handlers = Methods(planner, metrics, limit).handlers()
+        handlers = Methods(planner, metrics, limit, held).handlers()
         generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
         self._server.add_generic_rpc_handlers((generic,))
         self._health = health.HealthServicer()

@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.errors import Overloaded
+from service.held import HeldBytes
 from service.metrics import REGISTERED, Metrics
 from service.planner import Planner
 from service.rest.app import create_app
@@ -22,7 +23,7 @@ async def serving(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application over a planner of which only `planner` is there."""
     methods = {"state": "ready", "encode": None, "predict": None, "plan": None}
     stand_in = cast(Planner, SimpleNamespace(**methods | planner))
-    app = create_app(stand_in, Settings(), Metrics())
+    app = create_app(stand_in, Settings(), Metrics(), HeldBytes(1 << 30))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
