@@ -1,4 +1,5 @@
-"""A model on disk: a folder with `model.json` (the card) and `model.safetensors`."""
+"""A model on disk: a folder with `model.json` (the card), `model.safetensors` and what its
+calibration measures by."""
 
 from __future__ import annotations
 
@@ -14,12 +15,14 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from models.calibration.reference import LatentReference, digest
 from models.card import CardError, ModelCard, read_card
 from models.config import LeWMConfig
 from models.lewm import LeWM
 
 CARD = "model.json"
 WEIGHTS = "model.safetensors"
+REFERENCE = "calibration.safetensors"
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The models that come with the project."""
 
@@ -30,20 +33,35 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in ``eval()`` mode; ``version`` is a hash of weights and card."""
+    """A loaded model in ``eval()`` mode; ``version`` is a hash of weights and card.
+
+    ``reference`` is there where the card's calibration names one.
+    """
 
     model: LeWM
     card: ModelCard
     version: str
+    reference: LatentReference | None = None
 
 
-def save(folder: Path, model: LeWM, card: ModelCard) -> str:
-    """Write card and weights, float32; give the model's version."""
+def save(
+    folder: Path, model: LeWM, card: ModelCard, reference: LatentReference | None = None
+) -> str:
+    """Write card and weights, float32, and the calibration's reference; give the version."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     _replace(folder / WEIGHTS, to_bytes(tensors))
-    write_card(folder, card)
+    write_calibration(folder, card, reference)
     return version(folder)
+
+
+def write_calibration(folder: Path, card: ModelCard, reference: LatentReference | None) -> None:
+    """Write what a calibration changes: the card, and the reference that it names."""
+    if reference is None:
+        (folder / REFERENCE).unlink(missing_ok=True)
+    else:
+        _replace(folder / REFERENCE, reference.to_bytes())
+    write_card(folder, card)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -59,7 +77,10 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def version(folder: Path) -> str:
-    """16 hexadecimal digits that change with any weight and any field of the card."""
+    """16 hexadecimal digits that change with any weight and any field of the card.
+
+    The card holds a hash of its calibration's reference, which is thereby covered too.
+    """
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes())
     digest.update(json.dumps(read_card(folder / CARD).to_json(), sort_keys=True).encode())
     return digest.hexdigest()[:16]
@@ -74,13 +95,28 @@ def load(folder: Path) -> Checkpoint:
     try:
         card = read_card(folder / CARD)
         tensors = load_file(folder / WEIGHTS)
+        reference = _reference(folder, card)
     except CardError as error:
         raise CheckpointError(str(error)) from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder / WEIGHTS}: there is no such file") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
-    return Checkpoint(assemble(card.config, tensors), card, version(folder))
+    return Checkpoint(assemble(card.config, tensors), card, version(folder), reference)
+
+
+def _reference(folder: Path, card: ModelCard) -> LatentReference | None:
+    if card.calibration is None or card.calibration.reference is None:
+        return None
+    path = folder / REFERENCE
+    try:
+        content = path.read_bytes()
+        if digest(content) != card.calibration.reference:
+            raise ValueError("is not the one that the card was written with; calibrate again")
+        return LatentReference.from_bytes(content, card.config.latent_dim)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: {reason}") from error
 
 
 def assemble(
