@@ -6,9 +6,12 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Literal, TypeVar
+
+from torch import Tensor
 
 from service.cache.memory import MemoryCache
 from service.context import RequestContext
@@ -24,7 +27,7 @@ from service.errors import (
 )
 from service.latents import Latents, LatentSource
 from service.metrics import Metrics
-from service.monitor.health import assess
+from service.monitor.monitor import Monitor, norm_zscores
 from service.planning.solvers import make_solver
 from service.registry import Registry
 from service.requests import EncodeRequest, Frame, PlanRequest, PredictRequest
@@ -39,7 +42,6 @@ from service.resolution import (
 from service.responses import (
     EncodedLatent,
     EncodeResponse,
-    Health,
     LatentIds,
     ModelDescription,
     PlanResponse,
@@ -66,6 +68,7 @@ class Planner:
             metrics,
             settings.max_pixels,
         )
+        self._monitor = Monitor(metrics)
         self._registry: Registry | None = None
         self._draining = False
         self._inside = 0
@@ -100,7 +103,7 @@ class Planner:
             backend = model.backend
             labels = (model.name, model.version, backend.name, backend.device, backend.precision)
             self._metrics.model_info.labels(*labels).set(1)
-            self._metrics.anomalies_total.labels(model.name, "norm")
+            self._monitor.watch(model)
         self._engine.start()
         self._registry = registry
 
@@ -171,13 +174,14 @@ class Planner:
                 raise InvalidRequest("out_of_range", "frames", len(request.frames), expected)
             latents = await self._latents.latents(model, request.frames, _fields(request.frames))
         norms = latents.values.norm(dim=-1).tolist()
-        encoded = zip(latents.values, latents.ids, norms, latents.cached, strict=True)
+        zscores = norm_zscores(model, latents.values)
+        encoded = zip(latents.values, latents.ids, norms, latents.cached, zscores, strict=True)
         return EncodeResponse(
             context.request_id,
             model.name,
             model.version,
             tuple(EncodedLatent(value.numpy(), *rest) for value, *rest in encoded),
-            self._health(model, latents, len(request.frames)),
+            self._monitor.assess(model, latents.values, fresh=len(request.frames)),
             _timing(context, latents),
         )
 
@@ -189,14 +193,16 @@ class Planner:
             candidates = resolve_candidates(model, request, self._settings)
             latents = await self._latents.latents(model, request.frames, _fields(request.frames))
             job = PredictJob(model.backend, latents.values, past, candidates, context.deadline)
+            ahead = self._expect(model, latents.values, past, job)
             predicted: Prediction = await self._run(job)
+            expected = await _expected(ahead)
         values = predicted.latents.numpy()
         return PredictResponse(
             context.request_id,
             model.name,
             model.version,
             values if request.candidates is not None else values[0],
-            self._health(model, latents, len(request.frames)),
+            self._monitor.assess(model, latents.values, predicted=expected),
             _timing(context, latents, predicted),
         )
 
@@ -211,18 +217,21 @@ class Planner:
             seed = secrets.randbits(63) if request.seed is None else request.seed
             frames, fields = (*request.frames, request.goal), (*_fields(request.frames), "goal")
             latents = await self._latents.latents(model, frames, fields)
+            own, goal = latents.values[:-1], latents.values[-1]
             job = PlanJob(
                 model.backend,
                 model.pace,
                 make_solver(settings, problem, seed),
-                latents.values[:-1],
+                own,
                 past,
-                latents.values[-1],
+                goal,
                 request.priority,
                 _deadline(request, context),
                 "trajectory" in request.include,
             )
+            ahead = self._expect(model, own, past, job)
             outcome: PlanOutcome = await self._run(job)
+            expected = await _expected(ahead)
         self._count_plan(model, outcome, len(request.frames))
         return PlanResponse(
             request_id=context.request_id,
@@ -239,11 +248,25 @@ class Planner:
             solver=asdict(settings),
             seed=seed,
             latent_ids=LatentIds(latents.ids[:-1], latents.ids[-1]),
-            health=self._health(model, latents, len(request.frames)),
+            health=self._monitor.assess(model, own, goal, expected),
             fallback=None,
             timing_ms=_timing(context, latents, outcome),
             trajectory=None if outcome.trajectory is None else outcome.trajectory.numpy(),
         )
+
+    def _expect(
+        self, model: ServedModel, latents: Tensor, past: Tensor, job: Job
+    ) -> Future[Prediction] | None:
+        """Have the newest of latents (H, D) predicted from those before it, where there are any.
+
+        One candidate and one step, as urgent as the request's own job and ahead of it.
+        """
+        if len(latents) == 1:
+            return None
+        step = past[-1:].unsqueeze(0)
+        ahead = PredictJob(model.backend, latents[:-1], past[:-1], step, None)
+        ahead.priority, ahead.deadline = job.priority, job.deadline
+        return self._engine.submit(ahead)
 
     async def _run(self, job: Job) -> R:
         outcome: R = await asyncio.wrap_future(self._engine.submit(job))
@@ -262,17 +285,15 @@ class Planner:
         self._metrics.candidates_total.inc(outcome.candidates)
         self._metrics.predictor_tokens_total.inc(outcome.candidates * sum(windows))
 
-    def _health(self, model: ServedModel, latents: Latents, count: int) -> Health:
-        """The health of the request's own ``count`` frames; a goal is not one of them."""
-        own = latents.values[:count]
-        health = assess(model.card.calibration, own)
-        for norm in own.norm(dim=-1).tolist():
-            self._metrics.latent_norm.labels(model.name).observe(norm)
-        if health.latent_norm_zscore is not None:
-            self._metrics.latent_norm_zscore.labels(model.name).set(health.latent_norm_zscore)
-        if health.status == "anomalous":
-            self._metrics.anomalies_total.labels(model.name, "norm").inc()
-        return health
+
+async def _expected(ahead: Future[Prediction] | None) -> Tensor | None:
+    """The latent (D,) that was predicted; None without history, or where time ran out for it."""
+    if ahead is None:
+        return None
+    try:
+        return (await asyncio.wrap_future(ahead)).latents[0, 0]
+    except DeadlinePassed:
+        return None
 
 
 def _fields(frames: Sequence[Frame]) -> list[str]:
