@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,11 +19,13 @@ FALSE_ALARM_RATE = 1e-3
 
 MIN_FRAMES = 1000
 """Fewer say nothing of what happens once in thousands."""
-MIN_STEPS, MIN_WINDOWS = 500, 20
+MIN_STEPS = 500
 
 SIGREG_WINDOW = 128
 SIGREG_DIRECTIONS = 64
 SIGREG_SEED = 0
+RUN = 32
+WINDOWS = 2000
 
 ROWS = 256
 FOLDS = 5
@@ -104,7 +106,7 @@ def calibrate(
         )
     block = card.config.action_block
     windows = window_scores([(own, block if actions is not None else 1) for own, actions in seen])
-    if len(windows) >= MIN_WINDOWS:
+    if len(windows):
         calibration = replace(
             calibration,
             windows=len(windows),
@@ -163,25 +165,31 @@ def one_step_errors(
 
 
 def window_scores(episodes: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """SIGReg (N,) of windows of the stream that a robot alone would make of its episodes.
+    """SIGReg (`WINDOWS`,) of windows put together from runs of successive served frames.
 
-    An episode is latents (L, D) and how many steps lie between two frames that are served. These
-    follow one another, episode after episode: the most dependent stream that may be served, and
-    hence the widest spread of SIGReg.
+    An episode is latents (L, D) and how many steps lie between two frames that are served. A run
+    has `RUN` frames, or as many as an episode has: a window of a few runs is as dependent as the
+    stream of one robot that does one task after another, which is the most dependent one that a
+    service should call ordinary, and hence the widest spread of SIGReg. Runs are drawn at random,
+    since those that there are make few windows in a row, and many in other orders.
     """
-    scores = [
-        sigreg(window.unsqueeze(0), fixed_directions(window.shape[1]))
-        for stream in _streams(episodes)
-        for window in stream.unfold(0, SIGREG_WINDOW, SIGREG_WINDOW // 4).transpose(1, 2)
+    runs = [
+        run
+        for latents, stride in episodes
+        for offset in range(stride)
+        for run in torch.split(latents[offset::stride], RUN)
     ]
+    directions = fixed_directions(runs[0].shape[1])
+    generator = torch.Generator().manual_seed(SIGREG_SEED)
+    scores = []
+    for _ in range(WINDOWS if sum(map(len, runs)) >= SIGREG_WINDOW else 0):
+        window: list[Tensor] = []
+        for index in torch.randperm(len(runs), generator=generator).tolist():
+            window.append(runs[index])
+            if sum(map(len, window)) >= SIGREG_WINDOW:
+                break
+        scores.append(sigreg(torch.cat(window)[:SIGREG_WINDOW].unsqueeze(0), directions))
     return torch.stack(scores) if scores else torch.empty(0)
-
-
-def _streams(episodes: Sequence[tuple[Tensor, int]]) -> Iterator[Tensor]:
-    for offset in range(max(stride for _, stride in episodes)):
-        stream = torch.cat([own[offset::stride] for own, stride in episodes if offset < stride])
-        if len(stream) >= SIGREG_WINDOW:
-            yield stream
 
 
 @torch.inference_mode()
