@@ -27,6 +27,9 @@ SIGREG_SEED = 0
 RUN = 32
 WINDOWS = 2000
 
+ROUNDING = 1e-5
+"""Norms that differ by less, in units of their mean, are the same norm."""
+
 ROWS = 256
 FOLDS = 5
 
@@ -43,7 +46,7 @@ class Episode:
     actions: Tensor | None = None
 
 
-def tests(history: int) -> int:
+def judgements(history: int) -> int:
     """How often an answer is judged at most: two scores a frame and goal, surprise and SIGReg."""
     return 2 * (history + 1) + 2
 
@@ -59,10 +62,10 @@ def calibrate(
 ) -> tuple[ModelCard, LatentReference]:
     """The card with a calibration on these episodes, and the reference that belongs to it.
 
-    One rule sets all limits: an answer is judged by at most `tests` scores, so each one's limit is
-    what ordinary data exceed at `FALSE_ALARM_RATE` divided by their number. Without actions there
-    is no distribution of surprise, and with few frames none of SIGReg. Frames are looked at once,
-    an episode at a time.
+    One rule sets all limits: an answer is judged by at most `judgements` scores, so each one's
+    limit is what ordinary data exceed at `FALSE_ALARM_RATE` divided by their number. Without
+    actions there is no distribution of surprise, and with few frames none of SIGReg. Frames are
+    looked at once, an episode at a time.
 
     Raises:
         ValueError: there are fewer than `MIN_FRAMES` frames, or all look the same to the model.
@@ -71,11 +74,11 @@ def calibrate(
     frames = sum(len(latents) for latents, _ in seen)
     if frames < MIN_FRAMES:
         raise ValueError(f"calibration: expected at least {MIN_FRAMES} frames, got {frames}")
-    rate = FALSE_ALARM_RATE / tests(card.config.history)
+    rate = FALSE_ALARM_RATE / judgements(card.config.history)
     flat = torch.cat([latents for latents, _ in seen])
     norms = flat.norm(dim=-1)
     mean, std = norms.mean(), norms.std()
-    if not float(std) > 0:
+    if not float(std) > ROUNDING * float(mean):
         raise ValueError("calibration: the model gives all of the frames the same latent")
     reference = LatentReference.fit(flat)
     distances = held_out_distances(flat)
