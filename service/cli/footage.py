@@ -69,7 +69,10 @@ def _actions(folder: Path, images: int, card: ModelCard) -> Tensor | None:
     path = folder / ACTIONS
     if not path.is_file():
         return None
-    actions = np.load(path)
+    try:
+        actions = np.load(path)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
     _check_actions(path, actions, images, card)
     return torch.from_numpy(actions.astype(np.float32))
 

@@ -160,8 +160,13 @@ def calibrate(
         else:
             assert frames is not None
             source = {"frames": frames.resolve().name}
+        console = Console(stderr=True)
         shown = track(
-            footage(frames, loaded.card), "episodes", console=Console(stderr=True), transient=True
+            footage(frames, loaded.card),
+            "episodes",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
         card, reference = measure(model, loaded.card, shown)
         card = replace(card, provenance={**card.provenance, "calibration": source})
