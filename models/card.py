@@ -51,12 +51,30 @@ class SolverDefaults:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The norms of latents of held-out frames, and how far from their mean is still ordinary."""
+    """Scores of held-out frames, steps and windows, and the limits beyond which one is an anomaly.
+
+    Norms are judged by the size of their z-score. ``…_quantiles`` are taken at
+    `models.calibration.tail.LEVELS`; ``reference`` is the SHA-256 of the file beside the card that
+    Mahalanobis distances are measured by. What was not calibrated is None: older cards know norms
+    alone, and frames without actions give no surprise.
+    """
 
     frames: int
     norm_mean: float
     norm_std: float
     zscore_limit: float
+    norm_quantiles: tuple[float, ...] | None = None
+    false_alarm_rate: float | None = None
+    mahalanobis_limit: float | None = None
+    mahalanobis_quantiles: tuple[float, ...] | None = None
+    reference: str | None = None
+    steps: int | None = None
+    surprise_limit: float | None = None
+    surprise_quantiles: tuple[float, ...] | None = None
+    windows: int | None = None
+    sigreg_window: int | None = None
+    sigreg_limit: float | None = None
+    sigreg_quantiles: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -218,16 +236,28 @@ def _part(kind: type, card: dict[str, Any], name: str) -> Any:
         return None
     if not isinstance(value, dict):
         raise CardError(f"{name}: expected an object, got {value!r:.80}")
-    types = {field.name: field.type for field in fields(kind)}
+    types = {field.name: str(field.type) for field in fields(kind)}
     if unknown := sorted(set(value) - set(types)):
         raise CardError(f"{name}: unknown fields {unknown}, known are {sorted(types)}")
     for key, entry in value.items():
-        if entry is None and "None" in types[key]:
-            continue
-        right = isinstance(entry, str) if types[key] == "str" else is_finite(entry)
-        if not right or (types[key] == "int" and (type(entry) is not int or entry < 1)):
+        if not _fits(types[key], entry):
             raise CardError(f"{name}.{key}: expected {types[key]}, got {entry!r:.80}")
+    read = {key: tuple(entry) if type(entry) is list else entry for key, entry in value.items()}
     try:
-        return kind(**value)
+        return kind(**read)
     except TypeError as error:
         raise CardError(f"{name}: {error}") from error
+
+
+def _fits(annotation: str, entry: object) -> bool:
+    """Whether a JSON value is what a dataclass's field says: a number, a string, a list, null."""
+    kind = annotation.removesuffix(" | None")
+    if entry is None:
+        return kind != annotation
+    if kind == "str":
+        return isinstance(entry, str)
+    if kind == "int":
+        return type(entry) is int and entry >= 1
+    if kind == "float":
+        return is_finite(entry)
+    return type(entry) is list and all(map(is_finite, entry))

@@ -1,4 +1,5 @@
-"""A model on disk: a folder with `model.json` (the card) and `model.safetensors`.
+"""A model on disk: a folder with `model.json` (the card), `model.safetensors` and what its
+calibration measures by.
 
 `frames.safetensors` may lie beside them: a few frames of what the model sees, by which a server
 finds out whether a lower precision will do. They are no part of the version.
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from models.calibration.reference import LatentReference, digest
 from models.card import CardError, ModelCard, read_card
 from models.config import LeWMConfig
 from models.lewm import LeWM
@@ -25,6 +27,7 @@ from models.lewm import LeWM
 CARD = "model.json"
 WEIGHTS = "model.safetensors"
 FRAMES = "frames.safetensors"
+REFERENCE = "calibration.safetensors"
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The models that come with the project."""
 
@@ -37,26 +40,43 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A loaded model in ``eval()`` mode; ``version`` is a hash of weights and card.
 
-    ``frames`` (N, size, size, 3) uint8, N of at least 2, or None.
+    ``reference`` is there where the card's calibration names one; ``frames``
+    (N, size, size, 3) uint8, N of at least 2, may be.
     """
 
     model: LeWM
     card: ModelCard
     version: str
+    reference: LatentReference | None = None
     frames: Tensor | None = None
 
 
-def save(folder: Path, model: LeWM, card: ModelCard, frames: Tensor | None = None) -> str:
-    """Write card, weights, float32, and frames if there are any; give the model's version."""
+def save(
+    folder: Path,
+    model: LeWM,
+    card: ModelCard,
+    reference: LatentReference | None = None,
+    frames: Tensor | None = None,
+) -> str:
+    """Write card, weights, float32, the calibration's reference and frames; give the version."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     _replace(folder / WEIGHTS, to_bytes(tensors))
-    write_card(folder, card)
+    write_calibration(folder, card, reference)
     if frames is None:
         (folder / FRAMES).unlink(missing_ok=True)
     else:
         write_frames(folder, frames)
     return version(folder)
+
+
+def write_calibration(folder: Path, card: ModelCard, reference: LatentReference | None) -> None:
+    """Write what a calibration changes: the card, and the reference that it names."""
+    if reference is None:
+        (folder / REFERENCE).unlink(missing_ok=True)
+    else:
+        _replace(folder / REFERENCE, reference.to_bytes())
+    write_card(folder, card)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -77,7 +97,10 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def version(folder: Path) -> str:
-    """16 hexadecimal digits that change with any weight and any field of the card."""
+    """16 hexadecimal digits that change with any weight and any field of the card.
+
+    The card holds a hash of its calibration's reference, which is thereby covered too.
+    """
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes())
     digest.update(json.dumps(read_card(folder / CARD).to_json(), sort_keys=True).encode())
     return digest.hexdigest()[:16]
@@ -92,6 +115,7 @@ def load(folder: Path) -> Checkpoint:
     try:
         card = read_card(folder / CARD)
         tensors = load_file(folder / WEIGHTS)
+        reference = _reference(folder, card)
     except CardError as error:
         raise CheckpointError(str(error)) from error
     except FileNotFoundError as error:
@@ -99,7 +123,7 @@ def load(folder: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
     frames = _read_frames(folder / FRAMES, card.config.image_size)
-    return Checkpoint(assemble(card.config, tensors), card, version(folder), frames)
+    return Checkpoint(assemble(card.config, tensors), card, version(folder), reference, frames)
 
 
 def _read_frames(path: Path, size: int) -> Tensor | None:
@@ -116,6 +140,20 @@ def _read_frames(path: Path, size: int) -> Tensor | None:
             f"got {frames.dtype} of shape {tuple(frames.shape)}"
         )
     return frames
+
+
+def _reference(folder: Path, card: ModelCard) -> LatentReference | None:
+    if card.calibration is None or card.calibration.reference is None:
+        return None
+    path = folder / REFERENCE
+    try:
+        content = path.read_bytes()
+        if digest(content) != card.calibration.reference:
+            raise ValueError("is not the one that the card was written with; calibrate again")
+        return LatentReference.from_bytes(content, card.config.latent_dim)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: {reason}") from error
 
 
 def assemble(

@@ -23,6 +23,19 @@ def random_directions(
     return directions.div(lengths)
 
 
+def quadrature(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The knots t (K,) of the statistic's integral, the Gaussian's φ(t) there, and the weights.
+
+    The trapezoid rule's weights, doubled and times φ(t).
+    """
+    knots = torch.linspace(0, LAST_KNOT, KNOTS, device=device)
+    spacing = LAST_KNOT / (KNOTS - 1)
+    weights = torch.full_like(knots, 2 * spacing)
+    weights[0] = weights[-1] = spacing
+    gaussian = torch.exp(-knots.square() / 2)
+    return knots, gaussian, weights * gaussian
+
+
 def sigreg_per_direction(latents: Tensor, directions: Tensor) -> Tensor:
     """The Epps–Pulley statistic T(a) of the latents of each time step along each direction.
 
@@ -31,16 +44,12 @@ def sigreg_per_direction(latents: Tensor, directions: Tensor) -> Tensor:
     are those of LeWM's code, which differ from the appendix of its paper. Computed in float32.
     """
     samples = latents.shape[-2]
-    knots = torch.linspace(0, LAST_KNOT, KNOTS, device=latents.device)
-    spacing = LAST_KNOT / (KNOTS - 1)
-    weights = torch.full_like(knots, 2 * spacing)
-    weights[0] = weights[-1] = spacing
-    gaussian = torch.exp(-knots.square() / 2)
+    knots, gaussian, weights = quadrature(latents.device)
     with torch.autocast(latents.device.type, enabled=False):
         angles = (latents.float() @ directions.float()).unsqueeze(-1) * knots  # (T, N, M, knots)
         real = angles.cos().mean(dim=-3) - gaussian
         imaginary = angles.sin().mean(dim=-3)
-        return (real.square() + imaginary.square()) @ (weights * gaussian) * samples
+        return (real.square() + imaginary.square()) @ weights * samples
 
 
 def sigreg(latents: Tensor, directions: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _ITERATIONS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 100, 200)
 _NORMS = (1, 2, 4, 6, 8, 10, 11, 12, 13, 14, 15, 16, 18, 20, 25, 30, 50, 100)
-_SURPRISES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
+_DISTANCES = (2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 50, 100, 200, 400)
+_SURPRISES = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 10, 12, 15, 20, 25, 50, 100)
 
 REGISTERED = (
     "lewm_active_plans",
@@ -58,6 +59,7 @@ REGISTERED = (
     "lewm_candidates_total",
     "lewm_fallbacks_total",
     "lewm_held_bytes",
+    "lewm_latent_mahalanobis",
     "lewm_latent_norm",
     "lewm_latent_norm_zscore",
     "lewm_latent_sigreg",
@@ -176,18 +178,24 @@ class Metrics:
             "z-score of the furthest frame of the newest request",
             "model",
         )
+        self.latent_mahalanobis = self._histogram(
+            "lewm_latent_mahalanobis",
+            "Mahalanobis distance of the furthest frame of each request",
+            _DISTANCES,
+            "model",
+        )
         self.latent_sigreg = self._gauge(
             "lewm_latent_sigreg", "SIGReg of the recent stream of latents", "model"
         )
         self.surprise = self._histogram(
             "lewm_surprise",
-            "Distance of predicted and seen latents",
+            "Distance of the newest latent from the predicted one",
             _SURPRISES,
             "model",
         )
         self.anomalies_total = self._counter(
             "lewm_anomalies_total",
-            "Requests whose frames looked anomalous",
+            "Requests with a score beyond its limit, by kind of score",
             "model",
             "kind",
         )

@@ -7,14 +7,17 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Literal, TypeVar
+
+from torch import Tensor
 
 from service.cache.tiers import LatentCache
 from service.context import RequestContext
 from service.engine.admission import Admission
 from service.engine.engine import Engine
-from service.engine.jobs import Job, PlanJob, PlanOutcome, Prediction, PredictJob
+from service.engine.jobs import DeadlinePassed, Job, PlanJob, PlanOutcome, Prediction, PredictJob
 from service.engine.pace import Shape
 from service.engine.scheduler import Scheduler
 from service.engine.ticket import Ticket
@@ -22,7 +25,7 @@ from service.entrance import Entrance
 from service.errors import Draining, Failed, InvalidRequest, Loading
 from service.latents import Latents, LatentSource
 from service.metrics import INFERENCE_ENDPOINTS, Metrics
-from service.monitor.health import assess
+from service.monitor.monitor import Monitor, norm_zscores
 from service.planning.solvers import make_solver
 from service.registry import Registry
 from service.requests import EncodeRequest, Frame, PlanRequest, PredictRequest
@@ -38,7 +41,6 @@ from service.resolution import (
 from service.responses import (
     EncodedLatent,
     EncodeResponse,
-    Health,
     LatentIds,
     ModelDescription,
     PlanResponse,
@@ -65,6 +67,7 @@ class Planner:
         self._cache = LatentCache.of(settings, metrics)
         self._latents = LatentSource(self._engine, self._cache, metrics, settings.max_pixels)
         self._patience_s = settings.default_deadline_ms / 1000
+        self._monitor = Monitor(metrics)
         self._registry: Registry | None = None
         for endpoint in INFERENCE_ENDPOINTS:
             waiting = partial(self._entrance.waiting, endpoint)
@@ -92,7 +95,7 @@ class Planner:
             backend = model.backend
             labels = (model.name, model.version, backend.name, backend.device, backend.precision)
             self._metrics.model_info.labels(*labels).set(1)
-            self._metrics.anomalies_total.labels(model.name, "norm")
+            self._monitor.watch(model)
         self._engine.start()
         self._registry = registry
 
@@ -147,13 +150,14 @@ class Planner:
         with self._entrance.admitted(ticket, context):
             latents = await self._latents.latents(model, request.frames, _fields(request.frames))
         norms = latents.values.norm(dim=-1).tolist()
-        encoded = zip(latents.values, latents.ids, norms, latents.cached, strict=True)
+        zscores = norm_zscores(model, latents.values)
+        encoded = zip(latents.values, latents.ids, norms, latents.cached, zscores, strict=True)
         return EncodeResponse(
             context.request_id,
             model.name,
             model.version,
             tuple(EncodedLatent(value.numpy(), *rest) for value, *rest in encoded),
-            self._health(model, latents, len(request.frames)),
+            self._monitor.assess(model, latents.values, fresh=len(request.frames)),
             _timing(context, latents),
         )
 
@@ -176,14 +180,16 @@ class Planner:
             latents = await self._latents.latents(model, request.frames, _fields(request.frames))
             ticket.frames = 0
             job = PredictJob(model.backend, ticket, latents.values, past, candidates)
+            ahead = self._expect(model, latents.values, past, ticket, context)
             predicted: Prediction = await self._run(job)
+            expected = await _expected(ahead)
         values = predicted.latents.numpy()
         return PredictResponse(
             context.request_id,
             model.name,
             model.version,
             values if request.candidates is not None else values[0],
-            self._health(model, latents, len(request.frames)),
+            self._monitor.assess(model, latents.values, predicted=expected),
             _timing(context, latents, predicted),
         )
 
@@ -213,10 +219,12 @@ class Planner:
         with self._entrance.admitted(ticket, context):
             latents = await self._latents.latents(model, frames, fields)
             ticket.frames = 0
-            values, goal = latents.values[:-1], latents.values[-1]
+            own, goal = latents.values[:-1], latents.values[-1]
             with_trajectory = "trajectory" in request.include
-            job = PlanJob(model.backend, ticket, solver, values, past, goal, with_trajectory)
+            job = PlanJob(model.backend, ticket, solver, own, past, goal, with_trajectory)
+            ahead = self._expect(model, own, past, ticket, context)
             outcome: PlanOutcome = await self._run(job)
+            expected = await _expected(ahead)
         self._count_plan(model, outcome, len(request.frames))
         return PlanResponse(
             request_id=context.request_id,
@@ -233,11 +241,38 @@ class Planner:
             solver=solver.resolved(),
             seed=seed,
             latent_ids=LatentIds(latents.ids[:-1], latents.ids[-1]),
-            health=self._health(model, latents, len(request.frames)),
+            health=self._monitor.assess(model, own, goal, expected),
             fallback=None,
             timing_ms=_timing(context, latents, outcome),
             trajectory=None if outcome.trajectory is None else outcome.trajectory.numpy(),
         )
+
+    def _expect(
+        self,
+        model: ServedModel,
+        latents: Tensor,
+        past: Tensor,
+        ticket: Ticket,
+        context: RequestContext,
+    ) -> Future[Prediction] | None:
+        """Have the newest of latents (H, D) predicted from those before it, where there are any.
+
+        One candidate and one step, as urgent as the request's own job and ahead of it.
+        """
+        if len(latents) == 1:
+            return None
+        ahead = Ticket(
+            model.pace,
+            context.received,
+            deadline=ticket.deadline,
+            priority=ticket.priority,
+            patience_s=self._patience_s,
+            rows=(1,),
+            shape=Shape(1, len(latents) - 1),
+        )
+        step = past[-1:].unsqueeze(0)
+        job = PredictJob(model.backend, ahead, latents[:-1], past[:-1], step)
+        return self._engine.submit(job)
 
     async def _run(self, job: Job) -> R:
         outcome: R = await asyncio.wrap_future(self._engine.submit(job))
@@ -256,17 +291,15 @@ class Planner:
         self._metrics.candidates_total.inc(outcome.candidates)
         self._metrics.predictor_tokens_total.inc(outcome.candidates * sum(windows))
 
-    def _health(self, model: ServedModel, latents: Latents, count: int) -> Health:
-        """The health of the request's own ``count`` frames; a goal is not one of them."""
-        own = latents.values[:count]
-        health = assess(model.card.calibration, own)
-        for norm in own.norm(dim=-1).tolist():
-            self._metrics.latent_norm.labels(model.name).observe(norm)
-        if health.latent_norm_zscore is not None:
-            self._metrics.latent_norm_zscore.labels(model.name).set(health.latent_norm_zscore)
-        if health.status == "anomalous":
-            self._metrics.anomalies_total.labels(model.name, "norm").inc()
-        return health
+
+async def _expected(ahead: Future[Prediction] | None) -> Tensor | None:
+    """The latent (D,) that was predicted; None without history, or where time ran out for it."""
+    if ahead is None:
+        return None
+    try:
+        return (await asyncio.wrap_future(ahead)).latents[0, 0]
+    except DeadlinePassed:
+        return None
 
 
 def _fields(frames: Sequence[Frame]) -> list[str]:

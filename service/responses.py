@@ -23,6 +23,7 @@ class EncodedLatent:
     latent_id: str
     norm: float
     cached: bool
+    norm_zscore: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Health:
     surprise: float | None = None
     sigreg: float | None = None
     reasons: tuple[str, ...] = ()
+    latent_mahalanobis: float | None = None
 
 
 @dataclass(frozen=True)

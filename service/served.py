@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import checkpoint
+from models.calibration.reference import LatentReference
 from models.card import ModelCard
 from models.checkpoint import PRETRAINED, CheckpointError
 from service.backends.backend import Backend
@@ -43,6 +44,7 @@ class ServedModel:
     std: Tensor
     low: Tensor
     high: Tensor
+    reference: LatentReference | None = None
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, wanted: Wanted) -> ServedModel:
@@ -76,6 +78,7 @@ class ServedModel:
             std,
             ((low - mean) / std).repeat(block),
             ((high - mean) / std).repeat(block),
+            loaded.reference,
         )
 
     @property

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from models import checkpoint
+from models.calibration.calibrate import MIN_FRAMES, calibrate
+from models.calibration.recorded import recorded_episodes
+from models.calibration.reference import LatentReference
 from models.card import ModelCard, SolverDefaults
 from models.config import PRESETS
 from models.lewm import LeWM
-from models.training.calibration import calibrate
 from models.training.collection import Progress, collect
 from models.training.normalisation import reestimate
-from models.training.recording import Recording, RecordingSpec, Windows, split
+from models.training.recording import RecordingSpec, Windows, split
 from models.training.trainer import Report, Trainer, TrainingConfig
 
 TRAINING: Mapping[str, TrainingConfig] = {
@@ -30,7 +31,6 @@ SOLVERS: Mapping[str, SolverDefaults] = {
     "paper": SolverDefaults(),
 }
 
-CALIBRATION_FRAMES = 8192
 LOW, HIGH = -1.0, 1.0
 """Bounds of Two-Room's action components."""
 
@@ -82,6 +82,8 @@ def train(
 ) -> Path:
     """Collect, train, calibrate, write ``output/model``; each part is taken up where it stood.
 
+    A run too small to hold enough frames out leaves the model uncalibrated.
+
     Raises:
         ValueError: the output folder holds another run, or the run cannot be.
         FloatingPointError: training diverged.
@@ -111,11 +113,14 @@ def train(
         action_low=(LOW,) * model.config.action_dim,
         action_high=(HIGH,) * model.config.action_dim,
         solver=SOLVERS[run.preset],
-        calibration=calibrate(model, held_out_frames(recording, held_out)),
         provenance=provenance(run, trainer),
         figures=measured(folder, model),
     )
-    checkpoint.save(folder, model, card)
+    reference: LatentReference | None = None
+    if len(held_out) * (run.recording.steps + 1) >= MIN_FRAMES:
+        episodes = recorded_episodes(recording, held_out, model.config.image_size)
+        card, reference = calibrate(model, card, episodes)
+    checkpoint.save(folder, model, card, reference)
     return folder
 
 
@@ -130,15 +135,6 @@ def measured(folder: Path, model: LeWM) -> dict[str, object]:
         torch.equal(value.cpu(), theirs[name]) for name, value in weights.items()
     )
     return before.card.figures if same else {}
-
-
-def held_out_frames(recording: Recording, episodes: range) -> torch.Tensor:
-    """Up to `CALIBRATION_FRAMES` frames (N, H, H, 3), spread evenly over the episodes."""
-    per_episode = recording.frames.shape[1]
-    total = len(episodes) * per_episode
-    chosen = np.linspace(0, total - 1, min(total, CALIBRATION_FRAMES)).astype(np.int64)
-    frames = recording.frames[episodes.start + chosen // per_episode, chosen % per_episode]
-    return torch.from_numpy(frames)
 
 
 def provenance(run: Run, trainer: Trainer) -> dict[str, object]:

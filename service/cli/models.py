@@ -111,6 +111,76 @@ def import_model(
 
 
 @app.command()
+def calibrate(
+    folder: Folder,
+    frames: Annotated[
+        Path | None,
+        typer.Argument(help="Ordinary frames: a recording, images, or folders of images."),
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option(help="Collect frames in this environment instead.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to collect.")] = 300,
+    episode_steps: Annotated[int, typer.Option(min=15, help="Steps of an episode.")] = 150,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Of the episodes; not that of training.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Measure what ordinary latents look like, on frames that the model was not trained on.
+
+    FRAMES is a recording, as `lewm train` makes them, or holds PNG or JPEG images in the order of
+    their names, or folders of such, an episode each. An `actions.npy` beside the images, (images -
+    1, action_dim) in the environment's units, makes them one step apart and calibrates surprise.
+    """
+    from dataclasses import asdict, replace
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from models import checkpoint
+    from models.calibration.calibrate import calibrate as measure
+    from models.training.collection import collect
+    from models.training.recording import RecordingSpec
+    from service.cli.footage import footage
+    from service.cli.train import training_device
+
+    with _explained(), TemporaryDirectory() as collected:
+        if (frames is None) == (env is None):
+            raise ValueError("calibrate: expected FRAMES, or an --env to collect them in")
+        path = _embedded(folder)
+        loaded = checkpoint.load(path)
+        model = loaded.model.to(training_device(device))
+        if env is not None:
+            size = loaded.card.config.image_size
+            spec = RecordingSpec(env, episodes, episode_steps, size, seed)
+            frames, source = Path(collected), asdict(spec)
+            collect(frames, spec)
+        else:
+            assert frames is not None
+            source = {"frames": frames.resolve().name}
+        console = Console(stderr=True)
+        shown = track(
+            footage(frames, loaded.card),
+            "episodes",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        card, reference = measure(model, loaded.card, shown)
+        card = replace(card, provenance={**card.provenance, "calibration": source})
+        checkpoint.write_calibration(path, card, reference)
+        version = checkpoint.version(path)
+    typer.echo(f"{path}: {card.name}, version {version}")
+    calibration = asdict(card)["calibration"]
+    told = ("frames", "steps", "windows", "false_alarm_rate")
+    limits = ("zscore_limit", "mahalanobis_limit", "surprise_limit", "sigreg_limit")
+    rows = [(name, _text(calibration[name])) for name in (*told, *limits)]
+    _print_table(("calibration", "value"), rows)
+
+
+@app.command()
 def init(
     destination: Destination,
     preset: Annotated[Preset, typer.Option(help="The architecture.")],
@@ -134,12 +204,9 @@ def init(
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what a person can put right into one line on standard error and exit code 1."""
-    from models.card import CardError
-    from models.checkpoint import CheckpointError
-
     try:
         yield
-    except (CardError, CheckpointError, OSError) as error:
+    except (OSError, ValueError) as error:
         typer.echo(f"lewm models: {error}", err=True)
         raise typer.Exit(1) from None
 

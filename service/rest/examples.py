@@ -32,6 +32,7 @@ EXAMPLE_PLAN = {
         "surprise": None,
         "sigreg": None,
         "reasons": [],
+        "latent_mahalanobis": 10.4,
     },
     "fallback": None,
     "timing_ms": {"queue": 0.1, "decode": 0.9, "encode": 4.2, "solve": 310.5, "total": 315.8},

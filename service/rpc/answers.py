@@ -26,7 +26,7 @@ def _array(tensor: pb.Tensor) -> FloatArray:
 
 
 def _health(health: pb.Health) -> Health:
-    figures = ("latent_norm", "latent_norm_zscore", "surprise", "sigreg")
+    figures = ("latent_norm", "latent_norm_zscore", "surprise", "sigreg", "latent_mahalanobis")
     given = {name: getattr(health, name) for name in figures if health.HasField(name)}
     status = cast(HealthStatus, health.status)
     return Health(status, reasons=tuple(health.reasons), **given)
@@ -43,7 +43,13 @@ def encode_response(message: pb.EncodeResponse) -> EncodeResponse:
         message.model,
         message.model_version,
         tuple(
-            EncodedLatent(_array(item.latent), item.latent_id, item.norm, item.cached)
+            EncodedLatent(
+                _array(item.latent),
+                item.latent_id,
+                item.norm,
+                item.cached,
+                item.norm_zscore if item.HasField("norm_zscore") else None,
+            )
             for item in message.latents
         ),
         _health(message.health),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import checkpoint
+from models.calibration.reference import LatentReference, digest
+from models.card import Calibration
 from models.checkpoint import CheckpointError
 from tests.models.examples import TINY, card_of, tiny
 
@@ -53,6 +56,54 @@ def test_saving_twice_gives_one_version(folder: Path) -> None:
     loaded = checkpoint.load(folder)
     assert checkpoint.save(folder, loaded.model, loaded.card) == loaded.version
     assert checkpoint.version(folder) == loaded.version
+
+
+def calibrated(folder: Path) -> LatentReference:
+    """Give the model in the folder a calibration."""
+    loaded = checkpoint.load(folder)
+    latents = torch.randn(50, TINY.latent_dim, generator=torch.Generator().manual_seed(0))
+    reference = LatentReference.fit(latents)
+    calibration = Calibration(
+        50, 2.0, 0.5, 3.0, mahalanobis_limit=9.0, reference=digest(reference.to_bytes())
+    )
+    card = replace(loaded.card, calibration=calibration)
+    checkpoint.write_calibration(folder, card, reference)
+    return reference
+
+
+def test_a_calibration_s_reference_belongs_to_the_model(folder: Path) -> None:
+    before = checkpoint.load(folder)
+    assert before.reference is None
+    reference = calibrated(folder)
+    loaded = checkpoint.load(folder)
+    assert loaded.reference is not None
+    assert torch.equal(loaded.reference.whitening, reference.whitening)
+    assert loaded.version != before.version
+    again = checkpoint.save(folder, loaded.model, loaded.card, loaded.reference)
+    assert again == loaded.version
+    checkpoint.save(folder, loaded.model, before.card)
+    assert not (folder / checkpoint.REFERENCE).exists()
+    assert checkpoint.load(folder).version == before.version
+
+
+def test_another_reference_than_the_card_s_is_refused(folder: Path) -> None:
+    calibrated(folder)
+    other = LatentReference(torch.zeros(TINY.latent_dim), torch.eye(TINY.latent_dim))
+    (folder / checkpoint.REFERENCE).write_bytes(other.to_bytes())
+    with pytest.raises(CheckpointError, match=r"calibration\.safetensors: is not the one"):
+        checkpoint.load(folder)
+    (folder / checkpoint.REFERENCE).unlink()
+    with pytest.raises(CheckpointError, match=r"calibration\.safetensors: No such file"):
+        checkpoint.load(folder)
+
+
+def test_a_card_without_the_file_s_name_does_not_need_it(folder: Path) -> None:
+    """As cards were before there was such a file."""
+    norms = {"frames": 10, "norm_mean": 2.0, "norm_std": 0.5, "zscore_limit": 3.0}
+    change_card(folder, lambda card: card.update(calibration=norms))
+    loaded = checkpoint.load(folder)
+    assert loaded.card.calibration == Calibration(10, 2.0, 0.5, 3.0)
+    assert loaded.reference is None
 
 
 def test_files_have_the_ordinary_mode_and_are_replaced_whole(folder: Path) -> None:

@@ -36,20 +36,22 @@ class Frame(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ...) -> None: ...
 
 class Health(_message.Message):
-    __slots__ = ("status", "latent_norm", "latent_norm_zscore", "surprise", "sigreg", "reasons")
+    __slots__ = ("status", "latent_norm", "latent_norm_zscore", "surprise", "sigreg", "reasons", "latent_mahalanobis")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     LATENT_NORM_FIELD_NUMBER: _ClassVar[int]
     LATENT_NORM_ZSCORE_FIELD_NUMBER: _ClassVar[int]
     SURPRISE_FIELD_NUMBER: _ClassVar[int]
     SIGREG_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_MAHALANOBIS_FIELD_NUMBER: _ClassVar[int]
     status: str
     latent_norm: float
     latent_norm_zscore: float
     surprise: float
     sigreg: float
     reasons: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, status: _Optional[str] = ..., latent_norm: _Optional[float] = ..., latent_norm_zscore: _Optional[float] = ..., surprise: _Optional[float] = ..., sigreg: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+    latent_mahalanobis: float
+    def __init__(self, status: _Optional[str] = ..., latent_norm: _Optional[float] = ..., latent_norm_zscore: _Optional[float] = ..., surprise: _Optional[float] = ..., sigreg: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., latent_mahalanobis: _Optional[float] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue", "decode", "encode", "solve", "total")
@@ -74,16 +76,18 @@ class EncodeRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
 
 class EncodedLatent(_message.Message):
-    __slots__ = ("latent", "latent_id", "norm", "cached")
+    __slots__ = ("latent", "latent_id", "norm", "cached", "norm_zscore")
     LATENT_FIELD_NUMBER: _ClassVar[int]
     LATENT_ID_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    NORM_ZSCORE_FIELD_NUMBER: _ClassVar[int]
     latent: Tensor
     latent_id: str
     norm: float
     cached: bool
-    def __init__(self, latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ..., norm: _Optional[float] = ..., cached: _Optional[bool] = ...) -> None: ...
+    norm_zscore: float
+    def __init__(self, latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ..., norm: _Optional[float] = ..., cached: _Optional[bool] = ..., norm_zscore: _Optional[float] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("request_id", "model", "model_version", "latents", "health", "timing_ms")

@@ -6,11 +6,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from models import checkpoint
+from models.calibration import calibrate
 from service.cli.main import app
 from tests.models.examples import PARITY, card_of, publish, published, statistics, tiny
 
@@ -81,6 +85,93 @@ def test_the_parity_checkpoint_is_imported(tmp_path: Path) -> None:
     for source in (PARITY, PARITY / "transformers4"):
         done = lewm("import", source, tmp_path / source.name, "--card", tmp_path / "card.json")
         assert done.exit_code == 0, done.output
+
+
+def an_image(seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+def images(folder: Path, count: int, *, actions: bool, image: str = "png") -> Path:
+    """An episode of noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        file = folder / f"{index:04}.{image}"
+        Image.fromarray(an_image(index)).save(file)
+    if actions:
+        np.save(folder / "actions.npy", np.zeros((count - 1, 2), np.float32))
+    return folder
+
+
+@pytest.fixture
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small calibrations will do."""
+    few = {"MIN_FRAMES": 20, "MIN_STEPS": 10, "WINDOWS": 5, "SIGREG_WINDOW": 16}
+    for name, count in few.items():
+        monkeypatch.setattr(calibrate, name, count)
+
+
+@pytest.mark.usefixtures("_few")
+def test_calibrate_on_images(tmp_path: Path, folder: Path) -> None:
+    version = checkpoint.version(folder)
+    for index, image in enumerate(("png", "jpg")):
+        images(tmp_path / "frames" / f"episode-{index}", 20, actions=True, image=image)
+    done = lewm("calibrate", folder, tmp_path / "frames", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    loaded = checkpoint.load(folder)
+    assert loaded.version in done.stdout != version
+    calibration = loaded.card.calibration
+    assert calibration is not None
+    # Contexts of one and of two blocks in two episodes of twenty frames.
+    assert (calibration.frames, calibration.steps) == (40, 2 * (15 + 10))
+    assert calibration.sigreg_limit is not None
+    assert loaded.reference is not None
+    assert loaded.card.provenance["calibration"] == {"frames": "frames"}
+    assert loaded.card.provenance["weights"] == "random, untrained"
+
+
+@pytest.mark.usefixtures("_few")
+def test_calibrate_without_actions(tmp_path: Path, folder: Path) -> None:
+    frames = images(tmp_path / "frames", 30, actions=False)
+    done = lewm("calibrate", folder, frames, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    calibration = checkpoint.load(folder).card.calibration
+    assert calibration is not None
+    assert (calibration.frames, calibration.surprise_limit) == (30, None)
+
+
+@pytest.mark.usefixtures("_few")
+def test_calibrate_on_what_an_environment_shows(tmp_path: Path, folder: Path) -> None:
+    arguments = ("calibrate", folder, "--device", "cpu", "--episodes", 2, "--episode-steps", 15)
+    done = lewm(*arguments, "--env", "two-room", "--seed", 5)
+    assert done.exit_code == 0, done.output
+    card = checkpoint.load(folder).card
+    assert card.calibration is not None
+    assert (card.calibration.frames, card.calibration.steps) == (32, 2 * (11 + 6))
+    assert card.provenance["calibration"]["seed"] == 5
+
+
+def test_what_cannot_calibrate_changes_nothing(tmp_path: Path, folder: Path) -> None:
+    version = checkpoint.version(folder)
+    episode = images(tmp_path / "frames", 8, actions=True)
+
+    def complaint(*arguments: object) -> str:
+        line = refused("calibrate", folder, *arguments, "--device", "cpu")
+        assert checkpoint.version(folder) == version
+        return line
+
+    assert "at least 1000 frames, got 8" in complaint(episode)
+    np.save(episode / "actions.npy", np.zeros((8, 2), np.float32))
+    assert "expected actions of shape (7, 2)" in complaint(episode)
+    np.save(episode / "actions.npy", np.array([None]), allow_pickle=True)
+    assert "actions.npy: cannot be read" in complaint(episode)
+    (episode / "actions.npy").unlink()
+    Image.fromarray(an_image(0)[:8]).save(episode / "0000.png")
+    assert "0000.png: expected a square image" in complaint(episode)
+    (episode / "0000.png").write_bytes(b"\x89PNG")
+    assert "0000.png: received 4 bytes, expected a PNG or JPEG" in complaint(episode)
+    assert "expected a recording" in complaint(tmp_path / "models")
+    assert "expected FRAMES, or an --env" in complaint()
+    assert "expected one of" in complaint("--env", "four-rooms")
 
 
 @pytest.mark.parametrize("preset", ["paper", "edge"])

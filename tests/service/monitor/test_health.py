@@ -1,12 +1,19 @@
-"""Health from latent norms."""
+"""Health from the scores of a request's latents."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
+from models.calibration.reference import LatentReference
 from models.card import Calibration
-from service.monitor.health import assess
+from service.monitor.health import Kind, assess
+from service.responses import HealthStatus
 
-CALIBRATION = Calibration(frames=100, norm_mean=10.0, norm_std=2.0, zscore_limit=3.0)
+NORMS_ALONE = Calibration(frames=100, norm_mean=10.0, norm_std=2.0, zscore_limit=3.0)
+WHOLE = replace(NORMS_ALONE, mahalanobis_limit=6.0, surprise_limit=4.0, sigreg_limit=8.0)
+REFERENCE = LatentReference(torch.tensor([10.0, 0.0]), torch.diag(torch.tensor([0.5, 5.0])))
+"""Deviations of 2 along the first axis, and of 0.2 along the second."""
 
 
 def latents(*norms: float) -> torch.Tensor:
@@ -14,20 +21,70 @@ def latents(*norms: float) -> torch.Tensor:
 
 
 def test_an_uncalibrated_model_is_never_ok() -> None:
-    health = assess(None, latents(10.0))
+    health = assess(None, None, latents(10.0), latents(8.0)[0], 1.0, 2.0).health
     assert (health.status, health.latent_norm) == ("uncalibrated", 10.0)
-    assert health.latent_norm_zscore is None
+    assert (health.latent_norm_zscore, health.latent_mahalanobis) == (None, None)
+    assert (health.surprise, health.sigreg) == (1.0, 2.0)
     assert health.reasons
 
 
 def test_an_ordinary_norm_is_ok() -> None:
-    health = assess(CALIBRATION, latents(9.0, 12.0))
+    health = assess(NORMS_ALONE, None, latents(9.0, 12.0)).health
     assert (health.status, health.latent_norm, health.latent_norm_zscore) == ("ok", 12.0, 1.0)
     assert health.reasons == ()
 
 
 @pytest.mark.parametrize(("norm", "zscore"), [(17.0, 3.5), (3.0, -3.5)])
 def test_the_worst_frame_decides(norm: float, zscore: float) -> None:
-    health = assess(CALIBRATION, latents(10.0, norm, 11.0))
+    assessment = assess(NORMS_ALONE, None, latents(10.0, norm, 11.0))
+    health = assessment.health
     assert (health.status, health.latent_norm_zscore) == ("anomalous", zscore)
     assert health.reasons[0].startswith("frames[1]")
+    assert assessment.kinds == ("norm",)
+
+
+def test_what_a_norm_cannot_see_a_distance_can() -> None:
+    odd = torch.tensor([[10.0, 0.0], [9.9, 1.4]])
+    assessment = assess(WHOLE, REFERENCE, odd)
+    assert assessment.kinds == ("mahalanobis",)
+    assert assessment.health.latent_mahalanobis == pytest.approx(7.0, rel=1e-2)
+    assert assessment.health.reasons == (
+        "frames[1]: Mahalanobis distance of the latent is 7.0, the limit is 6.0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("surprise", "sigreg", "status", "kinds"),
+    [
+        (4.0, 8.0, "ok", ()),
+        (None, None, "ok", ()),
+        (4.1, 8.0, "anomalous", ("surprise",)),
+        (4.0, 8.1, "degraded", ("sigreg",)),
+        (4.1, 8.1, "anomalous", ("surprise", "sigreg")),
+        (float("nan"), None, "anomalous", ("surprise",)),
+    ],
+)
+def test_surprise_alarms_and_the_stream_degrades(
+    surprise: float | None, sigreg: float | None, status: HealthStatus, kinds: tuple[Kind, ...]
+) -> None:
+    assessment = assess(WHOLE, REFERENCE, latents(10.0), None, surprise, sigreg)
+    assert (assessment.health.status, assessment.kinds) == (status, kinds)
+    assert (assessment.health.sigreg, len(assessment.health.reasons)) == (sigreg, len(kinds))
+
+
+def test_what_has_no_limit_is_told_and_not_judged() -> None:
+    health = assess(NORMS_ALONE, None, latents(10.0), None, 100.0, 100.0).health
+    assert (health.status, health.surprise, health.sigreg) == ("ok", 100.0, 100.0)
+
+
+def test_a_goal_is_judged_and_the_figures_are_the_frames() -> None:
+    assessment = assess(WHOLE, REFERENCE, latents(10.0), latents(90.0)[0])
+    health = assessment.health
+    assert (health.status, assessment.kinds) == ("anomalous", ("norm", "mahalanobis"))
+    assert (health.latent_norm, health.latent_norm_zscore) == (10.0, 0.0)
+    assert health.latent_mahalanobis == pytest.approx(0.0)
+    assert all(reason.startswith("goal") for reason in health.reasons)
+
+
+def test_no_figure_is_no_reason_to_be_calm() -> None:
+    assert assess(WHOLE, REFERENCE, latents(float("nan"))).health.status == "anomalous"

@@ -1,0 +1,255 @@
+"""False alarms on ordinary requests, detection of faults, and the monitor's share of a plan."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.latent_health import faults
+from benchmarks.latent_health.requests import (
+    BLOCK,
+    HISTORY,
+    Motion,
+    Requests,
+    as_jpeg,
+    as_png,
+    data_motion,
+    encode,
+    encode_motion,
+    full_speed_motion,
+    plan,
+    planned_motion,
+    predicted,
+    requests,
+    straight_motion,
+)
+from models.calibration.calibrate import fixed_directions
+from models.card import Calibration
+from models.evaluation.interval import wilson_interval
+from service.metrics import Metrics
+from service.monitor.health import KINDS, assess
+from service.monitor.monitor import Monitor
+from service.monitor.stream import LatentStream
+from service.served import ServedModel
+
+SEED = 700_000
+SERVED = 3
+"""The first sets of ordinary requests: frames as they are served, PNG and JPEG."""
+STEPS = 150
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How R requests of one kind were judged.
+
+    ``rates`` are the shares of requests that were anomalous (``all``) and by which score;
+    ``ratios`` the 5 %, 50 % and 95 % quantiles of each score of the newest frame over its limit;
+    ``sigreg`` is that of a window full of such frames, over its limit.
+    """
+
+    name: str
+    requests: int
+    rates: dict[str, float]
+    ratios: dict[str, list[float]]
+    sigreg: float | None
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """Ordinary requests that were not called ok, and the interval of their share."""
+
+    name: str
+    requests: int
+    alarms: int
+    rate: float
+    interval_95: tuple[float, float]
+    by_kind: dict[str, int]
+
+
+def false_alarms(
+    model: ServedModel, name: str, motion: Motion, latents: Tensor, robots: int, every: int
+) -> tuple[FalseAlarms, Requests]:
+    """Judge a request for each frame with history, in the order of ``robots`` served in turns.
+
+    Every answer is one, those that SIGReg of the stream alone makes `degraded` included.
+    """
+    asked = requests(model, motion, latents, every)
+    expected = predicted(model, asked)
+    calibration = model.card.calibration
+    assert calibration is not None
+    assert calibration.sigreg_window is not None
+    stream = LatentStream(fixed_directions(latents.shape[-1]), calibration.sigreg_window)
+    alarms = 0
+    by_kind: dict[str, int] = dict.fromkeys(KINDS, 0)
+    for index in _in_turns(len(motion.positions), len(asked) // len(motion.positions), robots):
+        own = asked.latents[index]
+        stream.add(own[-1:])
+        surprise = float((own[-1] - expected[index]).norm())
+        # The goal: the frame at the end of another request, like any that a client may send.
+        goal = asked.latents[index - 1, -1]
+        judged = assess(calibration, model.reference, own, goal, surprise, stream.sigreg)
+        alarms += judged.health.status != "ok"
+        for kind in judged.kinds:
+            by_kind[kind] += 1
+    interval = wilson_interval(alarms, len(asked))
+    rate = alarms / len(asked)
+    return FalseAlarms(name, len(asked), alarms, rate, interval, by_kind), asked
+
+
+def _in_turns(episodes: int, each: int, robots: int) -> Iterator[int]:
+    """Indices of requests when so many robots have one episode each at a time."""
+    for first in range(0, episodes, robots):
+        for request in range(each):
+            for episode in range(first, min(first + robots, episodes)):
+                yield episode * each + request
+
+
+def detection(model: ServedModel, name: str, asked: Requests) -> Detection:
+    """Judge requests, each by itself."""
+    expected = predicted(model, asked)
+    calibration = model.card.calibration
+    assert calibration is not None
+    judged = []
+    scores: dict[str, list[float]] = {kind: [] for kind in KINDS[:3]}
+    for own, prediction in zip(asked.latents, expected, strict=True):
+        surprise = float((own[-1] - prediction).norm())
+        judged.append(assess(calibration, model.reference, own, None, surprise))
+        newest = assess(calibration, model.reference, own[-1:], None, surprise).health
+        assert newest.latent_norm_zscore is not None
+        assert newest.latent_mahalanobis is not None
+        scores["norm"].append(abs(newest.latent_norm_zscore))
+        scores["mahalanobis"].append(newest.latent_mahalanobis)
+        scores["surprise"].append(surprise)
+    limits = {
+        "norm": calibration.zscore_limit,
+        "mahalanobis": calibration.mahalanobis_limit or torch.nan,
+        "surprise": calibration.surprise_limit or torch.nan,
+    }
+    rates = {kind: sum(kind in one.kinds for one in judged) / len(judged) for kind in scores}
+    anomalous = sum(one.health.status == "anomalous" for one in judged)
+    levels = torch.tensor([0.05, 0.5, 0.95])
+    ratios = {
+        kind: (torch.tensor(values).quantile(levels) / limits[kind]).tolist()
+        for kind, values in scores.items()
+    }
+    rates = {"all": anomalous / len(judged), **rates}
+    return Detection(name, len(asked), rates, ratios, _stream_sigreg(calibration, asked))
+
+
+def _stream_sigreg(calibration: Calibration, asked: Requests) -> float | None:
+    if calibration.sigreg_window is None or calibration.sigreg_limit is None:
+        return None
+    stream = LatentStream(
+        fixed_directions(asked.latents.shape[-1]), calibration.sigreg_window, kept=1.0
+    )
+    stream.add(asked.latents[:, -1])
+    return None if stream.sigreg is None else stream.sigreg / calibration.sigreg_limit
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Medians of runs in turns, in milliseconds; ``share`` is the median of their quotients."""
+
+    plan_ms: float
+    assess_ms: float
+    predict_ms: float
+    share: float
+    runs: int
+
+
+def cost(model: ServedModel, asked: Requests, runs: int) -> Cost:
+    """A plan with a full history by the model's own solver, and the monitor's work for it.
+
+    The plan is the search alone, without decoding, encoding or any transport.
+    """
+    monitor = Monitor(Metrics())
+    monitor.watch(model)
+    plans, assessments, predictions = [], [], []
+    for index in range(runs + 3):
+        latents, actions = asked.latents[index], asked.actions[index]
+        goal = asked.latents[-1 - index, -1]
+        begin = time.perf_counter()
+        plan(model, latents, actions, goal, index)
+        planned = time.perf_counter()
+        expected = model.backend.rollout(
+            latents[None, :-1], actions[None, :-1], actions[None, None, -1:]
+        )
+        guessed = time.perf_counter()
+        monitor.assess(model, latents, goal, expected[0, 0, 0])
+        plans.append(planned - begin)
+        predictions.append(guessed - planned)
+        assessments.append(time.perf_counter() - guessed)
+    # The first ones warm up.
+    taken = list(zip(plans, assessments, predictions, strict=True))[3:]
+    shares = [(assessment + guess) / plan for plan, assessment, guess in taken]
+    plan_ms, assess_ms, predict_ms = (
+        1000 * statistics.median(column) for column in zip(*taken, strict=True)
+    )
+    return Cost(plan_ms, assess_ms, predict_ms, statistics.median(shares), runs)
+
+
+def measure(model: ServedModel, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every figure, as JSON. ``quick`` looks at a few requests of each kind, which mean little."""
+    episodes, few, count = (4, 4, 40) if quick else (80, 60, 1000)
+    ordinary: list[FalseAlarms] = []
+    for name, motion, send, robots, every in (
+        ("PNG frames, 8 robots", data_motion(episodes, STEPS, SEED), as_png, 8, 1),
+        ("JPEG 90 frames, 8 robots", data_motion(episodes, STEPS, SEED + 1), as_jpeg(90), 8, 1),
+        ("JPEG 75 frames, 8 robots", data_motion(episodes, STEPS, SEED + 2), as_jpeg(75), 8, 1),
+        ("one robot alone", data_motion(episodes, STEPS, SEED + 3), as_png, 1, BLOCK),
+        ("planned by the model, 8 robots", planned_motion(model, episodes, SEED), as_png, 8, 1),
+        ("straight to goals, 8 robots", straight_motion(few, STEPS, SEED + 4), as_png, 8, 1),
+        ("full speed, 8 robots", full_speed_motion(few, STEPS, SEED + 5), as_png, 8, BLOCK),
+    ):
+        say(f"ordinary: {name}")
+        latents = encode_motion(model, motion, send)
+        ordinary.append(false_alarms(model, name, motion, latents, robots, every)[0])
+    say("faults")
+    motion = data_motion(episodes, STEPS, SEED + 10)
+    asked = requests(model, motion, encode_motion(model, motion))
+    generator = torch.Generator().manual_seed(SEED)
+    chosen = torch.randperm(len(asked), generator=generator)[:count]
+    sample = Requests(asked.latents[chosen], asked.actions[chosen], asked.positions[chosen])
+    found = [detection(model, "no fault", sample)]
+    for name, frames in faults.faulty_frames(sample.positions[:, -1], generator):
+        say(f"fault: {name}")
+        found.append(detection(model, name, sample.with_newest(encode(model, frames))))
+    stopped, passed = faults.wall_crossings(model, count, generator)
+    found.append(detection(model, "stopped by the wall (no fault)", stopped))
+    found.append(detection(model, "through the wall", passed))
+    for name, moved in (
+        *faults.teleports(model, sample, generator),
+        *faults.freezes(_some(asked, generator, 4 * count)),
+    ):
+        if len(moved):
+            found.append(detection(model, name, moved))
+    say("cost")
+    spent = cost(model, sample, 5 if quick else 40)
+    return {
+        "model": model.name,
+        "version": model.version,
+        "history": HISTORY,
+        "ordinary": [asdict(one) for one in (*ordinary, _total(ordinary[:SERVED]))],
+        "faults": [asdict(one) for one in found],
+        "cost": asdict(spent),
+    }
+
+
+def _total(parts: Sequence[FalseAlarms]) -> FalseAlarms:
+    """Of all of the data's motion, in whichever format its frames were sent."""
+    asked, alarms = sum(one.requests for one in parts), sum(one.alarms for one in parts)
+    by_kind = {kind: sum(one.by_kind[kind] for one in parts) for kind in parts[0].by_kind}
+    interval = wilson_interval(alarms, asked)
+    return FalseAlarms("all frames of 8 robots", asked, alarms, alarms / asked, interval, by_kind)
+
+
+def _some(asked: Requests, generator: torch.Generator, count: int) -> Requests:
+    """So many of the requests, at random."""
+    chosen = torch.randperm(len(asked), generator=generator)[:count]
+    return Requests(asked.latents[chosen], asked.actions[chosen], asked.positions[chosen])

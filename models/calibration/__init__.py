@@ -1,0 +1,1 @@
+"""What ordinary latents, steps and streams of a model look like, and where an alarm begins."""

@@ -1,0 +1,75 @@
+"""Sees each latent that is served and says how far it lies from what its model knows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.calibration.calibrate import SIGREG_WINDOW, fixed_directions
+from service.metrics import Metrics
+from service.monitor.health import KINDS, assess
+from service.monitor.stream import LatentStream
+from service.responses import Health
+from service.served import ServedModel
+
+
+class Monitor:
+    """The health of every request, and the metrics that tell operators. Lives on the event loop."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._streams: dict[str, LatentStream] = {}
+
+    def watch(self, model: ServedModel) -> None:
+        """Begin a model's stream of latents, and its counters at 0."""
+        calibration, width = model.card.calibration, model.card.config.latent_dim
+        size = (calibration and calibration.sigreg_window) or SIGREG_WINDOW
+        self._streams[model.name] = LatentStream(fixed_directions(width), size)
+        for kind in KINDS:
+            self._metrics.anomalies_total.labels(model.name, kind)
+
+    def assess(
+        self,
+        model: ServedModel,
+        latents: Tensor,
+        goal: Tensor | None = None,
+        predicted: Tensor | None = None,
+        fresh: int = 1,
+    ) -> Health:
+        """The health of a request's frames, whose latents are (N, D), and of its goal (D,).
+
+        ``predicted`` (D,) is what the newest latent was expected to be. The last ``fresh`` of the
+        frames join the stream: those before them came with earlier requests.
+        """
+        norms = latents.norm(dim=-1)
+        stream = self._streams[model.name]
+        stream.add(latents[-fresh:])
+        sigreg = stream.sigreg
+        surprise = None if predicted is None else float((latents[-1] - predicted).norm())
+        calibration = model.card.calibration
+        assessment = assess(calibration, model.reference, latents, goal, surprise, sigreg)
+        health = assessment.health
+        metrics, name = self._metrics, model.name
+        for norm in norms.tolist():
+            metrics.latent_norm.labels(name).observe(norm)
+        if health.latent_norm_zscore is not None:
+            metrics.latent_norm_zscore.labels(name).set(health.latent_norm_zscore)
+        if health.latent_mahalanobis is not None:
+            metrics.latent_mahalanobis.labels(name).observe(health.latent_mahalanobis)
+        if surprise is not None:
+            metrics.surprise.labels(name).observe(surprise)
+        if sigreg is not None:
+            metrics.latent_sigreg.labels(name).set(sigreg)
+        for kind in assessment.kinds:
+            metrics.anomalies_total.labels(name, kind).inc()
+        return health
+
+
+def norm_zscores(model: ServedModel, latents: Tensor) -> list[float | None]:
+    """How many deviations the norm of each latent (N, D) lies from the calibration's mean."""
+    calibration = model.card.calibration
+    if calibration is None:
+        return [None] * len(latents)
+    norms = torch.linalg.vector_norm(latents, dim=-1)
+    zscores: list[float | None] = ((norms - calibration.norm_mean) / calibration.norm_std).tolist()
+    return zscores

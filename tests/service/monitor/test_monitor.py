@@ -1,0 +1,131 @@
+"""What the monitor tells a request, and what it tells operators."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.calibration.reference import LatentReference
+from models.card import Calibration
+from service.backends.choice import Wanted
+from service.metrics import Metrics
+from service.monitor import monitor as monitor_module
+from service.monitor.health import KINDS
+from service.monitor.monitor import Monitor, norm_zscores
+from service.monitor.stream import LatentStream
+from service.served import ServedModel
+
+CALIBRATION = Calibration(
+    frames=100,
+    norm_mean=10.0,
+    norm_std=2.0,
+    zscore_limit=3.0,
+    mahalanobis_limit=6.0,
+    surprise_limit=4.0,
+    sigreg_limit=3.0,
+    sigreg_window=4,
+)
+
+
+@pytest.fixture(scope="module")
+def uncalibrated(model_folder: Path) -> ServedModel:
+    return ServedModel.load(model_folder, torch.device("cpu"), Wanted("torch", threads=1))
+
+
+@pytest.fixture
+def model(uncalibrated: ServedModel) -> ServedModel:
+    """Latents of norm 10 lie at its centre."""
+    card = replace(uncalibrated.card, calibration=CALIBRATION)
+    width = card.config.latent_dim
+    return replace(
+        uncalibrated, card=card, reference=LatentReference(latents(10.0)[0], torch.eye(width))
+    )
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def latents(*norms: float) -> torch.Tensor:
+    rows = torch.zeros(len(norms), 128)
+    rows[:, 0] = torch.tensor(norms)
+    return rows
+
+
+def shown(metrics: Metrics, name: str, model: ServedModel, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, {"model": model.name, **labels})
+
+
+def anomalies(metrics: Metrics, model: ServedModel) -> dict[str, float | None]:
+    return {kind: shown(metrics, "lewm_anomalies_total", model, kind=kind) for kind in KINDS}
+
+
+def test_all_kinds_of_anomaly_start_at_0(metrics: Metrics, model: ServedModel) -> None:
+    Monitor(metrics).watch(model)
+    assert anomalies(metrics, model) == dict.fromkeys(KINDS, 0.0)
+
+
+def test_an_ordinary_request(metrics: Metrics, model: ServedModel) -> None:
+    monitor = Monitor(metrics)
+    monitor.watch(model)
+    health = monitor.assess(model, latents(9.0, 12.0), latents(10.0)[0], latents(11.0)[0])
+    assert (health.status, health.surprise, health.sigreg) == ("ok", 1.0, None)
+    assert (health.latent_norm, health.latent_mahalanobis) == (12.0, 2.0)
+    assert shown(metrics, "lewm_latent_norm_count", model) == 2
+    assert shown(metrics, "lewm_latent_norm_sum", model) == 21
+    assert shown(metrics, "lewm_latent_norm_zscore", model) == 1
+    assert shown(metrics, "lewm_latent_mahalanobis_sum", model) == 2
+    assert shown(metrics, "lewm_surprise_sum", model) == 1
+    assert anomalies(metrics, model) == dict.fromkeys(KINDS, 0.0)
+
+
+def test_a_request_counts_once_for_each_kind(metrics: Metrics, model: ServedModel) -> None:
+    monitor = Monitor(metrics)
+    monitor.watch(model)
+    health = monitor.assess(model, latents(30.0, 40.0), latents(50.0)[0])
+    assert health.status == "anomalous"
+    assert len(health.reasons) == 4
+    counted = {"norm": 1.0, "mahalanobis": 1.0, "surprise": 0.0, "sigreg": 0.0}
+    assert anomalies(metrics, model) == counted
+    monitor.assess(model, latents(10.0, 10.0), predicted=latents(3.0)[0])
+    assert anomalies(metrics, model) == {**counted, "surprise": 1.0}
+
+
+def test_a_stream_that_stands_still_degrades(
+    metrics: Metrics, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_module, "LatentStream", partial(LatentStream, kept=1.0))
+    monitor = Monitor(metrics)
+    monitor.watch(model)
+    # Of a history the newest frame alone is new.
+    for _ in range(3):
+        assert monitor.assess(model, latents(10.0, 10.0, 10.0)).sigreg is None
+    health = monitor.assess(model, latents(10.0))
+    assert (health.status, anomalies(metrics, model)["sigreg"]) == ("degraded", 1.0)
+    assert health.sigreg == pytest.approx(shown(metrics, "lewm_latent_sigreg", model))
+
+
+def test_frames_to_encode_are_all_new(
+    metrics: Metrics, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_module, "LatentStream", partial(LatentStream, kept=1.0))
+    monitor = Monitor(metrics)
+    monitor.watch(model)
+    assert monitor.assess(model, latents(9.0, 10.0, 11.0, 12.0), fresh=4).sigreg is not None
+
+
+def test_an_uncalibrated_model_shows_its_figures(
+    metrics: Metrics, uncalibrated: ServedModel
+) -> None:
+    monitor = Monitor(metrics)
+    monitor.watch(uncalibrated)
+    health = monitor.assess(uncalibrated, latents(9.0), predicted=latents(7.0)[0])
+    assert (health.status, health.latent_norm, health.surprise) == ("uncalibrated", 9.0, 2.0)
+    assert norm_zscores(uncalibrated, latents(9.0, 8.0)) == [None, None]
+
+
+def test_each_frame_has_a_zscore(model: ServedModel) -> None:
+    assert norm_zscores(model, latents(9.0, 12.0)) == [-0.5, 1.0]

@@ -1,0 +1,61 @@
+"""SIGReg of a window, without computing it anew for each latent."""
+
+import pytest
+import torch
+
+from models.calibration.calibrate import fixed_directions
+from models.objective import sigreg
+from service.monitor.stream import LatentStream
+
+SIZE, WIDTH = 16, 8
+
+
+def latents(count: int) -> torch.Tensor:
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def whole(window: torch.Tensor) -> float:
+    return float(sigreg(window[None], fixed_directions(WIDTH)))
+
+
+def test_a_window_that_is_not_full_says_nothing() -> None:
+    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
+    stream.add(latents(SIZE - 1))
+    assert stream.sigreg is None
+
+
+def test_it_is_that_of_the_newest_latents() -> None:
+    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
+    served = latents(200)
+    for index, latent in enumerate(served):
+        stream.add(latent[None])
+        if index >= SIZE - 1:
+            window = served[index + 1 - SIZE : index + 1]
+            assert stream.sigreg == pytest.approx(whole(window), rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [SIZE, SIZE + 1, 10 * SIZE])
+def test_many_latents_may_come_at_once(count: int) -> None:
+    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
+    stream.add(latents(3))
+    stream.add(latents(count))
+    assert stream.sigreg == pytest.approx(whole(latents(count)[-SIZE:]), rel=1e-4)
+
+
+def test_a_share_of_the_latents_is_kept() -> None:
+    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=0.25)
+    served = latents(1000)
+    stream.add(served[: 2 * SIZE])
+    assert stream.sigreg is None
+    stream.add(served[2 * SIZE : 8 * SIZE])
+    assert stream.sigreg is not None
+
+
+def test_a_stream_that_stands_still_stands_out() -> None:
+    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
+    stream.add(latents(SIZE))
+    varied = stream.sigreg
+    stream.add(latents(1).expand(SIZE, -1))
+    assert varied is not None
+    assert stream.sigreg is not None
+    assert stream.sigreg > 3 * varied
