@@ -31,6 +31,10 @@ SOLVERS: Mapping[str, SolverDefaults] = {
 }
 
 CALIBRATION_FRAMES = 8192
+
+KEPT_FRAMES = 5
+"""Held-out frames that go with the model, by which a server judges a lower precision."""
+
 LOW, HIGH = -1.0, 1.0
 """Bounds of Two-Room's action components."""
 
@@ -103,6 +107,7 @@ def train(
     trainer.run(saved, report)
     reestimate(model, seen, run.training.batch, run.training.seed)
     folder = output / "model"
+    frames = held_out_frames(recording, held_out)
     card = ModelCard(
         name=name,
         config=model.config,
@@ -111,11 +116,12 @@ def train(
         action_low=(LOW,) * model.config.action_dim,
         action_high=(HIGH,) * model.config.action_dim,
         solver=SOLVERS[run.preset],
-        calibration=calibrate(model, held_out_frames(recording, held_out)),
+        calibration=calibrate(model, frames),
         provenance=provenance(run, trainer),
         figures=measured(folder, model),
     )
-    checkpoint.save(folder, model, card)
+    kept = frames[:: len(frames) // KEPT_FRAMES or 1][:KEPT_FRAMES]
+    checkpoint.save(folder, model, card, kept)
     return folder
 
 
