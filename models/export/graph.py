@@ -18,13 +18,15 @@ IR_VERSION = 9
 
 Dimension = int | str
 
+SMALL = 1024
+
 
 class Graph:
     """Adds nodes one by one; a value is known by its name. Values are float32, rows × width."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[tuple[object, ...], onnx.TensorProto] = {}
+        self._constants: dict[object, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._count = 0
@@ -40,11 +42,13 @@ class Graph:
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def constant(self, array: NDArray[np.generic]) -> str:
-        """An array that is part of the graph; equal ones are held once."""
-        key = (array.dtype.str, array.shape, array.tobytes())
+        """An array that is part of the graph; small ones that are equal are held once."""
+        small = array.size <= SMALL
+        key = (array.dtype.str, array.shape, array.tobytes()) if small else len(self._constants)
         if key not in self._constants:
             name = f"constant.{len(self._constants)}"
-            self._constants[key] = numpy_helper.from_array(np.array(array, order="C"), name)
+            array = np.ascontiguousarray(array).reshape(array.shape)  # of 0 axes, it makes 1
+            self._constants[key] = numpy_helper.from_array(array, name)
         return self._constants[key].name
 
     def shape(self, *dimensions: int) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from models import checkpoint
 from models.calibration.calibrate import MIN_FRAMES, calibrate
@@ -18,7 +20,7 @@ from models.config import PRESETS
 from models.lewm import LeWM
 from models.training.collection import Progress, collect
 from models.training.normalisation import reestimate
-from models.training.recording import RecordingSpec, Windows, split
+from models.training.recording import Recording, RecordingSpec, Windows, split
 from models.training.trainer import Report, Trainer, TrainingConfig
 
 TRAINING: Mapping[str, TrainingConfig] = {
@@ -30,6 +32,9 @@ SOLVERS: Mapping[str, SolverDefaults] = {
     "edge": SolverDefaults(name="icem", samples=96, iterations=6, elites=10),
     "paper": SolverDefaults(),
 }
+
+KEPT_FRAMES = 5
+"""Held-out frames that go with the model, by which a server judges a lower precision."""
 
 LOW, HIGH = -1.0, 1.0
 """Bounds of Two-Room's action components."""
@@ -120,7 +125,7 @@ def train(
     if len(held_out) * (run.recording.steps + 1) >= MIN_FRAMES:
         episodes = recorded_episodes(recording, held_out, model.config.image_size)
         card, reference = calibrate(model, card, episodes)
-    checkpoint.save(folder, model, card, reference)
+    checkpoint.save(folder, model, card, reference, kept_frames(recording, held_out))
     return folder
 
 
@@ -135,6 +140,15 @@ def measured(folder: Path, model: LeWM) -> dict[str, object]:
         torch.equal(value.cpu(), theirs[name]) for name, value in weights.items()
     )
     return before.card.figures if same else {}
+
+
+def kept_frames(recording: Recording, episodes: range) -> Tensor:
+    """`KEPT_FRAMES` frames (N, H, H, 3), or the fewer there are, spread over the episodes."""
+    per_episode = recording.frames.shape[1]
+    total = len(episodes) * per_episode
+    chosen = np.linspace(0, total - 1, min(total, KEPT_FRAMES)).astype(np.int64)
+    frames = recording.frames[episodes.start + chosen // per_episode, chosen % per_episode]
+    return torch.from_numpy(frames)
 
 
 def provenance(run: Run, trainer: Trainer) -> dict[str, object]:

@@ -31,9 +31,9 @@ MARGIN = 0.9
 """What is less preferred must take less than this share of the time: a choice that hung on noise
 would change the last bits of a plan from one start to the next."""
 
-ROUNDS = 5
+ROUNDS = 3, 5
 LIMIT_S = 3.0
-"""Timing ends after so many rounds, or with the round that is under way after so many seconds."""
+"""Timing takes three rounds, or up to five while there is time."""
 
 SAMPLES = 64
 """Candidates of a timed roll-out, at most: enough to tell ways apart."""
@@ -143,13 +143,14 @@ def _timed(
     """
     fastest = [math.inf] * len(ways)
     start = time.monotonic()
-    for turn in range(1 + ROUNDS):
+    least, most = ROUNDS
+    for turn in range(1 + most):
         for index, (backend, count) in enumerate(ways):
             backend.threads = count
             taken = seconds(backend)
             if turn > 0:
                 fastest[index] = min(fastest[index], taken)
-        if turn > 0 and time.monotonic() - start > LIMIT_S:
+        if turn >= least and time.monotonic() - start > LIMIT_S:
             break
     return [Way(*way, plan_s) for way, plan_s in zip(ways, fastest, strict=True)]
 

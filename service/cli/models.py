@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="List, show, verify, import and make model folders.", no_args_is_help=True)
+app = typer.Typer(help="List, show, verify, import, make and export models.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="A model folder, or an embedded model's name.")]
 Destination = Annotated[Path, typer.Argument(help="The model folder to write.")]
@@ -96,17 +96,28 @@ def import_model(
     card: Annotated[
         Path, typer.Option(help="A JSON file with the name and the action statistics.")
     ],
+    frames: Annotated[
+        list[Path] | None,
+        typer.Option(help="Images of what the model sees, two or more: see docs/models.md."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Make a model folder from a public checkpoint and the statistics it lacks."""
+    from dataclasses import replace
+
     from models import checkpoint
     from models.card import read_json
     from models.importing import import_checkpoint
+    from service.cli.frames import read_frames
 
     with _explained():
         _check_destination(destination, force)
         model, made = import_checkpoint(source, read_json(card))
-        version = checkpoint.save(destination, model, made)
+        seen = read_frames(frames or [], made)
+        if seen is None:
+            provenance = {**made.provenance, "precision_judged_on": "synthetic frames"}
+            made = replace(made, provenance=provenance)
+        version = checkpoint.save(destination, model, made, frames=seen)
     typer.echo(f"{destination}: {made.name}, version {version}")
 
 
@@ -199,6 +210,22 @@ def init(
         card = random_card(f"random-{preset}", config, {"command": command})
         version = checkpoint.save(destination, random_model(config, seed), card)
     typer.echo(f"{destination}: {card.name}, version {version}")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    destination: Annotated[Path, typer.Argument(help="The folder to write.")],
+    force: Force = False,
+) -> None:
+    """Write a model as ONNX files that run without this project, checked against the model."""
+    from models import checkpoint
+    from models.export.files import export as files
+
+    with _explained():
+        _check_destination(destination, force)
+        for path, finding in files(checkpoint.load(_embedded(folder)), destination):
+            typer.echo(f"{path}: {finding}")
 
 
 @contextmanager

@@ -52,6 +52,31 @@ def test_a_model_survives_its_folder(folder: Path) -> None:
         assert torch.equal(state[name], tensor)
 
 
+def test_frames_go_with_a_model_and_not_into_its_version(folder: Path) -> None:
+    loaded = checkpoint.load(folder)
+    assert loaded.frames is None
+    frames = torch.arange(2 * 16 * 16 * 3).reshape(2, 16, 16, 3).byte()
+    assert checkpoint.save(folder, loaded.model, loaded.card, frames=frames) == loaded.version
+    kept = checkpoint.load(folder).frames
+    assert kept is not None
+    assert torch.equal(kept, frames)
+    checkpoint.save(folder, loaded.model, loaded.card)
+    assert checkpoint.load(folder).frames is None
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [torch.zeros(1, 16, 16, 3).byte(), torch.zeros(2, 8, 8, 3).byte(), torch.zeros(2, 16, 16, 3)],
+)
+def test_frames_of_another_kind_are_refused(folder: Path, frames: Tensor) -> None:
+    save_file({"frames": frames}, folder / checkpoint.FRAMES)
+    with pytest.raises(CheckpointError, match="expected at least 2 frames"):
+        checkpoint.load(folder)
+    (folder / checkpoint.FRAMES).write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(folder)
+
+
 def test_saving_twice_gives_one_version(folder: Path) -> None:
     loaded = checkpoint.load(folder)
     assert checkpoint.save(folder, loaded.model, loaded.card) == loaded.version

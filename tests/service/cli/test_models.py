@@ -79,6 +79,43 @@ def test_import_then_show_list_and_verify(tmp_path: Path, card_file: Path) -> No
     assert version in verified.stdout
 
 
+def test_import_keeps_frames(tmp_path: Path, card_file: Path) -> None:
+    source = publish(tmp_path / "public", tiny().state_dict(), published())
+    images = [tmp_path / f"{shade}.png" for shade in (0, 200)]
+    for path in images:
+        Image.new("RGB", (32, 32), (int(path.stem), 0, 0)).save(path)
+    given = [part for path in images for part in ("--frames", path)]
+    destination = tmp_path / "imported"
+    command = ("import", source, destination, "--card", card_file)
+    done = lewm(*command, *given)
+    assert done.exit_code == 0, done.output
+    loaded = checkpoint.load(destination)
+    assert loaded.frames is not None
+    assert loaded.frames[:, 0, 0].tolist() == [[0, 0, 0], [200, 0, 0]]
+    assert "precision_judged_on" not in loaded.card.provenance
+
+    assert "at least 2 images" in refused(*command, "--force", *given[:2])
+    Image.new("RGB", (32, 16)).save(images[0])
+    assert f"{images[0]}: expected a square image" in refused(*command, "--force", *given)
+    images[0].write_bytes(b"no image")
+    assert str(images[0]) in refused(*command, "--force", *given)
+
+    assert lewm(*command, "--force").exit_code == 0
+    loaded = checkpoint.load(destination)
+    assert loaded.frames is None
+    assert loaded.card.provenance["precision_judged_on"] == "synthetic frames"
+
+
+def test_export(tmp_path: Path, folder: Path) -> None:
+    exported = tmp_path / "exported"
+    done = lewm("export", folder, exported)
+    assert done.exit_code == 0, done.output
+    encoder, predictor = done.stdout.splitlines()
+    assert encoder.startswith(f"{exported / 'encoder.onnx'}: within ")
+    assert predictor.startswith(f"{exported / 'predictor.onnx'}: within ")
+    assert "is not empty; --force" in refused("export", folder, exported)
+
+
 def test_the_parity_checkpoint_is_imported(tmp_path: Path) -> None:
     card = statistics(action_block=7)
     (tmp_path / "card.json").write_text(json.dumps(card))
