@@ -51,5 +51,5 @@ def describe_served(model: ServedModel) -> dict[str, Any]:
         "backend": model.backend.name,
         "device": model.backend.device,
         "precision": model.backend.precision,
-        "threads": torch.get_num_threads(),
+        "threads": getattr(model.backend, "threads", torch.get_num_threads()),
     }
