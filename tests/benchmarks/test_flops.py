@@ -40,8 +40,7 @@ def test_the_least_count_is_what_the_savings_leave(context: int) -> None:
     candidates = torch.zeros(1, samples, horizon, config.block_width)
     rollout = Rollout(TorchKernel(random_model(config)), Shards(1))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        kernel = TorchKernel(random_model(config))
-        Rollout(kernel, Shards(1))(latents, past, candidates)
+        rollout(latents, past, candidates)
     # torch sees matrix products alone; attention is written out, and what is shared comes once.
     products = counter.get_total_flops() / samples
     assert products == pytest.approx(least_rollout_flops(config, horizon, context), rel=0.03)
