@@ -24,14 +24,12 @@ from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 
 from benchmarks.frames import fresh, jpeg, photographs
+from benchmarks.served import load_served
 from models import checkpoint
 from models.config import PRESETS
 from models.random_weights import random_card, random_model
 from service.backends.backend import Backend
 from service.cli.local_server import local_server
-from service.logs import configure_logs
-from service.registry import Registry
-from service.settings import load_settings
 
 CLIENTS = 64
 BATCHES = (8, 16, 32)
@@ -48,9 +46,7 @@ def measure(preset: str = "paper", served_s: float = SERVED_S) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / preset
         checkpoint.save(path, random_model(config), random_card(preset, config, {}))
-        settings = load_settings(models=str(path), threads=threads, log_level="warning")
-        configure_logs(settings)
-        backend = Registry.load(settings).get(None).backend
+        backend = load_served(path, device="auto", threads=threads).backend
         frames = torch.randint(0, 256, (max(BATCHES), *[config.image_size] * 2, 3)).byte()
         with local_server(path, threads=threads) as server:
             before = {rows: _rate(backend, frames[:rows]) for rows in BATCHES}
@@ -72,10 +68,11 @@ def measure(preset: str = "paper", served_s: float = SERVED_S) -> dict[str, Any]
 def _rate(backend: Backend, frames: torch.Tensor) -> float:
     """Frames a second of the backend alone, at this batch size."""
     backend.encode(frames)
-    batches, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < ALONE_S:
+    batches, spent, start = 0, 0.0, time.perf_counter()
+    while not batches or spent < ALONE_S:
         backend.encode(frames)
         batches += 1
+        spent = time.perf_counter() - start
     return batches * len(frames) / spent
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 
 from models import checkpoint
 from models.config import PRESETS
 from models.random_weights import random_card, random_model
-from service.logs import configure_logs
 from service.registry import Registry
 from service.served import ServedModel
 from service.settings import load_settings
@@ -33,14 +34,24 @@ def random_folder(preset: str) -> Iterator[Path]:
 def load_served(folder: Path | None = None, **flags: Any) -> ServedModel:
     """The sole model of a server with these flags; its choice of threads holds from here on."""
     models = {} if folder is None else {"models": str(folder)}
-    settings = load_settings(**{"device": "cpu", "log_level": "warning", **models, **flags})
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    configure_logs(settings)
-    try:
+    settings = load_settings(**{"device": "cpu", **models, **flags})
+    with _quiet():
         return Registry.load(settings).get(None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings alone, on standard error; afterwards the process logs as it did before."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        yield
     finally:
-        root.handlers, root.level = handlers, level
+        structlog.configure(**before)
 
 
 def describe_served(model: ServedModel) -> dict[str, Any]:

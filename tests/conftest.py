@@ -1,7 +1,9 @@
 """What has to be set before torch is imported, and for every property test."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Threads that spin while they wait for each other starve whatever else runs beside the tests.
@@ -13,3 +15,13 @@ settings.register_profile(
     "lewm", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("lewm")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Torch's threads are one number of the whole process: leave it to the others as it was."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -9,9 +9,9 @@ PATIENCE_S = 300.0
 POLL_S = 0.02
 
 
-def wait_until(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object], what: str = "what was waited for") -> None:
     """Return once the condition holds; `AssertionError` when patience ends."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < end, f"it did not happen within {PATIENCE_S:.0f} s"
+        assert time.monotonic() < end, f"not within {PATIENCE_S:.0f} s: {what}"
         time.sleep(POLL_S)

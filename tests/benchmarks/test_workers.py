@@ -10,13 +10,13 @@ from benchmarks.workers import worker_processes
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
-import os, time
+import os, signal
 from benchmarks.workers import worker_processes
 
 if __name__ == "__main__":
     with worker_processes(1) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(60)
+        signal.pause()
 """
 
 

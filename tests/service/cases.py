@@ -187,7 +187,7 @@ GOOD = [
     ),
     Case("deadline", "plan", plan(deadline_ms=3_600_000)),
     Case("priority", "plan", plan(priority=9)),
-    Case("min-iterations", "plan", plan(min_iterations=2, deadline_ms=30_000)),
+    Case("min-iterations", "plan", plan(min_iterations=2, deadline_ms=3_600_000)),
     Case("random-seed", "plan", plan(seed=...), check=lambda d: d["seed"] >= 0),
     Case("largest-seed", "plan", plan(seed=2**63 - 1), check=lambda d: d["seed"] == 2**63 - 1),
     Case("no-fallback", "plan", plan(fallback={"controller": "none"})),

@@ -4,22 +4,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from typing import Self
 
 import pytest
 from redis import ConnectionError, Redis
 
+from tests.patience import PATIENCE_S, wait_until
+
 PASSWORD = "correct-horse"
-
-
-def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
-    """Wait for something to be seen; fail naming it when it is not."""
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
-        time.sleep(0.01)
 
 
 class RedisProcess:
@@ -30,7 +22,7 @@ class RedisProcess:
             pytest.fail("redis-server is missing: `make setup`, as root on Debian, installs it")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        self.admin = Redis(port=self.port, password=PASSWORD, socket_timeout=20)
+        self.admin = Redis(port=self.port, password=PASSWORD, socket_timeout=PATIENCE_S)
         self.start()
 
     @property
@@ -76,7 +68,7 @@ class RedisProcess:
         self.admin.config_set("requirepass", password)
         self.admin.client_kill_filter(_type="normal", skipme=True)
         self.admin.close()
-        self.admin = Redis(port=self.port, password=password, socket_timeout=20)
+        self.admin = Redis(port=self.port, password=password, socket_timeout=PATIENCE_S)
 
     def __enter__(self) -> Self:
         return self

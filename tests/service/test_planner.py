@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Event
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from service import latents
 from service.backends.torch import TorchBackend
@@ -47,14 +46,6 @@ class Held:
 
     def release(self) -> None:
         self._open.set()
-
-
-@pytest.fixture(autouse=True)
-def _threads_of_the_others() -> Iterator[None]:
-    """A planner sets torch's threads, of which there is one number in a process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @asynccontextmanager

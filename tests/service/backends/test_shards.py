@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from service.backends.shards import Shards
+from tests.patience import PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ def test_rows_are_cut_by_their_number_alone(threads: int, rows: int, sizes: list
 
 def test_parts_run_at_the_same_time() -> None:
     everyone = threading.Barrier(3)
-    Shards(3, smallest=1).map(lambda _part: everyone.wait(30), 3)
+    Shards(3, smallest=1).map(lambda _part: everyone.wait(PATIENCE_S), 3)
 
 
 def test_an_error_of_any_part_is_raised() -> None:

@@ -6,21 +6,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.patience import PATIENCE_S, wait_until
 from tests.service.cases import plan
 from tests.service.frames import pixels
 from tests.service.process import ServerProcess
-from tests.service.redis_process import PASSWORD, RedisProcess, wait_until
+from tests.service.redis_process import PASSWORD, RedisProcess
 
-TIMEOUT_S = 0.4
+TIMEOUT_S = 3.0
+"""Long, so that a busy machine hardly ever takes itself for a Redis that fails."""
 CLIENTS = 3
 REQUESTS = 16
 """Answered in each state before the next."""
-LIMIT_S = 60.0
 
 
 @dataclass
@@ -31,15 +33,26 @@ class Servers:
     first: ServerProcess
     second: ServerProcess
 
-    def figure(self, server: ServerProcess, sample: str) -> float:
-        lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(sample))
-
     def is_up(self, server: ServerProcess) -> bool:
-        return self.figure(server, 'lewm_cache_up{tier="redis"}') == 1
+        return server.figure('lewm_cache_up{tier="redis"}') == 1
 
     def errors(self) -> float:
-        return self.figure(self.first, 'lewm_cache_errors_total{tier="redis"}')
+        return self.first.figure('lewm_cache_errors_total{tier="redis"}')
+
+    def through_redis(
+        self, frames: dict[str, Any], endpoint: str, named: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The second server's answer to names that the first gave, once it has heard of them."""
+        answers: list[httpx.Response] = []
+
+        def known() -> bool:
+            ask(self.first, "encode", frames)  # and it tells a Redis that it lost sight of anew
+            answers.append(post(self.second, endpoint, named))
+            return answers[-1].status_code == 200
+
+        wait_until(known, "the other server knows the names")
+        answer: dict[str, Any] = answers[-1].json()
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +76,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ite
                 assert "Traceback" not in server.errors()
 
 
+def post(server: ServerProcess, endpoint: str, document: dict[str, Any]) -> httpx.Response:
+    """Whatever comes back."""
+    return httpx.post(f"{server.url}/{endpoint}", json=document, timeout=PATIENCE_S)
+
+
 def ask(server: ServerProcess, endpoint: str, document: dict[str, Any]) -> dict[str, Any]:
     """An answer, which must be there."""
-    response = httpx.post(f"{server.url}/{endpoint}", json=document, timeout=60)
+    response = post(server, endpoint, document)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
@@ -78,7 +96,7 @@ def test_latents_are_shared(servers: Servers) -> None:
     assert [item["cached"] for item in made] == [False, False]
     # Named before it is shown: each name must have come by way of Redis.
     start, goal = ({"latent_id": item["latent_id"]} for item in made)
-    named = ask(second, "plan", plan(frames=[start], goal=goal))
+    named = servers.through_redis(frames, "plan", plan(frames=[start], goal=goal))
     found = ask(second, "encode", frames)["latents"]
     assert found == [item | {"cached": True} for item in made]
     shown = ask(first, "plan", plan(frames=[pixels(1)], goal=pixels(2)))
@@ -86,26 +104,27 @@ def test_latents_are_shared(servers: Servers) -> None:
 
 
 def test_latents_of_clients_are_shared(servers: Servers) -> None:
-    mine = [0.25] * 128
-    (made,) = ask(servers.first, "encode", {"frames": [{"latent": mine}]})["latents"]
+    mine = {"frames": [{"latent": [0.25] * 128}]}
+    (made,) = ask(servers.first, "encode", mine)["latents"]
     named = {"frames": [{"latent_id": made["latent_id"]}]}
-    assert ask(servers.second, "encode", named)["latents"][0]["latent"] == mine
+    (found,) = servers.through_redis(mine, "encode", named)["latents"]
+    assert found["latent"] == [0.25] * 128
 
 
 def test_an_unknown_name_is_still_unknown(servers: Servers) -> None:
     for name in ("0" * 32, "x", "*", "é\n"):
         document = {"frames": [{"latent_id": name}]}
-        response = httpx.post(f"{servers.first.url}/encode", json=document, timeout=60)
+        response = post(servers.first, "encode", document)
         assert (response.status_code, response.json()["code"]) == (404, "unknown_latent")
 
 
 def test_frames_in_flight_are_encoded_once(servers: Servers) -> None:
     rows = 'lewm_batch_rows_sum{kind="encode"}'
-    before = servers.figure(servers.second, rows)
+    before = servers.second.figure(rows)
     asked = [{"frames": [pixels(200 + index % 3), pixels(200)]} for index in range(24)]
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda one: ask(servers.second, "encode", one), asked))
-    assert servers.figure(servers.second, rows) - before == 3
+    assert servers.second.figure(rows) - before == 3
     assert len({answer["latents"][1]["latent_id"] for answer in answers}) == 1
 
 
@@ -120,7 +139,7 @@ class Load:
         self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CLIENTS)]
 
     def _ask(self, number: int) -> None:
-        with httpx.Client(base_url=self.url, timeout=60) as client:
+        with httpx.Client(base_url=self.url, timeout=PATIENCE_S) as client:
             seed = 1000 * (number + 1)
             while not self._stopping.is_set():
                 seed += 1
@@ -138,7 +157,7 @@ class Load:
     def run(self, what: str) -> list[float]:
         """Wait for answers; the seconds that naming, looking up and decoding took in each."""
         before = len(self.decode_s)
-        wait_until(lambda: len(self.decode_s) >= before + REQUESTS, f"answers {what}", LIMIT_S)
+        wait_until(lambda: len(self.decode_s) >= before + REQUESTS, f"answers {what}")
         return self.decode_s[before:]
 
     def __enter__(self) -> "Load":
@@ -149,7 +168,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join()
 
 
 def test_no_request_fails_whatever_redis_does(servers: Servers) -> None:
@@ -166,7 +185,7 @@ def test_no_request_fails_whatever_redis_does(servers: Servers) -> None:
         ),
     ]
     with Load(server.url) as load:
-        load.run("well")
+        usual = median(load.run("well"))
         for what, hurt, heal, stays_up in hurts:
             errors = servers.errors()
             hurt()
@@ -177,9 +196,9 @@ def test_no_request_fails_whatever_redis_does(servers: Servers) -> None:
                 wait_until(lambda: servers.is_up(server) is stays_up, f"{seen} while {what}")  # noqa: B023
             finally:
                 heal()
-            # Only who had asked before the failure was seen waits; a slow machine may add some.
-            assert sum(seconds >= TIMEOUT_S for seconds in taken) <= 3 * CLIENTS, what
-            wait_until(lambda: servers.is_up(server), f"back after {what}", 5)
+            # Only those wait who had asked before the failure was seen.
+            assert median(taken) < usual + TIMEOUT_S, what
+            wait_until(lambda: servers.is_up(server), f"back after {what}")
         load.run("well again")
     assert set(load.codes) == {200}
     assert PASSWORD not in httpx.get(f"{server.url}/metrics").text

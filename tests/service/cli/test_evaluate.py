@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image, ImageSequence
 from typer.testing import CliRunner, Result
 
@@ -14,12 +13,6 @@ from service.cli.main import app
 from tests.service.process import ServerProcess
 
 QUICK = ("--samples", "4", "--iterations", "1", "--elites", "2")
-
-
-@pytest.fixture(autouse=True)
-def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave torch's threads to the other tests."""
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
 
 
 def lewm(*arguments: str | Path) -> Result:

@@ -11,6 +11,7 @@ from torch import Tensor
 from service.engine.engine import Engine, EngineStopped
 from service.engine.jobs import PlanOutcome
 from service.engine.scheduler import Scheduler
+from tests.patience import PATIENCE_S
 from tests.service.engine.fakes import FakeBackend, FakeClock, pace_of, plan
 
 
@@ -24,7 +25,7 @@ class GatedBackend(FakeBackend):
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         self.running.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(PATIENCE_S)
         return super().rollout(latents, past_actions, candidates)
 
 
@@ -44,14 +45,14 @@ def engine(backend: GatedBackend, scheduler: Scheduler) -> Iterator[Engine]:
     engine.start()
     yield engine
     backend.gate.set()
-    engine.stop(30)
+    engine.stop(PATIENCE_S)
 
 
 def hold(engine: Engine, backend: GatedBackend) -> Future[PlanOutcome]:
     """Keep the engine inside a plan's first iteration until the gate is opened."""
     backend.gate.clear()
     future = engine.submit(plan(backend, pace_of(), -1))
-    assert backend.running.wait(30)
+    assert backend.running.wait(PATIENCE_S)
     return future
 
 
@@ -59,16 +60,16 @@ def test_it_wakes_for_what_comes(engine: Engine, backend: GatedBackend) -> None:
     frames = torch.full((2, 2, 2, 3), 7, dtype=torch.uint8)
     for _ in range(2):
         assert torch.equal(
-            engine.encode(backend, pace_of(), frames).result(30), torch.full((2, 3), 7.0)
+            engine.encode(backend, pace_of(), frames).result(PATIENCE_S), torch.full((2, 3), 7.0)
         )
-        assert engine.submit(plan(backend, pace_of(), 1)).result(30).status == "completed"
+        assert engine.submit(plan(backend, pace_of(), 1)).result(PATIENCE_S).status == "completed"
 
 
 def test_stopping_finishes_what_was_submitted_and_refuses_the_rest(
     engine: Engine, backend: GatedBackend
 ) -> None:
     future = engine.submit(plan(backend, pace_of(), 1))
-    engine.stop(30)
+    engine.stop(PATIENCE_S)
     assert future.result(0).status == "completed"
     with pytest.raises(EngineStopped):
         engine.submit(plan(backend, pace_of(), 2))
@@ -87,7 +88,7 @@ def test_a_cancelled_plan_costs_at_most_one_more_iteration(
     held = hold(engine, backend)
     assert held.cancel()
     backend.gate.set()
-    assert engine.submit(plan(backend, pace_of(), 2)).result(30).status == "completed"
+    assert engine.submit(plan(backend, pace_of(), 2)).result(PATIENCE_S).status == "completed"
     assert backend.rolled_out().count(-1) == 1
 
 
@@ -103,7 +104,7 @@ def test_a_dead_thread_is_told_and_leaves_nobody_waiting(
     backend.gate.set()
     for future in (held, waiting):
         with pytest.raises(EngineStopped):
-            future.result(30)
+            future.result(PATIENCE_S)
     assert engine.failed
     with pytest.raises(EngineStopped):
         engine.submit(plan(backend, pace_of(), 3))
