@@ -24,11 +24,12 @@ class ServerProcess:
     def __init__(self, log: Path, *flags: str, **environment: str) -> None:
         self.log = log
         command = [sys.executable, "-m", "service.cli.main", "serve"]
-        # Or as many as are faster just then, and figures would depend on the hour.
-        ports = ["--http-port", "0", "--grpc-port", "0", "--log-format", "json", "--threads", "1"]
+        ports = ["--http-port", "0", "--grpc-port", "0", "--log-format", "json"]
+        # Two servers that are compared have to run alike, not each as it happens to be faster.
+        alike = ["--backend", "onnx", "--threads", "1"]
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*command, *ports, *flags],
+                [*command, *ports, *alike, *flags],
                 cwd=ROOT,
                 env=os.environ | environment,
                 stdout=subprocess.PIPE,

@@ -49,6 +49,9 @@ def test_a_run_makes_a_model_folder(tmp_path: Path) -> None:
 
     # The one episode held out has too few frames to say what is rare.
     assert (card.calibration, loaded.reference) == (None, None)
+    assert loaded.frames is not None
+    frames = torch.tensor(recording.frames[3])
+    assert torch.equal(loaded.frames, frames[[0, 7, 15, 22, 30]])
 
     assert card.provenance["command"] == (
         "lewm train --env two-room --preset edge --episodes 4 --episode-steps 30 --steps 4 --seed 0"
