@@ -22,9 +22,9 @@ from benchmarks.report import Figure, Report, at_least, at_most
 from benchmarks.run import Run
 from models.card import SolverDefaults
 from models.config import PRESETS, LeWMConfig
-from models.random_weights import random_model
+from models.random_weights import random_card, random_model
 from service.backends.backend import Backend
-from service.backends.torch import TorchBackend
+from service.backends.choice import Choice, Wanted, choose_backend
 from service.engine.engine import Engine
 from service.engine.jobs import PlanJob
 from service.engine.pace import Pace, Shape
@@ -59,9 +59,8 @@ def measure(run: Run) -> Report:
         else (PRESETS["paper"], SOLVER, PLANS, SECONDS)
     )
     run.say("loading and warming up")
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # threads that share busy cores wait for each other
-    planner = InEngine(_load(config, device), config, solver)
+    choice = _load(config, device)
+    planner = InEngine(choice.backend, config, solver)
     try:
         planner.clients(1, seconds / 10)
         run.say("one plan after another")
@@ -82,6 +81,11 @@ def measure(run: Run) -> Report:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "backend": planner.backend.name,
             "precision": planner.backend.precision,
+            "top_30_overlap": choice.overlap,
+            "ways_plan_s": {
+                f"{way.backend.name} {way.backend.precision} on {way.threads}": way.plan_s
+                for way in choice.ways
+            },
             "plan_s": alone,
             "plans_per_s": rates,
         },
@@ -162,10 +166,9 @@ class InEngine:
         self._engine.stop(10)
 
 
-def _load(config: LeWMConfig, device: torch.device) -> Backend:
-    backend = TorchBackend(random_model(config), device)
-    backend.warm_up()
-    return backend
+def _load(config: LeWMConfig, device: torch.device) -> Choice:
+    card = random_card("random", config, {})
+    return choose_backend(random_model(config), card, None, device, Wanted(threads=1))
 
 
 def main() -> None:

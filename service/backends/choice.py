@@ -20,8 +20,6 @@ from torch import Tensor
 from models.card import ModelCard
 from models.lewm import LeWM
 from service.backends.backend import Backend, ThreadedBackend
-from service.backends.onnx import OnnxBackend
-from service.backends.onnx_session import runs_on
 from service.backends.ranking import REQUIRED, overlap
 from service.backends.torch import TorchBackend
 
@@ -163,7 +161,7 @@ def runnable(wanted: Wanted, device: torch.device) -> list[tuple[str, Precision]
     """
     if wanted.backend == "onnx" and wanted.precision == "bfloat16":
         raise NoBackend("LEWM_PRECISION is bfloat16: the ONNX backend runs float32 alone")
-    if wanted.backend == "onnx" and not runs_on(device):
+    if wanted.backend == "onnx" and not onnx_runs_on(device):
         raise NoBackend(
             f"LEWM_BACKEND is onnx: ONNX Runtime does not run on {device} here; for CUDA it needs "
             "the package onnxruntime-gpu"
@@ -171,13 +169,22 @@ def runnable(wanted: Wanted, device: torch.device) -> list[tuple[str, Precision]
     ways: list[tuple[str, Precision]] = [("torch", "float32")]
     if wanted.precision == "bfloat16" or has_bfloat16(device):
         ways.append(("torch", "bfloat16"))
-    if runs_on(device):
+    if onnx_runs_on(device):
         ways.insert(0 if device.type == "cpu" else len(ways), ("onnx", "float32"))
     return [
         (name, precision)
         for name, precision in ways
         if wanted.backend in ("auto", name) and wanted.precision in ("auto", precision)
     ]
+
+
+def onnx_runs_on(device: torch.device) -> bool:
+    """Whether ONNX Runtime is here for a device: a bare machine with a GPU may have torch alone."""
+    try:
+        from service.backends.onnx_session import runs_on
+    except ImportError:
+        return False
+    return runs_on(device)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -212,5 +219,7 @@ def _iterate(backend: Backend, card: ModelCard, samples: int) -> None:
 
 def _make(model: LeWM, device: torch.device, name: str, precision: Precision) -> ThreadedBackend:
     if name == "onnx":
+        from service.backends.onnx import OnnxBackend
+
         return OnnxBackend(model, device)
     return TorchBackend(model, device, getattr(torch, precision))

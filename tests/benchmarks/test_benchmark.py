@@ -19,7 +19,8 @@ from service.cli.main import app
 ROOT = Path(__file__).parents[2]
 WITHOUT_A_WEB_STACK = """
 import sys
-for name in ("fastapi", "grpc", "prometheus_client", "pydantic", "rich", "structlog", "typer"):
+ABSENT = "fastapi grpc onnx onnxruntime prometheus_client pydantic rich structlog typer"
+for name in ABSENT.split():
     sys.modules[name] = None
 from benchmarks.gpu_plan import main
 sys.argv = ["gpu_plan", "--device", "cpu", "--quick"]
