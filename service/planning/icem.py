@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -26,8 +27,9 @@ class ICEM(GaussianSolver):
     CEM with noise that is correlated in time, fewer samples in each iteration than in the one
     before (``samples`` is the first one's count), and elites that may be chosen again. The mean is
     a candidate of the first and of the last iteration, and the best sequence ever scored is the
-    answer. The model is deterministic, so elites that are kept keep their costs too, where the
-    paper's are scored again.
+    answer. Two things differ from the paper. The model is deterministic, so elites that are kept
+    keep their costs too, instead of being scored again. And better elites weigh more, as in CMA-ES
+    (`rank_weights`): at the same number of candidates, plans cost less.
     """
 
     own: ClassVar[Mapping[str, float]] = {
@@ -66,5 +68,16 @@ class ICEM(GaussianSolver):
         elites = candidates[order[: self.settings.elites]]
         kept = order[: min(KEPT, self.settings.elites)]
         self.kept, self.kept_costs = candidates[kept], costs[kept]
-        weights = torch.full((len(elites),), 1 / len(elites))
-        self._end_iteration(self._refit(elites, weights, self.setting("momentum")))
+        self._end_iteration(
+            self._refit(elites, rank_weights(len(elites)), self.setting("momentum"))
+        )
+
+
+def rank_weights(count: int) -> Tensor:
+    """Weights (count,) that sum to 1, the best first: log(count + ½) − log(rank), normalised.
+
+    Source: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, where count is half
+    of the samples.
+    """
+    weights = math.log(count + 0.5) - torch.arange(1, count + 1).log()
+    return weights / weights.sum()

@@ -1,8 +1,11 @@
 """The searches that fit a Gaussian: CEM, iCEM, MPPI."""
 
+import math
+
 import pytest
 import torch
 
+from service.planning.icem import rank_weights
 from service.planning.mppi import path_weights
 from tests.service.planning.searches import new, run, to_point
 
@@ -60,3 +63,13 @@ def test_path_weights_at_the_edges() -> None:
     assert path_weights(torch.tensor([3.0, 3.0]), 0.1).tolist() == [0.5, 0.5]
     assert path_weights(torch.tensor([INFINITE, INFINITE]), 0.1).tolist() == [0.5, 0.5]
     assert path_weights(torch.tensor([INFINITE, 1.0]), 0.1).tolist() == [0, 1]
+
+
+def test_rank_weights_fall_with_the_rank() -> None:
+    assert rank_weights(1).tolist() == [1]
+    weights = rank_weights(10)
+    assert weights.sum() == pytest.approx(1)
+    assert weights.min() > 0
+    assert torch.equal(weights.sort(descending=True).values, weights)
+    # As CMA-ES weighs the better ten of twenty.
+    assert weights[0] / weights[1] == pytest.approx(math.log(10.5) / math.log(10.5 / 2))
