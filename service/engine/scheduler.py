@@ -108,12 +108,12 @@ class Scheduler:
         """One step of the most urgent job, and of those packed with it."""
         with self._lock:
             self._jobs = [job for job in self._jobs if not job.future.cancelled()]
-        self._expire_by(self._clock())
+        start = self._clock()
+        self._expire_by(start)
         group = self._choose()
         if not group:
             return
         ticket, rows = group[0].ticket, packed_rows([job.rows for job in group])
-        start = self._clock()
         self.free_at = start + ticket.pace.estimate(rows, ticket.shape)
         self._expire_by(self.free_at, keep=group)
         for job in group:
