@@ -38,6 +38,7 @@ def test_the_least_count_is_what_the_savings_leave(context: int) -> None:
     latents = torch.zeros(1, context, config.latent_dim)
     past = torch.zeros(1, context - 1, config.block_width)
     candidates = torch.zeros(1, samples, horizon, config.block_width)
+    rollout = Rollout(TorchKernel(random_model(config)), Shards(1))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         rollout(latents, past, candidates)
     # torch sees matrix products alone; attention is written out, and what is shared comes once.
