@@ -5,8 +5,8 @@ What can run here is timed on one plan of the model's default solver.
 
 from __future__ import annotations
 
-import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,22 +135,20 @@ def choose(
 def _timed(
     ways: Sequence[tuple[ThreadedBackend, int]], seconds: Callable[[ThreadedBackend], float]
 ) -> list[Way]:
-    """Each way by its fastest of a few rounds, so that what disturbs a round disturbs all alike.
+    """Each way by the median of a few rounds, so that no single disturbance, or calm, decides.
 
     In the first round caches fill and graphs are built: it does not count.
     """
-    fastest = [math.inf] * len(ways)
-    start = time.monotonic()
     least, most = ROUNDS
-    for turn in range(1 + most):
-        for index, (backend, count) in enumerate(ways):
+    rounds: list[list[float]] = []
+    start = time.monotonic()
+    while len(rounds) <= least or (len(rounds) <= most and time.monotonic() - start < LIMIT_S):
+        rounds.append([])
+        for backend, count in ways:
             backend.threads = count
-            taken = seconds(backend)
-            if turn > 0:
-                fastest[index] = min(fastest[index], taken)
-        if turn >= least and time.monotonic() - start > LIMIT_S:
-            break
-    return [Way(*way, plan_s) for way, plan_s in zip(ways, fastest, strict=True)]
+            rounds[-1].append(seconds(backend))
+    medians = map(statistics.median, zip(*rounds[1:], strict=True))
+    return [Way(*way, plan_s) for way, plan_s in zip(ways, medians, strict=True)]
 
 
 def runnable(wanted: Wanted, device: torch.device) -> list[tuple[str, Precision]]:

@@ -45,6 +45,7 @@ class OnnxBackend:
     def threads(self, count: int) -> None:
         self._encodes = Shards(count, smallest=1)
         self._rollout = Rollout(self._kernel, Shards(count, smallest=ROLLOUT_ROWS))
+        self._torch.threads = count
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""

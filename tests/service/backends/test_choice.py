@@ -32,10 +32,13 @@ CPU = torch.device("cpu")
 
 @dataclass
 class FakeBackend:
-    """Runs nothing; ``times`` holds the seconds of a plan by number of threads."""
+    """Runs nothing; ``times`` holds the seconds of a plan by number of threads.
+
+    Several seconds are those of one round after the other, the last of all further ones.
+    """
 
     name: str
-    times: dict[int, float]
+    times: dict[int, float | list[float]]
     precision: str = "float32"
     threads: int = 0
 
@@ -50,7 +53,10 @@ def chosen(
         return lambda: cast(ThreadedBackend, backend)
 
     def seconds(backend: ThreadedBackend) -> float:
-        return cast(FakeBackend, backend).times[backend.threads]
+        taken = cast(FakeBackend, backend).times[backend.threads]
+        if isinstance(taken, list):
+            return taken.pop(0) if len(taken) > 1 else taken[0]
+        return taken
 
     makers = [make(backend) for backend in backends]
     return choose(makers, threads, seconds=seconds, rank=lambda _backend: share, insist=insist)
@@ -73,6 +79,14 @@ def test_noise_does_not_take_the_preference_away() -> None:
     onnx, eager = FakeBackend("onnx", {1: 1.0, 2: 0.95}), FakeBackend("torch", {1: 0.92, 2: 0.91})
     made = chosen([onnx, eager])
     assert (made.backend.name, made.backend.threads) == ("onnx", 1)
+
+
+def test_neither_the_first_round_nor_an_odd_one_decides() -> None:
+    onnx = FakeBackend("onnx", {1: [9.0, 5.0, 1.0]})
+    eager = FakeBackend("torch", {1: [0.1, 0.1, 2.0]})
+    made = chosen([onnx, eager], [1])
+    assert [way.plan_s for way in made.ways] == [1.0, 2.0]
+    assert made.backend.name == "onnx"
 
 
 def test_nothing_is_timed_where_there_is_no_choice() -> None:
