@@ -29,7 +29,7 @@ TRAINING: Mapping[str, TrainingConfig] = {
 }
 
 SOLVERS: Mapping[str, SolverDefaults] = {
-    "edge": SolverDefaults(name="icem", samples=48, iterations=3, elites=5),
+    "edge": SolverDefaults(name="icem", samples=48, iterations=2, elites=5),
     "paper": SolverDefaults(),
 }
 
