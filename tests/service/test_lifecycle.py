@@ -161,8 +161,8 @@ def test_missing_model() -> None:
         ("--device", "tpu"),
         ("--threads", "0"),
         ("--redis-url", "localhost:6379"),
-        ("--backend", "onnx"),
-        ("--precision", "bfloat16"),
+        ("--backend", "tensorrt"),
+        ("--precision", "float16"),
         ("--log-level", "loud"),
     ],
 )
