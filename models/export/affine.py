@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Matrix = NDArray[np.float64]
+Matrix = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Affine:
-    """x · weight + bias in float64, since what is folded is to be rounded once.
+    """x · weight + bias, in float64 until it is `rounded`, so that what is folded is rounded once.
 
     ``weight`` is (in, out), or the diagonal (width,) of a map of each value by itself.
     """
@@ -42,6 +42,10 @@ class Affine:
     def shifted(self, by: float) -> Affine:
         """All outputs plus a number."""
         return Affine(self.weight, self.bias + by)
+
+    def rounded(self) -> Affine:
+        """In float32: what a graph holds."""
+        return Affine(self.weight.astype(np.float32, order="C"), self.bias.astype(np.float32))
 
 
 def affine(*modules: nn.Module) -> Affine:

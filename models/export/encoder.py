@@ -11,16 +11,15 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 from torch import nn
 
 from models.export.affine import Affine, affine, numbers
-from models.export.graph import Graph
+from models.export.graph import Graph, Written
 from models.lewm import EncoderLayer, LeWM
 
 
-def encoder_graph(model: LeWM) -> onnx.ModelProto:
+def encoder_graph(model: LeWM) -> Written:
     """``frames`` (frames, size, size, 3) uint8 → ``latents`` (frames, D)."""
     return _Encoder(model).build()
 
@@ -36,7 +35,7 @@ class _Encoder:
         self.heads = model.config.encoder_heads
         self.head_dim = self.width // self.heads
 
-    def build(self) -> onnx.ModelProto:
+    def build(self) -> Written:
         graph, encoder = self.graph, self.model.encoder
         *layers, last = (cast(EncoderLayer, layer) for layer in encoder.layers)
         x = self._tokens()
@@ -48,10 +47,10 @@ class _Encoder:
         x = graph.op("Add", self._cls(x), self._attention_of_cls(y, last))
         x = self._standardised(self._mlp(x, last), encoder.layernorm)
         first, batch_norm, _, second = self.model.projector.net
-        x = graph.linear(x, affine(encoder.layernorm, first, batch_norm))
-        x = graph.linear(graph.op("Gelu", x), affine(second))
+        x = self._linear(x, affine(encoder.layernorm, first, batch_norm))
+        x = self._linear(graph.op("Gelu", x), affine(second))
         graph.output(x, "latents", ("frames", self.config.latent_dim))
-        return graph.model("encoder")
+        return graph.finish("encoder")
 
     def _tokens(self) -> str:
         """CLS and patches; these are cut out of the frame by moving whole rows of pixels."""
@@ -60,7 +59,7 @@ class _Encoder:
         frames = graph.input("frames", ("frames", size, size, 3), TensorProto.UINT8)
         x = graph.reshape(frames, -1, side, patch, side, patch * 3)
         x = graph.reshape(graph.op("Transpose", x, perm=[0, 1, 3, 2, 4]), -1, patch * patch * 3)
-        x = graph.linear(graph.op("Cast", x, to=TensorProto.FLOAT), self._patch_embedding())
+        x = self._linear(graph.op("Cast", x, to=TensorProto.FLOAT), self._patch_embedding())
         embeddings = self.model.encoder.embeddings
         positions = numbers(embeddings.position_embeddings)[0]
         x = graph.reshape(x, -1, side * side, self.width)
@@ -85,12 +84,12 @@ class _Encoder:
     def _attention(self, x: str, layer: EncoderLayer) -> str:
         graph, norm, attention = self.graph, layer.layernorm_before, layer.attention
         query = affine(norm, attention.q_proj).scaled(self.head_dim**-0.5)
-        q = self._split(graph.linear(x, query), 0, 2, 1, 3)
-        k = self._split(graph.linear(x, affine(norm, attention.k_proj)), 0, 2, 3, 1)
-        v = self._split(graph.linear(x, affine(norm, attention.v_proj)), 0, 2, 1, 3)
+        q = self._split(self._linear(x, query), 0, 2, 1, 3)
+        k = self._split(self._linear(x, affine(norm, attention.k_proj)), 0, 2, 3, 1)
+        v = self._split(self._linear(x, affine(norm, attention.v_proj)), 0, 2, 1, 3)
         y = graph.op("MatMul", graph.op("Softmax", graph.op("MatMul", q, k), axis=-1), v)
         y = graph.reshape(graph.op("Transpose", y, perm=[0, 2, 1, 3]), -1, self.width)
-        return graph.linear(y, affine(attention.o_proj))
+        return self._linear(y, affine(attention.o_proj))
 
     def _attention_of_cls(self, x: str, layer: EncoderLayer) -> str:
         """The CLS token's attention over all tokens → (frames, width)."""
@@ -110,16 +109,16 @@ class _Encoder:
             value.bias @ out.weight + out.bias,
         )
         tokens = graph.reshape(x, -1, self.config.tokens, self.width)
-        q = graph.reshape(graph.linear(self._cls(x), asking), -1, self.heads, self.width)
+        q = graph.reshape(self._linear(self._cls(x), asking), -1, self.heads, self.width)
         scores = graph.op("MatMul", q, graph.op("Transpose", tokens, perm=[0, 2, 1]))
         y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), tokens)
-        return graph.linear(graph.reshape(y, -1, self.heads * self.width), answering)
+        return self._linear(graph.reshape(y, -1, self.heads * self.width), answering)
 
     def _mlp(self, x: str, layer: EncoderLayer) -> str:
         graph = self.graph
         y = self._standardised(x, layer.layernorm_after)
-        y = graph.op("Gelu", graph.linear(y, affine(layer.layernorm_after, layer.mlp.fc1)))
-        return graph.op("Add", x, graph.linear(y, affine(layer.mlp.fc2)))
+        y = graph.op("Gelu", self._linear(y, affine(layer.layernorm_after, layer.mlp.fc1)))
+        return graph.op("Add", x, self._linear(y, affine(layer.mlp.fc2)))
 
     def _cls(self, x: str) -> str:
         """Rows of all tokens → of the first token of each frame."""
@@ -130,6 +129,9 @@ class _Encoder:
         """(frames · tokens, width) → (frames, tokens, heads, head width) in another order."""
         x = self.graph.reshape(x, -1, self.config.tokens, self.heads, self.head_dim)
         return self.graph.op("Transpose", x, perm=list(order))
+
+    def _linear(self, x: str, affine: Affine) -> str:
+        return self.graph.linear(x, affine.rounded())
 
     def _standardised(self, x: str, norm: nn.LayerNorm) -> str:
         return self.graph.standardised(x, self.width, norm.eps)

@@ -34,8 +34,8 @@ def export(loaded: Checkpoint, folder: Path) -> Iterator[tuple[Path, str]]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, graph, check in (
-        (ENCODER, encoder_graph(loaded.model), _check_encoder),
-        (PREDICTOR, predictor_graph(loaded.model), _check_predictor),
+        (ENCODER, encoder_graph(loaded.model).whole(), _check_encoder),
+        (PREDICTOR, predictor_graph(loaded.model).whole(), _check_predictor),
     ):
         path, part = folder / name, folder / f"{name}.part"
         graph.metadata_props.add(key="model", value=loaded.card.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,30 @@ Dimension = int | str
 SMALL = 1024
 
 
+@dataclass(frozen=True)
+class Written:
+    """A finished graph without its ``weights``, which several graphs may share."""
+
+    model: onnx.ModelProto
+    weights: dict[str, NDArray[np.generic]]
+
+    def whole(self) -> onnx.ModelProto:
+        """One model that holds all."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.name in self.weights:
+                tensor.CopyFrom(numpy_helper.from_array(self.weights[tensor.name], tensor.name))
+        return model
+
+
 class Graph:
     """Adds nodes one by one; a value is known by its name. Values are float32, rows × width."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[object, onnx.TensorProto] = {}
+        self._weights: dict[str, NDArray[np.generic]] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._count = 0
@@ -43,11 +62,13 @@ class Graph:
 
     def constant(self, array: NDArray[np.generic]) -> str:
         """An array that is part of the graph; small ones that are equal are held once."""
-        small = array.size <= SMALL
-        key = (array.dtype.str, array.shape, array.tobytes()) if small else len(self._constants)
+        if array.size > SMALL:
+            name = f"weight.{len(self._weights)}"
+            self._weights[name] = np.ascontiguousarray(array)
+            return name
+        key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             name = f"constant.{len(self._constants)}"
-            array = np.ascontiguousarray(array).reshape(array.shape)  # of 0 axes, it makes 1
             self._constants[key] = numpy_helper.from_array(array, name)
         return self._constants[key].name
 
@@ -67,10 +88,13 @@ class Graph:
         return names
 
     def linear(self, x: str, affine: Affine) -> str:
-        """x (rows, in) → (rows, out)."""
-        weight, bias = (part.astype(np.float32) for part in (affine.weight, affine.bias))
-        inputs = (x, self.constant(weight), self.constant(bias))
-        return self.op("Gemm", *inputs) if bias.any() else self.op("Gemm", *inputs[:2])
+        """x (rows, in) → (rows, out); the map is in float32."""
+        inputs = (x, self.constant(affine.weight), self.constant(affine.bias))
+        return self.op("Gemm", *inputs) if affine.bias.any() else self.op("Gemm", *inputs[:2])
+
+    def maybe_linear(self, x: str, affine: Affine | None) -> str:
+        """The same, or x itself where there is no map."""
+        return x if affine is None else self.linear(x, affine)
 
     def reshape(self, x: str, *dimensions: int) -> str:
         """One dimension may be -1, and 0 keeps what it was."""
@@ -95,14 +119,29 @@ class Graph:
         """x · sigmoid(x)."""
         return self.op("Mul", x, self.op("Sigmoid", x))
 
-    def model(self, name: str) -> onnx.ModelProto:
-        """The finished graph, checked."""
-        graph = helper.make_graph(
-            self._nodes, name, self._inputs, self._outputs, list(self._constants.values())
-        )
-        return helper.make_model(
+    def finish(self, name: str) -> Written:
+        """The graph as it stands."""
+        initializers = [
+            *self._constants.values(),
+            *(_elsewhere(name, weight) for name, weight in self._weights.items()),
+        ]
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, initializers)
+        model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="lewm-serve",
         )
+        return Written(model, self._weights)
+
+
+def _elsewhere(name: str, weight: NDArray[np.generic]) -> onnx.TensorProto:
+    """An initializer whose data is not in the graph."""
+    tensor = onnx.TensorProto(
+        name=name,
+        dims=weight.shape,
+        data_type=helper.np_dtype_to_tensor_dtype(weight.dtype),
+        data_location=TensorProto.EXTERNAL,
+    )
+    tensor.external_data.add(key="location", value="memory")
+    return tensor

@@ -9,30 +9,27 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-import onnx
-
 from models.config import LeWMConfig
-from models.export.affine import numbers
-from models.export.blocks import PARTS, Blocks, projections
-from models.lewm import LeWM, PredictorAttention
+from models.export.blocks import Blocks
+from models.export.graph import Written
+from models.export.weights import PARTS, BlockWeights, PredictorWeights
 
 FIRST_OF_LAST_TOKEN = 2
 """From this part on, the gate of the attention, the last layer works on the last token alone."""
 
 
-def modulation_graph(model: LeWM) -> onnx.ModelProto:
+def modulation_graph(weights: PredictorWeights) -> Written:
     """``actions`` (rows, A) → ``modulation.{layer}.{part}`` (rows, width), with 1 + scale."""
-    blocks = Blocks(model)
+    blocks = Blocks(weights)
     graph = blocks.graph
-    condition = blocks.condition(graph.input("actions", ("rows", model.config.block_width)))
-    for layer, block in enumerate(blocks.blocks):
+    condition = blocks.condition(graph.input("actions", ("rows", weights.config.block_width)))
+    for layer, block in enumerate(weights.blocks):
         for part, value in enumerate(blocks.modulations(condition, block)):
             graph.output(value, modulation(layer, part), ("rows", blocks.width))
-    return graph.model("modulations")
+    return graph.finish("modulations")
 
 
-def extension_graph(model: LeWM, before: int, new: int) -> onnx.ModelProto:
+def extension_graph(weights: PredictorWeights, before: int, new: int) -> Written:
     """A window of ``before`` tokens, extended by ``new`` ones.
 
     Inputs: ``latent.{token}`` (rows, D) of the new tokens; ``modulation.{layer}.{part}`` of their
@@ -41,7 +38,7 @@ def extension_graph(model: LeWM, before: int, new: int) -> onnx.ModelProto:
     (rows, D) after the last token; where the window has room for more, keys and values of the new
     ones.
     """
-    return _Extension(model, before, new).build()
+    return _Extension(weights, before, new).build()
 
 
 def of_last_token(config: LeWMConfig) -> list[str]:
@@ -56,44 +53,42 @@ def modulation(layer: int, part: int) -> str:
 
 
 class _Extension(Blocks):
-    def __init__(self, model: LeWM, before: int, new: int) -> None:
-        super().__init__(model)
+    def __init__(self, weights: PredictorWeights, before: int, new: int) -> None:
+        super().__init__(weights)
         self.before = before
         self.new = new
 
-    def build(self) -> onnx.ModelProto:
+    def build(self) -> Written:
         x = self._tokens()
         short = of_last_token(self.config)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.weights.blocks):
             names = [modulation(layer, part) for part in range(PARTS)]
             modulations = [
                 self.graph.input(name, ("rows" if name in short else "tokens", self.width))
                 for name in names
             ]
-            last = layer == len(self.blocks) - 1
-            attention = partial(self._attention, layer=layer, attention=block.attn, last=last)
+            last = layer == len(self.weights.blocks) - 1
+            attention = partial(self._attention, layer=layer, block=block, last=last)
             x = self.block(x, block, modulations, attention, self._last if last else str)
         self.graph.output(self.latents(x), "latent", ("rows", self.config.latent_dim))
-        return self.graph.model(f"window of {self.before} and {self.new}")
+        return self.graph.finish(f"window of {self.before} and {self.new}")
 
     def _tokens(self) -> str:
         graph = self.graph
-        positions = numbers(self.model.predictor.pos_embedding)[0].astype(np.float32)
         added = []
         for token in range(self.before, self.before + self.new):
             latent = graph.input(f"latent.{token}", ("rows", self.config.latent_dim))
-            added.append(graph.op("Add", latent, graph.constant(positions[token])))
+            added.append(graph.op("Add", latent, graph.constant(self.weights.positions[token])))
         return self.tokens(graph.joined(added))
 
     def _last(self, x: str) -> str:
         return self.graph.parts(x, self.new)[-1]
 
-    def _attention(self, x: str, layer: int, attention: PredictorAttention, last: bool) -> str:
+    def _attention(self, x: str, layer: int, block: BlockWeights, last: bool) -> str:
         """Causal attention of the new tokens, or of the last one alone, over all."""
         graph = self.graph
-        query, key, value = projections(attention)
-        keys = self._window(layer, "key", graph.linear(x, key))
-        values = self._window(layer, "value", graph.linear(x, value))
+        keys = self._window(layer, "key", graph.linear(x, block.key))
+        values = self._window(layer, "value", graph.linear(x, block.value))
         asking = range(self.new - 1 if last else 0, self.new)
         # The first token of a window sees itself alone: its value is the answer to any query.
         asked = [token for token in asking if self.before + token > 0]
@@ -101,13 +96,13 @@ class _Extension(Blocks):
         if asked:
             if len(asked) < self.new:
                 x = graph.joined(graph.parts(x, self.new)[asked[0] :])
-            queries = self._split(graph.linear(x, query), len(asked))
+            queries = self._split(graph.linear(x, block.query), len(asked))
             answers += [
                 self._attend(one, keys[: self.before + token + 1], values)
                 for token, one in zip(asked, queries, strict=True)
             ]
         heads, head_dim = self.heads
-        return self.attended(graph.reshape(graph.joined(answers), -1, heads * head_dim), attention)
+        return graph.reshape(graph.joined(answers), -1, heads * head_dim)
 
     def _window(self, layer: int, kind: str, new: str) -> list[str]:
         """Keys or values of all tokens; those of new ones are given out if more may follow."""

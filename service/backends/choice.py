@@ -33,7 +33,7 @@ ROUNDS = 3, 5
 LIMIT_S = 3.0
 """Timing takes three rounds, or up to five while there is time."""
 
-SAMPLES = 64
+SAMPLES = 32
 """Candidates of a timed roll-out, at most: enough to tell ways apart."""
 
 CPU_INFO = Path("/proc/cpuinfo")

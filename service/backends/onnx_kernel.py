@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.export.weights import PredictorWeights
 from models.export.window import extension_graph, modulation_graph, of_last_token
 from models.lewm import LeWM
 from service.backends.onnx_session import Session
@@ -28,11 +29,11 @@ class OnnxKernel:
 
     def __init__(self, model: LeWM, device: torch.device) -> None:
         self.history = model.config.history
-        self._model = model
+        self._weights = PredictorWeights(model)
         self._device = device
         self._layers = model.config.predictor_depth
         self._of_last_token = set(of_last_token(model.config))
-        self._modulate = Session(modulation_graph(model), device)
+        self._modulate = Session(modulation_graph(self._weights), device)
         self._extensions: dict[tuple[int, int], Session] = {}
         self._building = Lock()
 
@@ -63,6 +64,6 @@ class OnnxKernel:
     def _extension(self, before: int, new: int) -> Session:
         with self._building:
             if (before, new) not in self._extensions:
-                graph = extension_graph(self._model, before, new)
+                graph = extension_graph(self._weights, before, new)
                 self._extensions[before, new] = Session(graph, self._device)
             return self._extensions[before, new]

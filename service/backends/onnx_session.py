@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+
+from models.export.graph import Written
 
 Array = NDArray[np.float32]
 
@@ -16,15 +17,20 @@ Array = NDArray[np.float32]
 class Session:
     """Runs one graph on the thread that calls it."""
 
-    def __init__(self, graph: onnx.ModelProto, device: torch.device) -> None:
+    def __init__(self, graph: Written, device: torch.device) -> None:
         options = onnxruntime.SessionOptions()
         # Rows are split among threads outside (see `Shards`), so that they meet once, not at
         # every operation.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Where sessions share weights, so do these; the arrays have to outlive the session.
+        self._weights = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()
+        ]
+        options.add_external_initializers(list(graph.weights), self._weights)
         self._session = onnxruntime.InferenceSession(
-            graph.SerializeToString(), options, providers=[_provider(device)]
+            graph.model.SerializeToString(), options, providers=[_provider(device)]
         )
         self.inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
