@@ -117,9 +117,10 @@ def draw_detection(faults: list[dict[str, Any]], path: Path) -> None:
         y = TOP + ROW * (row + 0.5)
         page.text(LABEL - 8, y, fault["name"], anchor="rm", size=10.5)
         rates = fault["rates"]
-        page.box(LABEL, y - 6, LABEL + width * rates["all"], y + 6, LIGHT)
-        for kind, color in COLORS.items():
-            page.dot(LABEL + width * rates[kind], y, 3.4, color)
+        page.box(LABEL, y - 8, LABEL + width * rates["all"], y + 8, LIGHT)
+        # One below the other, or equal shares would hide each other.
+        for place, (kind, color) in enumerate(COLORS.items()):
+            page.dot(LABEL + width * rates[kind], y + 4.5 * (place - 1), 2.6, color)
         page.text(LABEL + width + 12, y, f"{100 * rates['all']:.1f} %", size=10.5)
     page.save(path)
 
@@ -130,7 +131,7 @@ def draw_scores(faults: list[dict[str, Any]], path: Path) -> None:
     bottom = TOP + ROW * len(faults)
     for panel, (kind, color) in enumerate(COLORS.items()):
         left = LABEL + panel * (PANEL + GAP)
-        page.text(left + PANEL / 2, 14, f"{NAMES[kind]} ÷ limit", anchor="mm")
+        page.text(left + PANEL / 2, 14, f"{NAMES[kind]}, in limits", anchor="mm")
         for tick in (0.1, 1.0, 10.0, 100.0):
             at = _along(left, tick)
             page.line(at, TOP - 4, at, bottom, ALARM if tick == 1 else LIGHT, 1.0)

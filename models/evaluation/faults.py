@@ -96,7 +96,7 @@ CAMERA_FAULTS: Mapping[str, Fault] = {
     "black": partial(uniform, grey=0),
     "white": partial(uniform, grey=255),
     **{f"brightness {by:+d}": partial(brightness, by=by) for by in (-40, -20, -10, 10, 20, 40)},
-    **{f"exposure × {times}": partial(exposure, times=times) for times in (0.8, 0.95, 1.2)},
+    **{f"exposure times {times}": partial(exposure, times=times) for times in (0.8, 0.95, 1.2)},
     "blue tint": partial(tint, gains=(0.9, 0.95, 1.0)),
     "red and blue swapped": swapped_channels,
     **{f"camera turned by {by} px": partial(camera_shift, by=by) for by in (1, 2, 4, 8)},

@@ -12,10 +12,29 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def exponential(count: int, source: torch.Generator) -> torch.Tensor:
+    return -torch.rand(count, generator=source).log()
+
+
 @pytest.mark.parametrize("rate", [1e-3, 1e-4])
 def test_an_exponential_tail_is_drawn_on(rate: float) -> None:
-    scores = -torch.rand(10_000, generator=generator()).log()
+    scores = exponential(100_000, generator())
     assert limit(scores, rate) == pytest.approx(-math.log(rate), rel=0.1)
+
+
+def test_a_limit_is_seldom_too_low() -> None:
+    source = generator()
+    limits = [limit(exponential(1000, source), 1e-4) for _ in range(300)]
+    too_low = sum(one < -math.log(1e-4) for one in limits)
+    assert too_low <= 0.1 * len(limits)
+
+
+def test_neighbours_that_agree_count_once() -> None:
+    scores = exponential(2000, generator())
+    repeated = scores.repeat_interleave(10)
+    assert limit(repeated, 1e-4) == pytest.approx(limit(scores, 1e-4), rel=0.02)
+    shuffled = repeated[torch.randperm(len(repeated), generator=generator())]
+    assert limit(shuffled, 1e-4) < limit(repeated, 1e-4)
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1e-4])
