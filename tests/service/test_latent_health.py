@@ -6,14 +6,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from lewm_client import PlannerClient
+from lewm_client.answers import Health
 from numpy.typing import NDArray
 
 from models.environments import two_room
 from models.environments.two_room_motion import simulate
 from models.evaluation.protocol import evaluation_generator
 from service.cli.local_server import LocalServer, local_server
-from service.responses import Health
-from service.rpc.client import PlannerClient
 from tests.service.cases import plan
 from tests.service.drivers import Driver
 from tests.service.frames import BLOCK, pixels, rows

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lewm_client import PlannerClient
+from lewm_client.answers import LatentIds, PlanResponse
 
 from service.cli.remote_planner import RemotePlanner, two_room_model
-from service.responses import LatentIds, PlanResponse
-from service.rpc.client import PlannerClient
 from tests.service.checkpoint import NAME
 from tests.service.process import ServerProcess
 
@@ -25,7 +25,7 @@ class Recorder(PlannerClient):
         self.goals: list[Any] = []
         self.warm_starts: list[Any] = []
 
-    def plan(self, frames: Any, goal: Any, **settings: Any) -> PlanResponse:
+    def plan(self, frames: Any, goal: Any, **settings: Any) -> PlanResponse:  # type: ignore[override]
         self.goals.append(goal)
         self.warm_starts.append(settings["warm_start"])
         plan = super().plan(frames, goal, **settings)
