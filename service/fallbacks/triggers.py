@@ -20,8 +20,10 @@ Reason = Literal["anomalous", "deadline", "engine_failure"]
 REASONS: tuple[Reason, ...] = ("anomalous", "deadline", "engine_failure")
 """Closed, since each is a label of a metric."""
 
-RESERVE_S = 0.01
-"""How long before the deadline a search without an iteration is given up, for the way back."""
+RESERVE_S = 0.02
+RESERVE_SHARE = 0.1
+"""How long before the deadline a search without an iteration is given up, for the way back: so many
+seconds, or this share of the time there was, where that is less."""
 
 
 async def failure_of(
@@ -63,4 +65,4 @@ def _patience(ticket: Ticket) -> float | None:
     if ticket.deadline == math.inf:
         return None
     left = ticket.deadline - time.monotonic()
-    return max(0.0, left - min(RESERVE_S, left / 2))
+    return max(0.0, left - min(RESERVE_S, RESERVE_SHARE * left))

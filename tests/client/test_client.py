@@ -1,8 +1,9 @@
 """The client against servers that die, come back, or never answer."""
 
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -30,7 +31,7 @@ class Refusal(grpc.RpcError):
     def details(self) -> str:
         return ""
 
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+    def trailing_metadata(self) -> Any:
         return tuple((name.replace("_", "-"), value) for name, value in self.trailing)
 
 
@@ -95,25 +96,22 @@ def test_a_server_that_never_answers(silent: str) -> None:
 def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
     folder = write_random_model(tmp_path / "model")
     flags = ("--models", str(folder))
-    with ServerProcess(tmp_path / "first.log", *flags).wait_ready() as first:
-        with PlannerClient(first.target) as client:
-            assert client.encode([FRAME]).latents
-            first.signal(signal.SIGKILL)
-            first.wait_stopped()
-            with pytest.raises(PlannerError) as caught:
-                client.encode([FRAME], timeout_s=5)
-            assert caught.value.status is grpc.StatusCode.UNAVAILABLE
+    with (
+        ServerProcess(tmp_path / "first.log", *flags).wait_ready() as first,
+        PlannerClient(first.target) as client,
+        PlannerClient(first.target, retries=1000) as patient,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert client.encode([FRAME]).latents
+        first.signal(signal.SIGKILL)
+        first.wait_stopped()
+        with pytest.raises(PlannerError) as caught:
+            client.encode([FRAME], timeout_s=5)
+        assert caught.value.status is grpc.StatusCode.UNAVAILABLE
 
-            answers: list[object] = []
-            patient = PlannerClient(first.target, retries=1000)
-            asking = threading.Thread(
-                target=lambda: answers.append(patient.encode([FRAME], timeout_s=PATIENCE_S))
-            )
-            asking.start()
-            port = first.target.rpartition(":")[2]
-            again = ServerProcess(tmp_path / "second.log", *flags, "--grpc-port", port)
-            with again.wait_ready():
-                asking.join(PATIENCE_S)
-                patient.close()
-                assert answers  # it waited through the death, the start and the loading
-                assert client.encode([FRAME]).latents
+        asking = pool.submit(patient.encode, [FRAME], timeout_s=PATIENCE_S)
+        port = first.target.rpartition(":")[2]
+        with ServerProcess(tmp_path / "second.log", *flags, "--grpc-port", port).wait_ready():
+            # It waited through the death, the start and the loading.
+            assert asking.result(PATIENCE_S).latents
+            assert client.encode([FRAME]).latents

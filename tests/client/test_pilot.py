@@ -29,7 +29,7 @@ Given = PlanResponse | PlannerError
 
 def plan(value: float, fallback: str | None = None) -> PlanResponse:
     """A plan of ten rows, which rise from a value."""
-    actions = np.arange(10, dtype=np.float32)[:, None] / 100 + np.float32(value)
+    actions = (np.arange(10)[:, None] / 100 + value).astype(np.float32)
     report = FallbackReport(fallback, "deadline") if fallback else None
     ids = None if fallback else LatentIds(("f",), "goal-id")
     nothing = ("", "", "", "", "")

@@ -25,7 +25,7 @@ class Recorder(PlannerClient):
         self.goals: list[Any] = []
         self.warm_starts: list[Any] = []
 
-    def plan(self, frames: Any, goal: Any, **settings: Any) -> PlanResponse:  # type: ignore[override]
+    def plan(self, frames: Any, goal: Any, **settings: Any) -> PlanResponse:
         self.goals.append(goal)
         self.warm_starts.append(settings["warm_start"])
         plan = super().plan(frames, goal, **settings)

@@ -26,7 +26,7 @@ EDGE = PRESETS["edge"]
 class Diagonal:
     """Moves too far."""
 
-    state = ("x", "y")
+    state: tuple[str, ...] = ("x", "y")
 
     def actions(self, state: Any, rows: int) -> Any:
         if state[0] < 0:
@@ -50,7 +50,7 @@ def model(**card: Any) -> ServedModel:
 def acts(name: str, state: Any = None, warm_start: Any = None, **card: Any) -> list[list[float]]:
     """What the controller does."""
     wanted = Fallback(controller=name, state=state)
-    warm = None if warm_start is None else np.float32(warm_start)
+    warm = None if warm_start is None else np.array(warm_start, np.float32)
     prepared = prepare_fallback(model(**card), wanted, warm, ROWS)
     assert prepared is not None
     assert prepared.controller == name
