@@ -21,6 +21,9 @@ TOP_LEVEL = (
 )
 """Hyper-parameters that clients need; the card shows them outside ``architecture``."""
 
+RESERVED_CONTROLLERS = ("none", "hold", "tail")
+"""What a plan request may name as its fallback with any model."""
+
 ACTION_STATISTICS = ("action_mean", "action_std", "action_low", "action_high")
 
 
@@ -82,7 +85,9 @@ class ModelCard:
     """Names, statistics and provenance of one model.
 
     ``action_mean``, ``action_std``, ``action_low``, ``action_high`` hold one number a raw action
-    dimension, in the environment's units. ``crop`` says what is done with frames that are not
+    dimension, in the environment's units; ``action_neutral``, too, is what a robot that has no plan
+    does, None for what is nearest to zero. ``controllers`` are the fallback controllers that the
+    model brings, by entry point. ``crop`` says what is done with frames that are not
     square: null refuses them, "center" takes their central square. ``extra`` keeps fields this
     version does not know, as they came.
     """
@@ -93,6 +98,8 @@ class ModelCard:
     action_std: tuple[float, ...]
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    action_neutral: tuple[float, ...] | None = None
+    controllers: tuple[str, ...] = ()
     crop: Literal["center"] | None = None
     solver: SolverDefaults = SolverDefaults()
     calibration: Calibration | None = None
@@ -120,8 +127,31 @@ class ModelCard:
                 f"action_low: expected numbers below action_high {list(self.action_high)}, "
                 f"got {list(self.action_low)}"
             )
+        self._check_neutral()
+        for name in self.controllers:
+            if not isinstance(name, str) or not _is_name(name) or name in RESERVED_CONTROLLERS:
+                raise CardError(
+                    "controllers: expected names other than "
+                    f"{', '.join(RESERVED_CONTROLLERS)}, got {name!r}"
+                )
         if self.crop not in (None, "center"):
             raise CardError(f'crop: expected null or "center", got {self.crop!r}')
+
+    def _check_neutral(self) -> None:
+        neutral = self.action_neutral
+        if neutral is None:
+            return
+        if len(neutral) != self.config.action_dim or not all(map(is_finite, neutral)):
+            raise CardError(
+                f"action_neutral: expected {self.config.action_dim} finite numbers (action_dim), "
+                f"got {list(neutral)}"
+            )
+        bounds = zip(self.action_low, neutral, self.action_high, strict=True)
+        if not all(low <= value <= high for low, value, high in bounds):
+            raise CardError(
+                "action_neutral: expected numbers within action_low and action_high, "
+                f"got {list(neutral)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The card as it is written to `model.json` and shown to clients."""
@@ -150,6 +180,12 @@ class ModelCard:
             config=config_from_json(architecture),
             **{name: _numbers(known, name) for name in ACTION_STATISTICS},
             name=_take(known, "name", str),
+            action_neutral=(
+                _numbers(known, "action_neutral")
+                if known.get("action_neutral") is not None
+                else known.pop("action_neutral", None)
+            ),
+            controllers=tuple(_take(known, "controllers", list)) if "controllers" in known else (),
             crop=known.pop("crop", None),
             solver=_part(SolverDefaults, known, "solver") or SolverDefaults(),
             calibration=_part(Calibration, known, "calibration"),

@@ -4,6 +4,7 @@ Endpoints are `encode`, `predict`, `plan`, `models` and `other` (what matched no
 `ok` or an error's code.
 """
 
+from collections.abc import Iterable
 from itertools import product
 
 from prometheus_client import (
@@ -17,6 +18,7 @@ from prometheus_client import (
 
 from service.context import Endpoint
 from service.errors import CODES
+from service.fallbacks.triggers import REASONS
 
 INFERENCE_ENDPOINTS: tuple[Endpoint, ...] = ("encode", "predict", "plan")
 ENDPOINTS = (*INFERENCE_ENDPOINTS, "models")
@@ -168,6 +170,11 @@ class Metrics:
         )
         for status in PLAN_STATUSES:
             self.plan_status_total.labels(status)
+
+    def show_fallbacks(self, model: str, controllers: Iterable[str]) -> None:
+        """Begin to show how often each of a model's controllers answers, and why."""
+        for controller, reason in product(controllers, REASONS):
+            self.fallbacks_total.labels(model, controller, reason)
 
     def _define_latents(self) -> None:
         self.latent_norm = self._histogram(

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -23,6 +24,8 @@ from service.engine.scheduler import Scheduler
 from service.engine.ticket import Ticket
 from service.entrance import Entrance
 from service.errors import Draining, Failed, InvalidRequest, Loading
+from service.fallbacks.fallback import NONE, controllers_of, prepare_fallback
+from service.fallbacks.triggers import failure_of
 from service.latents import Latents, LatentSource
 from service.metrics import INFERENCE_ENDPOINTS, Metrics
 from service.monitor.monitor import Monitor, norm_zscores
@@ -30,7 +33,6 @@ from service.planning.solvers import make_solver
 from service.registry import Registry
 from service.requests import EncodeRequest, Frame, PlanRequest, PredictRequest
 from service.resolution import (
-    check_fallback,
     check_frames,
     check_min_iterations,
     resolve_candidates,
@@ -41,14 +43,31 @@ from service.resolution import (
 from service.responses import (
     EncodedLatent,
     EncodeResponse,
+    FallbackReport,
+    FloatArray,
+    Health,
     LatentIds,
     ModelDescription,
     PlanResponse,
+    PlanStatus,
     PredictResponse,
     Timing,
 )
+from service.search import Search
 from service.served import ServedModel
 from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class _Acts:
+    """What a robot is told to do: ``actions`` (R, action_dim), and what is known of them."""
+
+    actions: FloatArray
+    status: PlanStatus
+    cost: float | None = None
+    trajectory: FloatArray | None = None
+    report: FallbackReport | None = None
+
 
 State = Literal["loading", "ready", "draining", "failed"]
 R = TypeVar("R", PlanOutcome, Prediction)
@@ -96,6 +115,7 @@ class Planner:
             labels = (model.name, model.version, backend.name, backend.device, backend.precision)
             self._metrics.model_info.labels(*labels).set(1)
             self._monitor.watch(model)
+            self._metrics.show_fallbacks(model.name, controllers_of(model))
         self._engine.start()
         self._registry = registry
 
@@ -121,18 +141,21 @@ class Planner:
         registry = self._loaded()
         return registry.describe(registry.get(name))
 
-    def _loaded(self) -> Registry:
-        if self._engine.failed:
+    def _loaded(self, *, even_failed: bool = False) -> Registry:
+        if self._engine.failed and not even_failed:
             raise Failed
         if self._registry is None:
             raise Loading
         return self._registry
 
-    def _serving(self, name: str | None) -> ServedModel:
-        """The model of a request; raises `Draining` or as `model` does."""
+    def _serving(self, name: str | None, *, even_failed: bool = False) -> ServedModel:
+        """The model of a request; raises `Draining` or as `model` does.
+
+        ``even_failed``: the request can be answered without an engine.
+        """
         if self._entrance.closed:
             raise Draining
-        return self._loaded().get(name)
+        return self._loaded(even_failed=even_failed).get(name)
 
     async def encode(self, request: EncodeRequest, context: RequestContext) -> EncodeResponse:
         """Frames to latents."""
@@ -194,58 +217,89 @@ class Planner:
         )
 
     async def plan(self, request: PlanRequest, context: RequestContext) -> PlanResponse:
-        """Frames and a goal to actions."""
-        model = self._serving(request.model)
-        check_fallback(request.fallback)
+        """Frames and a goal to actions: those of the search, or of the request's fallback."""
+        wanted = request.fallback.controller
+        model = self._serving(request.model, even_failed=wanted != NONE)
         check_frames(model, len(request.frames))
         past = resolve_past(model, request.past_actions, len(request.frames))
         settings = resolve_solver(model, request.solver, self._settings)
         check_min_iterations(request.min_iterations, settings)
         problem = resolve_problem(model, settings, request.warm_start)
+        rows = settings.horizon * model.card.config.action_block
+        fallback = prepare_fallback(model, request.fallback, request.warm_start, rows)
         seed = secrets.randbits(63) if request.seed is None else request.seed
         solver = make_solver(settings, problem, seed)
-        frames, fields = (*request.frames, request.goal), (*_fields(request.frames), "goal")
         ticket = Ticket(
             model.pace,
             context.received,
             deadline=_deadline(context, request.deadline_ms),
             priority=request.priority,
             patience_s=self._patience_s,
-            frames=_unseen(frames),
+            frames=_unseen((*request.frames, request.goal)),
             rows=solver.workload(),
             shape=Shape(settings.horizon, len(request.frames), settings.name),
             least=request.min_iterations,
         )
-        with self._entrance.admitted(ticket, context):
-            latents = await self._latents.latents(model, frames, fields)
-            ticket.frames = 0
-            own, goal = latents.values[:-1], latents.values[-1]
-            with_trajectory = "trajectory" in request.include
-            job = PlanJob(model.backend, ticket, solver, own, past, goal, with_trajectory)
-            ahead = self._expect(model, own, past, ticket, context)
-            outcome: PlanOutcome = await self._run(job)
-            expected = await _expected(ahead)
-        self._count_plan(model, outcome, len(request.frames))
+        search = Search(model, ticket, solver, past)
+        reason = None
+        if fallback is None:
+            await self._search(search, request, context)
+        else:
+            working = self._search(search, request, context)
+            reason = await failure_of(working, ticket, context.request_id)
+        health = self._health(search)
+        if fallback is not None and reason is None and health.status == "anomalous":
+            reason = "anomalous"
+        latents, outcome = search.latents, search.outcome
+        if outcome is not None:
+            self._count_search(model, outcome, len(request.frames))
+        if fallback is not None and reason is not None:
+            acts = _Acts(
+                fallback.actions, "fallback", report=FallbackReport(fallback.controller, reason)
+            )
+            self._metrics.fallbacks_total.labels(model.name, fallback.controller, reason).inc()
+        else:
+            assert outcome is not None  # or there was a reason
+            trajectory = None if outcome.trajectory is None else outcome.trajectory.numpy()
+            acts = _Acts(model.to_rows(outcome.actions), outcome.status, outcome.cost, trajectory)
+        self._metrics.plan_status_total.labels(acts.status).inc()
         return PlanResponse(
             request_id=context.request_id,
             model=model.name,
             model_version=model.version,
             backend=model.backend.name,
             precision=model.backend.precision,
-            actions=model.to_rows(outcome.actions),
+            actions=acts.actions,
             action_block=model.card.config.action_block,
-            cost=outcome.cost,
-            status=outcome.status,
-            iterations=outcome.iterations,
-            candidates=outcome.candidates,
+            cost=acts.cost,
+            status=acts.status,
+            iterations=0 if outcome is None else outcome.iterations,
+            candidates=0 if outcome is None else outcome.candidates,
             solver=solver.resolved(),
             seed=seed,
-            latent_ids=LatentIds(latents.ids[:-1], latents.ids[-1]),
-            health=self._monitor.assess(model, own, goal, expected),
-            fallback=None,
+            latent_ids=None if latents is None else LatentIds(latents.ids[:-1], latents.ids[-1]),
+            health=health,
+            fallback=acts.report,
             timing_ms=_timing(context, latents, outcome),
-            trajectory=None if outcome.trajectory is None else outcome.trajectory.numpy(),
+            trajectory=acts.trajectory,
         )
+
+    async def _search(self, search: Search, request: PlanRequest, context: RequestContext) -> None:
+        """Search for a plan, and leave in ``search`` how far it came."""
+        model, ticket = search.model, search.ticket
+        frames, fields = (*request.frames, request.goal), (*_fields(request.frames), "goal")
+        with self._entrance.admitted(ticket, context):
+            latents = await self._latents.latents(model, frames, fields)
+            ticket.frames = 0
+            search.latents = latents
+            own, goal = latents.values[:-1], latents.values[-1]
+            with_trajectory = "trajectory" in request.include
+            job = PlanJob(
+                model.backend, ticket, search.solver, own, search.past, goal, with_trajectory
+            )
+            ahead = self._expect(model, own, search.past, ticket, context)
+            search.outcome = await self._run(job)
+            search.expected = await _expected(ahead)
 
     def _expect(
         self,
@@ -283,10 +337,16 @@ class Planner:
     def _count_batch(self, kind: str, rows: int) -> None:
         self._metrics.batch_rows.labels(kind).observe(rows)
 
-    def _count_plan(self, model: ServedModel, outcome: PlanOutcome, context: int) -> None:
+    def _health(self, search: Search) -> Health:
+        """The health of the frames, where the search came so far that they could be looked at."""
+        if search.latents is None:
+            return Health("unknown", reasons=("a fallback answered before the frames were seen",))
+        own, goal = search.latents.values[:-1], search.latents.values[-1]
+        return self._monitor.assess(search.model, own, goal, search.expected)
+
+    def _count_search(self, model: ServedModel, outcome: PlanOutcome, context: int) -> None:
         config, horizon = model.card.config, len(outcome.actions)
         windows = (min(config.history, step) for step in range(context, context + horizon))
-        self._metrics.plan_status_total.labels(outcome.status).inc()
         self._metrics.plan_iterations.observe(outcome.iterations)
         self._metrics.candidates_total.inc(outcome.candidates)
         self._metrics.predictor_tokens_total.inc(outcome.candidates * sum(windows))
@@ -321,9 +381,10 @@ def _deadline(context: RequestContext, deadline_ms: float | None = None) -> floa
 
 
 def _timing(
-    context: RequestContext, latents: Latents, work: PlanOutcome | Prediction | None = None
+    context: RequestContext, latents: Latents | None, work: PlanOutcome | Prediction | None = None
 ) -> Timing:
     queue_s, solve_s = (0.0, 0.0) if work is None else (work.queue_s, work.solve_s)
+    decode_s, encode_s = (0.0, 0.0) if latents is None else (latents.decode_s, latents.encode_s)
     total_s = time.monotonic() - context.received
-    seconds = (queue_s, latents.decode_s, latents.encode_s, solve_s, total_s)
+    seconds = (queue_s, decode_s, encode_s, solve_s, total_s)
     return Timing(*(1000 * value for value in seconds))

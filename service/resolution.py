@@ -12,7 +12,7 @@ from models.card import SolverDefaults
 from service.errors import FieldProblem, InvalidRequest, Phrase
 from service.planning.solver import SHARED, Problem
 from service.planning.solvers import SOLVERS
-from service.requests import Fallback, PredictRequest, SolverSettings, parse
+from service.requests import PredictRequest, SolverSettings, parse
 from service.served import FloatArray, ServedModel
 from service.settings import Settings
 
@@ -198,21 +198,6 @@ def check_min_iterations(wanted: int | None, solver: SolverDefaults) -> None:
     if wanted is not None and wanted > solver.iterations:
         expected = f"at most the solver's iterations, {solver.iterations}"
         raise InvalidRequest("out_of_range", "min_iterations", wanted, expected)
-
-
-def check_fallback(fallback: Fallback) -> None:
-    """Refuse fallback controllers, which this version does not have.
-
-    Raises:
-        InvalidRequest: `unsupported`.
-    """
-    if fallback.controller != "none":
-        raise InvalidRequest(
-            "unsupported",
-            "fallback.controller",
-            fallback.controller,
-            '"none": this version has no fallback controllers',
-        )
 
 
 def _check_cap(field: str, value: int, most: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
-HealthStatus = Literal["ok", "degraded", "anomalous", "uncalibrated"]
+HealthStatus = Literal["ok", "degraded", "anomalous", "uncalibrated", "unknown"]
 PlanStatus = Literal["completed", "converged", "deadline", "fallback"]
 
 
@@ -28,7 +28,10 @@ class EncodedLatent:
 
 @dataclass(frozen=True)
 class Health:
-    """How usual the request's own frames look to the model; None where it does not apply."""
+    """How usual the request's own frames look to the model; None where it does not apply.
+
+    `unknown`: a fallback answered before the frames could be looked at.
+    """
 
     status: HealthStatus
     latent_norm: float | None = None
@@ -95,7 +98,9 @@ class PlanResponse:
     """A plan: `actions` (R, A) inside the model's bounds, `cost` of exactly these actions.
 
     `candidates` counts all that were scored, `solver` is the settings as resolved, `trajectory`
-    (T, D) is there when the request included it.
+    (T, D) is there when the request included it. A fallback's actions have no cost and no
+    trajectory: they were not rolled out. `latent_ids` is None where it answered before they were
+    made.
     """
 
     request_id: str
@@ -105,13 +110,13 @@ class PlanResponse:
     precision: str
     actions: FloatArray
     action_block: int
-    cost: float
+    cost: float | None
     status: PlanStatus
     iterations: int
     candidates: int
     solver: dict[str, Any]
     seed: int
-    latent_ids: LatentIds
+    latent_ids: LatentIds | None
     health: Health
     fallback: FallbackReport | None
     timing_ms: Timing

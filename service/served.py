@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from service.backends.backend import Backend
 from service.backends.choice import Choice, NoBackend, Wanted, choose_backend
 from service.backends.ranking import REQUIRED
 from service.engine.pace import Pace
+from service.fallbacks.controller import Controller, load_controllers
 from service.logs import log
 
 FloatArray = NDArray[np.float32]
@@ -45,6 +46,7 @@ class ServedModel:
     low: Tensor
     high: Tensor
     reference: LatentReference | None = None
+    controllers: Mapping[str, Controller] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, wanted: Wanted) -> ServedModel:
@@ -62,6 +64,10 @@ class ServedModel:
             choice = choose_backend(loaded.model, card, loaded.frames, device, wanted)
         except NoBackend as error:
             raise ModelLoadError(str(error)) from error
+        try:
+            controllers = load_controllers(card.name, card.controllers)
+        except Exception as error:
+            raise ModelLoadError(f"{card.name}: a controller in its card: {error!r}") from error
         _log_choice(card, choice, "the model's own" if loaded.frames is not None else "synthetic")
         mean, std, low, high = (
             torch.tensor(values, dtype=torch.float32)
@@ -79,6 +85,7 @@ class ServedModel:
             ((low - mean) / std).repeat(block),
             ((high - mean) / std).repeat(block),
             loaded.reference,
+            controllers,
         )
 
     @property
@@ -94,8 +101,18 @@ class ServedModel:
     def to_rows(self, blocks: Tensor) -> FloatArray:
         """Z-scored blocks (T, A) → rows (T · action_block, action_dim), inside the bounds."""
         rows = blocks.reshape(-1, self.card.config.action_dim)
-        actions = (rows * self.std + self.mean).numpy()
         # Undoing the z-score rounds, and a bound is a bound.
+        return self.clip((rows * self.std + self.mean).numpy())
+
+    @property
+    def neutral(self) -> FloatArray:
+        """What a robot does that has no plan (action_dim,): the card's, or what is nearest to 0."""
+        named = self.card.action_neutral
+        at_rest = np.zeros(self.card.config.action_dim) if named is None else np.asarray(named)
+        return self.clip(at_rest.astype(np.float32))
+
+    def clip(self, actions: FloatArray) -> FloatArray:
+        """Actions (…, action_dim) moved into the model's bounds."""
         clipped: FloatArray = np.clip(
             actions,
             np.asarray(self.card.action_low, dtype=np.float32),

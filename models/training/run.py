@@ -28,6 +28,9 @@ TRAINING: Mapping[str, TrainingConfig] = {
     "paper": TrainingConfig(steps=20_000, learning_rate=5e-5),
 }
 
+CONTROLLERS = ("waypoint",)
+"""The fallback controllers of the environment that recordings are of; see `pyproject.toml`."""
+
 SOLVERS: Mapping[str, SolverDefaults] = {
     "edge": SolverDefaults(name="icem", samples=48, iterations=2, elites=5),
     "paper": SolverDefaults(),
@@ -117,6 +120,7 @@ def train(
         action_std=tuple(std.tolist()),
         action_low=(LOW,) * model.config.action_dim,
         action_high=(HIGH,) * model.config.action_dim,
+        controllers=CONTROLLERS,
         solver=SOLVERS[run.preset],
         provenance=provenance(run, trainer),
         figures=measured(folder, model),

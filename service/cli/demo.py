@@ -33,6 +33,7 @@ def demo(
 
     Fails if less than nine of ten goals were reached.
     """
+    from lewm_client import PlannerClient, PlannerError
     from rich.console import Console
 
     from models.checkpoint import PRETRAINED
@@ -43,7 +44,6 @@ def demo(
     from service.cli.local_server import LocalServerError, local_server
     from service.cli.picture import draw_episodes
     from service.cli.remote_planner import RemotePlanner, two_room_model
-    from service.rpc.client import PlannerClient, PlannerError
 
     console = Console()
     try:

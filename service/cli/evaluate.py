@@ -41,6 +41,7 @@ def evaluate(
 
     Solver settings that are left out are those of the model's card.
     """
+    from lewm_client import PlannerClient, PlannerError
     from rich.console import Console
 
     from models import checkpoint
@@ -52,7 +53,6 @@ def evaluate(
     from service.cli.episodes import run_with_progress, table
     from service.cli.local_server import LocalServerError, local_server
     from service.cli.remote_planner import RemotePlanner, two_room_model
-    from service.rpc.client import PlannerClient, PlannerError
 
     changes = {
         "name": solver,

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
+from lewm_client import Pilot, PlannerClient, PlanResponse, Setback
 from PIL import Image
 
 from models.evaluation.episode import Actions, Frame
-from service.responses import ModelDescription, PlanResponse
-from service.rpc.client import PlannerClient, PlannerError
+from service.responses import ModelDescription
 
 TIMEOUT_S = 600.0
 """A call's timeout is its plan's deadline too, and what is measured are whole plans."""
@@ -21,14 +21,9 @@ TIMEOUT_S = 600.0
 class RemotePlanner:
     """Plans for one robot on its way to one goal; see `models.evaluation.episode.Planner`.
 
-    The goal's frame is sent once and named by its `latent_id` from then on. Of each plan the first
-    ``plan_steps`` actions are run; the rest is where the search for the next plan begins.
-
-    Attributes:
-        last: the server's latest answer, None before the first.
+    Of each plan the first ``plan_steps`` actions are run; see `lewm_client.Pilot`. A plan that does
+    not come ends the episode, since what is measured is the planner.
     """
-
-    last: PlanResponse | None = None
 
     def __init__(
         self,
@@ -40,35 +35,33 @@ class RemotePlanner:
     ) -> None:
         self._client = client
         self._plan_steps = plan_steps
-        self._model = model
-        self._solver = solver
+        self._settings = {"model": model, "solver": solver}
+        self._pilot: Pilot | None = None
+
+    @property
+    def last(self) -> PlanResponse | None:
+        """The server's latest answer, None before the first."""
+        return None if self._pilot is None else self._pilot.last
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
         """Ask the server; raises `PlannerError`."""
         image = png(frame)
-        goal = self.last.latent_ids.goal if self.last else png(goal_frame)
+        if self._pilot is None:
+            self._pilot = Pilot(
+                self._client,
+                png(goal_frame),
+                steps=self._plan_steps,
+                timeout_s=TIMEOUT_S,
+                local=_give_up,
+                settings=self._settings,
+            )
         started = time.perf_counter()
-        try:
-            plan = self._plan(image, goal, seed)
-        except PlannerError as error:
-            if error.code != "unknown_latent":
-                raise
-            # The server keeps latents for a while only.
-            plan = self._plan(image, png(goal_frame), seed)
-        self.last = plan
-        return plan.actions, time.perf_counter() - started
+        move = self._pilot.step([image], seed=seed)
+        return move.actions, time.perf_counter() - started
 
-    def _plan(self, image: bytes, goal: bytes | str, seed: int) -> PlanResponse:
-        rest = self.last.actions[self._plan_steps :] if self.last else ()
-        return self._client.plan(
-            [image],
-            goal,
-            model=self._model,
-            solver=self._solver,
-            warm_start=rest if len(rest) else None,
-            seed=seed,
-            timeout_s=TIMEOUT_S,
-        )
+
+def _give_up(setback: Setback) -> Actions:
+    raise setback.error
 
 
 def png(frame: Frame) -> bytes:

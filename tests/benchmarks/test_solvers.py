@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from lewm_client import PlannerClient
 
 from benchmarks.run import Run
 from benchmarks.served import load_served
@@ -10,7 +11,6 @@ from benchmarks.solvers import PAPER_CEM, EpisodeResult, InProcess, Record, comp
 from models.environments.two_room import VectorTwoRoom
 from models.evaluation.protocol import paper_episodes
 from service.cli.remote_planner import RemotePlanner
-from service.rpc.client import PlannerClient
 from tests.benchmarks.conftest import QUICK
 from tests.service.process import ServerProcess
 

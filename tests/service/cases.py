@@ -103,6 +103,21 @@ def is_found_by(name: str, document: Document) -> bool:
     )
 
 
+WAYPOINT: Document = {"controller": "waypoint", "state": [50.0, 50.0, 60.0, 60.0]}
+
+
+def falls_back(document: Document, controller: str) -> bool:
+    """An answer by that controller, since there was no time for a frame to be looked at."""
+    return (
+        document["status"] == "fallback"
+        and document["fallback"] == {"controller": controller, "reason": "deadline"}
+        and (document["cost"], document["latent_ids"]) == (None, None)
+        and (document["iterations"], document["candidates"]) == (0, 0)
+        and document["health"]["status"] == "unknown"
+        and document.get("trajectory") is None
+    )
+
+
 def is_whole_plan(document: Document) -> bool:
     """Everything a plan's answer must hold."""
     inside = all(-1 <= value <= 1 for row in document["actions"] for value in row)
@@ -191,6 +206,23 @@ GOOD = [
     Case("random-seed", "plan", plan(seed=...), check=lambda d: d["seed"] >= 0),
     Case("largest-seed", "plan", plan(seed=2**63 - 1), check=lambda d: d["seed"] == 2**63 - 1),
     Case("no-fallback", "plan", plan(fallback={"controller": "none"})),
+    Case("unused-fallback", "plan", plan(fallback={"controller": "hold"}), check=is_whole_plan),
+    Case(
+        "hold-when-it-is-too-late",
+        "plan",
+        plan(fallback={"controller": "hold"}, deadline_ms=1e-6),
+        check=lambda d: (
+            falls_back(d, "hold")
+            and shape(d["actions"]) == (25, 2)
+            and all(value == 0 for row in d["actions"] for value in row)
+        ),
+    ),
+    Case(
+        "tail-when-it-is-too-late",
+        "plan",
+        plan(fallback={"controller": "tail"}, warm_start=rows(7), deadline_ms=1e-6),
+        check=lambda d: falls_back(d, "tail") and d["actions"] == rows(7) + rows(18, 0.0),
+    ),
     Case(
         "trajectory",
         "plan",
@@ -355,7 +387,21 @@ BAD_PLANS = [
     refused("high-priority", "plan", plan(priority=10), "out_of_range"),
     refused("negative-priority", "plan", plan(priority=-1), "out_of_range"),
     refused("include", "plan", plan(include=["everything"]), "invalid_choice"),
-    refused("fallback", "plan", plan(fallback={"controller": "hold"}), "unsupported"),
+    refused("fallback", "plan", plan(fallback={"controller": "who"}), "invalid_choice"),
+    refused("fallback-of-others", "plan", plan(fallback=WAYPOINT), "invalid_choice"),
+    refused("tail-of-nothing", "plan", plan(fallback={"controller": "tail"}), "missing_field"),
+    refused(
+        "fallback-state-nan",
+        "plan",
+        plan(fallback=WAYPOINT | {"state": [0.0, math.nan]}),
+        "not_finite",
+    ),
+    refused(
+        "bad-frame-in-spite-of-fallback",
+        "plan",
+        plan(frames=[{"latent": [0.1]}], fallback={"controller": "hold"}),
+        "shape_mismatch",
+    ),
     refused("unknown-model", "plan", plan(model="m"), "unknown_model", 404),
     refused("unknown-field", "plan", plan(colour=1), "unknown_field"),
     refused("tiny-deadline", "plan", plan(deadline_ms=1e-6), "deadline_exceeded", 504),

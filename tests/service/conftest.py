@@ -5,8 +5,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from lewm_client import PlannerClient
 
-from service.rpc.client import PlannerClient
 from tests.patience import PATIENCE_S
 from tests.service.checkpoint import NAME, write_random_model
 from tests.service.drivers import Driver, RestDriver, RpcDriver

@@ -11,8 +11,7 @@ import httpx
 import numpy as np
 from google.protobuf.message import Message
 from lewm.v1 import planner_pb2 as pb
-
-from service.rpc.client import PlannerClient, PlannerError
+from lewm_client import PlannerClient, PlannerError
 
 UNKNOWN_FIELD = b"\x92\x3f\x01a"  # field 1010, which no message has
 

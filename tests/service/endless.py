@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 from lewm.v1 import planner_pb2 as pb
+from lewm_client import PlannerClient, frame
 
-from service.rpc.client import PlannerClient, frame
 from tests.patience import wait_until
 from tests.service.frames import picture
 from tests.service.process import ServerProcess

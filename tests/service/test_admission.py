@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from lewm_client import PlannerClient, PlannerError
 
-from service.rpc.client import PlannerClient, PlannerError
 from tests.patience import PATIENCE_S, wait_until
 from tests.service.cases import plan
 from tests.service.drivers import Driver, RestDriver, RpcDriver

@@ -3,9 +3,9 @@
 import httpx
 import numpy as np
 import pytest
+from lewm_client import PlannerClient
 
 from service.planning.solvers import SOLVERS
-from service.rpc.client import PlannerClient
 from tests.service.cases import CASES, Case, given, plan, searched_by, solver
 from tests.service.drivers import Driver, RestDriver, RpcDriver
 from tests.service.frames import pixels

@@ -1,5 +1,7 @@
 """The model that ships with the project, and robots that rely on it."""
 
+from lewm_client import PlannerClient
+
 from models import checkpoint
 from models.card import read_card
 from models.checkpoint import PRETRAINED
@@ -7,7 +9,6 @@ from models.evaluation.episode import run_episodes
 from models.evaluation.protocol import paper_episodes
 from service.cli.local_server import local_server
 from service.cli.remote_planner import RemotePlanner
-from service.rpc.client import PlannerClient
 
 FOLDER = PRETRAINED / "two-room"
 LARGEST_MB = 12

@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import pytest
 from lewm.v1 import planner_pb2 as pb
+from lewm_client import PlannerClient, PlannerError
 
 from service.errors import CODES
-from service.rpc.client import PlannerClient, PlannerError
 from service.settings import Settings
 from tests.patience import PATIENCE_S
 from tests.service.cases import CASES, plan

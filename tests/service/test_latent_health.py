@@ -6,14 +6,15 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from lewm_client import PlannerClient
+from lewm_client.answers import FallbackReport, Health
 from numpy.typing import NDArray
 
 from models.environments import two_room
 from models.environments.two_room_motion import simulate
+from models.environments.two_room_waypoint import WaypointController
 from models.evaluation.protocol import evaluation_generator
 from service.cli.local_server import LocalServer, local_server
-from service.responses import Health
-from service.rpc.client import PlannerClient
 from tests.service.cases import plan
 from tests.service.drivers import Driver
 from tests.service.frames import BLOCK, pixels, rows
@@ -95,6 +96,28 @@ def test_a_dead_camera_a_jump_and_a_wrong_goal(
     figures = httpx.get(f"{embedded.url}/metrics").text
     for kind, count in {"norm": 2, "mahalanobis": 2, "surprise": 2, "sigreg": 0}.items():
         assert f'lewm_anomalies_total{{kind="{kind}",model="two-room"}} {count}.0' in figures
+
+
+def test_a_robot_with_a_dead_camera_drives_by_what_it_knows(
+    embedded: LocalServer, robot: PlannerClient, moves: tuple[Frames, Actions]
+) -> None:
+    frames, _ = moves
+    state = [50.0, 60.0, 180.0, 190.0]
+    wanted = {"controller": "waypoint", "state": state}
+    black = np.zeros_like(frames[0])
+    answer = robot.plan([black], frames[3], solver=QUICK, seed=0, fallback=wanted)
+    assert (answer.status, answer.health.status) == ("fallback", "anomalous")
+    assert answer.fallback == FallbackReport("waypoint", "anomalous")
+    assert answer.cost is None
+    expected = WaypointController().actions(np.array(state, np.float32), BLOCK)
+    assert np.array_equal(answer.actions, expected)
+    well = robot.plan([frames[2]], frames[3], solver=QUICK, seed=0, fallback=wanted)
+    assert (well.status, well.fallback) == ("completed", None)
+
+    figures = httpx.get(f"{embedded.url}/metrics").text
+    labels = 'controller="waypoint",model="two-room",reason='
+    for reason, count in {"anomalous": 1, "deadline": 0, "engine_failure": 0}.items():
+        assert f'lewm_fallbacks_total{{{labels}"{reason}"}} {count}.0' in figures
 
 
 def test_an_uncalibrated_model_says_so_and_is_surprised_all_the_same(driver: Driver) -> None:

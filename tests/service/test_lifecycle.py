@@ -11,9 +11,9 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from lewm_client import PlannerClient, PlannerError
 
 from models import checkpoint
-from service.rpc.client import PlannerClient, PlannerError
 from tests.patience import PATIENCE_S, wait_until
 from tests.service.cases import plan
 from tests.service.checkpoint import NAME, write_random_model

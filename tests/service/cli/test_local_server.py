@@ -7,9 +7,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from lewm_client import PlannerClient, PlannerError
 
 from service.cli.local_server import LocalServerError, local_server
-from service.rpc.client import PlannerClient, PlannerError
 from tests.patience import PATIENCE_S
 from tests.service.checkpoint import NAME
 from tests.service.process import ROOT

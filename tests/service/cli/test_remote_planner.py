@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lewm_client import PlannerClient
+from lewm_client.answers import LatentIds, PlanResponse
 
 from service.cli.remote_planner import RemotePlanner, two_room_model
-from service.responses import LatentIds, PlanResponse
-from service.rpc.client import PlannerClient
 from tests.service.checkpoint import NAME
 from tests.service.process import ServerProcess
 
@@ -24,11 +24,13 @@ class Recorder(PlannerClient):
         self.forgetful = forgetful
         self.goals: list[Any] = []
         self.warm_starts: list[Any] = []
+        self.plans: list[PlanResponse] = []
 
     def plan(self, frames: Any, goal: Any, **settings: Any) -> PlanResponse:
         self.goals.append(goal)
         self.warm_starts.append(settings["warm_start"])
         plan = super().plan(frames, goal, **settings)
+        self.plans.append(plan)
         if self.forgetful:
             return replace(plan, latent_ids=LatentIds((), "0" * 32))
         return plan
@@ -41,12 +43,13 @@ def test_the_goal_is_sent_once_and_plans_go_on_where_the_last_ended(
         planner = RemotePlanner(client, 10, model=NAME, solver=QUICK)
         first, seconds = planner(FRAME, GOAL, 1)
         second, _ = planner(FRAME, GOAL, 2)
-    assert first.shape == second.shape == (25, 2)
+    assert first.shape == second.shape == (10, 2)
     assert seconds > 0
     assert isinstance(client.goals[0], bytes)
     assert isinstance(client.goals[1], str)
     assert client.warm_starts[0] is None
-    assert np.array_equal(client.warm_starts[1], first[10:])
+    assert np.array_equal(first, client.plans[0].actions[:10])
+    assert np.array_equal(client.warm_starts[1], client.plans[0].actions[10:])
 
 
 def test_plans_that_are_run_to_their_end_start_afresh(server: ServerProcess) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from lewm_client import PlannerClient, PlannerError
 
-from service.rpc.client import PlannerClient, PlannerError
 from tests.patience import PATIENCE_S, wait_until
 from tests.service.frames import pixels
 from tests.service.process import ServerProcess

@@ -16,8 +16,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+from lewm_client import PlannerClient, PlannerError, frame
 
-from service.rpc.client import PlannerClient, PlannerError, frame
 from service.settings import Settings
 from tests.patience import PATIENCE_S, wait_until
 from tests.service.cases import SOLVER
@@ -183,7 +183,7 @@ def test_client(rpc: PlannerClient) -> None:
 
 def test_client_needs_little() -> None:
     """Robots with the client alone need neither torch nor a web stack."""
-    program = "import sys, service.rpc.client; print(*sys.modules)"
+    program = "import sys, lewm_client; print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, cwd=ROOT, text=True, check=True
     )
@@ -239,5 +239,5 @@ def test_the_client_sends_a_fallback(rpc: PlannerClient) -> None:
     frames = [picture(0)]
     unused = {"controller": "none", "state": [0.5, 0.25]}
     assert rpc.plan(frames, picture(1), solver=SOLVER, fallback=unused).fallback is None
-    with pytest.raises(PlannerError, match=r"unsupported: fallback\.controller"):
-        rpc.plan(frames, picture(1), solver=SOLVER, fallback={"controller": "hold"})
+    with pytest.raises(PlannerError, match=r"invalid_choice: fallback\.controller"):
+        rpc.plan(frames, picture(1), solver=SOLVER, fallback={"controller": "who"})

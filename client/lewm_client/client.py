@@ -1,12 +1,4 @@
-"""A small client for robots: numpy and gRPC, nothing else.
-
-    with PlannerClient("127.0.0.1:50051") as client:
-        plan = client.plan([camera.frame()], goal=goal_frame, timeout_s=0.5)
-        robot.run(plan.actions)
-
-A frame is an array (H, W, 3) of uint8, the bytes of a PNG or JPEG image, a latent (latent_dim,)
-of floats, or the `latent_id` of an earlier response.
-"""
+"""A connection to a planner."""
 
 from __future__ import annotations  # gRPC's types are generic to the checker only
 
@@ -15,16 +7,22 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
-import numpy as np
 from google.protobuf.message import Message
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from service.responses import EncodeResponse, PlanResponse, PredictResponse
-from service.rpc.answers import encode_response, plan_response, predict_response
+from lewm_client import retries
+from lewm_client.answers import (
+    EncodeResponse,
+    PlanResponse,
+    PredictResponse,
+    encode_response,
+    plan_response,
+    predict_response,
+)
+from lewm_client.frames import FrameLike, frame, tensor
 
-FrameLike = NDArray[Any] | bytes | str
 A = TypeVar("A", bound=Message)
 
 OPTIONS = (
@@ -32,45 +30,11 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # A server that is back is found within a second; gRPC's own default is up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
-
-
-class PlannerError(Exception):
-    """What the server, or the way to it, refused.
-
-    `code` is the service's own (`invalid_image`, `overloaded`, …), or the gRPC status in lower
-    case where the server did not answer. `retry_after_s` is None where no retry is promised.
-    """
-
-    def __init__(self, error: grpc.Call) -> None:
-        trailing = dict(error.trailing_metadata() or ())
-        self.status = error.code()
-        self.detail = error.details() or ""
-        self.code = str(trailing.get("code", self.status.name.lower()))
-        self.request_id = str(trailing.get("request_id", ""))
-        after = trailing.get("retry-after-ms")
-        self.retry_after_s = None if after is None else float(after) / 1000
-        super().__init__(f"{self.code}: {self.detail}")
-
-
-def tensor(values: ArrayLike) -> pb.Tensor:
-    """Numbers as a message: little-endian float32, row-major."""
-    array = np.asarray(values, "<f4")
-    return pb.Tensor(shape=array.shape, data=array.tobytes())
-
-
-def frame(source: FrameLike) -> pb.Frame:
-    """A frame as a message; `TypeError` or `ValueError` for what is none."""
-    if isinstance(source, str):
-        return pb.Frame(latent_id=source)
-    if isinstance(source, bytes):
-        return pb.Frame(image=source)
-    array = np.asarray(source)
-    if array.ndim == 1:
-        return pb.Frame(latent=tensor(array))
-    if array.dtype != np.uint8:
-        raise TypeError(f"frame has dtype {array.dtype}, expected uint8 pixels")
-    return pb.Frame(pixels=pb.Pixels(shape=array.shape, data=array.tobytes()))
 
 
 def _fallback(settings: Mapping[str, Any]) -> pb.Fallback:
@@ -85,10 +49,13 @@ class PlannerClient:
     """A connection to a planner at `target` (`host:port`). Threads may share it.
 
     Every call takes `timeout_s`, which for a plan is also its deadline, so that a dead server
-    never hangs a robot. Raises `PlannerError`.
+    never hangs a robot. A server that goes away is looked for again, at least once a second;
+    a call that finds it UNAVAILABLE is tried again up to `retries` times within its `timeout_s`.
+    Raises `PlannerError`.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, retries: int = 3) -> None:
+        self.retries = retries
         self.channel = grpc.insecure_channel(target, options=OPTIONS)
         self.stub = PlannerServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
@@ -178,7 +145,4 @@ class PlannerClient:
         self.close()
 
     def _call(self, method: Callable[..., A], request: Message, timeout_s: float) -> A:
-        try:
-            return method(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise PlannerError(error) from None  # type: ignore[arg-type]
+        return retries.call(method, request, timeout_s, self.retries)

@@ -1,0 +1,31 @@
+"""The planner from a robot's side: numpy, gRPC and protobuf, nothing else.
+
+    with PlannerClient("127.0.0.1:50051") as client:
+        pilot = Pilot(client, goal_frame, steps=5, timeout_s=0.5, fallback="hold")
+        while not arrived():
+            robot.run(pilot.step([camera.frame()]).actions)
+
+A frame is an array (H, W, 3) of uint8, the bytes of a PNG or JPEG image, a latent (latent_dim,)
+of floats, or the `latent_id` of an earlier response.
+"""
+
+from lewm_client.answers import EncodeResponse, PlanResponse, PredictResponse
+from lewm_client.client import PlannerClient
+from lewm_client.errors import PlannerError
+from lewm_client.frames import FrameLike, frame, tensor
+from lewm_client.pilot import Move, Pilot, Setback, rest_of_plan
+
+__all__ = [
+    "EncodeResponse",
+    "FrameLike",
+    "Move",
+    "Pilot",
+    "PlanResponse",
+    "PlannerClient",
+    "PlannerError",
+    "PredictResponse",
+    "Setback",
+    "frame",
+    "rest_of_plan",
+    "tensor",
+]

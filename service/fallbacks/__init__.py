@@ -1,0 +1,1 @@
+"""What answers in the planner's place, and when."""

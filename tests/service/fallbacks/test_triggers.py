@@ -1,0 +1,230 @@
+"""When a fallback answers, and when it does not: the planner without a transport."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import product
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+
+from service.backends.torch import TorchBackend
+from service.context import RequestContext
+from service.engine.admission import Admission, Refused
+from service.errors import DeadlineExceeded, Failed, InvalidRequest, Overloaded
+from service.fallbacks.triggers import REASONS
+from service.metrics import Metrics
+from service.monitor.monitor import Monitor
+from service.planner import Planner
+from service.requests import PlanRequest, parse
+from service.responses import Health, PlanResponse
+from service.settings import Settings
+from tests.patience import PATIENCE_S, wait_until
+from tests.service.cases import plan
+from tests.service.checkpoint import NAME
+from tests.service.frames import pixels, rows
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HOLD = {"controller": "hold"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads_of_the_others() -> Iterator[None]:
+    """A planner sets torch's threads, of which there is one number in a process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@asynccontextmanager
+async def planning(folder: Path) -> AsyncIterator[tuple[Planner, Metrics]]:
+    settings = Settings(models=(folder,), threads=1, backend="torch", precision="float32")
+    metrics = Metrics()
+    planner = Planner(settings, metrics)
+    await planner.start()
+    yield planner, metrics
+    await planner.stop(PATIENCE_S)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def started(model_folder: Path) -> AsyncIterator[tuple[Planner, Metrics]]:
+    async with planning(model_folder) as both:
+        yield both
+
+
+@pytest.fixture
+def planner(started: tuple[Planner, Metrics]) -> Planner:
+    return started[0]
+
+
+@pytest.fixture
+def metrics(started: tuple[Planner, Metrics]) -> Metrics:
+    return started[1]
+
+
+async def ask(planner: Planner, **changes: Any) -> PlanResponse:
+    context = RequestContext("r1", "plan", "rest", time.monotonic())
+    return await planner.plan(parse(PlanRequest, plan(**changes)), context)
+
+
+def counted(metrics: Metrics, reason: str, controller: str = "hold") -> float:
+    labels = {"model": NAME, "controller": controller, "reason": reason}
+    value = metrics.registry.get_sample_value("lewm_fallbacks_total", labels)
+    assert value is not None
+    return value
+
+
+def unseen(name: str) -> dict[str, Any]:
+    """A frame that no other test encodes."""
+    return {"frames": [pixels({"encode": 801, "rollout": 802}[name])]}
+
+
+async def test_every_reason_is_counted_from_0(planner: Planner, metrics: Metrics) -> None:
+    counts = [counted(metrics, *pair) for pair in product(REASONS, ["hold", "tail"])]
+    assert counts == [0] * 6
+
+
+async def test_anomalous_latents(
+    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anomalous = Health("anomalous", 99.0, reasons=("far away",))
+    monkeypatch.setattr(Monitor, "assess", lambda *_: anomalous)
+    own = await ask(planner)
+    tail = {"controller": "tail"}
+    warm = rows(5)
+    held = await ask(planner, fallback=tail, warm_start=warm, include=["trajectory"])
+    assert (own.status, own.fallback, own.health) == ("completed", None, anomalous)
+    assert held.fallback is not None
+    assert (held.status, held.health, held.cost) == ("fallback", anomalous, None)
+    assert (held.fallback.controller, held.fallback.reason) == ("tail", "anomalous")
+    assert (held.actions[:5].tolist(), held.trajectory) == (warm, None)
+    assert (held.iterations, held.latent_ids) == (own.iterations, own.latent_ids)
+    assert counted(metrics, "anomalous", "tail") == 1
+    status = {"status": "fallback"}
+    assert metrics.registry.get_sample_value("lewm_plan_status_total", status) == 1
+
+
+@pytest.mark.parametrize("status", ["ok", "degraded", "uncalibrated"])
+async def test_what_is_not_anomalous_is_planned(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch, status: Any
+) -> None:
+    monkeypatch.setattr(Monitor, "assess", lambda *_: Health(status))
+    plain, guarded = await ask(planner), await ask(planner, fallback=HOLD)
+    assert guarded.fallback is None
+    assert np.array_equal(plain.actions, guarded.actions)
+
+
+@pytest.mark.parametrize("name", ["encode", "rollout"])
+async def test_an_engine_that_fails(
+    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("out of memory")
+
+    before = counted(metrics, "engine_failure")
+    monkeypatch.setattr(TorchBackend, name, fail)
+    answer = await ask(planner, fallback=HOLD, **unseen(name))
+    with pytest.raises(MemoryError):
+        await ask(planner, **unseen(name))
+    assert answer.fallback is not None
+    assert answer.fallback.reason == "engine_failure"
+    assert not answer.actions.any()
+    seen = name == "rollout"  # the frames were latents by then
+    assert (answer.latent_ids is not None, answer.health.status != "unknown") == (seen, seen)
+    assert counted(metrics, "engine_failure") == before + 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_an_engine_that_is_dead(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Death(BaseException):
+        """Ends a thread."""
+
+    def die(*_: object) -> None:
+        raise Death
+
+    async with planning(model_folder) as (planner, _):
+        monkeypatch.setattr(TorchBackend, "encode", die)
+        first = await ask(planner, fallback=HOLD)
+        await asyncio.to_thread(wait_until, lambda: planner.state == "failed")
+        later = await ask(planner, fallback=HOLD)
+        with pytest.raises(Failed):
+            await ask(planner)
+        with pytest.raises(InvalidRequest):
+            await ask(planner, fallback={"controller": "who"})
+    reports = [first.fallback, later.fallback]
+    assert [report and report.reason for report in reports] == ["engine_failure"] * 2
+
+
+@pytest.mark.parametrize("name", ["encode", "rollout"])
+async def test_the_deadline_of_a_stuck_engine(
+    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The answer comes while the engine is held up: it does not wait for what it is late for."""
+    reached, let_go = Event(), Event()
+    work = getattr(TorchBackend, name)
+
+    def stuck(*arguments: Any) -> Any:
+        reached.set()
+        assert let_go.wait(PATIENCE_S)
+        return work(*arguments)
+
+    monkeypatch.setattr(TorchBackend, name, stuck)
+    before = counted(metrics, "deadline")
+    frames = [pixels(len(name) + 900)]
+    answer = await ask(planner, fallback=HOLD, deadline_ms=2000, frames=frames)
+    assert reached.is_set()
+    let_go.set()
+    assert (await ask(planner, fallback=HOLD)).fallback is None  # and all goes on
+    assert answer.fallback is not None
+    assert answer.fallback.reason == "deadline"
+    assert counted(metrics, "deadline") == before + 1
+
+
+async def test_a_hopeless_deadline(planner: Planner) -> None:
+    answer = await ask(planner, fallback=HOLD, deadline_ms=1e-6)
+    with pytest.raises(DeadlineExceeded):
+        await ask(planner, deadline_ms=1e-6)
+    assert answer.fallback is not None
+    assert (answer.fallback.reason, answer.health.status) == ("deadline", "unknown")
+
+
+async def test_overload_and_bad_input_stay_what_they_are(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidRequest, match="square"):
+        await ask(planner, frames=[pixels(0, 10, 20)], fallback=HOLD)
+
+    def refuse(*_: object) -> None:
+        raise Refused("the queue is full", 1.0)
+
+    monkeypatch.setattr(Admission, "admit", refuse)
+    with pytest.raises(Overloaded):
+        await ask(planner, fallback=HOLD)
+
+
+async def test_a_client_that_goes_away_takes_its_plan_with_it(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, let_go = Event(), Event()
+    work = TorchBackend.rollout
+
+    def held(*arguments: Any) -> Any:
+        reached.set()
+        assert let_go.wait(PATIENCE_S)
+        return work(*arguments)
+
+    monkeypatch.setattr(TorchBackend, "rollout", held)
+    asking = asyncio.create_task(ask(planner, fallback=HOLD))
+    assert await asyncio.to_thread(reached.wait, PATIENCE_S)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    let_go.set()
+    assert (await ask(planner)).status == "completed"  # the engine is free again
