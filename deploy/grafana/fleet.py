@@ -24,9 +24,7 @@ def fleet() -> Dashboard:
 def _traffic(made: Dashboard) -> None:
     requests = f"lewm_requests_total{{{ON}"
     made.with_row(Row("Traffic and errors"))
-    made.with_panel(
-        figure("Servers up", "", "none", f'sum(up{{job="lewm", {ON}}})', "LewmAllDown")
-    )
+    made.with_panel(figure("Servers up", "", "none", f'sum(up{{job="lewm", {ON}}})', "LewmAllDown"))
     made.with_panel(
         figure(
             "Requests failed, 1 h",
@@ -50,7 +48,10 @@ def _traffic(made: Dashboard) -> None:
             "Requests",
             "Answered in a second, failures included.",
             "reqps",
-            (f"sum by (endpoint, protocol) (rate({requests}}}{RATE}))", "{{endpoint}} {{protocol}}"),
+            (
+                f"sum by (endpoint, protocol) (rate({requests}}}{RATE}))",
+                "{{endpoint}} {{protocol}}",
+            ),
             runbook="LewmNoTraffic",
         )
     )
@@ -141,9 +142,7 @@ def _saturation(made: Dashboard) -> None:
             ),
         )
     )
-    made.with_panel(
-        series("Bytes held", "", "bytes", (f"lewm_held_bytes{{{ON}}}", "{{instance}}"))
-    )
+    made.with_panel(series("Bytes held", "", "bytes", (f"lewm_held_bytes{{{ON}}}", "{{instance}}")))
 
 
 def _cache(made: Dashboard) -> None:
