@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Programs that the tests run, each from the Debian package of the same name.
-PROGRAMS := redis-server
+PROGRAMS := redis-server prometheus
 
 .DEFAULT_GOAL := help
 .PHONY: help setup programs serve demo test benchmark check format proto clean

@@ -21,12 +21,15 @@ class Monitor:
         self._streams: dict[str, LatentStream] = {}
 
     def watch(self, model: ServedModel) -> None:
-        """Begin a model's stream of latents, and its counters at 0."""
+        """Begin a model's stream of latents, its counters and histograms at 0."""
         calibration, width = model.card.calibration, model.card.config.latent_dim
         size = (calibration and calibration.sigreg_window) or SIGREG_WINDOW
         self._streams[model.name] = LatentStream(fixed_directions(width), size)
         for kind in KINDS:
             self._metrics.anomalies_total.labels(model.name, kind)
+        metrics = self._metrics
+        for histogram in (metrics.latent_norm, metrics.latent_mahalanobis, metrics.surprise):
+            histogram.labels(model.name)
 
     def assess(
         self,
