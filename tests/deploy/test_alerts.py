@@ -1,4 +1,4 @@
-"""Each alert fires when it should and is quiet when it should be, by Prometheus's own arithmetic."""
+"""Each alert fires when it should and is quiet when it should, by Prometheus's own arithmetic."""
 
 import json
 from dataclasses import dataclass
