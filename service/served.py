@@ -136,6 +136,8 @@ def _log_choice(card: ModelCard, choice: Choice, frames: str) -> None:
         threads=backend.threads,
         plan_ms=timed,
     )
+    if choice.native_problem is not None:
+        log.warning("no native backend", model=card.name, reason=choice.native_problem)
     if choice.overlap is None:
         return
     tell = log.info if backend.precision == "float32" or choice.overlap >= REQUIRED else log.warning

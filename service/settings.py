@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         ),
     ] = "auto"
     backend: Annotated[
-        Literal["auto", "torch", "onnx"],
+        Literal["auto", "torch", "onnx", "native"],
         Field(description="what runs the model; auto: the fastest here"),
     ] = "auto"
     precision: Annotated[

@@ -9,17 +9,21 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from models.card import ModelCard
+from models.config import LeWMConfig
 from models.lewm import LeWM
 from service.backends.backend import Backend, ThreadedBackend
+from service.backends.native.backend import NativeBackend
+from service.backends.native.backend import check as check_native
+from service.backends.native.library import NoLibrary
+from service.backends.processor import has_bfloat16
 from service.backends.ranking import REQUIRED, overlap
 from service.backends.torch import TorchBackend
 
@@ -36,10 +40,6 @@ LIMIT_S = 3.0
 SAMPLES = 32
 """Candidates of a timed roll-out, at most: enough to tell ways apart."""
 
-CPU_INFO = Path("/proc/cpuinfo")
-CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""What Linux calls bfloat16 products, on x86 and on ARM."""
-
 
 class NoBackend(RuntimeError):
     """What is asked for cannot run here; the message says why."""
@@ -49,7 +49,7 @@ class NoBackend(RuntimeError):
 class Wanted:
     """What the settings ask for."""
 
-    backend: Literal["auto", "torch", "onnx"] = "auto"
+    backend: Literal["auto", "torch", "onnx", "native"] = "auto"
     precision: Literal["auto"] | Precision = "auto"
     threads: int | None = None
 
@@ -68,12 +68,19 @@ class Choice:
     """A backend, and why.
 
     ``ways`` is what was timed, nothing where there was no choice. ``overlap`` is `ranking.overlap`
-    of the lower precision, where one was looked at.
+    of the lower precision, where one was looked at. ``native_problem`` says why bfloat16 was
+    PyTorch's, where it might have been the native backend's.
     """
 
     backend: ThreadedBackend
     ways: tuple[Way, ...] = ()
     overlap: float | None = None
+    native_problem: str | None = None
+
+
+Runnable = tuple[str, Precision]
+ONLY: dict[str, Precision] = {"onnx": "float32", "native": "bfloat16"}
+"""Backends that have but one precision."""
 
 
 def choose_backend(
@@ -85,18 +92,18 @@ def choose_backend(
         NoBackend: what is wanted cannot run here.
     """
     counts = {1, len(os.sched_getaffinity(0))} if device.type == "cpu" else {1}
+    ways = runnable(wanted, device, model.config)
     choice = choose(
-        [
-            partial(_make, model, device, name, precision)
-            for name, precision in runnable(wanted, device)
-        ],
+        [partial(_make, model, device, name, precision) for name, precision in ways],
         [wanted.threads] if wanted.threads else sorted(counts),
         seconds=lambda backend: plan_seconds(backend, card),
         rank=lambda backend: overlap(backend, TorchBackend(model, device), card, frames),
-        insist=wanted.precision != "auto",
+        insist=wanted.precision != "auto" or wanted.backend == "native",
     )
     choice.backend.warm_up()
     _iterate(choice.backend, card, card.solver.samples)
+    if device.type == "cpu" and wanted.backend == "auto" and ("torch", "bfloat16") in ways:
+        return replace(choice, native_problem=native_problem(model.config, device))
     return choice
 
 
@@ -151,22 +158,29 @@ def _timed(
     return [Way(*way, plan_s) for way, plan_s in zip(ways, medians, strict=True)]
 
 
-def runnable(wanted: Wanted, device: torch.device) -> list[tuple[str, Precision]]:
-    """Backends and precisions that may be chosen on a device, the preferred first.
+def runnable(wanted: Wanted, device: torch.device, config: LeWMConfig) -> list[Runnable]:
+    """Backends and precisions that may be chosen for a model on a device, the preferred first.
 
     Raises:
         NoBackend: there are none.
     """
-    if wanted.backend == "onnx" and wanted.precision == "bfloat16":
-        raise NoBackend("LEWM_PRECISION is bfloat16: the ONNX backend runs float32 alone")
+    alone = ONLY.get(wanted.backend)
+    if alone is not None and wanted.precision not in ("auto", alone):
+        raise NoBackend(
+            f"LEWM_PRECISION is {wanted.precision}: the {wanted.backend} backend runs {alone} alone"
+        )
     if wanted.backend == "onnx" and not onnx_runs_on(device):
         raise NoBackend(
             f"LEWM_BACKEND is onnx: ONNX Runtime does not run on {device} here; for CUDA it needs "
             "the package onnxruntime-gpu"
         )
-    ways: list[tuple[str, Precision]] = [("torch", "float32")]
-    if wanted.precision == "bfloat16" or has_bfloat16(device):
-        ways.append(("torch", "bfloat16"))
+    problem = native_problem(config, device)
+    if wanted.backend == "native" and problem is not None:
+        raise NoBackend(f"LEWM_BACKEND is native: {problem}")
+    ways: list[Runnable] = [("torch", "float32")]
+    if "bfloat16" in (wanted.precision, alone) or has_bfloat16(device):
+        native = problem is None and wanted.backend != "torch"
+        ways.append(("native" if native else "torch", "bfloat16"))
     if onnx_runs_on(device):
         ways.insert(0 if device.type == "cpu" else len(ways), ("onnx", "float32"))
     return [
@@ -176,6 +190,15 @@ def runnable(wanted: Wanted, device: torch.device) -> list[tuple[str, Precision]
     ]
 
 
+def native_problem(config: LeWMConfig, device: torch.device) -> str | None:
+    """Why the native backend cannot run a model here; None where it can."""
+    try:
+        check_native(config, device)
+    except NoLibrary as error:
+        return str(error)
+    return None
+
+
 def onnx_runs_on(device: torch.device) -> bool:
     """Whether ONNX Runtime is here for a device: a bare machine with a GPU may have torch alone."""
     try:
@@ -183,18 +206,6 @@ def onnx_runs_on(device: torch.device) -> bool:
     except ImportError:
         return False
     return runs_on(device)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16 itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    try:
-        lines = CPU_INFO.read_text().splitlines()
-    except OSError:
-        return False
-    flags = [line.split() for line in lines if line.startswith(("flags", "Features"))]
-    return any(not CPU_FLAGS.isdisjoint(words) for words in flags)
 
 
 def plan_seconds(backend: Backend, card: ModelCard) -> float:
@@ -216,6 +227,9 @@ def _iterate(backend: Backend, card: ModelCard, samples: int) -> None:
 
 
 def _make(model: LeWM, device: torch.device, name: str, precision: Precision) -> ThreadedBackend:
+    if name == "native":
+        exact = "onnx" if onnx_runs_on(device) else "torch"
+        return NativeBackend(model, _make(model, device, exact, "float32"))
     if name == "onnx":
         from service.backends.onnx import OnnxBackend
 

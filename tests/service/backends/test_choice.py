@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.config import LeWMConfig
 from models.lewm import LeWM
 from service.backends import choice as choosing
+from service.backends import processor
 from service.backends.backend import ThreadedBackend
 from service.backends.choice import (
     Choice,
@@ -19,15 +21,16 @@ from service.backends.choice import (
     Wanted,
     choose,
     choose_backend,
-    has_bfloat16,
     plan_seconds,
     runnable,
 )
 from service.backends.onnx_session import runs_on
+from service.backends.processor import has_bfloat16
 from service.backends.torch import TorchBackend
-from tests.models.examples import card_of, tiny
+from tests.models.examples import TINY, card_of, tiny
 
 CPU = torch.device("cpu")
+CONFIG = LeWMConfig()
 
 
 @dataclass
@@ -115,21 +118,45 @@ def test_a_lower_precision_has_to_be_faster_and_to_rank_alike(
 
 def test_what_can_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: False)
-    assert runnable(Wanted(), CPU) == [("onnx", "float32"), ("torch", "float32")]
-    assert runnable(Wanted(backend="torch"), CPU) == [("torch", "float32")]
-    assert runnable(Wanted(precision="float32"), CPU) == runnable(Wanted(), CPU)
-    assert runnable(Wanted(precision="bfloat16"), CPU) == [("torch", "bfloat16")]
+    assert runnable(Wanted(), CPU, CONFIG) == [("onnx", "float32"), ("torch", "float32")]
+    assert runnable(Wanted(backend="torch"), CPU, CONFIG) == [("torch", "float32")]
+    assert runnable(Wanted(precision="float32"), CPU, CONFIG) == runnable(Wanted(), CPU, CONFIG)
+    assert runnable(Wanted(precision="bfloat16"), CPU, TINY) == [("torch", "bfloat16")]
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: True)
-    assert runnable(Wanted(), CPU)[-1] == ("torch", "bfloat16")
-    with pytest.raises(NoBackend, match="LEWM_PRECISION is bfloat16: the ONNX backend"):
-        runnable(Wanted(backend="onnx", precision="bfloat16"), CPU)
+    for problem, name in ((None, "native"), ("no compiler", "torch")):
+        monkeypatch.setattr(choosing, "native_problem", lambda _config, _device, why=problem: why)
+        assert runnable(Wanted(), CPU, CONFIG)[-1] == (name, "bfloat16")
+        assert runnable(Wanted("torch"), CPU, CONFIG)[-1] == ("torch", "bfloat16")
+    with pytest.raises(NoBackend, match="LEWM_PRECISION is bfloat16: the onnx backend"):
+        runnable(Wanted(backend="onnx", precision="bfloat16"), CPU, CONFIG)
+
+
+def test_the_native_backend_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: False)
+    monkeypatch.setattr(choosing, "native_problem", lambda _config, _device: None)
+    for precision in ("auto", "bfloat16"):
+        assert runnable(Wanted("native", precision), CPU, CONFIG) == [("native", "bfloat16")]
+    with pytest.raises(NoBackend, match="LEWM_PRECISION is float32: the native backend"):
+        runnable(Wanted("native", "float32"), CPU, CONFIG)
+    monkeypatch.setattr(choosing, "native_problem", lambda _config, _device: "no compiler")
+    with pytest.raises(NoBackend, match="LEWM_BACKEND is native: no compiler"):
+        runnable(Wanted("native"), CPU, CONFIG)
+
+
+def test_it_is_told_why_the_native_backend_was_no_candidate(
+    model: LeWM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: True)
+    made = choose_backend(model, card_of(model), None, CPU, Wanted(threads=1))
+    assert made.native_problem is not None
+    assert "multiples of 16" in made.native_problem
 
 
 def test_onnx_without_cuda_says_what_it_needs() -> None:
     if runs_on(torch.device("cuda:0")):
         pytest.skip("ONNX Runtime runs on CUDA here")
     with pytest.raises(NoBackend, match="onnxruntime-gpu"):
-        runnable(Wanted(backend="onnx"), torch.device("cuda:0"))
+        runnable(Wanted(backend="onnx"), torch.device("cuda:0"), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +172,9 @@ def test_a_processor_tells_whether_it_has_bfloat16(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, has: bool
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"model name : bf16 emulator\n{flags}\n")
-    monkeypatch.setattr(choosing, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
     assert has_bfloat16(CPU) is has
-    monkeypatch.setattr(choosing, "CPU_INFO", tmp_path / "absent")
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "absent")
     assert not has_bfloat16(CPU)
 
 

@@ -1,0 +1,86 @@
+"""The backend whose roll-outs are code of our own, in bfloat16, on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.config import LeWMConfig
+from models.lewm import LeWM
+from service.backends.backend import ThreadedBackend
+from service.backends.native.kernel import NativeKernel, fits
+from service.backends.native.library import NoLibrary, library
+from service.backends.rollout import Rollout
+from service.backends.shards import Shards
+from service.backends.warm_up import run_rollouts
+
+ROLLOUT_ROWS = 8
+"""Candidates below which another thread is not worth waking."""
+
+
+class NativeBackend:
+    """A LeWM whose roll-outs are bfloat16; their rows are split among threads.
+
+    Frames are encoded, and gradients taken, by a backend of float32: a plan encodes a frame or two
+    and rolls hundreds of candidates out, and so a latent means the same in either precision.
+
+    Raises:
+        NoLibrary: there is no code for this model, or none for this machine.
+    """
+
+    name = "native"
+    precision = "bfloat16"
+
+    def __init__(self, model: LeWM, exact: ThreadedBackend) -> None:
+        check(model.config, torch.device(exact.device))
+        self._config = model.config
+        self._exact = exact
+        self._kernel = NativeKernel(model.eval(), library())
+        self.device = exact.device
+        self.threads = 1
+
+    @property
+    def threads(self) -> int:
+        """See `ThreadedBackend`."""
+        return self._exact.threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self._exact.threads = count
+        self._rollout = Rollout(self._kernel, Shards(count, smallest=ROLLOUT_ROWS))
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """See `Backend.encode`."""
+        return self._exact.encode(frames)
+
+    @torch.inference_mode()
+    def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+        """See `Backend.rollout`."""
+        # The little of it that is PyTorch's stays on the thread that asks.
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        return self._rollout(latents, past_actions, candidates)
+
+    def gradients(
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.gradients`."""
+        return self._exact.gradients(latents, past_actions, candidates, goals)
+
+    def warm_up(self) -> None:
+        """See `Backend.warm_up`."""
+        self._exact.warm_up()
+        run_rollouts(self.rollout, self._config)
+
+
+def check(config: LeWMConfig, device: torch.device) -> None:
+    """Compile the code, if that has not been done, and see that it can run a model.
+
+    Raises:
+        NoLibrary: it cannot, or there is no code.
+    """
+    if device.type != "cpu":
+        raise NoLibrary(f"it runs on CPUs, not on {device}")
+    if not fits(config):
+        raise NoLibrary("it wants a predictor whose widths are multiples of 16")
+    library()

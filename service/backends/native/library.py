@@ -1,0 +1,167 @@
+"""The compiled code: made by the machine's C++ compiler for its own processor, once, and kept."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from service.backends.processor import cpu_flags
+
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("vectors.h", "product.h", "predictor.cpp")
+)
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w", "-shared", "-fPIC")
+COMPILE_S = 120.0
+
+NEEDS = "avx512_bf16"
+"""What Linux calls the instructions without which the code does not run."""
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""`mallopt`'s parameters."""
+
+
+class NoLibrary(RuntimeError):
+    """There is no compiled code here; the message says why."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The code, compiled if it has not been.
+
+    Raises:
+        NoLibrary: it cannot be had, or would not run.
+    """
+    if NEEDS not in cpu_flags():
+        raise NoLibrary(f"the processor has no {NEEDS}")
+    try:
+        code = ctypes.CDLL(str(compiled(cache_folder())))
+    except OSError as error:
+        raise NoLibrary(str(error)) from error
+    _declare(code)
+    _keep_memory()
+    return code
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: the user's own folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewm"
+
+
+def compiled(folder: Path) -> Path:
+    """The library's file in a folder, made unless it is there for these sources and processor.
+
+    Raises:
+        NoLibrary: there is no compiler, or it fails.
+        OSError: the folder cannot be written.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise NoLibrary(f"no C++ compiler: none of {', '.join(COMPILERS)} is installed")
+    path = folder / f"predictor-{_fingerprint(compiler)}.so"
+    if path.exists():
+        return path
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Another process may do the same: whoever is last replaces a file like its own.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / path.name
+        command = [compiler, *FLAGS, str(SOURCES[-1]), "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoLibrary(f"the compiler does not run: {error}") from error
+        if done.returncode != 0:
+            raise NoLibrary(f"{compiler} fails: {done.stderr.strip()[:500]}")
+        made.replace(path)
+    return path
+
+
+def _fingerprint(compiler: str) -> str:
+    """What the code depends on: sources, flags, compiler and the features of the processor."""
+    text = "\n".join([compiler, *FLAGS, *sorted(cpu_flags())])
+    parts = (text.encode(), *(source.read_bytes() for source in SOURCES))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _keep_memory() -> None:
+    """Have the allocator keep what it took.
+
+    To give megabytes back after each roll-out, and take them anew page by page in the next one, is
+    an eighth of its time.
+    """
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "mallopt"):  # glibc's
+        allocator.mallopt(TRIM_THRESHOLD, 1 << 30)
+        allocator.mallopt(MMAP_THRESHOLD, 1 << 25)
+
+
+class LinearMap(ctypes.Structure):
+    """`Linear` in product.h."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+    )
+
+
+class BlockMaps(ctypes.Structure):
+    """`Block` in predictor.cpp."""
+
+    _fields_ = (
+        ("key_value", LinearMap),
+        ("query", LinearMap),
+        ("out", LinearMap),
+        ("first", LinearMap),
+        ("second", LinearMap),
+        ("epsilons", ctypes.c_float * 4),
+    )
+
+
+class Model(ctypes.Structure):
+    """`Model` in predictor.cpp."""
+
+    _fields_ = (
+        ("blocks", ctypes.POINTER(BlockMaps)),
+        ("layers", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("head_width", ctypes.c_int64),
+        ("head_first", LinearMap),
+        ("head_second", LinearMap),
+        ("epsilon", ctypes.c_float),
+        ("tiles", ctypes.c_int32),
+    )
+
+
+class Token(ctypes.Structure):
+    """`Token` in predictor.cpp."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("layer_stride", ctypes.c_int64),
+    )
+
+
+def _declare(code: ctypes.CDLL) -> None:
+    """Say what the functions take. While one runs, other threads do."""
+    pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    maps, tokens, model = (ctypes.POINTER(each) for each in (LinearMap, Token, Model))
+    code.tiles_available.restype = flag
+    code.modulate.argtypes = (maps, maps, size, flag, pointer, size, size, pointer)
+    code.modulate.restype = None
+    code.extend.argtypes = (
+        *(model, tokens, size),
+        *(pointer, size, size),
+        *(pointer, size, size),
+        *(pointer, pointer),
+    )
+    code.extend.restype = None
