@@ -109,6 +109,13 @@ class Planner:
         registry = self._loaded()
         return registry.describe(registry.get(name))
 
+    def label(self, asked: object) -> str | None:
+        """The model that a request asks for, as logs call it, once models are loaded.
+
+        See `Registry.label`.
+        """
+        return None if self._registry is None else self._registry.label(asked)
+
     def _loaded(self, *, even_failed: bool = False) -> Registry:
         if self._engine.failed and not even_failed:
             raise Failed
