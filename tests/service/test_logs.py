@@ -1,6 +1,8 @@
 """What a request leaves in the log: one line that names its model, and nothing of its content."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tests.service.checkpoint import NAME
 from tests.service.drivers import Answer, Driver, RestDriver, RpcDriver, raw_call
 from tests.service.endless import endless_plan
 from tests.service.frames import BLOCK, base64_of, rows
-from tests.service.process import ServerProcess
+from tests.service.process import ROOT, ServerProcess
 from tests.service.redis_process import PASSWORD, RedisProcess
 from tests.service.troubled import FAILING, PROGRAM
 
@@ -141,6 +143,31 @@ def secretive() -> list[dict[str, Any]]:
             frames=[shown], goal=told, solver={"horizon": FAILING}, fallback={"controller": "hold"}
         ),
     ]
+
+
+FAILURE = """
+import logging, sys
+from service.logs import configure_logs, log
+from service.settings import Settings
+
+def fail(frame):
+    raise RuntimeError("out of order")
+
+configure_logs(Settings(log_format=sys.argv[1]))
+for tell in (log.exception, logging.getLogger("x").exception):
+    try:
+        fail("SECRET" + "PIXELS")
+    except RuntimeError:
+        tell("failed")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_traceback_does_not_show_what_was_in_hand(log_format: str) -> None:
+    command = [sys.executable, "-c", FAILURE, log_format]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.count("RuntimeError: out of order") == 2
+    assert MARK.decode() not in done.stderr
 
 
 def test_no_frame_and_no_secret_is_logged(
