@@ -1,6 +1,7 @@
-"""The one line and the one count that every answered request leaves behind."""
+"""A request being answered, and the one line and the one count that it leaves behind."""
 
 import time
+from dataclasses import dataclass, replace
 
 from service.context import RequestContext
 from service.logs import log
@@ -10,29 +11,39 @@ from service.responses import EncodeResponse, PlanResponse, PredictResponse
 Response = EncodeResponse | PredictResponse | PlanResponse
 
 
-def record(
-    metrics: Metrics,
-    context: RequestContext,
-    *,
-    status: int | str,
-    code: str = OK,
-    response: Response | None = None,
-) -> None:
+@dataclass
+class Exchange:
+    """What is known so far: ``model`` as `Planner.label` has it, None where none was read."""
+
+    context: RequestContext
+    model: str | None = None
+    code: str = OK
+    response: Response | None = None
+
+    def arrived(self) -> RequestContext:
+        """The context from now on: deadlines and durations do not count the upload."""
+        self.context = replace(self.context, received=time.monotonic())
+        return self.context
+
+
+def record(metrics: Metrics, exchange: Exchange, status: int | str) -> None:
     """Count a request and log it, without anything of its content."""
+    context = exchange.context
     duration = time.monotonic() - context.received
-    metrics.requests_total.labels(context.endpoint, context.protocol, code).inc()
+    metrics.requests_total.labels(context.endpoint, context.protocol, exchange.code).inc()
     metrics.request_duration.labels(context.endpoint, context.protocol).observe(duration)
     line: dict[str, object] = {
         "request_id": context.request_id,
         "endpoint": context.endpoint,
         "protocol": context.protocol,
-        "code": code,
+        "code": exchange.code,
         "status": status,
         "duration_ms": round(1000 * duration, 3),
     }
-    if response is not None:
-        timing = vars(response.timing_ms)
-        line["model"] = response.model
+    if exchange.model is not None:
+        line["model"] = exchange.model
+    if exchange.response is not None:
+        timing = vars(exchange.response.timing_ms)
         line["timing_ms"] = {stage: round(spent, 3) for stage, spent in timing.items()}
     if context.traceparent is not None:
         line["traceparent"] = context.traceparent

@@ -1,5 +1,6 @@
 """Where a request came from and until when its answer is of use."""
 
+import math
 import re
 import uuid
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ class RequestContext:
     received: float
     deadline: float | None = None
     traceparent: str | None = None
+
+    def until(self, deadline_ms: float | None = None) -> float:
+        """The earlier of the transport's and the request's own deadline; infinitely far without."""
+        transport = math.inf if self.deadline is None else self.deadline
+        own = math.inf if deadline_ms is None else self.received + deadline_ms / 1000
+        return min(transport, own)
 
 
 def plain(header: str | None) -> str | None:

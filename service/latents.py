@@ -201,6 +201,16 @@ def size_of(frame: Frame) -> int:
     return len(frame.image or b"") + (0 if frame.pixels is None else frame.pixels.nbytes)
 
 
+def fields_of(frames: Sequence[Frame]) -> list[str]:
+    """The paths of a request's frames, for errors."""
+    return [f"frames[{index}]" for index in range(len(frames))]
+
+
+def unseen(frames: Sequence[Frame]) -> int:
+    """How many frames have to be decoded and encoded, if the cache holds none of them."""
+    return sum(frame.image is not None or frame.pixels is not None for frame in frames)
+
+
 def _is_quick(frame: Frame) -> bool:
     if frame.pixels is not None:
         return frame.pixels.size <= 3 * QUICK_PIXELS

@@ -21,7 +21,7 @@ from service.errors import CODES
 from service.fallbacks.triggers import REASONS
 
 INFERENCE_ENDPOINTS: tuple[Endpoint, ...] = ("encode", "predict", "plan")
-ENDPOINTS = (*INFERENCE_ENDPOINTS, "models")
+ENDPOINTS: tuple[Endpoint, ...] = (*INFERENCE_ENDPOINTS, "models", "other")
 PROTOCOLS = ("rest", "grpc")
 STAGES = ("queue", "decode", "encode", "solve", "serialize")
 PLAN_STATUSES = ("completed", "converged", "deadline", "fallback")

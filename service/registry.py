@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from service.backends.choice import Wanted
-from service.errors import FieldProblem, InvalidRequest, UnknownModel
+from service.errors import FieldProblem, InvalidRequest, UnknownModel, shorten
 from service.resolution import check_card
 from service.responses import ModelDescription
 from service.served import ModelLoadError, ServedModel, load_models, resolve_device
 from service.settings import Settings
+
+LOGGED = 40
+"""Characters of a name that is no model's in a log line."""
 
 
 class Registry:
@@ -63,6 +66,17 @@ class Registry:
         if name not in self._models:
             raise UnknownModel(name, self._models)
         return self._models[name]
+
+    def label(self, asked: object) -> str | None:
+        """What logs call the model that a request asks for, None for the default.
+
+        A model's own name; other names in quotes and shortened, being the client's own words; None
+        for what is no name, and where there is no default.
+        """
+        name = self._default if asked is None else asked
+        if not isinstance(name, str):
+            return None
+        return name if name in self._models else shorten(name, LOGGED)
 
     def describe(self, model: ServedModel) -> ModelDescription:
         """A model as clients see it."""

@@ -15,8 +15,9 @@ from service.served import ServedModel
 
 @dataclass
 class Search:
-    """One search with its ``past`` actions (H − 1, A), z-scored; the rest is None at first.
+    """One search with its ``past`` actions (H − 1, A), z-scored; what it finds is None at first.
 
+    ``guarded``: a fallback answers in its place for what is anomalous.
     ``latents`` are those of the frames and, last, the goal; ``expected`` (D,) is what the newest
     frame's was predicted to be.
     """
@@ -25,6 +26,7 @@ class Search:
     ticket: Ticket
     solver: Solver
     past: Tensor
+    guarded: bool = False
     latents: Latents | None = None
     outcome: PlanOutcome | None = None
     expected: Tensor | None = None

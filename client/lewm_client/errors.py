@@ -25,7 +25,7 @@ class PlannerError(Exception):
     @property
     def temporary(self) -> bool:
         """Whether the same request may be answered another time: the request is not at fault."""
-        return self.status in TEMPORARY
+        return self.status in TEMPORARY and self.code not in ITS_OWN_FAULT
 
 
 TEMPORARY = (
@@ -36,3 +36,6 @@ TEMPORARY = (
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNKNOWN,
 )
+
+ITS_OWN_FAULT = ("body_too_large",)
+"""What shares a status with those, and would be refused another time as well."""

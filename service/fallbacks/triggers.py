@@ -26,6 +26,10 @@ RESERVE_SHARE = 0.1
 seconds, or this share of the time there was, where that is less."""
 
 
+class Anomalous(Exception):
+    """What the request shows lies beyond a limit of its model's: no plan of it would be used."""
+
+
 async def failure_of(
     search: Coroutine[Any, Any, None], ticket: Ticket, request_id: str
 ) -> Reason | None:
@@ -43,6 +47,8 @@ async def failure_of(
         if not working.done() and not ticket.done:
             return "deadline"
         await working
+    except Anomalous:
+        return "anomalous"
     except DeadlineExceeded:
         return "deadline"
     except Failed:

@@ -31,6 +31,14 @@ class Monitor:
         for histogram in (metrics.latent_norm, metrics.latent_mahalanobis, metrics.surprise):
             histogram.labels(model.name)
 
+    def is_anomalous(
+        self, model: ServedModel, latents: Tensor, goal: Tensor, predicted: Tensor | None = None
+    ) -> bool:
+        """Whether `assess`, with the same arguments, will say `anomalous`; nothing is counted."""
+        surprise = _surprise(latents, predicted)
+        found = assess(model.card.calibration, model.reference, latents, goal, surprise)
+        return found.health.status == "anomalous"
+
     def assess(
         self,
         model: ServedModel,
@@ -48,7 +56,7 @@ class Monitor:
         stream = self._streams[model.name]
         stream.add(latents[-fresh:])
         sigreg = stream.sigreg
-        surprise = None if predicted is None else float((latents[-1] - predicted).norm())
+        surprise = _surprise(latents, predicted)
         calibration = model.card.calibration
         assessment = assess(calibration, model.reference, latents, goal, surprise, sigreg)
         health = assessment.health
@@ -66,6 +74,10 @@ class Monitor:
         for kind in assessment.kinds:
             metrics.anomalies_total.labels(name, kind).inc()
         return health
+
+
+def _surprise(latents: Tensor, predicted: Tensor | None) -> float | None:
+    return None if predicted is None else float((latents[-1] - predicted).norm())
 
 
 def norm_zscores(model: ServedModel, latents: Tensor) -> list[float | None]:

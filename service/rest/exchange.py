@@ -2,17 +2,16 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import Response, record
+from service.access import Exchange, record
 from service.context import Endpoint, RequestContext, plain, request_id_of
 from service.errors import Cancelled
 from service.logs import log
-from service.metrics import OK, Metrics
+from service.metrics import Metrics
 
 ENDPOINTS: dict[str, Endpoint] = {
     "encode": "encode",
@@ -22,20 +21,6 @@ ENDPOINTS: dict[str, Endpoint] = {
 }
 # Asked every few seconds by machines; they would drown the requests in log and metrics.
 OPERATIONS = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
-
-
-@dataclass
-class Exchange:
-    """What is known of the request being answered."""
-
-    context: RequestContext
-    code: str = OK
-    response: Response | None = None
-
-    def arrived(self) -> RequestContext:
-        """The context from now on: deadlines and durations do not count the upload."""
-        self.context = replace(self.context, received=time.monotonic())
-        return self.context
 
 
 def exchange_of(request: Request) -> Exchange:
@@ -93,10 +78,4 @@ class ExchangeMiddleware:
             log.exception("internal error", request_id=request_id)
         finally:
             if scope["path"] not in OPERATIONS:
-                record(
-                    self.metrics,
-                    exchange.context,
-                    status=status,
-                    code=exchange.code,
-                    response=exchange.response,
-                )
+                record(self.metrics, exchange, status)

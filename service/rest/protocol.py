@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.access import record
+from service.access import Exchange, record
 from service.context import RequestContext, request_id_of
 from service.errors import (
     MalformedHttp,
@@ -108,4 +108,4 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             head.append(f"Retry-After: {retry_after_header(error.retry_after_s)}")
         self.transport.write("\r\n".join([*head, "", ""]).encode("ascii") + body)
         self.transport.close()
-        record(self._metrics, context, status=error.status, code=error.code)
+        record(self._metrics, Exchange(context, code=error.code), error.status)

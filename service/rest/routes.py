@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
+from service.access import Exchange
 from service.context import RequestContext
 from service.errors import (
     Cancelled,
@@ -101,6 +102,12 @@ def inference_routes(
     """`/encode`, `/predict`, `/plan`."""
     router = APIRouter(tags=["inference"])
 
+    def read(kind: type[Q], body: bytearray, exchange: Exchange) -> Q:
+        document = parse_json(body)
+        if isinstance(document, dict):
+            exchange.model = planner.label(document.get("model"))
+        return parse(kind, document)
+
     async def answer(
         request: Request,
         kind: type[Q],
@@ -110,7 +117,7 @@ def inference_routes(
         with held.request() as mine:
             body = await read_body(request, settings.max_body_bytes, settings.receive_s, mine)
             context = exchange.arrived()
-            query = await off_loop(len(body), lambda: parse(kind, parse_json(body)))
+            query = await off_loop(len(body), lambda: read(kind, body, exchange))
             response = await _unless_gone(request, work(query, context))
         exchange.response = response
         started = time.monotonic()
@@ -154,8 +161,9 @@ def model_routes(planner: Planner) -> APIRouter:
         return Response(dumps({"models": planner.models()}), media_type=JSON)
 
     @router.get("/models/{name}", **describe_operation("ModelDescription", UnknownModel))
-    async def model(name: str) -> Response:
+    async def model(name: str, request: Request) -> Response:
         """One model, with its card."""
+        exchange_of(request).model = planner.label(name)
         return Response(dumps(planner.model(name)), media_type=JSON)
 
     return router

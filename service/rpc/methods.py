@@ -9,14 +9,13 @@ from __future__ import annotations  # gRPC's handler types are generic to the ch
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from lewm.v1 import planner_pb2 as pb
 
-from service.access import Response, record
+from service.access import Exchange, record
 from service.context import Endpoint, RequestContext
 from service.errors import (
     BodyTooLarge,
@@ -30,7 +29,7 @@ from service.errors import (
 )
 from service.held import HeldBytes
 from service.logs import log
-from service.metrics import OK, Metrics
+from service.metrics import Metrics
 from service.planner import Planner
 from service.requests import EncodeRequest, PlanRequest, PredictRequest, parse
 from service.requests.base import RequestModel
@@ -43,7 +42,6 @@ SERVICE = "lewm.v1.PlannerService"
 M = TypeVar("M", bound=Message)
 Q = TypeVar("Q", bound=RequestModel)
 R = TypeVar("R", EncodeResponse, PredictResponse, PlanResponse)
-Answer = tuple[Message, Response | None]
 Handler = Callable[[bytes, Call], Awaitable[bytes]]
 
 
@@ -98,40 +96,46 @@ class Methods:
         work: Callable[[Q, RequestContext], Awaitable[R]],
         answer: type[Message],
     ) -> Handler:
-        async def answering(data: bytes, context: RequestContext) -> Answer:
-            request = parse(kind, to_document(read(message, data)))
-            response = await work(request, context)
-            return answer(**to_fields(response)), response
+        async def answering(data: bytes, exchange: Exchange) -> Message:
+            received: Any = read(message, data)
+            exchange.model = self.planner.label(
+                received.model if received.HasField("model") else None
+            )
+            request = parse(kind, to_document(received))
+            response = await work(request, exchange.context)
+            exchange.response = response
+            return answer(**to_fields(response))
 
         return self._guarded(endpoint, answering)
 
-    async def _list_models(self, data: bytes, _context: RequestContext) -> Answer:
+    async def _list_models(self, data: bytes, _exchange: Exchange) -> Message:
         to_document(read(pb.ListModelsRequest, data))
         models = [pb.Model(**to_fields(model)) for model in self.planner.models()]
-        return pb.ListModelsResponse(models=models), None
+        return pb.ListModelsResponse(models=models)
 
-    async def _get_model(self, data: bytes, _context: RequestContext) -> Answer:
+    async def _get_model(self, data: bytes, exchange: Exchange) -> Message:
         request = read(pb.GetModelRequest, data)
+        exchange.model = self.planner.label(request.name)
         to_document(request)
         model = self.planner.model(request.name)
-        return pb.GetModelResponse(model=pb.Model(**to_fields(model))), None
+        return pb.GetModelResponse(model=pb.Model(**to_fields(model)))
 
     def _guarded(
         self,
         endpoint: Endpoint,
-        answering: Callable[[bytes, RequestContext], Awaitable[Answer]],
+        answering: Callable[[bytes, Exchange], Awaitable[Message]],
     ) -> Handler:
         """`answering` with its errors told to the client and its end recorded."""
 
         async def handle(data: bytes, call: Call) -> bytes:
             context = context_of(call, endpoint)
+            exchange = Exchange(context)
             error: ServiceError | None = None
-            response: Response | None = None
             try:
                 self._check_size(data)
                 with self.held.request() as mine:
                     mine.add(len(data))
-                    message, response = await answering(data, context)
+                    message = await answering(data, exchange)
                 call.set_trailing_metadata((("request_id", context.request_id),))
                 return self._serialize(message)
             except ServiceError as refused:
@@ -145,24 +149,17 @@ class Methods:
                 log.exception("internal error", request_id=context.request_id)
                 error = Internal(context.request_id)
             finally:
-                self._record_soon(context, error, response)
+                self._record_soon(exchange, error)
             await abort(call, error, context.request_id)
 
         return handle
 
-    def _record_soon(
-        self, context: RequestContext, error: ServiceError | None, response: Response | None
-    ) -> None:
+    def _record_soon(self, exchange: Exchange, error: ServiceError | None) -> None:
         """Leave the line and the count behind once the answer is on its way."""
-        recording = partial(
-            record,
-            self.metrics,
-            context,
-            status=error.grpc_status if error else "OK",
-            code=error.code if error else OK,
-            response=response,
-        )
-        asyncio.get_running_loop().call_soon(recording)
+        status = "OK"
+        if error is not None:
+            exchange.code, status = error.code, error.grpc_status
+        asyncio.get_running_loop().call_soon(record, self.metrics, exchange, status)
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self.max_bytes:
@@ -194,7 +191,7 @@ class UnknownMethods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         async def refuse(_messages: object, call: Call) -> None:
             context = context_of(call, "other")
             error = UnknownRoute(f"there is no {shorten(handler_call_details.method)}")
-            record(self.metrics, context, status=error.grpc_status, code=error.code)
+            record(self.metrics, Exchange(context, code=error.code), error.grpc_status)
             await abort(call, error, context.request_id)
 
         return grpc.stream_stream_rpc_method_handler(refuse)

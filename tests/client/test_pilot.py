@@ -119,8 +119,16 @@ def test_a_local_fallback_decides_by_what_there_is() -> None:
     assert (seen[0].error, seen[0].state) == (UNAVAILABLE, [7.0])
 
 
-def test_a_request_that_is_wrong_is_nobodys_emergency() -> None:
-    robot = pilot(Script(plan(0.1), Refusal(grpc.StatusCode.INVALID_ARGUMENT)))
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(grpc.StatusCode.INVALID_ARGUMENT),
+        Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "body_too_large"),
+    ],
+    ids=lambda refusal: refusal.status.name,
+)
+def test_a_request_that_is_wrong_is_nobodys_emergency(refusal: Refusal) -> None:
+    robot = pilot(Script(plan(0.1), refusal))
     robot.step([FRAME])
     with pytest.raises(PlannerError):
         robot.step([FRAME])

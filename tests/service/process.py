@@ -19,11 +19,16 @@ ROOT = Path(__file__).parents[2]
 
 
 class ServerProcess:
-    """`lewm serve` on free ports; `ready` is its ready line, or until then where it listens."""
+    """`lewm serve` on free ports; `ready` is its ready line, or until then where it listens.
 
-    def __init__(self, log: Path, *flags: str, **environment: str) -> None:
+    ``program`` is the module that stands for `lewm`.
+    """
+
+    def __init__(
+        self, log: Path, *flags: str, program: str = "service.cli.main", **environment: str
+    ) -> None:
         self.log = log
-        command = [sys.executable, "-m", "service.cli.main", "serve"]
+        command = [sys.executable, "-m", program, "serve"]
         ports = ["--http-port", "0", "--grpc-port", "0", "--log-format", "json"]
         # Two servers that are compared have to run alike, not each as it happens to be faster.
         alike = ["--backend", "onnx", "--threads", "1"]

@@ -1,56 +1,27 @@
 """When a fallback answers, and when it does not: the planner without a transport."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
 import pytest
 import pytest_asyncio
-import torch
 
 from service.backends.torch import TorchBackend
-from service.context import RequestContext
 from service.engine.admission import Admission, Refused
 from service.errors import DeadlineExceeded, Failed, InvalidRequest, Overloaded
 from service.fallbacks.triggers import REASONS
 from service.metrics import Metrics
-from service.monitor.monitor import Monitor
 from service.planner import Planner
-from service.requests import PlanRequest, parse
-from service.responses import Health, PlanResponse
-from service.settings import Settings
 from tests.patience import PATIENCE_S, wait_until
-from tests.service.cases import plan
 from tests.service.checkpoint import NAME
-from tests.service.frames import pixels, rows
+from tests.service.fallbacks.planning import HOLD, ask, figure, planning
+from tests.service.frames import pixels
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-HOLD = {"controller": "hold"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads_of_the_others() -> Iterator[None]:
-    """A planner sets torch's threads, of which there is one number in a process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@asynccontextmanager
-async def planning(folder: Path) -> AsyncIterator[tuple[Planner, Metrics]]:
-    settings = Settings(models=(folder,), threads=1, backend="torch", precision="float32")
-    metrics = Metrics()
-    planner = Planner(settings, metrics)
-    await planner.start()
-    yield planner, metrics
-    await planner.stop(PATIENCE_S)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -69,16 +40,9 @@ def metrics(started: tuple[Planner, Metrics]) -> Metrics:
     return started[1]
 
 
-async def ask(planner: Planner, **changes: Any) -> PlanResponse:
-    context = RequestContext("r1", "plan", "rest", time.monotonic())
-    return await planner.plan(parse(PlanRequest, plan(**changes)), context)
-
-
 def counted(metrics: Metrics, reason: str, controller: str = "hold") -> float:
     labels = {"model": NAME, "controller": controller, "reason": reason}
-    value = metrics.registry.get_sample_value("lewm_fallbacks_total", labels)
-    assert value is not None
-    return value
+    return figure(metrics, "lewm_fallbacks_total", **labels)
 
 
 def unseen(name: str) -> dict[str, Any]:
@@ -89,36 +53,6 @@ def unseen(name: str) -> dict[str, Any]:
 async def test_every_reason_is_counted_from_0(planner: Planner, metrics: Metrics) -> None:
     counts = [counted(metrics, *pair) for pair in product(REASONS, ["hold", "tail"])]
     assert counts == [0] * 6
-
-
-async def test_anomalous_latents(
-    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    anomalous = Health("anomalous", 99.0, reasons=("far away",))
-    monkeypatch.setattr(Monitor, "assess", lambda *_: anomalous)
-    own = await ask(planner)
-    tail = {"controller": "tail"}
-    warm = rows(5)
-    held = await ask(planner, fallback=tail, warm_start=warm, include=["trajectory"])
-    assert (own.status, own.fallback, own.health) == ("completed", None, anomalous)
-    assert held.fallback is not None
-    assert (held.status, held.health, held.cost) == ("fallback", anomalous, None)
-    assert (held.fallback.controller, held.fallback.reason) == ("tail", "anomalous")
-    assert (held.actions[:5].tolist(), held.trajectory) == (warm, None)
-    assert (held.iterations, held.latent_ids) == (own.iterations, own.latent_ids)
-    assert counted(metrics, "anomalous", "tail") == 1
-    status = {"status": "fallback"}
-    assert metrics.registry.get_sample_value("lewm_plan_status_total", status) == 1
-
-
-@pytest.mark.parametrize("status", ["ok", "degraded", "uncalibrated"])
-async def test_what_is_not_anomalous_is_planned(
-    planner: Planner, monkeypatch: pytest.MonkeyPatch, status: Any
-) -> None:
-    monkeypatch.setattr(Monitor, "assess", lambda *_: Health(status))
-    plain, guarded = await ask(planner), await ask(planner, fallback=HOLD)
-    assert guarded.fallback is None
-    assert np.array_equal(plain.actions, guarded.actions)
 
 
 @pytest.mark.parametrize("name", ["encode", "rollout"])

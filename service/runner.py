@@ -1,0 +1,91 @@
+"""What requests have the engine do, and what operators see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Future
+from typing import TypeVar
+
+from torch import Tensor
+
+from service.context import RequestContext
+from service.engine.engine import Engine
+from service.engine.jobs import DeadlinePassed, Job, PlanOutcome, Prediction, PredictJob
+from service.engine.pace import Shape
+from service.engine.ticket import Ticket
+from service.latents import Latents
+from service.metrics import Metrics
+from service.responses import Timing
+from service.served import ServedModel
+
+R = TypeVar("R", PlanOutcome, Prediction)
+
+
+class Runner:
+    """Hands jobs to the engine and counts their time. Lives on the event loop."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, patience_s: float) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self.patience_s = patience_s
+
+    def submit(self, job: Job) -> Future[R]:
+        """Queue a job; cancelling its future drops it. Raises `EngineStopped`."""
+        return self._engine.submit(job)
+
+    async def outcome(self, running: Future[R]) -> R:
+        """Wait for a job; raises what it ended with."""
+        outcome: R = await asyncio.wrap_future(running)
+        self._metrics.stage_duration.labels("queue").observe(outcome.queue_s)
+        self._metrics.stage_duration.labels("solve").observe(outcome.solve_s)
+        return outcome
+
+    def expect(
+        self,
+        model: ServedModel,
+        latents: Tensor,
+        past: Tensor,
+        ticket: Ticket,
+        context: RequestContext,
+    ) -> Future[Prediction] | None:
+        """Have the newest of latents (H, D) predicted from those before it, where there are any.
+
+        One candidate and one step, as urgent as the request's own job and ahead of it, if it is
+        submitted first.
+        """
+        if len(latents) == 1:
+            return None
+        ahead = Ticket(
+            model.pace,
+            context.received,
+            deadline=ticket.deadline,
+            priority=ticket.priority,
+            patience_s=self.patience_s,
+            rows=(1,),
+            shape=Shape(1, len(latents) - 1),
+        )
+        step = past[-1:].unsqueeze(0)
+        job = PredictJob(model.backend, ahead, latents[:-1], past[:-1], step)
+        return self._engine.submit(job)
+
+
+async def expected(ahead: Future[Prediction] | None) -> Tensor | None:
+    """The latent (D,) that was predicted; None without history, or where time ran out for it."""
+    if ahead is None:
+        return None
+    try:
+        return (await asyncio.wrap_future(ahead)).latents[0, 0]
+    except DeadlinePassed:
+        return None
+
+
+def timing(
+    context: RequestContext, latents: Latents | None, work: PlanOutcome | Prediction | None = None
+) -> Timing:
+    """Where a request's time went; what did not happen took none."""
+    queue_s, solve_s = (0.0, 0.0) if work is None else (work.queue_s, work.solve_s)
+    decode_s, encode_s = (0.0, 0.0) if latents is None else (latents.decode_s, latents.encode_s)
+    total_s = time.monotonic() - context.received
+    seconds = (queue_s, decode_s, encode_s, solve_s, total_s)
+    return Timing(*(1000 * value for value in seconds))

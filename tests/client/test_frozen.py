@@ -1,0 +1,68 @@
+"""A server that is stopped in its tracks while it answers: no call hangs, and all goes on after."""
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from lewm_client import Pilot, PlannerClient, PlannerError
+
+from tests.patience import PATIENCE_S, wait_until
+from tests.service.checkpoint import write_random_model
+from tests.service.frames import picture
+from tests.service.process import ServerProcess
+
+FRAME, GOAL = picture(0), picture(1)
+BRIEF_S = 4.0
+FOREVER_S = 5 * BRIEF_S
+"""Nobody waits so long, however busy the machine."""
+LENGTHY: dict[str, Any] = {
+    "solver": {"samples": 4096, "iterations": 200, "horizon": 5},
+    "min_iterations": 1,
+}
+"""Longer than the deadline on any machine, and begun well before it."""
+QUICK: dict[str, Any] = {"solver": {"samples": 16, "iterations": 1, "elites": 4}}
+STOP = np.zeros((5, 2), np.float32)
+
+
+def pilot(client: PlannerClient, settings: dict[str, Any], timeout_s: float) -> Pilot:
+    return Pilot(
+        client, GOAL, steps=5, timeout_s=timeout_s, local=lambda _: STOP, settings=settings
+    )
+
+
+def test_a_server_that_freezes_in_the_middle_of_a_call(tmp_path: Path) -> None:
+    folder = write_random_model(tmp_path / "model")
+    with (
+        ServerProcess(tmp_path / "log", "--models", str(folder)).wait_ready() as server,
+        PlannerClient(server.target) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert pilot(client, QUICK, PATIENCE_S).step([FRAME]).source == "plan"
+
+        started = time.monotonic()
+        stepping = pool.submit(pilot(client, LENGTHY, BRIEF_S).step, [FRAME])
+        wait_until(lambda: stepping.done() or server.figure("lewm_active_plans") == 1)
+        assert not stepping.done()
+        server.signal(signal.SIGSTOP)
+        try:
+            move = stepping.result(PATIENCE_S)
+            assert BRIEF_S <= time.monotonic() - started < FOREVER_S
+            assert (move.source, move.actions.tolist()) == ("local", STOP.tolist())
+            assert move.error is not None
+            assert move.error.status is grpc.StatusCode.DEADLINE_EXCEEDED
+
+            # And so with the next, on the connection that looks alive.
+            started = time.monotonic()
+            assert pilot(client, QUICK, BRIEF_S).step([FRAME]).source == "local"
+            with pytest.raises(PlannerError) as caught:
+                client.models(timeout_s=0.5)
+            assert caught.value.temporary
+            assert time.monotonic() - started < FOREVER_S
+        finally:
+            server.signal(signal.SIGCONT)
+        assert pilot(client, QUICK, PATIENCE_S).step([FRAME]).source == "plan"
