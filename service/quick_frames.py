@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,7 +41,7 @@ class QuickDecoder:
         if shapes or shape is None or shape[0] != shape[1] or shape[0] ** 2 > self._max_pixels:
             return None
         whole = (len(images), *shape, 3)
-        pixels = self._memory[: int(np.prod(whole))].reshape(whole)
+        pixels = self._memory[: math.prod(whole)].reshape(whole)
         try:
             for image, place in zip(images, pixels, strict=True):
                 assert image is not None  # or it had no shape
