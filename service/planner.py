@@ -298,7 +298,10 @@ class Planner:
                 model.backend, ticket, search.solver, own, search.past, goal, with_trajectory
             )
             ahead = self._expect(model, own, search.past, ticket, context)
-            search.outcome = await self._run(job)
+            running = self._engine.submit(job)
+            if ahead is None:  # nothing more will be known of the frames: look while it searches
+                search.health = self._monitor.assess(model, own, goal)
+            search.outcome = await self._finished(running)
             search.expected = await _expected(ahead)
 
     def _expect(
@@ -329,7 +332,11 @@ class Planner:
         return self._engine.submit(job)
 
     async def _run(self, job: Job) -> R:
-        outcome: R = await asyncio.wrap_future(self._engine.submit(job))
+        outcome: R = await self._finished(self._engine.submit(job))
+        return outcome
+
+    async def _finished(self, running: Future[R]) -> R:
+        outcome = await asyncio.wrap_future(running)
         self._metrics.stage_duration.labels("queue").observe(outcome.queue_s)
         self._metrics.stage_duration.labels("solve").observe(outcome.solve_s)
         return outcome
@@ -339,6 +346,8 @@ class Planner:
 
     def _health(self, search: Search) -> Health:
         """The health of the frames, where the search came so far that they could be looked at."""
+        if search.health is not None:
+            return search.health
         if search.latents is None:
             return Health("unknown", reasons=("a fallback answered before the frames were seen",))
         own, goal = search.latents.values[:-1], search.latents.values[-1]

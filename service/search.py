@@ -10,6 +10,7 @@ from service.engine.jobs import PlanOutcome
 from service.engine.ticket import Ticket
 from service.latents import Latents
 from service.planning.solver import Solver
+from service.responses import Health
 from service.served import ServedModel
 
 
@@ -18,7 +19,8 @@ class Search:
     """One search with its ``past`` actions (H − 1, A), z-scored; the rest is None at first.
 
     ``latents`` are those of the frames and, last, the goal; ``expected`` (D,) is what the newest
-    frame's was predicted to be.
+    frame's was predicted to be; ``health`` is there before the end where nothing was to be
+    predicted.
     """
 
     model: ServedModel
@@ -28,3 +30,4 @@ class Search:
     latents: Latents | None = None
     outcome: PlanOutcome | None = None
     expected: Tensor | None = None
+    health: Health | None = None
