@@ -105,7 +105,8 @@ def to_fields(value: Any) -> Any:
             "data": np.ascontiguousarray(value, "<f4").tobytes(),
         }
     if is_dataclass(value):
-        items = ((name, getattr(value, name)) for name in _names(type(value)))
+        kind: Any = type(value)
+        items = ((name, getattr(value, name)) for name in _names(kind))
         return {name: to_fields(item) for name, item in items if item is not None}
     if isinstance(value, tuple | list):
         return [to_fields(item) for item in value]
