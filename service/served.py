@@ -114,7 +114,8 @@ class ServedModel:
 
     def clip(self, actions: FloatArray) -> FloatArray:
         """Actions (…, action_dim) moved into the model's bounds."""
-        clipped: FloatArray = np.clip(actions, *self._bounds)
+        low, high = self._bounds
+        clipped: FloatArray = np.minimum(np.maximum(actions, low), high)
         return clipped
 
     @cached_property
