@@ -14,7 +14,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,19 +82,29 @@ async def _served(target: str, seconds: float) -> float:
     images = fresh([jpeg(picture) for picture in photographs()])
     begin = time.perf_counter() + WARM_UP_S
     end = begin + seconds
-    clients = (_client(target, images, begin, end) for _ in range(CLIENTS))
-    return sum(await asyncio.gather(*clients)) / seconds
+    each = await asyncio.gather(*(_client(target, images, end) for _ in range(CLIENTS)))
+    return rate([moment for moments in each for moment in moments], begin, end)
 
 
-async def _client(target: str, images: Iterator[bytes], begin: float, end: float) -> int:
-    """How many of a client's frames were answered between begin and end."""
-    answered = 0
+def rate(moments: Iterable[float], begin: float, end: float) -> float:
+    """Answers a second, from the first after ``begin`` up to the first after ``end``.
+
+    Answers come by the batch: between two fixed moments there is one batch more or less by chance.
+    """
+    ordered = sorted(moments)
+    first, last = bisect_left(ordered, begin), bisect_left(ordered, end)
+    return (last - first) / (ordered[last] - ordered[first]) if last > first else 0.0
+
+
+async def _client(target: str, images: Iterator[bytes], end: float) -> list[float]:
+    """When a client's frames were answered, the last one after ``end``."""
+    answered: list[float] = []
     own = (("grpc.use_local_subchannel_pool", 1),)
     async with grpc.aio.insecure_channel(target, options=own) as channel:
         stub = PlannerServiceStub(channel)  # type: ignore[no-untyped-call]
         while time.perf_counter() < end:
             await stub.Encode(pb.EncodeRequest(frames=[pb.Frame(image=next(images))]))
-            answered += begin <= time.perf_counter() < end
+            answered.append(time.perf_counter())
     return answered
 
 

@@ -42,7 +42,8 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
         if data.count(START_OF_SCAN) > MAX_SCANS:
             expected = f"a JPEG image of at most {MAX_SCANS} scans"
             raise InvalidRequest("invalid_image", field, data, expected)
-        if 0 < _colour_pixels(data) <= max_pixels:
+        height, width = _colour_shape(data)
+        if 0 < height * width <= max_pixels:
             with suppress(ValueError):
                 return cast(NDArray[np.uint8], simplejpeg.decode_jpeg(data))
     elif not data.startswith(PNG_MAGIC):
@@ -50,23 +51,34 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:
     return _decode_slowly(data, max_pixels, field)
 
 
-def is_quick(data: bytes) -> bool:
-    """Whether decoding takes a fraction of a millisecond: a small JPEG image of one scan."""
-    return (
-        len(data) <= QUICK_BYTES
-        and data.startswith(JPEG_MAGIC)
-        and 0 < _colour_pixels(data) <= QUICK_PIXELS
-        and data.count(START_OF_SCAN) == 1
-    )
+def quick_shape(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a small JPEG image of one scan, which is decoded in no time.
+
+    None for any other image.
+    """
+    if len(data) > QUICK_BYTES or not data.startswith(JPEG_MAGIC):
+        return None
+    height, width = _colour_shape(data)
+    quick = 0 < height * width <= QUICK_PIXELS and data.count(START_OF_SCAN) == 1
+    return (height, width) if quick else None
 
 
-def _colour_pixels(data: bytes) -> int:
-    """Height times width of a JPEG image in the usual colours; 0 for any other."""
+def decode_into(data: bytes, pixels: NDArray[np.uint8]) -> None:
+    """Decode an image with a `quick_shape` (H, W) into pixels (H, W, 3), C-contiguous.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    simplejpeg.decode_jpeg(data, buffer=pixels)
+
+
+def _colour_shape(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG image in the usual colours; nothing for any other."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return 0
-    return height * width if colours == "YCbCr" else 0
+        return 0, 0
+    return (height, width) if colours == "YCbCr" else (0, 0)
 
 
 def _decode_slowly(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8]:

@@ -141,6 +141,8 @@ class Plans:
             )
             ahead = self._runner.expect(model, own, search.past, ticket, context)
             running = self._runner.submit(job)
+            if ahead is None:  # nothing more will be known of the frames: look while it searches
+                search.health = self._monitor.assess(model, own, goal)
             try:
                 search.expected = await expected(ahead)
                 if search.expected is not None:
@@ -177,6 +179,8 @@ class Plans:
 
     def _health(self, search: Search) -> Health:
         """The health of the frames, where the search came so far that they could be looked at."""
+        if search.health is not None:
+            return search.health
         if search.latents is None:
             return Health("unknown", reasons=("a fallback answered before the frames were seen",))
         own, goal = search.latents.values[:-1], search.latents.values[-1]

@@ -10,6 +10,7 @@ from service.engine.jobs import PlanOutcome
 from service.engine.ticket import Ticket
 from service.latents import Latents
 from service.planning.solver import Solver
+from service.responses import Health
 from service.served import ServedModel
 
 
@@ -19,7 +20,8 @@ class Search:
 
     ``guarded``: a fallback answers in its place for what is anomalous.
     ``latents`` are those of the frames and, last, the goal; ``expected`` (D,) is what the newest
-    frame's was predicted to be.
+    frame's was predicted to be; ``health`` is there before the end where nothing was to be
+    predicted.
     """
 
     model: ServedModel
@@ -30,3 +32,4 @@ class Search:
     latents: Latents | None = None
     outcome: PlanOutcome | None = None
     expected: Tensor | None = None
+    health: Health | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -113,12 +114,14 @@ class ServedModel:
 
     def clip(self, actions: FloatArray) -> FloatArray:
         """Actions (…, action_dim) moved into the model's bounds."""
-        clipped: FloatArray = np.clip(
-            actions,
-            np.asarray(self.card.action_low, dtype=np.float32),
-            np.asarray(self.card.action_high, dtype=np.float32),
-        )
+        low, high = self._bounds
+        clipped: FloatArray = np.minimum(np.maximum(actions, low), high)
         return clipped
+
+    @cached_property
+    def _bounds(self) -> tuple[FloatArray, FloatArray]:
+        low, high = self.card.action_low, self.card.action_high
+        return np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
 
 
 def _log_choice(card: ModelCard, choice: Choice, frames: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,13 +56,18 @@ class Solver(ABC):
     def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
         self.settings = settings
         self.problem = problem
-        # torch's own generator looks at 32 bits of a seed only.
-        self.generator = np.random.default_rng(seed)
+        self.seed = seed
         self.iterations = 0
         self.candidates = 0
         self.converged = False
         self.done = False
         self.best: Solution | None = None
+
+    @cached_property
+    def generator(self) -> np.random.Generator:
+        """The search's random stream, begun with the search: most of what making one costs."""
+        # torch's own generator looks at 32 bits of a seed only.
+        return np.random.default_rng(self.seed)
 
     def setting(self, name: str) -> float:
         """One of this solver's `own` settings: as resolved, its default where left out."""

@@ -23,11 +23,13 @@ def margin(remaining: float) -> float:
     return min(max(0.02, 0.1 * remaining), 0.25, 0.5 * remaining)
 
 
-def _metadata(call: Call, key: str) -> str | None:
+def _headers(call: Call) -> dict[str, str]:
+    """The call's metadata as text; of those of one name, the first."""
+    headers: dict[str, str] = {}
     for name, value in call.invocation_metadata() or ():
-        if name == key:
-            return value if isinstance(value, str) else None
-    return None
+        if isinstance(value, str):
+            headers.setdefault(name, value)
+    return headers
 
 
 def context_of(call: Call, endpoint: Endpoint) -> RequestContext:
@@ -38,13 +40,14 @@ def context_of(call: Call, endpoint: Endpoint) -> RequestContext:
     if remaining is not None and math.isfinite(remaining):
         remaining = max(0.0, remaining)
         deadline = now + remaining - margin(remaining)
+    headers = _headers(call)
     return RequestContext(
-        request_id_of(_metadata(call, "x-request-id")),
+        request_id_of(headers.get("x-request-id")),
         endpoint,
         "grpc",
         now,
         deadline,
-        plain(_metadata(call, "traceparent")),
+        plain(headers.get("traceparent")),
     )
 
 

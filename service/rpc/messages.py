@@ -6,9 +6,11 @@ would have held, with arrays in place of tensors, and is validated like it.
 
 import math
 from dataclasses import fields, is_dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from lewm.v1 import planner_pb2 as pb
@@ -19,6 +21,27 @@ from service.requests import MAX_FRAMES
 
 MAX_RANK = 4
 MAX_ITEMS = MAX_FRAMES + 1  # more would take long to read, and be refused all the same
+
+
+class _Field(NamedTuple):
+    """What has to be known of a message's field to read it."""
+
+    name: str
+    is_list: bool
+    always_there: bool
+
+
+@cache
+def _fields(kind: Descriptor) -> tuple[_Field, ...]:
+    # Descriptors are slow to ask, and never change.
+    return tuple(
+        _Field(field.name, field.is_repeated, not field.has_presence) for field in kind.fields
+    )
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def to_document(message: Message, path: str = "") -> dict[str, Any]:
@@ -33,15 +56,15 @@ def to_document(message: Message, path: str = "") -> dict[str, Any]:
         number = unknown[0].field_number
         raise InvalidRequest("unknown_field", here, number, f"field numbers of {known}")
     document: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        here = _join(path, field.name)
-        if field.is_repeated:
-            document[field.name] = [
-                _to_value(item, f"{here}[{index}]") for index, item in enumerate(value[:MAX_ITEMS])
+    for name, is_list, always_there in _fields(message.DESCRIPTOR):
+        if is_list:
+            here = _join(path, name)
+            document[name] = [
+                _to_value(item, f"{here}[{index}]")
+                for index, item in enumerate(getattr(message, name)[:MAX_ITEMS])
             ]
-        elif not field.has_presence or message.HasField(field.name):
-            document[field.name] = _to_value(value, here)
+        elif always_there or message.HasField(name):
+            document[name] = _to_value(getattr(message, name), _join(path, name))
     return document
 
 
@@ -82,7 +105,8 @@ def to_fields(value: Any) -> Any:
             "data": np.ascontiguousarray(value, "<f4").tobytes(),
         }
     if is_dataclass(value):
-        items = ((field.name, getattr(value, field.name)) for field in fields(value))
+        kind: Any = type(value)
+        items = ((name, getattr(value, name)) for name in _names(kind))
         return {name: to_fields(item) for name, item in items if item is not None}
     if isinstance(value, tuple | list):
         return [to_fields(item) for item in value]

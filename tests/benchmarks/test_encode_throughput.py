@@ -17,3 +17,14 @@ def test_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["ratio"] == pytest.approx(
         figures["served_per_s"] / figures["alone_per_s"], rel=0.05, abs=0.001
     )
+
+
+@pytest.mark.parametrize("begin", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("seconds", [1.0, 1.3, 1.6])
+def test_batches_are_counted_whole(begin: float, seconds: float) -> None:
+    moments = [0.5 * batch + 0.001 * frame for batch in range(10) for frame in range(32)]
+    assert encode_throughput.rate(moments, begin, begin + seconds) == pytest.approx(64)
+
+
+def test_nothing_answered_in_time_is_no_rate() -> None:
+    assert encode_throughput.rate([0.5, 3.0], 1.0, 2.0) == 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.images import QUICK_BYTES, decode_image, is_quick
+from service.images import QUICK_BYTES, decode_image, decode_into, quick_shape
 from tests.service.frames import chunk, encoded, picture, png
 
 LIMIT = 4 * 1024 * 1024
@@ -60,27 +60,34 @@ def test_size_of_a_jpeg_is_read_before_anything_is_allocated() -> None:
     assert peak < 1 << 20
 
 
-def jpeg_of(side: int, **options: bool) -> bytes:
-    """A square picture as JPEG."""
+def jpeg_of(height: int, width: int | None = None, **options: bool) -> bytes:
+    """A picture as JPEG."""
     buffer = io.BytesIO()
-    Image.fromarray(picture(0, side)).save(buffer, "JPEG", **options)
+    Image.fromarray(picture(0, height, width)).save(buffer, "JPEG", **options)
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("data", "quick"),
+    ("data", "shape"),
     [
-        (jpeg_of(224), True),
-        (jpeg_of(257), False),
-        (jpeg_of(224, progressive=True), False),
-        (jpeg_of(64) + bytes(QUICK_BYTES), False),
-        (JPEG[:100], False),
-        (PNG, False),
+        (jpeg_of(224), (224, 224)),
+        (jpeg_of(64, width=96), (64, 96)),
+        (jpeg_of(257), None),
+        (jpeg_of(224, progressive=True), None),
+        (jpeg_of(64) + bytes(QUICK_BYTES), None),
+        (JPEG[:100], None),
+        (PNG, None),
     ],
-    ids=["small", "large", "progressive", "padded", "damaged", "png"],
+    ids=["small", "wide", "large", "progressive", "padded", "damaged", "png"],
 )
-def test_only_small_plain_jpeg_images_are_quick(data: bytes, quick: bool) -> None:
-    assert is_quick(data) is quick
+def test_only_small_plain_jpeg_images_are_quick(data: bytes, shape: tuple[int, int] | None) -> None:
+    assert quick_shape(data) == shape
+
+
+def test_quick_images_have_the_same_pixels() -> None:
+    pixels = np.empty((224, 224, 3), np.uint8)
+    decode_into(jpeg_of(224), pixels)
+    assert np.array_equal(pixels, decode_image(jpeg_of(224), LIMIT, "goal"))
 
 
 def test_jpeg_is_close() -> None:

@@ -4,14 +4,14 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from service import latents
+from service import latents, quick_frames
 from service.cache.memory import MemoryCache
 from service.cache.tiers import LatentCache
 from service.engine.engine import Engine
@@ -55,15 +55,20 @@ def source() -> Iterator[LatentSource]:
 
 @pytest.fixture
 def decoders(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The threads that prepared a frame, in turn."""
+    """The threads that decoded an image or took raw pixels, in turn."""
     threads: list[int] = []
-    prepare = latents.prepare
 
-    def noted(*arguments: Any) -> Tensor:
-        threads.append(threading.get_ident())
-        return prepare(*arguments)
+    def note(module: ModuleType, name: str) -> None:
+        work = getattr(module, name)
 
-    monkeypatch.setattr(latents, "prepare", noted)
+        def noted(*arguments: Any) -> Any:
+            threads.append(threading.get_ident())
+            return work(*arguments)
+
+        monkeypatch.setattr(module, name, noted)
+
+    note(latents, "prepare")
+    note(quick_frames, "decode_into")
     return threads
 
 
@@ -88,6 +93,8 @@ def jpegs(count: int, height: int = 64) -> list[Frame]:
     "frames",
     [
         pytest.param(jpegs(4), id="jpeg"),
+        pytest.param(jpegs(2, height=SIZE), id="jpeg-of-the-models-size"),
+        pytest.param(jpegs(1) + jpegs(2, height=96)[1:], id="jpeg-of-two-sizes"),
         pytest.param(
             [Frame.model_construct(pixels=picture(seed, 64)) for seed in (0, 1)], id="raw"
         ),
@@ -96,8 +103,9 @@ def jpegs(count: int, height: int = 64) -> list[Frame]:
 def test_few_small_frames_are_decoded_at_once(
     source: LatentSource, decoders: list[int], frames: list[Frame]
 ) -> None:
-    assert torch.equal(ask(source, frames).values, expected(frames))
-    assert set(decoders[: len(frames)]) == {threading.get_ident()}
+    answer = ask(source, frames)
+    assert decoders == [threading.get_ident()] * len(frames)
+    assert torch.equal(answer.values, expected(frames))
 
 
 @pytest.mark.parametrize(
@@ -112,8 +120,10 @@ def test_few_small_frames_are_decoded_at_once(
 def test_what_takes_longer_is_decoded_elsewhere(
     source: LatentSource, decoders: list[int], frames: list[Frame]
 ) -> None:
-    assert torch.equal(ask(source, frames).values, expected(frames))
-    assert threading.get_ident() not in decoders[: len(frames)]
+    answer = ask(source, frames)
+    assert len(decoders) == len(frames)
+    assert threading.get_ident() not in decoders
+    assert torch.equal(answer.values, expected(frames))
 
 
 def test_many_frames_keep_their_order(source: LatentSource) -> None:

@@ -135,3 +135,27 @@ async def test_seeded_plans_of_fresh_frames_are_the_same_in_a_crowd(
         assert np.array_equal(one.trajectory, same.trajectory)
         assert (one.cost, one.latent_ids) == (same.cost, same.latent_ids)
         assert (one.status, one.candidates) == (same.status, same.candidates)
+
+
+async def test_a_frame_is_looked_at_while_the_engine_searches(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics, held = Metrics(), Held(monkeypatch, TorchBackend, "rollout")
+
+    def seen() -> float:
+        return sum(
+            sample.value
+            for metric in metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == "lewm_latent_norm_count"
+        )
+
+    async with planning(model_folder, metrics) as planner:
+        held.hold()
+        asking = asyncio.create_task(ask(planner))
+        await asyncio.to_thread(wait_until, lambda: seen() == 1)
+        assert not asking.done()
+        held.release()
+        answer = await asking
+    assert answer.health.latent_norm is not None
+    assert seen() == 1  # and once only
