@@ -7,18 +7,15 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
-
-from torch import Tensor
 
 from service.cache.tiers import LatentCache
 from service.context import RequestContext
 from service.engine.admission import Admission
 from service.engine.engine import Engine
-from service.engine.jobs import DeadlinePassed, Job, PlanJob, PlanOutcome, Prediction, PredictJob
+from service.engine.jobs import Job, PlanJob, PlanOutcome, Prediction, PredictJob
 from service.engine.pace import Shape
 from service.engine.scheduler import Scheduler
 from service.engine.ticket import Ticket
@@ -203,16 +200,14 @@ class Planner:
             latents = await self._latents.latents(model, request.frames, _fields(request.frames))
             ticket.frames = 0
             job = PredictJob(model.backend, ticket, latents.values, past, candidates)
-            ahead = self._expect(model, latents.values, past, ticket, context)
             predicted: Prediction = await self._run(job)
-            expected = await _expected(ahead)
         values = predicted.latents.numpy()
         return PredictResponse(
             context.request_id,
             model.name,
             model.version,
             values if request.candidates is not None else values[0],
-            self._monitor.assess(model, latents.values, predicted=expected),
+            self._monitor.assess(model, latents.values, predicted=predicted.expected),
             _timing(context, latents, predicted),
         )
 
@@ -297,36 +292,7 @@ class Planner:
             job = PlanJob(
                 model.backend, ticket, search.solver, own, search.past, goal, with_trajectory
             )
-            ahead = self._expect(model, own, search.past, ticket, context)
             search.outcome = await self._run(job)
-            search.expected = await _expected(ahead)
-
-    def _expect(
-        self,
-        model: ServedModel,
-        latents: Tensor,
-        past: Tensor,
-        ticket: Ticket,
-        context: RequestContext,
-    ) -> Future[Prediction] | None:
-        """Have the newest of latents (H, D) predicted from those before it, where there are any.
-
-        One candidate and one step, as urgent as the request's own job and ahead of it.
-        """
-        if len(latents) == 1:
-            return None
-        ahead = Ticket(
-            model.pace,
-            context.received,
-            deadline=ticket.deadline,
-            priority=ticket.priority,
-            patience_s=self._patience_s,
-            rows=(1,),
-            shape=Shape(1, len(latents) - 1),
-        )
-        step = past[-1:].unsqueeze(0)
-        job = PredictJob(model.backend, ahead, latents[:-1], past[:-1], step)
-        return self._engine.submit(job)
 
     async def _run(self, job: Job) -> R:
         outcome: R = await asyncio.wrap_future(self._engine.submit(job))
@@ -342,7 +308,8 @@ class Planner:
         if search.latents is None:
             return Health("unknown", reasons=("a fallback answered before the frames were seen",))
         own, goal = search.latents.values[:-1], search.latents.values[-1]
-        return self._monitor.assess(search.model, own, goal, search.expected)
+        expected = None if search.outcome is None else search.outcome.expected
+        return self._monitor.assess(search.model, own, goal, expected)
 
     def _count_search(self, model: ServedModel, outcome: PlanOutcome, context: int) -> None:
         config, horizon = model.card.config, len(outcome.actions)
@@ -350,16 +317,6 @@ class Planner:
         self._metrics.plan_iterations.observe(outcome.iterations)
         self._metrics.candidates_total.inc(outcome.candidates)
         self._metrics.predictor_tokens_total.inc(outcome.candidates * sum(windows))
-
-
-async def _expected(ahead: Future[Prediction] | None) -> Tensor | None:
-    """The latent (D,) that was predicted; None without history, or where time ran out for it."""
-    if ahead is None:
-        return None
-    try:
-        return (await asyncio.wrap_future(ahead)).latents[0, 0]
-    except DeadlinePassed:
-        return None
 
 
 def _fields(frames: Sequence[Frame]) -> list[str]:

@@ -17,8 +17,7 @@ from service.served import ServedModel
 class Search:
     """One search with its ``past`` actions (H − 1, A), z-scored; the rest is None at first.
 
-    ``latents`` are those of the frames and, last, the goal; ``expected`` (D,) is what the newest
-    frame's was predicted to be.
+    ``latents`` are those of the frames and, last, the goal.
     """
 
     model: ServedModel
@@ -27,4 +26,3 @@ class Search:
     past: Tensor
     latents: Latents | None = None
     outcome: PlanOutcome | None = None
-    expected: Tensor | None = None

@@ -16,6 +16,8 @@ import torch
 from benchmarks.latent_health.measure import measure
 from benchmarks.latent_health.pictures import draw
 from benchmarks.latent_health.tables import tables
+from benchmarks.machine import describe_machine
+from benchmarks.results import now
 from benchmarks.served import load_served
 from models.checkpoint import PRETRAINED
 
@@ -38,7 +40,9 @@ def main() -> None:
         def say(what: str) -> None:
             print(f"{time.monotonic() - start:5.0f} s  {what}", file=sys.stderr)
 
+        machine = describe_machine()
         figures = measure(load_served(given.model, threads=1), given.quick, say)
+        figures = {"taken": now(), "quick": given.quick, "machine": machine, **figures}
         FIGURES.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     figures = json.loads(FIGURES.read_text())
     draw(figures, PICTURES)

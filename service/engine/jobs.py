@@ -22,7 +22,10 @@ class DeadlinePassed(Exception):
 
 @dataclass(frozen=True)
 class PlanOutcome:
-    """How a search ended: z-scored ``actions`` (T, A), the ``cost`` of exactly these, seconds."""
+    """How a search ended: z-scored ``actions`` (T, A), the ``cost`` of exactly these, seconds.
+
+    ``expected`` is `Job.expected`.
+    """
 
     actions: Tensor
     cost: float
@@ -30,15 +33,17 @@ class PlanOutcome:
     iterations: int
     candidates: int
     trajectory: Tensor | None
+    expected: Tensor | None
     queue_s: float
     solve_s: float
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted latents (S, T, D), and seconds."""
+    """Predicted latents (S, T, D), and seconds; ``expected`` is `Job.expected`."""
 
     latents: Tensor
+    expected: Tensor | None
     queue_s: float
     solve_s: float
 
@@ -76,6 +81,16 @@ class Job(ABC):
     def rows(self) -> int:
         """How many candidates are to be rolled out next."""
         return len(self.chunks[0])
+
+    @property
+    def expected(self) -> Tensor | None:
+        """The newest latent (D,) as predicted from those before it, None where there are none.
+
+        Computed anew each time.
+        """
+        if len(self.latents) == 1:
+            return None
+        return self.backend.expect(self.latents.unsqueeze(0), self.past_actions.unsqueeze(0))[0]
 
     @abstractmethod
     def prepare(self, now: float) -> bool:
@@ -143,7 +158,7 @@ class PredictJob(Job):
         """See `Job.result`."""
         if self.chunks:
             raise DeadlinePassed
-        return Prediction(torch.cat(self.predicted), *self._seconds(now))
+        return Prediction(torch.cat(self.predicted), self.expected, *self._seconds(now))
 
 
 class PlanJob(Job):
@@ -226,6 +241,7 @@ class PlanJob(Job):
             self.solver.iterations,
             self.solver.candidates,
             trajectory,
+            self.expected,
             *self._seconds(now),
         )
 
