@@ -155,7 +155,7 @@ def _stream_sigreg(calibration: Calibration, asked: Requests) -> float | None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians in milliseconds, and the ``share`` of all plans' time that all of the monitor's is."""
+    """Medians in milliseconds; ``share`` is all of the monitor's time over all of the plans'."""
 
     plan_ms: float
     assess_ms: float
@@ -186,8 +186,10 @@ def cost(model: ServedModel, asked: Requests, runs: int) -> Cost:
         taken.append((planned - begin, assessed - predicted_at, predicted_at - planned))
     plans, assessments, predictions = zip(*taken[WARM_UPS:], strict=True)
     share = (sum(assessments) + sum(predictions)) / sum(plans)
-    medians = (1000 * statistics.median(times) for times in (plans, assessments, predictions))
-    return Cost(*medians, share, runs)
+    plan_ms, assess_ms, predict_ms = (
+        1000 * statistics.median(times) for times in (plans, assessments, predictions)
+    )
+    return Cost(plan_ms, assess_ms, predict_ms, share, runs)
 
 
 def measure(model: ServedModel, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
