@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,17 +132,16 @@ def hits_wall(position: Tensor, action: Tensor) -> bool:
     return not torch.allclose(two_room.move(position, action), free, atol=1e-3)
 
 
-def measure(protocol: str, episodes: int, seed: int, faults: Sequence[str]) -> list[Cell]:
-    """Drive under these faults with every controller."""
+def measure(protocol: str, episodes: int, seed: int, faults: Sequence[str]) -> Iterator[list[Cell]]:
+    """Drive under one fault after another, each with every controller."""
     tasks = PROTOCOLS[protocol](episodes, seed)
-    cells = []
     with local_server() as server, PlannerClient(server.target) as client:
         for fault in faults:
+            cells = []
             for name in CONTROLLERS:
                 drives = [drive(client, tasks, index, fault, name) for index in range(len(tasks))]
                 cells.append(Cell.of(protocol, fault, name, drives))
-                print(cells[-1], file=sys.stderr)
-    return cells
+            yield cells
 
 
 def merged(known: Sequence[dict[str, Any]], fresh: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -180,13 +179,15 @@ def main() -> None:
     parser.add_argument("--faults", nargs="*", choices=FAULTS, default=FAULTS)
     options = parser.parse_args()
     path = FOLDER / "fallbacks.json"
-    known = json.loads(path.read_text())["details"]["cells"] if path.exists() else []
+    cells = json.loads(path.read_text())["details"]["cells"] if path.exists() else []
     start, machine = time.monotonic(), describe_machine()
-    cells = measure(options.protocol, options.episodes, options.seed, options.faults)
-    details = {"seed": options.seed, "cells": merged(known, cells)}
-    seconds = time.monotonic() - start
-    Result("fallbacks", now(), False, seconds, machine, (), details).write(FOLDER)
-    print(table(details["cells"]))
+    for fresh in measure(options.protocol, options.episodes, options.seed, options.faults):
+        seconds = time.monotonic() - start
+        print(f"{seconds:5.0f} s  {options.protocol}, {fresh[0].fault}", file=sys.stderr)
+        cells = merged(cells, fresh)
+        details = {"seed": options.seed, "cells": cells}
+        Result("fallbacks", now(), False, seconds, machine, (), details).write(FOLDER)
+    print(table(cells))
 
 
 if __name__ == "__main__":
