@@ -230,8 +230,6 @@ def measure(model: ServedModel, quick: bool, say: Callable[[str], None]) -> dict
     say("cost")
     spent = cost(model, sample, 20 if quick else 300)
     return {
-        "model": model.name,
-        "version": model.version,
         "history": HISTORY,
         "ordinary": [asdict(one) for one in (*ordinary, _total(ordinary[:SERVED]))],
         "faults": [asdict(one) for one in found],
