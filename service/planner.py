@@ -31,7 +31,7 @@ from service.responses import (
     PlanResponse,
     PredictResponse,
 )
-from service.runner import Runner, expected, timing
+from service.runner import Runner, timing
 from service.served import ServedModel
 from service.settings import Settings
 
@@ -178,16 +178,14 @@ class Planner:
             latents = await self._latents.latents(model, request.frames, fields_of(request.frames))
             ticket.frames = 0
             job = PredictJob(model.backend, ticket, latents.values, past, candidates)
-            ahead = self._runner.expect(model, latents.values, past, ticket, context)
             predicted: Prediction = await self._runner.outcome(self._runner.submit(job))
-            newest = await expected(ahead)
         values = predicted.latents.numpy()
         return PredictResponse(
             context.request_id,
             model.name,
             model.version,
             values if request.candidates is not None else values[0],
-            self._monitor.assess(model, latents.values, predicted=newest),
+            self._monitor.assess(model, latents.values, predicted=predicted.expected),
             timing(context, latents, predicted),
         )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
 
 from service.context import RequestContext
 from service.engine.jobs import PlanJob, PlanOutcome
@@ -32,7 +35,7 @@ from service.responses import (
     PlanResponse,
     PlanStatus,
 )
-from service.runner import Runner, expected, timing
+from service.runner import Runner, timing
 from service.search import Search
 from service.served import ServedModel
 from service.settings import Settings
@@ -126,7 +129,7 @@ class Plans:
         """Search for a plan, and leave in ``search`` how far it came.
 
         Raises:
-            Anomalous: a fallback is to answer; the search was not begun, or is dropped.
+            Anomalous: a fallback is to answer; nothing was searched.
         """
         model, ticket = search.model, search.ticket
         frames, fields = (*request.frames, request.goal), (*fields_of(request.frames), "goal")
@@ -135,28 +138,26 @@ class Plans:
             ticket.frames = 0
             self._check(search)
             own, goal = search.latents.values[:-1], search.latents.values[-1]
-            with_trajectory = "trajectory" in request.include
             job = PlanJob(
-                model.backend, ticket, search.solver, own, search.past, goal, with_trajectory
+                *(model.backend, ticket, search.solver, own, search.past, goal),
+                with_trajectory="trajectory" in request.include,
+                guard=partial(self._check, search) if search.guarded else None,
             )
-            ahead = self._runner.expect(model, own, search.past, ticket, context)
             running = self._runner.submit(job)
-            if ahead is None:  # nothing more will be known of the frames: look while it searches
+            if len(own) == 1:  # nothing more will be known of the frames: look while it searches
                 search.health = self._monitor.assess(model, own, goal)
-            try:
-                search.expected = await expected(ahead)
-                if search.expected is not None:
-                    self._check(search)
-                search.outcome = await self._runner.outcome(running)
-            finally:
-                running.cancel()
+            search.outcome = await self._runner.outcome(running)
 
-    def _check(self, search: Search) -> None:
-        """Raise `Anomalous` as soon as that is known of a search which a fallback would replace."""
+    def _check(self, search: Search, expected: Tensor | None = None) -> None:
+        """Raise `Anomalous` as soon as that is known of a search which a fallback would replace.
+
+        ``expected`` (D,) is what the newest frame's latent was predicted to be.
+        """
+        search.expected = expected
         if not search.guarded or search.latents is None:
             return
         own, goal = search.latents.values[:-1], search.latents.values[-1]
-        if self._monitor.is_anomalous(search.model, own, goal, search.expected):
+        if self._monitor.is_anomalous(search.model, own, goal, expected):
             raise Anomalous
 
     def _acts(
@@ -184,7 +185,9 @@ class Plans:
         if search.latents is None:
             return Health("unknown", reasons=("a fallback answered before the frames were seen",))
         own, goal = search.latents.values[:-1], search.latents.values[-1]
-        return self._monitor.assess(search.model, own, goal, search.expected)
+        outcome = search.outcome
+        expected = search.expected if outcome is None else outcome.expected
+        return self._monitor.assess(search.model, own, goal, expected)
 
     def _count_search(self, search: Search, outcome: PlanOutcome) -> None:
         config, horizon = search.model.card.config, len(outcome.actions)

@@ -7,17 +7,12 @@ import time
 from concurrent.futures import Future
 from typing import TypeVar
 
-from torch import Tensor
-
 from service.context import RequestContext
 from service.engine.engine import Engine
-from service.engine.jobs import DeadlinePassed, Job, PlanOutcome, Prediction, PredictJob
-from service.engine.pace import Shape
-from service.engine.ticket import Ticket
+from service.engine.jobs import Job, PlanOutcome, Prediction
 from service.latents import Latents
 from service.metrics import Metrics
 from service.responses import Timing
-from service.served import ServedModel
 
 R = TypeVar("R", PlanOutcome, Prediction)
 
@@ -40,44 +35,6 @@ class Runner:
         self._metrics.stage_duration.labels("queue").observe(outcome.queue_s)
         self._metrics.stage_duration.labels("solve").observe(outcome.solve_s)
         return outcome
-
-    def expect(
-        self,
-        model: ServedModel,
-        latents: Tensor,
-        past: Tensor,
-        ticket: Ticket,
-        context: RequestContext,
-    ) -> Future[Prediction] | None:
-        """Have the newest of latents (H, D) predicted from those before it, where there are any.
-
-        One candidate and one step, as urgent as the request's own job and ahead of it, if it is
-        submitted first.
-        """
-        if len(latents) == 1:
-            return None
-        ahead = Ticket(
-            model.pace,
-            context.received,
-            deadline=ticket.deadline,
-            priority=ticket.priority,
-            patience_s=self.patience_s,
-            rows=(1,),
-            shape=Shape(1, len(latents) - 1),
-        )
-        step = past[-1:].unsqueeze(0)
-        job = PredictJob(model.backend, ahead, latents[:-1], past[:-1], step)
-        return self._engine.submit(job)
-
-
-async def expected(ahead: Future[Prediction] | None) -> Tensor | None:
-    """The latent (D,) that was predicted; None without history, or where time ran out for it."""
-    if ahead is None:
-        return None
-    try:
-        return (await asyncio.wrap_future(ahead)).latents[0, 0]
-    except DeadlinePassed:
-        return None
 
 
 def timing(

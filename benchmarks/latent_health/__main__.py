@@ -16,7 +16,9 @@ import torch
 from benchmarks.latent_health.measure import measure
 from benchmarks.latent_health.pictures import draw
 from benchmarks.latent_health.tables import tables
-from benchmarks.served import load_served
+from benchmarks.machine import describe_machine
+from benchmarks.results import now
+from benchmarks.served import describe_served, load_served
 from models.checkpoint import PRETRAINED
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +34,21 @@ def main() -> None:
     arguments.add_argument("--model", type=Path, default=PRETRAINED / "two-room")
     given = arguments.parse_args()
     if not given.draw:
-        torch.set_num_threads(1)
         start = time.monotonic()
 
         def say(what: str) -> None:
             print(f"{time.monotonic() - start:5.0f} s  {what}", file=sys.stderr)
 
-        figures = measure(load_served(given.model, threads=1), given.quick, say)
+        machine, model = describe_machine(), load_served(given.model)
+        # What is left to torch here are small tensors; the backend has its own threads.
+        torch.set_num_threads(1)
+        figures = {
+            "taken": now(),
+            "quick": given.quick,
+            "machine": machine,
+            "served": describe_served(model),
+            **measure(model, given.quick, say),
+        }
         FIGURES.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     figures = json.loads(FIGURES.read_text())
     draw(figures, PICTURES)

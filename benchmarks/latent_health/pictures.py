@@ -67,7 +67,7 @@ class Page:
     def save(self, path: Path) -> None:
         """Write a PNG."""
         small = self.image.resize(self._size, Image.Resampling.LANCZOS)
-        small.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        small.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def draw(figures: dict[str, Any], folder: Path) -> None:

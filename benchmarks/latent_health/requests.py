@@ -183,7 +183,4 @@ def predicted(model: ServedModel, asked: Requests) -> Tensor:
 def _predicted(model: ServedModel, asked: Requests) -> Iterator[Tensor]:
     for begin in range(0, len(asked), 256):
         part = slice(begin, begin + 256)
-        latents, actions = asked.latents[part], asked.actions[part]
-        yield model.backend.rollout(latents[:, :-1], actions[:, :-1], actions[:, None, -1:])[
-            :, 0, 0
-        ]
+        yield model.backend.expect(asked.latents[part], asked.actions[part])

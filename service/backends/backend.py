@@ -33,6 +33,12 @@ class Backend(Protocol):
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """Latents (P, H, D), past (P, H − 1, A), candidates (P, S, T, A) → latents (P, S, T, D)."""
 
+    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        """Latents (P, H, D), H ≥ 2, past (P, H − 1, A) → what the newest (P, D) should have been.
+
+        That is the prediction from the others and the past, in which the newest has no part.
+        """
+
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,8 @@ class OnnxBackend:
     @threads.setter
     def threads(self, count: int) -> None:
         self._encodes = Shards(count, smallest=1)
-        self._rollout = Rollout(self._kernel, Shards(count, smallest=ROLLOUT_ROWS))
+        shards = Shards(count, smallest=ROLLOUT_ROWS)
+        self._rollout = Rollout(self._kernel, shards, remember=True)
         self._torch.threads = count
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -64,6 +65,11 @@ class OnnxBackend:
         """See `Backend.rollout`."""
         return self._rollout(latents, past_actions, candidates)
 
+    @torch.inference_mode()
+    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        """See `Backend.expect`."""
+        return self._rollout.expect(latents, past_actions)
+
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -74,4 +80,4 @@ class OnnxBackend:
         """See `Backend.warm_up`."""
         if not encodes_alike(self.encode, self.model.config):
             self._encode_rows = 1
-        run_rollouts(self.rollout, self.model.config)
+        run_rollouts(self, self.model.config)

@@ -45,9 +45,11 @@ class TorchBackend:
         self._graphs = device.type == "cuda"
         self._run_encode: Callable[..., Tensor] = self._encode
         self._run_rollout: Callable[..., Tensor] = self._rollout
+        self._run_expect: Callable[..., Tensor] = self._rollout.expect
         if self._graphs:
             self._run_encode = CudaGraphs(self._encode, device)
             self._run_rollout = CudaGraphs(self._rollout, device)
+            self._run_expect = CudaGraphs(self._rollout.expect, device)
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
@@ -73,6 +75,12 @@ class TorchBackend:
         self._take_threads()
         return self._run_rollout(latents, past_actions, candidates)
 
+    @torch.inference_mode()
+    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        """See `Backend.expect`."""
+        self._take_threads()
+        return self._run_expect(latents, past_actions)
+
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -97,7 +105,7 @@ class TorchBackend:
         """See `Backend.warm_up`."""
         if not self._graphs and not encodes_alike(self.encode, self.model.config):
             self._encode_rows = 1
-        run_rollouts(self.rollout, self.model.config)
+        run_rollouts(self, self.model.config)
 
     def _take_threads(self) -> None:
         # Torch has one number for all models of the process.

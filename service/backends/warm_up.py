@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.config import LeWMConfig
+from service.backends.backend import Backend
 
 SAMPLES = 16
 
@@ -23,13 +24,16 @@ def encode_rows(config: LeWMConfig) -> int:
     return max(1, min(MOST_ROWS, TOKENS // config.tokens))
 
 
-def run_rollouts(rollout: Callable[[Tensor, Tensor, Tensor], Tensor], config: LeWMConfig) -> None:
+def run_rollouts(backend: Backend, config: LeWMConfig) -> None:
     """Roll out from every number of context frames, until the window slides."""
     horizon = config.history + 2
     candidates = torch.zeros(1, SAMPLES, horizon, config.block_width)
     for context in range(1, config.history + 1):
         latents = torch.zeros(1, context, config.latent_dim)
-        rollout(latents, torch.zeros(1, context - 1, config.block_width), candidates)
+        past = torch.zeros(1, context - 1, config.block_width)
+        backend.rollout(latents, past, candidates)
+        if context > 1:
+            backend.expect(latents, past)
 
 
 def encodes_alike(encode: Callable[[Tensor], Tensor], config: LeWMConfig) -> bool:

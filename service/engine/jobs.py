@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +23,10 @@ class DeadlinePassed(Exception):
 
 @dataclass(frozen=True)
 class PlanOutcome:
-    """How a search ended: z-scored ``actions`` (T, A), the ``cost`` of exactly these, seconds."""
+    """How a search ended: z-scored ``actions`` (T, A), the ``cost`` of exactly these, seconds.
+
+    ``expected`` is `Job.expected`.
+    """
 
     actions: Tensor
     cost: float
@@ -30,15 +34,17 @@ class PlanOutcome:
     iterations: int
     candidates: int
     trajectory: Tensor | None
+    expected: Tensor | None
     queue_s: float
     solve_s: float
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted latents (S, T, D), and seconds."""
+    """Predicted latents (S, T, D), and seconds; ``expected`` is `Job.expected`."""
 
     latents: Tensor
+    expected: Tensor | None
     queue_s: float
     solve_s: float
 
@@ -76,6 +82,16 @@ class Job(ABC):
     def rows(self) -> int:
         """How many candidates are to be rolled out next."""
         return len(self.chunks[0])
+
+    @property
+    def expected(self) -> Tensor | None:
+        """The newest latent (D,) as predicted from those before it, None where there are none.
+
+        Computed anew each time.
+        """
+        if len(self.latents) == 1:
+            return None
+        return self.backend.expect(self.latents.unsqueeze(0), self.past_actions.unsqueeze(0))[0]
 
     @abstractmethod
     def prepare(self, now: float) -> bool:
@@ -143,13 +159,14 @@ class PredictJob(Job):
         """See `Job.result`."""
         if self.chunks:
             raise DeadlinePassed
-        return Prediction(torch.cat(self.predicted), *self._seconds(now))
+        return Prediction(torch.cat(self.predicted), self.expected, *self._seconds(now))
 
 
 class PlanJob(Job):
     """One search towards ``goal`` (D,): ask, roll out, tell, until done.
 
-    What a candidate costs is said by `goal_costs`.
+    What a candidate costs is said by `goal_costs`. ``guard`` is told `Job.expected`, where there is
+    one, before the first iteration: if it raises, the job ends with that.
     """
 
     def __init__(
@@ -161,9 +178,11 @@ class PlanJob(Job):
         past_actions: Tensor,
         goal: Tensor,
         with_trajectory: bool = False,
+        guard: Callable[[Tensor], None] | None = None,
     ) -> None:
         super().__init__(backend, ticket, latents, past_actions)
         self.solver = solver
+        self.guard = guard
         self.packs = not solver.needs_gradients
         self.goal = goal
         self.with_trajectory = with_trajectory
@@ -173,6 +192,9 @@ class PlanJob(Job):
 
     def prepare(self, now: float) -> bool:
         """See `Job.prepare`: what is not expected to end in time is not begun, nor gone on with."""
+        guard, self.guard = self.guard, None
+        if guard is not None and (expected := self.expected) is not None:
+            guard(expected)
         if self.asked is None:
             self.asked = self.solver.ask()
             self.chunks = self._chunked(self.asked)
@@ -226,6 +248,7 @@ class PlanJob(Job):
             self.solver.iterations,
             self.solver.candidates,
             trajectory,
+            self.expected,
             *self._seconds(now),
         )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from models.calibration.reference import LatentReference
@@ -18,9 +20,10 @@ KINDS: tuple[Kind, ...] = ("norm", "mahalanobis", "surprise", "sigreg")
 
 @dataclass(frozen=True)
 class Assessment:
-    """Health, and the kinds of score that exceeded their limits."""
+    """Health, the frames' norms, and the kinds of score that exceeded their limits."""
 
     health: Health
+    norms: tuple[float, ...]
     kinds: tuple[Kind, ...] = ()
 
 
@@ -38,32 +41,29 @@ def assess(
     greatest Mahalanobis distance. A model without calibration is `uncalibrated`, never `ok`; a
     score without a limit is reported and not judged.
     """
-    norms: list[float] = latents.norm(dim=-1).tolist()
+    # The goal last: small tensors cost what their operations cost, so all are looked at together.
+    shown = latents if goal is None else torch.cat([latents, goal.unsqueeze(0)])
+    count = len(latents)
+    norms: list[float] = torch.linalg.vector_norm(shown, dim=-1).tolist()
     if calibration is None:
         reasons = ("the model has no calibration",)
-        health = Health("uncalibrated", norms[-1], None, surprise, sigreg, reasons)
-        return Assessment(health)
+        health = Health("uncalibrated", norms[count - 1], None, surprise, sigreg, reasons)
+        return Assessment(health, tuple(norms[:count]))
     zscores = [(norm - calibration.norm_mean) / calibration.norm_std for norm in norms]
-    furthest = max(range(len(norms)), key=lambda index: abs(zscores[index]))
-    norm, zscore = norms[furthest], zscores[furthest]
-    name = f"frames[{furthest}]"
-    scores: list[tuple[Kind, str, float | None, float | None]] = [
-        ("norm", _norm(name, norm), abs(zscore), calibration.zscore_limit)
-    ]
+    deviations = list(map(abs, zscores))
+    distances: list[float] = [] if reference is None else reference.distances(shown).tolist()
+    furthest = _worst(deviations[:count])
     distance: float | None = None
-    if reference is not None:
-        distances = reference.distances(latents)
-        farthest = int(distances.argmax())
-        distance = float(distances[farthest])
-        what = _distance(f"frames[{farthest}]")
-        scores.append(("mahalanobis", what, distance, calibration.mahalanobis_limit))
-    if goal is not None:
-        length = float(goal.norm())
-        deviation = abs(length - calibration.norm_mean) / calibration.norm_std
-        scores.append(("norm", _norm("goal", length), deviation, calibration.zscore_limit))
-        if reference is not None:
-            away = float(reference.distances(goal[None]))
-            scores.append(("mahalanobis", _distance("goal"), away, calibration.mahalanobis_limit))
+    scores: list[tuple[Kind, str, float | None, float | None]] = []
+    for index in (furthest, *range(count, len(norms))):
+        what = _norm(_name(index, count), norms[index])
+        scores.append(("norm", what, deviations[index], calibration.zscore_limit))
+    if distances:
+        farthest = _worst(distances[:count])
+        distance = distances[farthest]
+        for index in (farthest, *range(count, len(norms))):
+            what = f"{_name(index, count)}: Mahalanobis distance of the latent"
+            scores.append(("mahalanobis", what, distances[index], calibration.mahalanobis_limit))
     what = f"frames[{len(latents) - 1}]: distance of the latent from the predicted one"
     scores.append(("surprise", what, surprise, calibration.surprise_limit))
     what = "SIGReg of the stream of all requests' frames"
@@ -78,13 +78,19 @@ def assess(
     status: HealthStatus = "ok"
     if kinds:
         status = "degraded" if kinds == ("sigreg",) else "anomalous"
-    health = Health(status, norm, zscore, surprise, sigreg, tuple(found), distance)
-    return Assessment(health, kinds)
+    own = norms[furthest], zscores[furthest]
+    health = Health(status, *own, surprise, sigreg, tuple(found), distance)
+    return Assessment(health, tuple(norms[:count]), kinds)
+
+
+def _worst(scores: list[float]) -> int:
+    """Where the largest is; NaN is larger than any."""
+    return max(range(len(scores)), key=lambda at: (math.isnan(scores[at]), scores[at]))
+
+
+def _name(index: int, frames: int) -> str:
+    return "goal" if index == frames else f"frames[{index}]"
 
 
 def _norm(name: str, norm: float) -> str:
     return f"{name}: latent norm {norm:.2f}; its deviation in standard deviations"
-
-
-def _distance(name: str) -> str:
-    return f"{name}: Mahalanobis distance of the latent"

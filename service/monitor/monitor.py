@@ -52,7 +52,6 @@ class Monitor:
         ``predicted`` (D,) is what the newest latent was expected to be. The last ``fresh`` of the
         frames join the stream: those before them came with earlier requests.
         """
-        norms = latents.norm(dim=-1)
         stream = self._streams[model.name]
         stream.add(latents[-fresh:])
         sigreg = stream.sigreg
@@ -61,8 +60,9 @@ class Monitor:
         assessment = assess(calibration, model.reference, latents, goal, surprise, sigreg)
         health = assessment.health
         metrics, name = self._metrics, model.name
-        for norm in norms.tolist():
-            metrics.latent_norm.labels(name).observe(norm)
+        histogram = metrics.latent_norm.labels(name)
+        for norm in assessment.norms:
+            histogram.observe(norm)
         if health.latent_norm_zscore is not None:
             metrics.latent_norm_zscore.labels(name).set(health.latent_norm_zscore)
         if health.latent_mahalanobis is not None:
@@ -77,7 +77,7 @@ class Monitor:
 
 
 def _surprise(latents: Tensor, predicted: Tensor | None) -> float | None:
-    return None if predicted is None else float((latents[-1] - predicted).norm())
+    return None if predicted is None else float(torch.dist(latents[-1], predicted))
 
 
 def norm_zscores(model: ServedModel, latents: Tensor) -> list[float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from random import Random
 
 import torch
 from torch import Tensor
@@ -29,26 +30,32 @@ class LatentStream:
         self._directions = directions
         self._size = size
         self._kept = kept
-        self._generator = torch.Generator().manual_seed(0)
+        self._chance = Random(0)
         self._knots, self._gaussian, self._weights = quadrature(torch.device("cpu"))
         self._window: deque[Tensor] = deque()
         self._sum = torch.zeros(2, directions.shape[1], len(self._knots), dtype=torch.float64)
+        self._sigreg: float | None = None
 
     def add(self, latents: Tensor) -> None:
         """Let a share of latents (N, D) in, and out of the oldest what the window cannot hold."""
-        chosen = latents[torch.rand(len(latents), generator=self._generator) < self._kept]
-        angles = (chosen[-self._size :] @ self._directions).unsqueeze(-1) * self._knots
+        chosen = [row for row in range(len(latents)) if self._chance.random() < self._kept]
+        if not chosen:
+            return
+        angles = (latents[chosen[-self._size :]] @ self._directions).unsqueeze(-1) * self._knots
         for parts in torch.stack([angles.cos(), angles.sin()], dim=1):
             self._window.append(parts)
             self._sum += parts
             if len(self._window) > self._size:
                 self._sum -= self._window.popleft()
+        if len(self._window) == self._size:
+            self._sigreg = self._score()
 
     @property
     def sigreg(self) -> float | None:
         """SIGReg of a full window; None before there is one."""
-        if len(self._window) < self._size:
-            return None
+        return self._sigreg
+
+    def _score(self) -> float:
         real, imaginary = self._sum / self._size
         squares = (real - self._gaussian).square() + imaginary.square()
         return float((squares @ self._weights.double()).mean()) * self._size

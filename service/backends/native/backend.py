@@ -47,7 +47,8 @@ class NativeBackend:
     @threads.setter
     def threads(self, count: int) -> None:
         self._exact.threads = count
-        self._rollout = Rollout(self._kernel, Shards(count, smallest=ROLLOUT_ROWS))
+        shards = Shards(count, smallest=ROLLOUT_ROWS)
+        self._rollout = Rollout(self._kernel, shards, remember=True)
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
@@ -56,10 +57,14 @@ class NativeBackend:
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """See `Backend.rollout`."""
-        # The little of it that is PyTorch's stays on the thread that asks.
-        if torch.get_num_threads() != 1:
-            torch.set_num_threads(1)
+        _take_one_thread()
         return self._rollout(latents, past_actions, candidates)
+
+    @torch.inference_mode()
+    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        """See `Backend.expect`."""
+        _take_one_thread()
+        return self._rollout.expect(latents, past_actions)
 
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
@@ -70,7 +75,13 @@ class NativeBackend:
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
         self._exact.warm_up()
-        run_rollouts(self.rollout, self._config)
+        run_rollouts(self, self._config)
+
+
+def _take_one_thread() -> None:
+    """The little of a roll-out that is PyTorch's stays on the thread that asks."""
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 def check(config: LeWMConfig, device: torch.device) -> None:

@@ -38,6 +38,9 @@ def test_rollouts(model: LeWM, backend: TorchBackend, context: int, plans: int) 
         candidates = torch.randn(plans, 24, 5, CONFIG.block_width, generator=generator)
         expected = reference.rollout(latents, past, candidates)
         assert torch.allclose(backend.rollout(latents, past, candidates), expected, atol=TOLERANCE)
+        if context > 1:
+            expected = reference.expect(latents, past)
+            assert torch.allclose(backend.expect(latents, past), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])

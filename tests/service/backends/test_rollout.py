@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.config import LeWMConfig
 from models.lewm import LeWM
@@ -43,8 +44,6 @@ KERNELS: dict[str, Callable[[LeWM], Kernel[Any, Any]]] = {
     "onnx": lambda model: OnnxKernel(model, torch.device("cpu")),
 }
 
-Setup = tuple[LeWM, Kernel[Any, Any]]
-
 
 @pytest.fixture(scope="module", params=[ODD, LeWMConfig(predictor_depth=2, encoder_depth=1)])
 def model(request: pytest.FixtureRequest) -> LeWM:
@@ -56,17 +55,25 @@ def kernel(request: pytest.FixtureRequest, model: LeWM) -> Kernel[Any, Any]:
     return KERNELS[request.param](model)
 
 
+def some_plans(model: LeWM, context: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, past actions and candidates of two plans, seven blocks ahead."""
+    config = model.config
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(2, context, config.latent_dim, generator=generator),
+        torch.randn(2, context - 1, config.block_width, generator=generator),
+        torch.randn(2, 6, 7, config.block_width, generator=generator),
+    )
+
+
 @pytest.mark.parametrize("horizon", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("context", [1, 2, 3])
 @torch.no_grad()
 def test_it_agrees_with_the_model(
     model: LeWM, kernel: Kernel[Any, Any], context: int, horizon: int
 ) -> None:
-    config = model.config
-    generator = torch.Generator().manual_seed(context)
-    latents = torch.randn(2, context, config.latent_dim, generator=generator)
-    past = torch.randn(2, context - 1, config.block_width, generator=generator)
-    candidates = torch.randn(2, 6, horizon, config.block_width, generator=generator)
+    latents, past, candidates = some_plans(model, context, seed=context)
+    candidates = candidates[:, :, :horizon]
     plans = zip(latents, past, candidates, strict=True)
     expected = torch.stack([model.rollout(*plan) for plan in plans])
     for threads in (1, 3):
@@ -85,3 +92,54 @@ def test_past_actions_matter(model: LeWM, kernel: Kernel[Any, Any]) -> None:
         for value in (-1.0, 1.0)
     )
     assert (first - second).abs().max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("context", [2, 3])
+@torch.no_grad()
+def test_it_expects_what_the_model_predicts(
+    model: LeWM, kernel: Kernel[Any, Any], context: int
+) -> None:
+    latents, past, _ = some_plans(model, context, seed=context)
+    expected = torch.stack(
+        [
+            model.rollout(own[:-1], actions[:-1], actions[None, -1:])[0, 0]
+            for own, actions in zip(latents, past, strict=True)
+        ]
+    )
+    rollout = Rollout(kernel, Shards(1))
+    assert torch.allclose(rollout.expect(latents, past), expected, atol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_what_is_remembered_is_of_the_same_plans_alone(
+    model: LeWM, kernel: Kernel[Any, Any]
+) -> None:
+    one, other = some_plans(model, 3, seed=1), some_plans(model, 3, seed=2)
+    other_past = (one[0], other[1], one[2])
+    remembering = Rollout(kernel, Shards(1), remember=True)
+    for latents, past, candidates in (one, one, other, one, other_past, one):
+        for horizon in (1, 5, 2):
+            asked = latents, past, candidates[:, :, :horizon]
+            assert torch.equal(remembering(*asked), Rollout(kernel, Shards(1))(*asked))
+        plainly = Rollout(kernel, Shards(1)).expect(latents, past)
+        assert torch.equal(remembering.expect(latents, past), plainly)
+
+
+@torch.no_grad()
+def test_a_plans_iterations_compute_once_what_they_share(
+    model: LeWM, kernel: Kernel[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    modulations = kernel.modulations
+
+    def noting(actions: Tensor) -> Any:
+        seen.append(actions)
+        return modulations(actions)
+
+    monkeypatch.setattr(kernel, "modulations", noting)
+    latents, past, candidates = some_plans(model, 3, seed=1)
+    rollout = Rollout(kernel, Shards(1), remember=True)
+    for _ in range(3):
+        rollout(latents, past, candidates)
+    rollout.expect(latents, past)
+    assert [len(actions) for actions in seen] == [2, 7, 7, 7]

@@ -94,6 +94,9 @@ class FakeBackend:
             raise RuntimeError("poisoned")
         return candidates
 
+    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        return past_actions[:, -1]
+
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,9 @@ class TimedBackend:
         self.clock.pass_by(horizon * (0.001 + 0.0001 * max(self.free, samples)))
         return candidates
 
+    def expect(self, *_: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def gradients(self, *_: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 

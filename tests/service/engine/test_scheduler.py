@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from service.engine.encodes import BATCH_ROWS
-from service.engine.jobs import DeadlinePassed, PlanJob, PlanOutcome
+from service.engine.jobs import DeadlinePassed, PlanJob, PlanOutcome, PredictJob
 from service.engine.pace import Pace, Shape
 from service.engine.scheduler import Scheduler
 from service.engine.ticket import STEP_LIMIT
 from tests.service.engine.fakes import (
+    WIDTH,
     FakeBackend,
     FakeClock,
     cem,
@@ -345,3 +346,17 @@ def test_the_counts_for_operators(house: House) -> None:
     assert house.scheduler.active(PlanJob) == 1
     assert [job.ticket.begun for job in jobs] == [True, False]
     assert house.batches == [("encode", 1), ("rollout", 8)]
+
+
+def test_outcomes_tell_what_the_newest_frame_should_have_been(house: House) -> None:
+    alone = plan(house.backend, house.pace, 1)
+    candidates = torch.zeros(1, 1, WIDTH)
+    latents, past = torch.ones(2, WIDTH), torch.full((1, WIDTH), 0.25)
+    searching = PlanJob(house.backend, alone.ticket, cem(), latents, past, torch.zeros(WIDTH))
+    predicting = PredictJob(house.backend, alone.ticket, latents, past, candidates)
+    for job in (alone, searching, predicting):
+        house.scheduler.submit(job)
+    house.run()
+    assert alone.future.result(0).expected is None
+    for job in (searching, predicting):
+        assert torch.equal(job.future.result(0).expected, past[0])

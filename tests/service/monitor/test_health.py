@@ -1,5 +1,6 @@
 """Health from the scores of a request's latents."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -86,5 +87,9 @@ def test_a_goal_is_judged_and_the_figures_are_the_frames() -> None:
     assert all(reason.startswith("goal") for reason in health.reasons)
 
 
-def test_no_figure_is_no_reason_to_be_calm() -> None:
-    assert assess(WHOLE, REFERENCE, latents(float("nan"))).health.status == "anomalous"
+@pytest.mark.parametrize("norms", [(math.nan,), (10.0, math.nan), (math.nan, 10.0)])
+@pytest.mark.parametrize("reference", [None, REFERENCE])
+def test_no_figure_is_no_reason_to_be_calm(
+    norms: tuple[float, ...], reference: LatentReference | None
+) -> None:
+    assert assess(WHOLE, reference, latents(*norms)).health.status == "anomalous"
