@@ -4,7 +4,7 @@ The plan is CEM, 300 candidates, 30 iterations, horizon 5, from one frame, by th
 backend of the server, with what `auto` chooses here. A few iterations of it, of the same search by
 `plain_rollout` on one and on all threads, and large matrix products are timed in turns; what is
 compared is the median of the rounds. The floor is the least arithmetic of a plan at the rate of
-the large products.
+large products of the precision that the plan is rolled out in.
 """
 
 from __future__ import annotations
@@ -58,9 +58,12 @@ def measure(run: Run) -> Report:
     plain = partial(plain_rollout, reference)
     tasks: dict[str, Callable[[], object]] = {"served": repeated(search(), ITERATIONS)}
     counts = sorted({1, cores})
+    precisions = dict.fromkeys(("float32", model.backend.precision))
     for threads in counts:
         tasks[f"plain {threads}"] = _on(threads, search(plain).iterate)
-        tasks[f"matmul {threads}"] = matmul(threads)
+        for precision in precisions:
+            name = f"matmul {precision} {threads}"
+            tasks[name] = matmul(threads, dtype=getattr(torch, precision))
     take_turns(tasks, 1, run.say)  # the first of each is slower, and does not count
     seconds = take_turns(tasks, rounds, run.say)
     whole = take_turns({"whole plan": lambda: search().run()}, plans, run.say)["whole plan"]
@@ -69,8 +72,8 @@ def measure(run: Run) -> Report:
     least, plain_flops = least_plan_flops(config, *shape), plain_plan_flops(config, *shape)
     served = [value / ITERATIONS for value in seconds["served"]]
     best_plain = min((seconds[f"plain {count}"] for count in counts), key=statistics.median)
-    best_matmul = min((seconds[f"matmul {count}"] for count in counts), key=statistics.median)
-    floor = [value * least / matmul_flops() for value in best_matmul]
+    floors = {precision: _floor(seconds, precision, counts, least) for precision in precisions}
+    floor = floors[model.backend.precision]
     scaled = [solver.iterations * value for value in served]
     return Report(
         (
@@ -86,15 +89,21 @@ def measure(run: Run) -> Report:
                 median_ratio(scaled, floor),
                 "times",
                 FROM_FLOOR,
+                f"the floor of {model.backend.precision}",
             ),
             Figure(
-                "the plain roll-out against the floor",
-                median_ratio([solver.iterations * value for value in best_plain], floor),
+                "the plain roll-out against the floor of float32",
+                median_ratio(
+                    [solver.iterations * value for value in best_plain], floors["float32"]
+                ),
                 "times",
                 note="no exact roll-out in float32 can be faster than the plain one by more",
             ),
             Figure("one plan", statistics.median(whole), "s"),
-            Figure("the floor", statistics.median(floor), "s"),
+            *(
+                Figure(f"the floor of {precision}", statistics.median(floors[precision]), "s")
+                for precision in precisions
+            ),
         ),
         {
             "preset": preset,
@@ -103,10 +112,9 @@ def measure(run: Run) -> Report:
             "plan_tflop": round(least / 1e12, 3),
             "plain_plan_tflop": round(plain_flops / 1e12, 3),
             "matmul_gflop_per_s": {
-                count: round(
-                    matmul_flops() / statistics.median(seconds[f"matmul {count}"]) / 1e9, 1
-                )
-                for count in counts
+                name: round(matmul_flops() / statistics.median(taken) / 1e9, 1)
+                for name, taken in seconds.items()
+                if name.startswith("matmul")
             },
             "plain_plan_s": {
                 count: solver.iterations * statistics.median(seconds[f"plain {count}"])
@@ -117,6 +125,14 @@ def measure(run: Run) -> Report:
             "iterations_a_round": {"served": ITERATIONS, "plain": 1},
         },
     )
+
+
+def _floor(
+    seconds: dict[str, list[float]], precision: str, counts: list[int], flops: int
+) -> list[float]:
+    """Seconds of so much arithmetic at the rate of large products, on the best thread count."""
+    taken = (seconds[f"matmul {precision} {count}"] for count in counts)
+    return [value * flops / matmul_flops() for value in min(taken, key=statistics.median)]
 
 
 def _on(threads: int, task: Callable[[], object]) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from benchmarks.onnx_profile import profile_sessions
 from benchmarks.profile import kind
 from benchmarks.startup import CACHES, empty_caches
 from benchmarks.turns import median_ratio, take_turns
+from service.backends.native import library
 
 
 def test_tasks_take_turns() -> None:
@@ -59,6 +60,7 @@ def test_the_machine_is_described() -> None:
         ("cpp_fused_add_mul_3", "fused element-wise"),
         ("aten::empty", "other"),
         ("between nodes", "between nodes"),
+        *((name, name) for name in library.KINDS),
     ],
 )
 def test_operations_are_of_a_kind(operation: str, expected: str) -> None:

@@ -49,6 +49,17 @@ def library() -> ctypes.CDLL:
     return code
 
 
+KINDS = ("matrix products", "layer norms", "attention")
+"""What `read_ticks` tells apart; a product includes what is done with its sums."""
+
+
+def read_ticks() -> tuple[int, dict[str, int]]:
+    """The processor's clock, and what each kind of work has taken of it, over all threads."""
+    spent = (ctypes.c_int64 * len(KINDS))()
+    now = library().read_ticks(spent)
+    return now, dict(zip(KINDS, spent, strict=True))
+
+
 def cache_folder() -> Path:
     """Where compiled code is kept: the user's own folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewm"
@@ -156,6 +167,8 @@ def _declare(code: ctypes.CDLL) -> None:
     pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     maps, tokens, model = (ctypes.POINTER(each) for each in (LinearMap, Token, Model))
     code.tiles_available.restype = flag
+    code.read_ticks.argtypes = (ctypes.POINTER(size),)
+    code.read_ticks.restype = size
     code.modulate.argtypes = (maps, maps, size, flag, pointer, size, size, pointer)
     code.modulate.restype = None
     code.extend.argtypes = (

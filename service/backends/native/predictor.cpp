@@ -8,6 +8,7 @@
 // matrices lie in panels; rows of tokens lie token by token.
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -33,6 +34,20 @@ struct Model {
 struct Token {
     const bfloat16* values;
     int64_t rows, layer_stride;
+};
+
+// What time is spent on, in ticks of the processor's clock, over all threads.
+enum Kind { PRODUCTS, NORMS, ATTENTION, KINDS };
+std::atomic<int64_t> ticks[KINDS];
+
+class Timed {
+   public:
+    explicit Timed(Kind kind) : kind_(kind), begin_(__rdtsc()) {}
+    ~Timed() { ticks[kind_].fetch_add(__rdtsc() - begin_, std::memory_order_relaxed); }
+
+   private:
+    const Kind kind_;
+    const int64_t begin_;
 };
 
 // Memory of a thread's own that lasts from call to call.
@@ -72,6 +87,7 @@ Moments moments(const float* x, int64_t width, float epsilon) {
 void norm(Panels<const float> x, int64_t rows, int64_t width, const float* epsilons,
           const Inputs* modulations, int64_t shift, Panels<bfloat16> out) {
     constexpr int64_t MOST_WIDTH = 4096;
+    const Timed timed(NORMS);
     alignas(64) float row_values[MOST_WIDTH];
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t i = 0; i < width; i += LANES) write(row_values + i, read(x.at(row, i)));
@@ -95,6 +111,7 @@ void norm(Panels<const float> x, int64_t rows, int64_t width, const float* epsil
 // those of the window's first token, which sees itself alone -> answers (n R, I).
 void attend(Inputs query, const std::vector<Inputs>& window, int64_t first, int64_t rows,
             int64_t heads, int64_t width, Panels<bfloat16> out) {
+    const Timed timed(ATTENTION);
     const int64_t end = window.size(), inner = heads * width;
     constexpr int64_t MOST_TOKENS = 16;
     alignas(64) float shares[MOST_TOKENS][LANES] = {};
@@ -139,6 +156,12 @@ void attend(Inputs query, const std::vector<Inputs>& window, int64_t first, int6
     }
 }
 
+template <class Finish>
+void timed_product(Inputs x, int64_t rows, const Linear& linear, bool tiles, Finish finish) {
+    const Timed timed(PRODUCTS);
+    product(x, rows, linear, tiles, finish);
+}
+
 // What becomes of a product's sums.
 auto store(Panels<bfloat16> out) {
     return [=](int64_t row, int64_t output, Floats low, Floats high) {
@@ -175,15 +198,21 @@ extern "C" {
 // Whether the tile registers are there and may be used.
 int32_t tiles_available() { return has_tiles; }
 
+// The clock, and in ``spent`` what products with what finishes them, norms and attention took of it.
+int64_t read_ticks(int64_t* spent) {
+    std::copy(ticks, ticks + KINDS, spent);
+    return __rdtsc();
+}
+
 // What actions do to each layer: x (rows, inputs), a linear map, SiLU, and each layer's map
 // -> (layers, rows, 6 W).
 void modulate(const Linear* condition, const Linear* layers, int64_t count, int32_t tiles,
               const bfloat16* x, int64_t x_rows, int64_t rows, bfloat16* out) {
     static thread_local Memory memory;
     const Panels<bfloat16> active = memory.of(rows, condition->outputs);
-    product({x, x_rows}, rows, *condition, tiles, store<silu>(active));
+    timed_product({x, x_rows}, rows, *condition, tiles, store<silu>(active));
     for (int64_t layer = 0; layer < count; ++layer) {
-        product(constant(active), rows, layers[layer], tiles, store(Panels<bfloat16>{out, rows}));
+        timed_product(constant(active), rows, layers[layer], tiles, store(Panels<bfloat16>{out, rows}));
         out += rows * layers[layer].outputs;
     }
 }
@@ -214,7 +243,7 @@ void extend(const Model* model, const Token* window, int64_t before, float* valu
         norm({x.values, x.rows}, count * rows, width, block.epsilons, &own_modulations, 0, normed);
         Panels<bfloat16> key_value{own + layer * count * rows * 2 * inner, count * rows};
         if (own == nullptr) key_value = key_value_memory.of(count * rows, 2 * inner);
-        product(constant(normed), count * rows, block.key_value, tiles, store(key_value));
+        timed_product(constant(normed), count * rows, block.key_value, tiles, store(key_value));
         for (int64_t token = 0; token < before; ++token)
             tokens[token] = {window[token].values + layer * window[token].layer_stride,
                              window[token].rows};
@@ -233,24 +262,24 @@ void extend(const Model* model, const Token* window, int64_t before, float* valu
         }
         // A window's first token asks nothing.
         const int64_t silent = first == 0;
-        product(asked.from(silent * rows), (asking - silent) * rows, block.query, tiles,
+        timed_product(asked.from(silent * rows), (asking - silent) * rows, block.query, tiles,
                 store(query));
         attend(constant(query), tokens, first, rows, model->heads, model->head_width, answer);
-        product(constant(answer), asking * rows, block.out, tiles,
+        timed_product(constant(answer), asking * rows, block.out, tiles,
                 add_gated(x, width, own_modulations, 2 * width));
         norm({x.values, x.rows}, asking * rows, width, block.epsilons + 2, &own_modulations,
              3 * width, normed);
         const Panels<bfloat16> hidden = hidden_memory.of(asking * rows, block.first.outputs);
-        product(constant(normed), asking * rows, block.first, tiles, store<gelu>(hidden));
-        product(constant(hidden), asking * rows, block.second, tiles,
+        timed_product(constant(normed), asking * rows, block.first, tiles, store<gelu>(hidden));
+        timed_product(constant(hidden), asking * rows, block.second, tiles,
                 add_gated(x, width, own_modulations, 5 * width));
     }
 
     norm({x.values, x.rows}, rows, width, &model->epsilon, nullptr, 0, normed);
     const Linear &first_map = model->head_first, &second_map = model->head_second;
     const Panels<bfloat16> hidden = hidden_memory.of(rows, first_map.outputs);
-    product(constant(normed), rows, first_map, tiles, store<gelu>(hidden));
-    product(constant(hidden), rows, second_map, tiles,
+    timed_product(constant(normed), rows, first_map, tiles, store<gelu>(hidden));
+    timed_product(constant(hidden), rows, second_map, tiles,
             [=](int64_t row, int64_t output, Floats low, Floats high) {
                 write(latents + row * second_map.outputs + output, low);
                 write(latents + row * second_map.outputs + output + LANES, high);
