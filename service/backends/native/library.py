@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -61,8 +62,15 @@ def read_ticks() -> tuple[int, dict[str, int]]:
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: the user's own folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewm"
+    """Where compiled code is kept: the user's own folder.
+
+    Raises:
+        NoLibrary: nobody knows where that is.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewm"
+    except RuntimeError as error:
+        raise NoLibrary(f"no folder for compiled code: {error}, set XDG_CACHE_HOME") from error
 
 
 def compiled(folder: Path) -> Path:
@@ -75,14 +83,15 @@ def compiled(folder: Path) -> Path:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise NoLibrary(f"no C++ compiler: none of {', '.join(COMPILERS)} is installed")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(folder)
     path = folder / f"predictor-{_fingerprint(compiler)}.so"
     if path.exists():
         return path
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Another process may do the same: whoever is last replaces a file like its own.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / path.name
-        command = [compiler, *FLAGS, str(SOURCES[-1]), "-o", str(made)]
+        command = [*shlex.split(compiler), *FLAGS, str(SOURCES[-1]), "-o", str(made)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -91,6 +100,13 @@ def compiled(folder: Path) -> Path:
             raise NoLibrary(f"{compiler} fails: {done.stderr.strip()[:500]}")
         made.replace(path)
     return path
+
+
+def _check_private(folder: Path) -> None:
+    """Refuse a folder in which somebody else could put code for us to run."""
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise NoLibrary(f"{folder} can be written by others, compiled code is not taken from it")
 
 
 def _fingerprint(compiler: str) -> str:

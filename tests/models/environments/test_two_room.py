@@ -46,7 +46,27 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_frames_equal_the_public_ones_in_every_pixel(reference: dict[str, Tensor]) -> None:
-    assert torch.equal(render(reference["frame_positions"]), reference["frames"])
+    positions, expected = reference["frame_positions"], reference["frames"].double()
+    frames = render(positions).double()
+    # Levels are truncated. Where one is a whole number but for the last bits of an exponential, which
+    # processors round in their own ways, it is that number or the one below, there as here.
+    exact = red_levels(positions)
+    whole = (exact - exact.round()).abs() < 1e-4
+    assert torch.equal(frames[..., 1:], expected[..., 1:])
+    assert torch.equal(frames[..., 0][~whole], expected[..., 0][~whole])
+    assert (frames - expected).abs().max() <= 1
+    assert (frames != expected).double().mean() < 1e-4
+
+
+def red_levels(positions: Tensor) -> Tensor:
+    """Before they are truncated (N, 224, 224), float64: a red dot over black and white."""
+    # Green only fades where the dot is: of two frames, one shows the ground.
+    ground = render(torch.tensor([[40.0, 40.0], [180.0, 180.0]]))[..., 1].amax(dim=0).double()
+    pixels = torch.arange(224, dtype=torch.float64)
+    columns, rows = ((pixels - positions[:, axis, None].double()).square() for axis in (0, 1))
+    alpha = torch.exp(-(rows[:, :, None] + columns[:, None, :]) / (2 * 7**2))
+    alpha /= alpha.amax(dim=(1, 2), keepdim=True)
+    return 255 * alpha + (1 - alpha) * ground
 
 
 def test_a_frame_does_not_depend_on_its_batch() -> None:

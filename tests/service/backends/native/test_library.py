@@ -11,7 +11,7 @@ import torch
 from service.backends import processor
 from service.backends.native import library as native
 from service.backends.native.backend import NativeBackend
-from service.backends.native.library import NoLibrary, compiled, library
+from service.backends.native.library import NoLibrary, cache_folder, compiled, library
 from service.backends.torch import TorchBackend
 from tests.models.examples import tiny
 
@@ -65,6 +65,22 @@ def test_a_compiler_that_fails(
     with pytest.raises(NoLibrary, match=message):
         compiled(folder)
     assert not list(folder.iterdir())
+
+
+def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(NoLibrary, match="can be written by others"):
+        compiled(tmp_path)
+
+
+def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("no home directory")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(NoLibrary, match="no home directory, set XDG_CACHE_HOME"):
+        cache_folder()
 
 
 def test_a_processor_without_the_instructions(
