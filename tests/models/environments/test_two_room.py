@@ -48,8 +48,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_frames_equal_the_public_ones_in_every_pixel(reference: dict[str, Tensor]) -> None:
     positions, expected = reference["frame_positions"], reference["frames"].double()
     frames = render(positions).double()
-    # Levels are truncated. Where one is a whole number but for the last bits of an exponential, which
-    # processors round in their own ways, it is that number or the one below, there as here.
+    # Levels are truncated. Where one is whole but for the last bits of an exponential, which each
+    # processor rounds in its own way, it is that number or the one below, there as here.
     exact = red_levels(positions)
     whole = (exact - exact.round()).abs() < 1e-4
     assert torch.equal(frames[..., 1:], expected[..., 1:])
