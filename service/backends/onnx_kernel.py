@@ -14,6 +14,7 @@ from models.export.weights import PredictorWeights
 from models.export.window import extension_graph, modulation_graph, of_last_token
 from models.lewm import LeWM
 from service.backends.onnx_session import Session
+from service.backends.stepwise import StepwiseKernel
 
 Array = NDArray[np.float32]
 
@@ -24,8 +25,8 @@ Modulations = dict[str, Array]
 """Shifts, scales and gates (T · R, width) by layer."""
 
 
-class OnnxKernel:
-    """See `Kernel`. Graphs are built when they are first needed."""
+class OnnxKernel(StepwiseKernel[Modulations, Window]):
+    """Graphs are built when they are first needed."""
 
     def __init__(self, model: LeWM, device: torch.device) -> None:
         self.history = model.config.history
@@ -38,15 +39,15 @@ class OnnxKernel:
         self._building = Lock()
 
     def modulations(self, actions: Tensor) -> Modulations:
-        """See `Kernel`."""
+        """See `StepwiseKernel`."""
         return self._modulate({"actions": actions.flatten(0, 1).numpy()})
 
     def extend(
         self, window: Window | None, latents: Sequence[Tensor], modulations: Modulations, step: int
     ) -> tuple[Tensor, Window]:
-        """See `Kernel`."""
+        """See `StepwiseKernel`."""
         before = window or {}
-        tokens, count, rows = len(before) // (2 * self._layers), len(latents), len(latents[0])
+        tokens, count, rows = self.tokens(before), len(latents), len(latents[0])
         begin, last, end = (rows * at for at in (step, step + count - 1, step + count))
         feed = dict(before)
         for token, latent in enumerate(latents, tokens):
@@ -55,6 +56,10 @@ class OnnxKernel:
             feed[name] = values[last if name in self._of_last_token else begin : end]
         out = self._extension(tokens, count)(feed)
         return torch.from_numpy(out.pop("latent")), before | out
+
+    def tokens(self, window: Window) -> int:
+        """See `StepwiseKernel`."""
+        return len(window) // (2 * self._layers)
 
     def select(self, window: Window, rows: Tensor) -> Window:
         """See `Kernel`."""

@@ -5,7 +5,8 @@ mask agree, so keys and values of earlier tokens are reused; tokens of context f
 executed blocks are the same for all candidates; the last block needs only keys and values of every
 token but the last. Modulations depend on the action alone: once per block of actions.
 
-This file knows what a window holds at each step; a kernel knows how tokens pass through it.
+This file knows what plans and their candidates share; a kernel knows how tokens pass through a
+window, step by step (`stepwise.py`) or in one call.
 
 Axes: P plans, S candidates of a plan, R rows (P · S candidates, or P for what a plan's candidates
 share), T steps, D latent_dim, A one action block.
@@ -13,7 +14,7 @@ share), T steps, D latent_dim, A one action block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -23,24 +24,21 @@ from torch import Tensor
 from service.backends.shards import Shards
 
 W = TypeVar("W")
-M = TypeVar("M")
 
 
-class Kernel(Protocol[M, W]):
-    """Runs a model's predictor. What windows W and modulations M are is its own business."""
+class Kernel(Protocol[W]):
+    """Runs a model's predictor. What a window W is, is its own business."""
 
     history: int
 
-    def modulations(self, actions: Tensor) -> M:
-        """What blocks of actions (T, R, A) do to each layer."""
+    def begin(self, latents: Sequence[Tensor], actions: Tensor) -> tuple[Tensor, W]:
+        """The latent (R, D) after n latents (R, D), left by actions (n, R, A), and their window."""
 
-    def extend(
-        self, window: W | None, latents: Sequence[Tensor], modulations: M, step: int
-    ) -> tuple[Tensor, W]:
-        """Put latents (R, D) of consecutive steps, each with its block, behind a window.
+    def roll(self, latest: Tensor, windows: Mapping[int, W], actions: Tensor) -> Tensor:
+        """Newest latents (R, D) and what leaves them, actions (T, R, A) → latents (T, R, D).
 
-        The first one's block is that of ``step``. Gives the latent (R, D) after the last one, and
-        the longer window.
+        ``windows`` are of the frames before the newest, by the frame they begin at: from the oldest
+        on, as far as the roll-out needs them.
         """
 
     def select(self, window: W, rows: Tensor) -> W:
@@ -48,7 +46,7 @@ class Kernel(Protocol[M, W]):
 
 
 @dataclass
-class Shared(Generic[M, W]):
+class Shared(Generic[W]):
     """What the candidates of plans share: all that ``latents`` (P, H, D), H ≥ 2, but the newest
     and ``past_actions`` (P, H − 1, A) lead to.
 
@@ -57,7 +55,6 @@ class Shared(Generic[M, W]):
 
     latents: Tensor
     past_actions: Tensor
-    modulations: M
     expected: Tensor
     windows: dict[int, W]
 
@@ -66,7 +63,7 @@ class Shared(Generic[M, W]):
         return torch.equal(self.latents, latents) and torch.equal(self.past_actions, past_actions)
 
 
-class Rollout(Generic[M, W]):
+class Rollout(Generic[W]):
     """Rolls candidates out; rows are split among the threads of ``shards``.
 
     What the candidates share may be remembered until other plans come, so that a plan's iterations
@@ -74,16 +71,15 @@ class Rollout(Generic[M, W]):
     gradients may be asked for, which nothing that was made without them has.
     """
 
-    def __init__(self, kernel: Kernel[M, W], shards: Shards, remember: bool = False) -> None:
+    def __init__(self, kernel: Kernel[W], shards: Shards, remember: bool = False) -> None:
         self._kernel = kernel
         self._shards = shards
         self._remember = remember
-        self._last: Shared[M, W] | None = None
+        self._last: Shared[W] | None = None
 
     def __call__(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """See `Backend.rollout`: (P, H, D), (P, H − 1, A), (P, S, T, A) → (P, S, T, D)."""
         plans, samples, horizon, width = candidates.shape
-        context = latents.shape[1]
         shared = self._windows(latents, past_actions, horizon)
         actions = candidates.reshape(plans * samples, horizon, width).transpose(0, 1)
         plan = torch.arange(plans, device=latents.device).repeat_interleave(samples)
@@ -92,7 +88,7 @@ class Rollout(Generic[M, W]):
             windows = {
                 first: self._kernel.select(window, plan[rows]) for first, window in shared.items()
             }
-            return self._roll(latents[plan[rows], -1], windows, actions[:, rows], context)
+            return self._kernel.roll(latents[plan[rows], -1], windows, actions[:, rows])
 
         parts = self._shards.map(roll, plans * samples)
         return torch.cat(parts, dim=1).transpose(0, 1).reshape(plans, samples, horizon, -1)
@@ -101,13 +97,12 @@ class Rollout(Generic[M, W]):
         """See `Backend.expect`: (P, H, D), (P, H − 1, A) → (P, D)."""
         return self._shared(latents, past_actions).expected
 
-    def _shared(self, latents: Tensor, past_actions: Tensor) -> Shared[M, W]:
+    def _shared(self, latents: Tensor, past_actions: Tensor) -> Shared[W]:
         if self._last is not None and self._last.of(latents, past_actions):
             return self._last
-        modulations = self._kernel.modulations(past_actions.transpose(0, 1))
-        frames = latents.unbind(1)[:-1]
-        expected, window = self._kernel.extend(None, frames, modulations, 0)
-        shared = Shared(latents, past_actions, modulations, expected, {0: window})
+        expected, window = self._begin(latents, past_actions, 0)
+        # Whoever made them may change them.
+        shared = Shared(latents.clone(), past_actions.clone(), expected, {0: window})
         if self._remember:
             self._last = shared
         return shared
@@ -120,20 +115,10 @@ class Rollout(Generic[M, W]):
         shared = self._shared(latents, past_actions)
         count = min(context - 1, 1 + max(0, context + horizon - 1 - self._kernel.history))
         for first in range(len(shared.windows), count):
-            frames = latents.unbind(1)[first:-1]
-            _, shared.windows[first] = self._kernel.extend(None, frames, shared.modulations, first)
+            _, shared.windows[first] = self._begin(latents, past_actions, first)
         return {first: shared.windows[first] for first in range(count)}
 
-    def _roll(self, latest: Tensor, shared: dict[int, W], actions: Tensor, context: int) -> Tensor:
-        """Newest frames (R, D) and candidates (T, R, A) → predicted latents (T, R, D)."""
-        modulations = self._kernel.modulations(actions)
-        latents, window = [latest], shared.get(0)
-        for step in range(len(actions)):
-            first = max(0, context + step - self._kernel.history)
-            begin = step
-            if first > 0:
-                # Positions restart: the window is computed anew, on top of what is shared.
-                window, begin = shared.get(first), max(0, first - context + 1)
-            latent, window = self._kernel.extend(window, latents[begin:], modulations, begin)
-            latents.append(latent)
-        return torch.stack(latents[1:])
+    def _begin(self, latents: Tensor, past_actions: Tensor, first: int) -> tuple[Tensor, W]:
+        """The window of all frames but the newest, from ``first`` on."""
+        frames = latents.unbind(1)[first:-1]
+        return self._kernel.begin(frames, past_actions[:, first:].transpose(0, 1))

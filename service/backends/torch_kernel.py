@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.lewm import LeWM, PredictorBlock
+from service.backends.stepwise import StepwiseKernel
 
 Window = list[tuple[Tensor, Tensor]]
 """Keys and values (m, R, h, d) of each layer."""
 
 
-class TorchKernel:
-    """See `Kernel`; for a model in ``eval()`` mode. Modulations are a tensor (T, R, L, 6, W)."""
+class TorchKernel(StepwiseKernel[Tensor, Window]):
+    """For a model in ``eval()`` mode. Modulations are a tensor (T, R, L, 6, W)."""
 
     def __init__(self, model: LeWM) -> None:
         self.model = model
@@ -32,7 +33,7 @@ class TorchKernel:
         self._bias = torch.cat([linear.bias for linear in linears])
 
     def modulations(self, actions: Tensor) -> Tensor:
-        """See `Kernel`."""
+        """See `StepwiseKernel`."""
         actions = actions.to(self._weight.dtype)
         condition = self.model.predictor.transformer.cond_proj(self.model.action_encoder(actions))
         packed = F.linear(F.silu(condition), self._weight, self._bias)
@@ -42,7 +43,7 @@ class TorchKernel:
     def extend(
         self, window: Window | None, latents: Sequence[Tensor], modulations: Tensor, step: int
     ) -> tuple[Tensor, Window]:
-        """See `Kernel`."""
+        """See `StepwiseKernel`."""
         predictor, count = self.model.predictor, len(latents)
         position = len(window[0][0]) if window else 0
         positions = predictor.pos_embedding[0, position : position + count].unsqueeze(1)
@@ -71,6 +72,10 @@ class TorchKernel:
             x = x + gate2 * block.mlp(block.norm2(x) * (1 + scale2) + shift2)
         hidden = predictor.transformer.output_proj(predictor.transformer.norm(x[-1]))
         return self.model.pred_proj(hidden).to(latents[0].dtype), longer
+
+    def tokens(self, window: Window) -> int:
+        """See `StepwiseKernel`."""
+        return len(window[0][0])
 
     def select(self, window: Window, rows: Tensor) -> Window:
         """See `Kernel`."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from service.backends.processor import cpu_flags
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("vectors.h", "product.h", "predictor.cpp")
+    Path(__file__).with_name(name)
+    for name in ("vectors.h", "product.h", "layers.h", "predictor.cpp")
 )
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w", "-shared", "-fPIC")
@@ -152,15 +153,28 @@ class BlockMaps(ctypes.Structure):
     )
 
 
+class ExactMap(ctypes.Structure):
+    """`Exact` in predictor.cpp."""
+
+    _fields_ = LinearMap._fields_
+
+
 class Model(ctypes.Structure):
     """`Model` in predictor.cpp."""
 
     _fields_ = (
         ("blocks", ctypes.POINTER(BlockMaps)),
+        ("modulations", ctypes.POINTER(LinearMap)),
+        ("positions", ctypes.c_void_p),
         ("layers", ctypes.c_int64),
+        ("history", ctypes.c_int64),
+        ("latent", ctypes.c_int64),
         ("width", ctypes.c_int64),
         ("heads", ctypes.c_int64),
         ("head_width", ctypes.c_int64),
+        ("smooth", ExactMap),
+        ("input", ExactMap),
+        ("condition", LinearMap),
         ("head_first", LinearMap),
         ("head_second", LinearMap),
         ("epsilon", ctypes.c_float),
@@ -181,16 +195,15 @@ class Token(ctypes.Structure):
 def _declare(code: ctypes.CDLL) -> None:
     """Say what the functions take. While one runs, other threads do."""
     pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    maps, tokens, model = (ctypes.POINTER(each) for each in (LinearMap, Token, Model))
+    model = ctypes.POINTER(Model)
     code.tiles_available.restype = flag
     code.read_ticks.argtypes = (ctypes.POINTER(size),)
     code.read_ticks.restype = size
-    code.modulate.argtypes = (maps, maps, size, flag, pointer, size, size, pointer)
-    code.modulate.restype = None
-    code.extend.argtypes = (
-        *(model, tokens, size),
-        *(pointer, size, size),
-        *(pointer, size, size),
-        *(pointer, pointer),
+    code.begin.argtypes = (model, pointer, pointer, size, size, pointer, pointer)
+    code.begin.restype = None
+    code.roll.argtypes = (
+        *(model, ctypes.POINTER(Token), size),
+        *(pointer, pointer, size, size),
+        *(size, size, pointer),
     )
-    code.extend.restype = None
+    code.roll.restype = None

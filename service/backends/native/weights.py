@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.export.affine import Affine
-from service.backends.native.library import LinearMap
+from service.backends.native import library
 
 BLOCK = 32
 """Rows, inputs and outputs that are multiplied together."""
@@ -32,7 +32,19 @@ class PackedMaps:
         for each, weight, bias in zip(maps, self._weights, self._biases, strict=True):
             weight.copy_(_panels_of_weights(each))
             shape = (whole(size) for size in each.weight.shape)
-            self.maps.append(LinearMap(weight.data_ptr(), bias.data_ptr(), *shape))
+            self.maps.append(library.LinearMap(weight.data_ptr(), bias.data_ptr(), *shape))
+
+
+class ExactMap:
+    """A small map in float32. ``map`` points into memory that lasts as long as this does."""
+
+    def __init__(self, linear: Affine) -> None:
+        inputs, outputs = linear.weight.shape
+        self._weight = torch.zeros(inputs, whole(outputs))
+        self._weight[:, :outputs] = torch.from_numpy(linear.rounded().weight)
+        self._bias = _bias(linear)
+        pointers = self._weight.data_ptr(), self._bias.data_ptr()
+        self.map = library.ExactMap(*pointers, inputs, whole(outputs))
 
 
 def beside(*maps: Affine) -> Affine:

@@ -1,6 +1,6 @@
 """The economical roll-out gives the numbers of the plain one, whichever kernel runs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -39,7 +39,7 @@ ODD = LeWMConfig(
     action_mlp=16,
 )
 
-KERNELS: dict[str, Callable[[LeWM], Kernel[Any, Any]]] = {
+KERNELS: dict[str, Callable[[LeWM], Kernel[Any]]] = {
     "torch": TorchKernel,
     "onnx": lambda model: OnnxKernel(model, torch.device("cpu")),
 }
@@ -51,7 +51,7 @@ def model(request: pytest.FixtureRequest) -> LeWM:
 
 
 @pytest.fixture(scope="module", params=KERNELS)
-def kernel(request: pytest.FixtureRequest, model: LeWM) -> Kernel[Any, Any]:
+def kernel(request: pytest.FixtureRequest, model: LeWM) -> Kernel[Any]:
     return KERNELS[request.param](model)
 
 
@@ -70,7 +70,7 @@ def some_plans(model: LeWM, context: int, seed: int) -> tuple[Tensor, Tensor, Te
 @pytest.mark.parametrize("context", [1, 2, 3])
 @torch.no_grad()
 def test_it_agrees_with_the_model(
-    model: LeWM, kernel: Kernel[Any, Any], context: int, horizon: int
+    model: LeWM, kernel: Kernel[Any], context: int, horizon: int
 ) -> None:
     latents, past, candidates = some_plans(model, context, seed=context)
     candidates = candidates[:, :, :horizon]
@@ -82,7 +82,7 @@ def test_it_agrees_with_the_model(
 
 
 @torch.no_grad()
-def test_past_actions_matter(model: LeWM, kernel: Kernel[Any, Any]) -> None:
+def test_past_actions_matter(model: LeWM, kernel: Kernel[Any]) -> None:
     config = model.config
     latents = torch.ones(1, 2, config.latent_dim)
     candidates = torch.zeros(1, 4, 2, config.block_width)
@@ -96,9 +96,7 @@ def test_past_actions_matter(model: LeWM, kernel: Kernel[Any, Any]) -> None:
 
 @pytest.mark.parametrize("context", [2, 3])
 @torch.no_grad()
-def test_it_expects_what_the_model_predicts(
-    model: LeWM, kernel: Kernel[Any, Any], context: int
-) -> None:
+def test_it_expects_what_the_model_predicts(model: LeWM, kernel: Kernel[Any], context: int) -> None:
     latents, past, _ = some_plans(model, context, seed=context)
     expected = torch.stack(
         [
@@ -111,9 +109,7 @@ def test_it_expects_what_the_model_predicts(
 
 
 @torch.no_grad()
-def test_what_is_remembered_is_of_the_same_plans_alone(
-    model: LeWM, kernel: Kernel[Any, Any]
-) -> None:
+def test_what_is_remembered_is_of_the_same_plans_alone(model: LeWM, kernel: Kernel[Any]) -> None:
     one, other = some_plans(model, 3, seed=1), some_plans(model, 3, seed=2)
     other_past = (one[0], other[1], one[2])
     remembering = Rollout(kernel, Shards(1), remember=True)
@@ -127,19 +123,29 @@ def test_what_is_remembered_is_of_the_same_plans_alone(
 
 @torch.no_grad()
 def test_a_plans_iterations_compute_once_what_they_share(
-    model: LeWM, kernel: Kernel[Any, Any], monkeypatch: pytest.MonkeyPatch
+    model: LeWM, kernel: Kernel[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Tensor] = []
-    modulations = kernel.modulations
+    seen: list[int] = []
+    begin = kernel.begin
 
-    def noting(actions: Tensor) -> Any:
-        seen.append(actions)
-        return modulations(actions)
+    def noting(latents: Sequence[Tensor], actions: Tensor) -> Any:
+        seen.append(len(latents))
+        return begin(latents, actions)
 
-    monkeypatch.setattr(kernel, "modulations", noting)
+    monkeypatch.setattr(kernel, "begin", noting)
     latents, past, candidates = some_plans(model, 3, seed=1)
     rollout = Rollout(kernel, Shards(1), remember=True)
     for _ in range(3):
         rollout(latents, past, candidates)
     rollout.expect(latents, past)
-    assert [len(actions) for actions in seen] == [2, 7, 7, 7]
+    assert seen == [2, 1]
+
+
+@torch.no_grad()
+def test_what_is_remembered_is_not_what_was_changed_since(model: LeWM, kernel: Kernel[Any]) -> None:
+    latents, past, candidates = some_plans(model, 3, seed=1)
+    remembering = Rollout(kernel, Shards(1), remember=True)
+    remembering(latents, past, candidates)
+    latents += 1
+    plainly = Rollout(kernel, Shards(1))(latents, past, candidates)
+    assert torch.equal(remembering(latents, past, candidates), plainly)
