@@ -82,16 +82,17 @@ class Rollout(Generic[W]):
         plans, samples, horizon, width = candidates.shape
         shared = self._windows(latents, past_actions, horizon)
         actions = candidates.reshape(plans * samples, horizon, width).transpose(0, 1)
+        newest = latents[:, -1]
         plan = torch.arange(plans, device=latents.device).repeat_interleave(samples)
 
         def roll(rows: slice) -> Tensor:
-            windows = {
-                first: self._kernel.select(window, plan[rows]) for first, window in shared.items()
-            }
-            return self._kernel.roll(latents[plan[rows], -1], windows, actions[:, rows])
+            own = plan[rows]
+            windows = {first: self._kernel.select(window, own) for first, window in shared.items()}
+            return self._kernel.roll(newest[own], windows, actions[:, rows])
 
         parts = self._shards.map(roll, plans * samples)
-        return torch.cat(parts, dim=1).transpose(0, 1).reshape(plans, samples, horizon, -1)
+        rolled = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return rolled.transpose(0, 1).reshape(plans, samples, horizon, -1)
 
     def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
         """See `Backend.expect`: (P, H, D), (P, H − 1, A) → (P, D)."""

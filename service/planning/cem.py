@@ -33,7 +33,7 @@ class CEM(GaussianSolver):
         shape = (self.settings.samples, *self.mean.shape)
         noise = torch.from_numpy(self.generator.standard_normal(shape, dtype=np.float32))
         noise[0] = 0
-        return self.clip(self.mean + self.std * noise)
+        return self.around(noise)
 
     @property
     def _closing(self) -> bool:
@@ -44,6 +44,7 @@ class CEM(GaussianSolver):
             self.done = True
             return
         self.iterations += 1
-        elites = candidates[costs.argsort(stable=True)[: self.settings.elites]]
-        weights = torch.full((len(elites),), 1 / len(elites))
+        order = costs.numpy().argsort(kind="stable")
+        elites = candidates.numpy()[order[: self.settings.elites]]
+        weights = np.full(len(elites), 1 / len(elites), dtype=np.float32)
         self.converged = self._settled(self._refit(elites, weights, self.setting("momentum")))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.card import SolverDefaults
 from service.planning.solver import Problem, Solver
+
+Array = NDArray[np.float32]
 
 LEAST_FREEDOM = 1e-4
 """With less of the weight on others, one candidate is alone."""
@@ -29,7 +33,11 @@ class GaussianSolver(Solver):
         self.mean = problem.start
         self.std = torch.full_like(problem.start, self.setting("deviation"))
 
-    def _refit(self, candidates: Tensor, weights: Tensor, momentum: float) -> float:
+    def around(self, noise: Tensor) -> Tensor:
+        """Candidates (S, T, A) that lie by noise of unit deviation around the mean."""
+        return self.clip(torch.addcmul(self.mean, self.std, noise))
+
+    def _refit(self, candidates: Array, weights: Array, momentum: float) -> float:
         """Fit to candidates (S, T, A) by weights (S,) that sum to 1; their largest deviation.
 
         ``momentum`` is the share of the old mean and deviation in the new ones. The deviation is
@@ -37,11 +45,16 @@ class GaussianSolver(Solver):
         before.
         """
         weights = weights[:, None, None]
-        mean = (weights * candidates).sum(dim=0)
-        freedom = float(1 - weights.square().sum())
-        self.mean = mean.lerp(self.mean, momentum)
+        mean = (weights * candidates).sum(axis=0)
+        freedom = float(1 - np.square(weights).sum())
+        self.mean = _blend(mean, self.mean, momentum)
         if freedom < LEAST_FREEDOM:
             return math.inf
-        variance = (weights * (candidates - mean).square()).sum(dim=0) / freedom
-        self.std = variance.sqrt().lerp(self.std, momentum)
-        return float(self.std.max())
+        variance = (weights * np.square(candidates - mean)).sum(axis=0) / np.float32(freedom)
+        self.std = _blend(np.sqrt(variance), self.std, momentum)
+        return float(self.std.numpy().max())
+
+
+def _blend(new: Array, old: Tensor, share: float) -> Tensor:
+    """What is new, and so large a share of what is old."""
+    return torch.from_numpy(new + np.float32(share) * (old.numpy() - new))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import ClassVar
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from models.card import SolverDefaults
-from service.planning.gaussian import GaussianSolver
+from service.planning.gaussian import Array, GaussianSolver
 from service.planning.noise import coloured_noise
 from service.planning.solver import Problem
 
@@ -41,8 +42,8 @@ class ICEM(GaussianSolver):
 
     def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
         super().__init__(settings, problem, seed)
-        self.kept = problem.start[None][:0]
-        self.kept_costs = torch.empty(0)
+        self.kept: Array = problem.start.numpy()[None][:0]
+        self.kept_costs: Array = np.empty(0, dtype=np.float32)
 
     def workload(self) -> list[int]:
         """See `Solver.workload`: fewer each time, but enough to choose elites from."""
@@ -60,24 +61,27 @@ class ICEM(GaussianSolver):
         )
         if self.iterations in (0, self.settings.iterations - 1):
             noise[0] = 0
-        return self.clip(self.mean + self.std * noise)
+        return self.around(noise)
 
     def _learn(self, candidates: Tensor, costs: Tensor, _gradients: Tensor | None) -> None:
-        candidates, costs = torch.cat([candidates, self.kept]), torch.cat([costs, self.kept_costs])
-        order = costs.argsort(stable=True)
-        elites = candidates[order[: self.settings.elites]]
+        known = np.concatenate([candidates.numpy(), self.kept])
+        known_costs = np.concatenate([costs.numpy(), self.kept_costs])
+        order = known_costs.argsort(kind="stable")
+        elites = known[order[: self.settings.elites]]
         kept = order[: min(KEPT, self.settings.elites)]
-        self.kept, self.kept_costs = candidates[kept], costs[kept]
+        self.kept, self.kept_costs = known[kept], known_costs[kept]
         self._end_iteration(
             self._refit(elites, rank_weights(len(elites)), self.setting("momentum"))
         )
 
 
-def rank_weights(count: int) -> Tensor:
+@cache
+def rank_weights(count: int) -> Array:
     """Weights (count,) that sum to 1, the best first: log(count + ½) − log(rank), normalised.
 
     Source: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, where count is half
     of the samples.
     """
-    weights = math.log(count + 0.5) - torch.arange(1, count + 1).log()
-    return weights / weights.sum()
+    weights = math.log(count + 0.5) - np.log(np.arange(1, count + 1))
+    normalised: Array = (weights / weights.sum()).astype(np.float32)
+    return normalised

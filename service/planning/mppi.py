@@ -37,11 +37,11 @@ class MPPI(GaussianSolver):
             self.generator, self.problem, self.settings.samples, self.setting("noise_exponent")
         )
         noise[0] = 0
-        return self.clip(self.mean + self.std * noise)
+        return self.around(noise)
 
     def _learn(self, candidates: Tensor, costs: Tensor, _gradients: Tensor | None) -> None:
         weights = path_weights(costs, self.setting("temperature"))
-        self._end_iteration(self._refit(candidates, weights, momentum=0.0))
+        self._end_iteration(self._refit(candidates.numpy(), weights.numpy(), momentum=0.0))
 
 
 def path_weights(costs: Tensor, temperature: float) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.planning.solver import Problem
@@ -24,13 +27,20 @@ def coloured_noise(
     if steps == 1:
         white = generator.standard_normal((samples, horizon, width), dtype=np.float32)
         return torch.from_numpy(white)
-    frequencies = np.fft.rfftfreq(steps)
-    frequencies[0] = 1 / steps
-    shape = (samples, problem.action_dim, len(frequencies))
+    amplitudes = _amplitudes(steps, exponent)
+    shape = (samples, problem.action_dim, len(amplitudes))
     spectrum = generator.standard_normal(shape) + 1j * generator.standard_normal(shape)
     # The constant part is real; it gets the power that the others share out over two parts.
     spectrum[..., 0] = np.sqrt(2) * spectrum[..., 0].real
-    noise = np.fft.irfft(spectrum * frequencies ** (-exponent / 2), n=steps)
+    noise = np.fft.irfft(spectrum * amplitudes, n=steps)
     noise /= np.sqrt(np.square(noise).mean(axis=-1, keepdims=True))
     by_step = noise.transpose(0, 2, 1).astype(np.float32)
     return torch.from_numpy(by_step.reshape(samples, horizon, width))
+
+
+@lru_cache(maxsize=64)
+def _amplitudes(steps: int, exponent: float) -> NDArray[np.float64]:
+    """Of each frequency that so many steps have, from the lowest on."""
+    frequencies = np.fft.rfftfreq(steps)
+    frequencies[0] = 1 / steps
+    return np.power(frequencies, -exponent / 2, dtype=np.float64)

@@ -97,13 +97,14 @@ class Solver(ABC):
         ``gradients`` (S, T, A): how the costs change with the candidates, for solvers that need
         them; the others take no notice.
         """
-        costs = costs.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        # NumPy: of so few values it makes less ado, and keeps the interpreter's lock meanwhile.
+        known = np.nan_to_num(costs.numpy(), nan=np.inf, posinf=np.inf)
         self.candidates += len(candidates)
-        lowest = int(costs.argmin())
-        cost = float(costs[lowest])
+        lowest = int(known.argmin())
+        cost = float(known[lowest])
         if self.best is None or cost < self.best.cost:
-            self.best = Solution(candidates[lowest].clone(), cost)
-        self._learn(candidates, costs, gradients)
+            self.best = Solution(torch.from_numpy(candidates.numpy()[lowest].copy()), cost)
+        self._learn(candidates, torch.from_numpy(known), gradients)
 
     @abstractmethod
     def _learn(self, candidates: Tensor, costs: Tensor, gradients: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,6 +71,6 @@ def test_rank_weights_fall_with_the_rank() -> None:
     weights = rank_weights(10)
     assert weights.sum() == pytest.approx(1)
     assert weights.min() > 0
-    assert torch.equal(weights.sort(descending=True).values, weights)
+    assert (np.diff(weights) < 0).all()
     # As CMA-ES weighs the better ten of twenty.
     assert weights[0] / weights[1] == pytest.approx(math.log(10.5) / math.log(10.5 / 2))
