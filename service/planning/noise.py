@@ -43,4 +43,5 @@ def _amplitudes(steps: int, exponent: float) -> NDArray[np.float64]:
     """Of each frequency that so many steps have, from the lowest on."""
     frequencies = np.fft.rfftfreq(steps)
     frequencies[0] = 1 / steps
-    return np.power(frequencies, -exponent / 2, dtype=np.float64)
+    amplitudes: NDArray[np.float64] = np.power(frequencies, -exponent / 2, dtype=np.float64)
+    return amplitudes

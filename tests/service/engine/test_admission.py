@@ -1,10 +1,11 @@
 """Who may come in, at moments in the life of a queue whose pace is known."""
 
 import math
+from contextlib import suppress
 
 import pytest
 
-from service.engine.admission import MARGIN, Admission, Refused
+from service.engine.admission import BROKEN, MARGIN, Admission, Refused
 from service.engine.jobs import DeadlinePassed
 from service.engine.pace import Shape
 from service.engine.ticket import Ticket
@@ -165,3 +166,48 @@ def test_packed_plans_run_abreast() -> None:
     for _ in range(4):
         admission.admit(ticket(pace, solver, deadline=deadline))
     refusal(admission, ticket(pace, solver, deadline=deadline))
+
+
+def serve(admission: Admission, clock: FakeClock, iterations: int) -> None:
+    """A plan comes, is promised all its iterations, and leaves when its time is up."""
+    one = ticket(PACE, PLAN, deadline=clock.now + 1.01 * WHOLE_S)
+    admission.admit(one)
+    one.done = iterations
+    clock.pass_by(1.01 * WHOLE_S)
+    admission.leave(one)
+
+
+def room(admission: Admission, clock: FakeClock) -> float:
+    """Behind one plan, the nearest deadline for which another is admitted, in whole plans."""
+    ahead = ticket(PACE, PLAN, deadline=clock.now + 1.01 * WHOLE_S, priority=9)
+    admission.admit(ahead)
+    plans = 2.0
+    while True:
+        newcomer = ticket(PACE, PLAN, deadline=clock.now + plans * WHOLE_S)
+        with suppress(Refused):
+            admission.admit(newcomer)
+            admission.leave(newcomer)
+            ahead.done = len(PLAN.workload())
+            admission.leave(ahead)
+            return plans
+        plans += 0.001
+
+
+def test_broken_promises_make_it_careful_and_kept_ones_bold_again(
+    admission: Admission, clock: FakeClock
+) -> None:
+    assert room(admission, clock) == pytest.approx(2 + MARGIN, abs=0.01)
+    for _ in range(3):
+        serve(admission, clock, iterations=2)
+    assert room(admission, clock) == pytest.approx(2 + MARGIN + 3 * BROKEN, abs=0.01)
+    for _ in range(100):
+        serve(admission, clock, iterations=len(PLAN.workload()))
+    assert room(admission, clock) == pytest.approx(2 + MARGIN, abs=0.01)
+
+
+def test_a_client_that_goes_away_breaks_no_promise(admission: Admission, clock: FakeClock) -> None:
+    for _ in range(3):
+        gone = ticket(PACE, PLAN, deadline=clock.now + 3 * WHOLE_S)
+        admission.admit(gone)
+        admission.leave(gone)
+    assert room(admission, clock) == pytest.approx(2 + MARGIN, abs=0.01)
