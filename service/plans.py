@@ -14,7 +14,7 @@ from service.engine.pace import Shape
 from service.engine.ticket import Ticket
 from service.entrance import Entrance
 from service.fallbacks.fallback import PreparedFallback, prepare_fallback
-from service.fallbacks.triggers import Anomalous, Reason, failure_of
+from service.fallbacks.triggers import Anomalous, Reason, failure_of, search_deadline
 from service.latents import LatentSource, fields_of, unseen
 from service.metrics import Metrics
 from service.monitor.monitor import Monitor
@@ -84,10 +84,11 @@ class Plans:
         fallback = prepare_fallback(model, request.fallback, request.warm_start, rows)
         seed = secrets.randbits(63) if request.seed is None else request.seed
         solver = make_solver(settings, problem, seed)
+        deadline = context.until(request.deadline_ms)
         ticket = Ticket(
             model.pace,
             context.received,
-            deadline=context.until(request.deadline_ms),
+            deadline=deadline if fallback is None else search_deadline(deadline),
             priority=request.priority,
             patience_s=self._runner.patience_s,
             frames=unseen((*request.frames, request.goal)),
@@ -101,7 +102,7 @@ class Plans:
         if fallback is None:
             await working
         else:
-            reason = await failure_of(working, ticket, context.request_id)
+            reason = await failure_of(working, ticket, deadline, context.request_id)
         acts = self._acts(search, fallback, reason)
         latents, outcome = search.latents, search.outcome
         return PlanResponse(
