@@ -59,6 +59,7 @@ REGISTERED = (
     "lewm_cache_requests_total",
     "lewm_cache_up",
     "lewm_candidates_total",
+    "lewm_engine_up",
     "lewm_fallbacks_total",
     "lewm_held_bytes",
     "lewm_latent_mahalanobis",
@@ -134,6 +135,9 @@ class Metrics:
             "lewm_queued_requests",
             "Requests inside that the engine has not begun; encodes until they are done",
             "endpoint",
+        )
+        self.engine_up = self._gauge(
+            "lewm_engine_up", "1; 0 once the thread that runs the models has died"
         )
         self.held_bytes = self._gauge("lewm_held_bytes", "Bytes of requests being served")
         for endpoint, protocol in product(ENDPOINTS, PROTOCOLS):

@@ -94,7 +94,11 @@ CASES = {
     "LewmDown": Case(DOWN, UP),
     "LewmAllDown": Case(DOWN, UP | {'up{job="lewm", instance="b:8000"}': steady(0)}),
     "LewmNotReady": Case(UP, UP | SERVED),
-    "LewmEngineDead": Case(answers(ok=0, failed=1), answers(ok=1, failed=0)),
+    # Fallbacks answer for a dead engine, and their plans are `ok`.
+    "LewmEngineDead": Case(
+        gauge("lewm_engine_up", steady(0)) | answers(ok=1, failed=0),
+        gauge("lewm_engine_up", steady(1)) | answers(ok=1, failed=0),
+    ),
     "LewmEngineStuck": Case(held(computed=0), held(computed=1)),
     "LewmQueueGrowing": Case(
         gauge("lewm_queued_requests", rising(1), ', endpoint="plan"'),

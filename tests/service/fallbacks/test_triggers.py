@@ -83,11 +83,13 @@ async def test_an_engine_that_is_dead(model_folder: Path, monkeypatch: pytest.Mo
     def die(*_: object) -> None:
         raise Death
 
-    async with planning(model_folder) as (planner, _):
+    async with planning(model_folder) as (planner, metrics):
+        assert figure(metrics, "lewm_engine_up") == 1
         monkeypatch.setattr(TorchBackend, "encode", die)
         first = await ask(planner, fallback=HOLD)
         await asyncio.to_thread(wait_until, lambda: planner.state == "failed")
         later = await ask(planner, fallback=HOLD)
+        assert figure(metrics, "lewm_engine_up") == 0
         with pytest.raises(Failed):
             await ask(planner)
         with pytest.raises(InvalidRequest):
