@@ -61,6 +61,7 @@ REGISTERED = (
     "lewm_candidates_total",
     "lewm_engine_up",
     "lewm_fallbacks_total",
+    "lewm_health_total",
     "lewm_held_bytes",
     "lewm_latent_mahalanobis",
     "lewm_latent_norm",
@@ -203,6 +204,12 @@ class Metrics:
             "Distance of the newest latent from the predicted one",
             _SURPRISES,
             "model",
+        )
+        self.health_total = self._counter(
+            "lewm_health_total",
+            "Requests whose frames were looked at, by what was thought of them",
+            "model",
+            "status",
         )
         self.anomalies_total = self._counter(
             "lewm_anomalies_total",

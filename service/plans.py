@@ -99,10 +99,15 @@ class Plans:
         search = Search(model, ticket, solver, past, guarded=fallback is not None)
         working = self._search(search, request, context)
         reason: Reason | None = None
-        if fallback is None:
-            await working
-        else:
-            reason = await failure_of(working, ticket, deadline, context.request_id)
+        try:
+            if fallback is None:
+                await working
+            else:
+                reason = await failure_of(working, ticket, deadline, context.request_id)
+        finally:
+            health = self._health(
+                search
+            )  # which counts: what was seen was seen, whatever came of it
         acts = self._acts(search, fallback, reason)
         latents, outcome = search.latents, search.outcome
         return PlanResponse(
@@ -120,7 +125,7 @@ class Plans:
             solver=solver.resolved(),
             seed=seed,
             latent_ids=None if latents is None else LatentIds(latents.ids[:-1], latents.ids[-1]),
-            health=self._health(search),
+            health=health,
             fallback=acts.report,
             timing_ms=timing(context, latents, outcome),
             trajectory=acts.trajectory,
