@@ -164,7 +164,8 @@ class Metrics:
             "lewm_candidates_total", "Candidate action sequences scored"
         )
         self.predictor_tokens_total = self._counter(
-            "lewm_predictor_tokens_total", "Tokens the predictor processed"
+            "lewm_predictor_tokens_total",
+            "Latents in the windows that finished plans' candidates were predicted from",
         )
         self.fallbacks_total = self._counter(
             "lewm_fallbacks_total",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
 from threading import Event
@@ -16,6 +17,7 @@ from service.errors import DeadlineExceeded, Failed, InvalidRequest, Overloaded
 from service.fallbacks.triggers import REASONS
 from service.metrics import Metrics
 from service.planner import Planner
+from service.served import ServedModel
 from tests.patience import PATIENCE_S, wait_until
 from tests.service.checkpoint import NAME
 from tests.service.fallbacks.planning import HOLD, ask, figure, planning
@@ -167,3 +169,29 @@ async def test_a_client_that_goes_away_takes_its_plan_with_it(
         await asking
     let_go.set()
     assert (await ask(planner)).status == "completed"  # the engine is free again
+
+
+class Broken:
+    """A controller that never knows what to do."""
+
+    state: tuple[str, ...] = ("x",)
+
+    def actions(self, state: Any, rows: int) -> Any:
+        raise ZeroDivisionError
+
+
+async def test_a_broken_controller_fails_those_alone_who_need_it(
+    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serving(*arguments: Any, **options: Any) -> ServedModel:
+        model = served(*arguments, **options)
+        return replace(model, controllers={"broken": Broken()})
+
+    served = planner._serving
+    monkeypatch.setattr(planner, "_serving", serving)
+    wanted = {"controller": "broken", "state": [1.0]}
+    before = figure(metrics, "lewm_plan_status_total", status="fallback")
+    assert (await ask(planner, fallback=wanted)).status == "completed"
+    with pytest.raises(RuntimeError, match="controller broken failed"):
+        await ask(planner, fallback=wanted, deadline_ms=1e-6)
+    assert figure(metrics, "lewm_plan_status_total", status="fallback") == before
