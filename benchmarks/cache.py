@@ -5,9 +5,9 @@ has then never seen, so that it must fetch each from Redis. What is compared is 
 one client over REST, with 224 px JPEG images; the bare route is `GET /healthz`, so that the upload,
 its parsing and the naming of the frame count as the cache's.
 
-Redis is hurt in five ways: frozen, killed, full, restarted, given another password. From then on the
-second server and the one without Redis are asked for new frames, in turns, for some seconds, and
-their p99 compared; then it is healed. The details tell how many errors the server counted meanwhile.
+Redis is hurt in five ways: frozen, killed, full, restarted, given another password. From then on
+the second server and the one without Redis are asked for new frames, in turns, for some seconds,
+and their p99 compared; then it is healed. The details tell how many errors the server counted.
 """
 
 from __future__ import annotations
