@@ -43,8 +43,21 @@ def record(metrics: Metrics, exchange: Exchange, status: int | str) -> None:
     if exchange.model is not None:
         line["model"] = exchange.model
     if exchange.response is not None:
-        timing = vars(exchange.response.timing_ms)
-        line["timing_ms"] = {stage: round(spent, 3) for stage, spent in timing.items()}
+        line |= _told(exchange.response)
     if context.traceparent is not None:
         line["traceparent"] = context.traceparent
     log.info("request", **line)
+
+
+def _told(response: Response) -> dict[str, object]:
+    """What an answer's line says beyond a refusal's."""
+    timing = vars(response.timing_ms)
+    told: dict[str, object] = {
+        "health": response.health.status,
+        "timing_ms": {stage: round(spent, 3) for stage, spent in timing.items()},
+    }
+    if isinstance(response, PlanResponse):
+        told["plan_status"] = response.status
+        if response.fallback is not None:
+            told["fallback"] = vars(response.fallback)
+    return told

@@ -59,7 +59,9 @@ REGISTERED = (
     "lewm_cache_requests_total",
     "lewm_cache_up",
     "lewm_candidates_total",
+    "lewm_engine_up",
     "lewm_fallbacks_total",
+    "lewm_health_total",
     "lewm_held_bytes",
     "lewm_latent_mahalanobis",
     "lewm_latent_norm",
@@ -135,6 +137,9 @@ class Metrics:
             "Requests inside that the engine has not begun; encodes until they are done",
             "endpoint",
         )
+        self.engine_up = self._gauge(
+            "lewm_engine_up", "1; 0 once the thread that runs the models has died"
+        )
         self.held_bytes = self._gauge("lewm_held_bytes", "Bytes of requests being served")
         for endpoint, protocol in product(ENDPOINTS, PROTOCOLS):
             self.request_duration.labels(endpoint, protocol)
@@ -159,7 +164,8 @@ class Metrics:
             "lewm_candidates_total", "Candidate action sequences scored"
         )
         self.predictor_tokens_total = self._counter(
-            "lewm_predictor_tokens_total", "Tokens the predictor processed"
+            "lewm_predictor_tokens_total",
+            "Latents in the windows that finished plans' candidates were predicted from",
         )
         self.fallbacks_total = self._counter(
             "lewm_fallbacks_total",
@@ -199,6 +205,12 @@ class Metrics:
             "Distance of the newest latent from the predicted one",
             _SURPRISES,
             "model",
+        )
+        self.health_total = self._counter(
+            "lewm_health_total",
+            "Requests whose frames were looked at, by what was thought of them",
+            "model",
+            "status",
         )
         self.anomalies_total = self._counter(
             "lewm_anomalies_total",

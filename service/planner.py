@@ -60,6 +60,7 @@ class Planner:
             waiting = partial(self._entrance.waiting, endpoint)
             metrics.queued_requests.labels(endpoint).set_function(waiting)
         metrics.active_plans.set_function(lambda: scheduler.active(PlanJob))
+        metrics.engine_up.set_function(lambda: not self._engine.failed)
 
     @property
     def state(self) -> State:

@@ -14,7 +14,7 @@ from service.engine.pace import Shape
 from service.engine.ticket import Ticket
 from service.entrance import Entrance
 from service.fallbacks.fallback import PreparedFallback, prepare_fallback
-from service.fallbacks.triggers import Anomalous, Reason, failure_of
+from service.fallbacks.triggers import Anomalous, Reason, failure_of, search_deadline
 from service.latents import LatentSource, fields_of, unseen
 from service.metrics import Metrics
 from service.monitor.monitor import Monitor
@@ -84,10 +84,11 @@ class Plans:
         fallback = prepare_fallback(model, request.fallback, request.warm_start, rows)
         seed = secrets.randbits(63) if request.seed is None else request.seed
         solver = make_solver(settings, problem, seed)
+        deadline = context.until(request.deadline_ms)
         ticket = Ticket(
             model.pace,
             context.received,
-            deadline=context.until(request.deadline_ms),
+            deadline=deadline if fallback is None else search_deadline(deadline),
             priority=request.priority,
             patience_s=self._runner.patience_s,
             frames=unseen((*request.frames, request.goal)),
@@ -98,10 +99,15 @@ class Plans:
         search = Search(model, ticket, solver, past, guarded=fallback is not None)
         working = self._search(search, request, context)
         reason: Reason | None = None
-        if fallback is None:
-            await working
-        else:
-            reason = await failure_of(working, ticket, context.request_id)
+        try:
+            if fallback is None:
+                await working
+            else:
+                reason = await failure_of(working, ticket, deadline, context.request_id)
+        finally:
+            health = self._health(
+                search
+            )  # which counts: what was seen was seen, whatever came of it
         acts = self._acts(search, fallback, reason)
         latents, outcome = search.latents, search.outcome
         return PlanResponse(
@@ -119,7 +125,7 @@ class Plans:
             solver=solver.resolved(),
             seed=seed,
             latent_ids=None if latents is None else LatentIds(latents.ids[:-1], latents.ids[-1]),
-            health=self._health(search),
+            health=health,
             fallback=acts.report,
             timing_ms=timing(context, latents, outcome),
             trajectory=acts.trajectory,

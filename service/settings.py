@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     ] = None
     redis_timeout_ms: Annotated[
         float,
-        Field(gt=0, le=10_000, description="longest wait of a request for Redis, milliseconds"),
+        Field(gt=0, le=10_000, description="longest wait of a lookup for Redis, milliseconds"),
     ] = 50.0
     cache_ttl_s: Annotated[
         float,

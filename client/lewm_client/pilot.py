@@ -65,7 +65,8 @@ class Pilot:
     """Drives one robot to one goal; one thread at a time.
 
     The goal's frame is sent once and named by its `latent_id` from then on. Of each plan the first
-    ``steps`` actions are run, and the search for the next begins at the rest.
+    ``steps`` actions are run, and the search for the next begins at the rest. A plan from frames
+    that were `anomalous`, which comes without a fallback alone, is run so far and not gone on with.
 
     Args:
         client: the connection, which many pilots may share.
@@ -137,7 +138,8 @@ class Pilot:
         self.last = plan
         if plan.fallback is not None:
             return self._move(plan.actions, "fallback", plan=plan)
-        self._rest = plan.actions
+        if plan.health.status != "anomalous":  # by what is not to be trusted nobody goes on
+            self._rest = plan.actions
         return self._move(plan.actions, "plan", plan=plan)
 
     def _move(

@@ -142,6 +142,15 @@ def _saturation(made: Dashboard) -> None:
             ),
         )
     )
+    made.with_panel(
+        series(
+            "Engine up",
+            "0 for good once it has died: fallbacks alone are answered.",
+            "bool",
+            (f"lewm_engine_up{{{ON}}}", "{{instance}}"),
+            runbook="LewmEngineDead",
+        )
+    )
     made.with_panel(series("Bytes held", "", "bytes", (f"lewm_held_bytes{{{ON}}}", "{{instance}}")))
 
 

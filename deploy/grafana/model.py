@@ -86,7 +86,7 @@ def _trust(made: Dashboard) -> None:
     made.with_panel(
         figure(
             "Anomalous requests, 5 m",
-            "Share of the requests to the model, of all servers.",
+            "Share of the requests to the model whose frames were looked at, of all servers.",
             "percentunit",
             'lewm:anomalous_requests:ratio_rate5m{model=~"$model"}',
             "LewmAnomalies",
@@ -99,6 +99,15 @@ def _trust(made: Dashboard) -> None:
             "percentunit",
             "lewm:fallback_plans:ratio_rate5m",
             "LewmFallbacks",
+        )
+    )
+    made.with_panel(
+        series(
+            "Requests by health",
+            "Those whose frames were looked at.",
+            "reqps",
+            (f"sum by (status) (rate(lewm_health_total{{{ON}}}{RATE}))", "{{status}}"),
+            runbook="LewmAnomalies",
         )
     )
     made.with_panel(

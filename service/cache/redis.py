@@ -20,12 +20,14 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from service.cache.lookup import NameLookup
 from service.logs import log
 from service.metrics import Metrics
 
 CONNECT_S = 1.0
 PAUSE_S = 0.5
-"""How long connecting may take, and the pause after it failed; no request waits for either."""
+"""How long connecting may take, and closing too, and the pause after it failed; no request waits
+for any of these."""
 PULSE_S = 1.0
 """How long nothing may be asked: Redis should be seen to fail before a request comes."""
 TURN_LOOKUPS = 64
@@ -50,7 +52,7 @@ class Lookup:
 class RedisTier:
     """Get and put values, whatever Redis does. Lives on the event loop.
 
-    ``url`` may hold a password and is never shown. No request waits longer than ``timeout_s``.
+    ``url`` may hold a password and is never shown. No `get` waits longer than ``timeout_s``.
     Redis keeps a value for ``ttl_s``. ``up_since`` is a reading of ``time.monotonic()``.
     """
 
@@ -67,6 +69,7 @@ class RedisTier:
         self._written = asyncio.Event()
         self._written.set()
         self._task: asyncio.Task[None] | None = None
+        self._names = NameLookup()
         self._up_gauge = metrics.cache_up.labels("redis")
         self._errors = metrics.cache_errors_total.labels("redis")
 
@@ -144,9 +147,13 @@ class RedisTier:
     async def _prove(self, client: Redis) -> None:
         """Connect, which may take a while, and see whether an answer can come in time.
 
-        One answer in time is enough: this machine may stall too.
+        One answer in time is enough: this machine may stall too. The name is looked up first, since
+        to connect is to look it up too, on threads that all share and that cannot be called back.
         """
         async with asyncio.timeout(CONNECT_S):
+            address = client.connection_pool.connection_kwargs
+            if "path" not in address:
+                await self._names.done(address.get("host", "localhost"), address.get("port", 6379))
             late = True
             while late:
                 asked = time.monotonic()

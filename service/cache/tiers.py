@@ -60,7 +60,8 @@ class LatentCache:
         """What is known of these names, in one round trip to Redis.
 
         ``promised`` are names that some server gave to a client. Its write may be a moment behind
-        its answer, so Redis is asked for them once more before they count as unknown.
+        its answer, so Redis is asked for them once more before they count as unknown: the only case
+        in which a request waits for more than one time-out.
         """
         found: dict[str, Tensor] = {}
         for name in names:

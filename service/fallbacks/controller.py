@@ -20,6 +20,10 @@ GROUP = "lewm.controllers"
 class Controller(Protocol):
     """Acts by a state of its own, without a frame or a model.
 
+    It is asked on the server's event loop before every search of a request that names it, whether
+    or not it will be needed, and all other requests wait meanwhile: it has to be quick, within a
+    few milliseconds, and must not wait for anything.
+
     Attributes:
         state: what each number of the state is, for errors: its length is the state's.
     """
@@ -32,7 +36,9 @@ class Controller(Protocol):
         Clipping them to the model's bounds is the caller's part.
 
         Raises:
-            ValueError: the state cannot be acted by; the message completes "expected …".
+            ValueError: the state cannot be acted by, and the request is refused, needed or not;
+                the message completes "expected …". Whatever else is raised is the controller's own
+                failure: where it is needed, the request ends as `internal`.
         """
         ...
 

@@ -14,14 +14,29 @@ from service.served import ServedModel
 NONE, HOLD, TAIL = "none", "hold", "tail"
 GENERIC = (HOLD, TAIL)
 """The controllers of every model."""
+STATE = "fallback.state"
 
 
 @dataclass(frozen=True)
 class PreparedFallback:
-    """What ``controller`` would do: ``actions`` (R, action_dim), inside the model's bounds."""
+    """What ``controller`` would do: what it ``made``, or the exception by which it failed.
+
+    A controller that fails is none of a plan's business for which it is not needed.
+    """
 
     controller: str
-    actions: FloatArray
+    made: FloatArray | Exception
+
+    @property
+    def actions(self) -> FloatArray:
+        """(R, action_dim), inside the model's bounds.
+
+        Raises:
+            RuntimeError: the controller failed; nothing else acts in its place.
+        """
+        if isinstance(self.made, Exception):
+            raise RuntimeError(f"the controller {self.controller} failed") from self.made
+        return self.made
 
 
 def controllers_of(model: ServedModel) -> tuple[str, ...]:
@@ -54,24 +69,29 @@ def prepare_fallback(
     if name not in model.controllers:
         expected = f"one of {', '.join((NONE, *controllers_of(model)))}"
         raise InvalidRequest("invalid_choice", "fallback.controller", name, expected)
-    actions = _act(model.controllers[name], name, wanted.state, rows)
-    if actions.shape != held.shape or not np.isfinite(actions).all():
-        raise RuntimeError(f"controller {name} gave {actions.shape}, wanted {held.shape}, finite")
-    return PreparedFallback(name, model.clip(actions))
+    controller = model.controllers[name]
+    state = _state(controller, name, wanted.state)
+    try:
+        actions = controller.actions(state, rows)
+        if actions.shape != held.shape or not np.isfinite(actions).all():
+            raise TypeError(f"gave {actions.shape}, expected {held.shape}, finite")
+        return PreparedFallback(name, model.clip(actions))
+    except ValueError as error:
+        expected = str(error)
+        raise InvalidRequest("out_of_range", STATE, state.tolist(), expected) from None
+    except Exception as error:
+        return PreparedFallback(name, error)
 
 
-def _act(controller: Controller, name: str, state: FloatArray | None, rows: int) -> FloatArray:
-    field = "fallback.state"
+def _state(controller: Controller, name: str, state: FloatArray | None) -> FloatArray:
+    """The state, if it is as long as the controller wants it."""
     meaning = f"{len(controller.state)} numbers for {name}: {', '.join(controller.state)}"
     if state is None:
-        raise _missing(field, meaning)
+        raise _missing(STATE, meaning)
     if len(state) != len(controller.state):
         received = Phrase(f"{len(state)} numbers")
-        raise InvalidRequest("shape_mismatch", field, received, meaning)
-    try:
-        return controller.actions(state, rows)
-    except ValueError as error:
-        raise InvalidRequest("out_of_range", field, state.tolist(), str(error)) from None
+        raise InvalidRequest("shape_mismatch", STATE, received, meaning)
+    return state
 
 
 def _missing(field: str, expected: str) -> InvalidRequest:

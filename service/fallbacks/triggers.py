@@ -22,7 +22,7 @@ REASONS: tuple[Reason, ...] = ("anomalous", "deadline", "engine_failure")
 
 RESERVE_S = 0.02
 RESERVE_SHARE = 0.1
-"""How long before the deadline a search without an iteration is given up, for the way back: so many
+"""How long before the request's deadline that of its search lies, for the way back: so many
 seconds, or this share of the time there was, where that is less."""
 
 
@@ -30,21 +30,32 @@ class Anomalous(Exception):
     """What the request shows lies beyond a limit of its model's: no plan of it would be used."""
 
 
+def search_deadline(deadline: float) -> float:
+    """When the search of a request with a fallback is to end; readings of ``time.monotonic()``."""
+    if deadline == math.inf:
+        return deadline
+    left = max(0.0, deadline - time.monotonic())
+    return deadline - min(RESERVE_S, RESERVE_SHARE * left)
+
+
 async def failure_of(
-    search: Coroutine[Any, Any, None], ticket: Ticket, request_id: str
+    search: Coroutine[Any, Any, None], ticket: Ticket, deadline: float, request_id: str
 ) -> Reason | None:
     """Await a search; why it came to nothing, None where it did not.
 
-    Just before the ticket's deadline, a search that has no iteration yet is given up, whatever it
-    waits for; one that has is waited for, as without a fallback.
+    At the ticket's deadline, which is `search_deadline`, a search that has no iteration yet is
+    given up, whatever it waits for. One that has is about to answer, unless the engine is stuck:
+    it is waited for until half of the time from there to the request's ``deadline`` is over.
 
     Raises:
         ServiceError: the request is wrong, or refused for what is not this request's failure.
     """
     working = asyncio.ensure_future(search)
     try:
-        await asyncio.wait({working}, timeout=_patience(ticket))
-        if not working.done() and not ticket.done:
+        await _wait(working, ticket.deadline)
+        if not working.done() and ticket.done:
+            await _wait(working, (ticket.deadline + deadline) / 2)
+        if not working.done():
             return "deadline"
         await working
     except Anomalous:
@@ -66,9 +77,7 @@ async def failure_of(
     return None
 
 
-def _patience(ticket: Ticket) -> float | None:
-    """Seconds until the search is given up, None where it has all the time in the world."""
-    if ticket.deadline == math.inf:
-        return None
-    left = ticket.deadline - time.monotonic()
-    return max(0.0, left - min(RESERVE_S, RESERVE_SHARE * left))
+async def _wait(working: asyncio.Future[None], until: float) -> None:
+    """Wait for the end, or until a reading of ``time.monotonic()``."""
+    timeout = None if until == math.inf else max(0.0, until - time.monotonic())
+    await asyncio.wait({working}, timeout=timeout)

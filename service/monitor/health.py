@@ -16,6 +16,8 @@ from service.responses import Health, HealthStatus
 Kind = Literal["norm", "mahalanobis", "surprise", "sigreg"]
 KINDS: tuple[Kind, ...] = ("norm", "mahalanobis", "surprise", "sigreg")
 """What may be unusual: closed, since each is a label of a metric."""
+JUDGEMENTS: tuple[HealthStatus, ...] = ("ok", "degraded", "anomalous", "uncalibrated")
+"""What `assess` may say of a request: `unknown` is what it never saw."""
 
 
 @dataclass(frozen=True)

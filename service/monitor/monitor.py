@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.calibration.calibrate import SIGREG_WINDOW, fixed_directions
 from service.metrics import Metrics
-from service.monitor.health import KINDS, assess
+from service.monitor.health import JUDGEMENTS, KINDS, assess
 from service.monitor.stream import LatentStream
 from service.responses import Health
 from service.served import ServedModel
@@ -27,6 +27,8 @@ class Monitor:
         self._streams[model.name] = LatentStream(fixed_directions(width), size)
         for kind in KINDS:
             self._metrics.anomalies_total.labels(model.name, kind)
+        for status in JUDGEMENTS:
+            self._metrics.health_total.labels(model.name, status)
         metrics = self._metrics
         for histogram in (metrics.latent_norm, metrics.latent_mahalanobis, metrics.surprise):
             histogram.labels(model.name)
@@ -71,6 +73,7 @@ class Monitor:
             metrics.surprise.labels(name).observe(surprise)
         if sigreg is not None:
             metrics.latent_sigreg.labels(name).set(sigreg)
+        metrics.health_total.labels(name, health.status).inc()
         for kind in assessment.kinds:
             metrics.anomalies_total.labels(name, kind).inc()
         return health

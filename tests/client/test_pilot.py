@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -81,6 +82,18 @@ def test_the_servers_fallback_is_run_while_the_good_plan_goes_by() -> None:
     assert [asked["fallback"]["controller"] for asked in script.asked] == ["hold", "tail", "tail"]
     assert np.array_equal(script.asked[2]["warm_start"], plan(0.1).actions[8:])
     assert script.goals[2] == "goal-id"
+
+
+def test_a_plan_from_an_anomalous_frame_is_no_good_plan() -> None:
+    doubtful = replace(plan(0.5), health=Health("anomalous"))
+    script = Script(doubtful, plan(0.1), doubtful, plan(0.2))
+    robot = pilot(script)
+    moves = [robot.step([FRAME]) for _ in range(4)]
+    assert {move.source for move in moves} == {"plan"}
+    assert np.array_equal(moves[2].actions, doubtful.actions[:4])  # the caller decides
+    assert [asked["warm_start"] is None for asked in script.asked[:2]] == [True, True]
+    assert np.array_equal(script.asked[2]["warm_start"], plan(0.1).actions[4:])
+    assert np.array_equal(script.asked[3]["warm_start"], plan(0.1).actions[8:])
 
 
 @pytest.mark.parametrize(

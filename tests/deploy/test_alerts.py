@@ -39,13 +39,15 @@ def durations(fast: float, slow: float) -> Series:
     }
 
 
+def health(**rates: float) -> Series:
+    """Requests a minute to a model, by their health."""
+    head = f'lewm_health_total{{{ON}, model="m", status='
+    return {f'{head}"{status}"}}': rising(rate) for status, rate in rates.items()}
+
+
 def anomalies(kind: str, rate: float) -> Series:
-    """Anomalies of a kind a minute, among 100 requests."""
-    head = f'{{{ON}, model="m"'
-    return {
-        f'lewm_anomalies_total{head}, kind="{kind}"}}': rising(rate),
-        f"lewm_latent_mahalanobis_count{head}}}": rising(100),
-    }
+    """Requests a minute with a score of a kind beyond its limit."""
+    return {f'lewm_anomalies_total{{{ON}, model="m", kind="{kind}"}}': rising(rate)}
 
 
 def held(computed: float) -> Series:
@@ -94,7 +96,11 @@ CASES = {
     "LewmDown": Case(DOWN, UP),
     "LewmAllDown": Case(DOWN, UP | {'up{job="lewm", instance="b:8000"}': steady(0)}),
     "LewmNotReady": Case(UP, UP | SERVED),
-    "LewmEngineDead": Case(answers(ok=0, failed=1), answers(ok=1, failed=0)),
+    # Fallbacks answer for a dead engine, and their plans are `ok`.
+    "LewmEngineDead": Case(
+        gauge("lewm_engine_up", steady(0)) | answers(ok=1, failed=0),
+        gauge("lewm_engine_up", steady(1)) | answers(ok=1, failed=0),
+    ),
     "LewmEngineStuck": Case(held(computed=0), held(computed=1)),
     "LewmQueueGrowing": Case(
         gauge("lewm_queued_requests", rising(1), ', endpoint="plan"'),
@@ -105,8 +111,15 @@ CASES = {
         gauge("lewm_cache_up", steady(0), ', tier="redis"'),
         gauge("lewm_cache_up", steady(1), ', tier="redis"'),
     ),
-    "LewmAnomalies": Case(anomalies("norm", 10), anomalies("norm", 4) | anomalies("sigreg", 90)),
-    "LewmDrift": Case(anomalies("sigreg", 60), anomalies("sigreg", 40) | anomalies("norm", 60)),
+    # Of whatever a model is calibrated for, norms alone as well.
+    "LewmAnomalies": Case(
+        health(ok=90, anomalous=10),
+        health(ok=6, degraded=90, anomalous=4) | anomalies("norm", 4) | anomalies("sigreg", 90),
+    ),
+    "LewmDrift": Case(
+        health(ok=40, degraded=50, anomalous=10) | anomalies("sigreg", 60),
+        health(ok=60, anomalous=40) | anomalies("sigreg", 40) | anomalies("norm", 60),
+    ),
     "LewmFallbacks": Case(ended(fallback=10), ended(fallback=4)),
 }
 

@@ -17,7 +17,7 @@ from tests.service.cases import plan, predict
 from tests.service.checkpoint import NAME
 from tests.service.drivers import Answer, Driver, RestDriver, RpcDriver, raw_call
 from tests.service.endless import endless_plan
-from tests.service.frames import BLOCK, base64_of, rows
+from tests.service.frames import BLOCK, base64_of, latent, rows
 from tests.service.process import ROOT, ServerProcess
 from tests.service.redis_process import PASSWORD, RedisProcess
 from tests.service.troubled import FAILING, PROGRAM
@@ -58,6 +58,39 @@ def test_a_line_names_the_model_whatever_the_answer(
     assert (line["code"], line["model"]) == (code, NAME)
     good = line["status"] in (200, "OK")
     assert good == ("timing_ms" in line) == (code == "ok")
+
+
+HOLD = {"controller": "hold"}
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "told"),
+    [
+        ("encode", {"frames": [latent(0.1)]}, {"health": "uncalibrated"}),
+        ("predict", predict(), {"health": "uncalibrated"}),
+        ("plan", plan(), {"health": "uncalibrated", "plan_status": "completed"}),
+        (
+            "plan",
+            plan(deadline_ms=1e-6, fallback=HOLD),
+            {
+                "health": "unknown",
+                "plan_status": "fallback",
+                "fallback": HOLD | {"reason": "deadline"},
+            },
+        ),
+        ("plan", plan(deadline_ms=1e-6), {}),
+    ],
+    ids=["encode", "predict", "plan", "fallback", "refused"],
+)
+def test_a_line_tells_health_and_how_a_plan_ended(
+    server: ServerProcess,
+    driver: Driver,
+    method: str,
+    request_: dict[str, Any],
+    told: dict[str, Any],
+) -> None:
+    line = line_of(server, driver.ask(method, request_))
+    assert {key: line[key] for key in ("health", "plan_status", "fallback") if key in line} == told
 
 
 def test_a_model_that_is_not_served_is_quoted_and_shortened(

@@ -28,7 +28,7 @@ from service.metrics import (
     STAGES,
     Metrics,
 )
-from service.monitor.health import KINDS
+from service.monitor.health import JUDGEMENTS, KINDS
 from tests.patience import PATIENCE_S, wait_until
 from tests.service.cases import WAYPOINT, plan, predict
 from tests.service.checkpoint import NAME
@@ -64,6 +64,7 @@ KNOWN: dict[str, list[Labels]] = {
     "lewm_latent_sigreg": every(model=MODELS),
     "lewm_surprise": every(model=MODELS),
     "lewm_anomalies_total": every(model=MODELS, kind=KINDS),
+    "lewm_health_total": every(model=MODELS, status=JUDGEMENTS),
     "lewm_fallbacks_total": [
         labels
         for model, controllers in CONTROLLERS.items()
@@ -276,3 +277,4 @@ def assert_seen(shown: dict[str, Family]) -> None:
     assert seen["lewm_cache_requests_total"]["result"] == {"hit", "miss", "unavailable"}
     assert seen["lewm_cache_errors_total"]["tier"] == {"redis"}
     assert seen["lewm_anomalies_total"]["kind"] >= {"norm", "mahalanobis"}
+    assert seen["lewm_health_total"]["status"] >= {"anomalous", "uncalibrated"}

@@ -90,6 +90,7 @@ def counts(metrics: Metrics) -> dict[str, float]:
         "frames": figure(metrics, "lewm_latent_norm_count", **model),
         "norm": figure(metrics, "lewm_anomalies_total", kind="norm", **model),
         "surprise": figure(metrics, "lewm_anomalies_total", kind="surprise", **model),
+        "anomalous": figure(metrics, "lewm_health_total", status="anomalous", **model),
         "surprises": figure(metrics, "lewm_surprise_count", **model),
         "fallbacks": figure(
             metrics, "lewm_fallbacks_total", controller="hold", reason="anomalous", **model
@@ -121,7 +122,9 @@ async def test_frames_or_goal_beyond_a_limit_are_not_searched_on(
     assert answer.health.status == "anomalous"
     assert answer.health.reasons[0].startswith(reason)
     assert answer.latent_ids is not None
-    assert growth(before, counts(metrics)) == {"frames": 1, "norm": 1, "fallbacks": 1}
+    assert growth(before, counts(metrics)) == {
+        "frames": 1, "norm": 1, "anomalous": 1, "fallbacks": 1,
+    }  # fmt: skip
 
 
 async def test_a_step_beyond_a_limit_has_its_search_dropped(
@@ -138,7 +141,7 @@ async def test_a_step_beyond_a_limit_has_its_search_dropped(
     assert answer.fallback.reason == "anomalous"
     assert answer.health.surprise is not None
     assert [reason.partition(":")[0] for reason in answer.health.reasons] == ["frames[1]"]
-    once = {"frames": 2, "surprise": 1, "surprises": 1}
+    once = {"frames": 2, "surprise": 1, "anomalous": 1, "surprises": 1}
     twice = {name: 2.0 * count for name, count in once.items()}
     assert growth(before, counts(metrics)) == {**twice, "fallbacks": 1, "searches": 1}
 
@@ -165,3 +168,18 @@ async def test_what_is_not_anomalous_is_planned(planner: Planner, metrics: Metri
     answer = await ask(planner, frames=[NEAR], goal=NEAR, fallback=HOLD)
     assert (answer.status, answer.fallback, answer.health.status) == ("completed", None, "degraded")
     assert growth(before, counts(metrics)) == {"frames": 1, "searches": 1}
+
+
+async def test_what_was_seen_is_counted_once_where_the_search_fails(
+    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(TorchBackend, "rollout", fail)
+    for frames in ([FAR], [NEAR, FAR]):
+        before = counts(metrics)
+        with pytest.raises(MemoryError):
+            await ask(planner, frames=frames, past_actions=rows(BLOCK)[: BLOCK * len(frames[1:])])
+        grown = growth(before, counts(metrics))
+        assert grown == {"frames": len(frames), "norm": 1, "anomalous": 1}

@@ -1,5 +1,6 @@
 """What each controller does, and what a request for it must hold."""
 
+import re
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,13 +25,17 @@ EDGE = PRESETS["edge"]
 
 
 class Diagonal:
-    """Moves too far."""
+    """Moves too far; breaks on a state of 7 or 8."""
 
     state: tuple[str, ...] = ("x", "y")
 
     def actions(self, state: Any, rows: int) -> Any:
         if state[0] < 0:
             raise ValueError("x above 0")
+        if state[0] == 7:
+            raise KeyError("no such room")
+        if state[0] == 8:
+            rows += 1
         return np.tile(state, (rows, 1))
 
 
@@ -91,6 +96,17 @@ def test_what_is_lacking_is_named(wanted: Any, code: str, said: str) -> None:
         prepare_fallback(model(), Fallback(**wanted), None, ROWS)
     assert refused.value.code == code
     assert said in refused.value.detail
+
+
+@pytest.mark.parametrize(("x", "why"), [(7.0, "no such room"), (8.0, r"gave \(5, 2\)")])
+def test_a_controller_that_is_broken_matters_once_it_is_needed(x: float, why: str) -> None:
+    wanted = Fallback(controller="diagonal", state=np.array([x, 0.0], np.float32))
+    prepared = prepare_fallback(model(), wanted, None, ROWS)
+    assert prepared is not None
+    with pytest.raises(RuntimeError, match="controller diagonal failed") as failed:
+        _ = prepared.actions
+    assert failed.value.__cause__ is not None
+    assert re.search(why, str(failed.value.__cause__))
 
 
 @pytest.fixture

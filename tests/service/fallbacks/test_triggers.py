@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from itertools import product
+from dataclasses import replace
+from itertools import count, product
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,6 +17,7 @@ from service.errors import DeadlineExceeded, Failed, InvalidRequest, Overloaded
 from service.fallbacks.triggers import REASONS
 from service.metrics import Metrics
 from service.planner import Planner
+from service.served import ServedModel
 from tests.patience import PATIENCE_S, wait_until
 from tests.service.checkpoint import NAME
 from tests.service.fallbacks.planning import HOLD, ask, figure, planning
@@ -83,11 +85,13 @@ async def test_an_engine_that_is_dead(model_folder: Path, monkeypatch: pytest.Mo
     def die(*_: object) -> None:
         raise Death
 
-    async with planning(model_folder) as (planner, _):
+    async with planning(model_folder) as (planner, metrics):
+        assert figure(metrics, "lewm_engine_up") == 1
         monkeypatch.setattr(TorchBackend, "encode", die)
         first = await ask(planner, fallback=HOLD)
         await asyncio.to_thread(wait_until, lambda: planner.state == "failed")
         later = await ask(planner, fallback=HOLD)
+        assert figure(metrics, "lewm_engine_up") == 0
         with pytest.raises(Failed):
             await ask(planner)
         with pytest.raises(InvalidRequest):
@@ -96,22 +100,25 @@ async def test_an_engine_that_is_dead(model_folder: Path, monkeypatch: pytest.Mo
     assert [report and report.reason for report in reports] == ["engine_failure"] * 2
 
 
-@pytest.mark.parametrize("name", ["encode", "rollout"])
+@pytest.mark.parametrize(
+    ("name", "step"), [("encode", 1), ("rollout", 1), ("rollout", 2)], ids=["encode", "1st", "2nd"]
+)
 async def test_the_deadline_of_a_stuck_engine(
-    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, name: str
+    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, name: str, step: int
 ) -> None:
     """The answer comes while the engine is held up: it does not wait for what it is late for."""
-    reached, let_go = Event(), Event()
+    reached, let_go, steps = Event(), Event(), count(1)
     work = getattr(TorchBackend, name)
 
     def stuck(*arguments: Any) -> Any:
-        reached.set()
-        assert let_go.wait(PATIENCE_S)
+        if next(steps) == step:
+            reached.set()
+            assert let_go.wait(PATIENCE_S)
         return work(*arguments)
 
     monkeypatch.setattr(TorchBackend, name, stuck)
     before = counted(metrics, "deadline")
-    frames = [pixels(len(name) + 900)]
+    frames = [pixels(len(name) + step + 900)]
     answer = await ask(planner, fallback=HOLD, deadline_ms=2000, frames=frames)
     assert reached.is_set()
     let_go.set()
@@ -162,3 +169,29 @@ async def test_a_client_that_goes_away_takes_its_plan_with_it(
         await asking
     let_go.set()
     assert (await ask(planner)).status == "completed"  # the engine is free again
+
+
+class Broken:
+    """A controller that never knows what to do."""
+
+    state: tuple[str, ...] = ("x",)
+
+    def actions(self, state: Any, rows: int) -> Any:
+        raise ZeroDivisionError
+
+
+async def test_a_broken_controller_fails_those_alone_who_need_it(
+    planner: Planner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serving(*arguments: Any, **options: Any) -> ServedModel:
+        model = served(*arguments, **options)
+        return replace(model, controllers={"broken": Broken()})
+
+    served = planner._serving
+    monkeypatch.setattr(planner, "_serving", serving)
+    wanted = {"controller": "broken", "state": [1.0]}
+    before = figure(metrics, "lewm_plan_status_total", status="fallback")
+    assert (await ask(planner, fallback=wanted)).status == "completed"
+    with pytest.raises(RuntimeError, match="controller broken failed"):
+        await ask(planner, fallback=wanted, deadline_ms=1e-6)
+    assert figure(metrics, "lewm_plan_status_total", status="fallback") == before
