@@ -80,7 +80,7 @@ class LatentSource:
             EngineStopped: see `Engine.encode`.
         """
         start = time.monotonic()
-        ids = await self._names(frames, model.backend.precision)
+        ids = await self._names(frames, model.backend.encode_precision)
         found = await self._known(model, ids, frames, fields)
         missing: dict[str, tuple[Frame, str]] = {}
         for name, frame, field in zip(ids, frames, fields, strict=True):

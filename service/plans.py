@@ -105,9 +105,8 @@ class Plans:
             else:
                 reason = await failure_of(working, ticket, deadline, context.request_id)
         finally:
-            health = self._health(
-                search
-            )  # which counts: what was seen was seen, whatever came of it
+            # Which counts: what was seen was seen, whatever came of it.
+            health = self._health(search)
         acts = self._acts(search, fallback, reason)
         latents, outcome = search.latents, search.outcome
         return PlanResponse(

@@ -23,6 +23,8 @@ class Backend(Protocol):
     name: str
     device: str
     precision: str
+    encode_precision: str
+    """Of latents, which may be made more exactly than roll-outs."""
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (N, size, size, 3) uint8 → latents (N, D).

@@ -14,9 +14,6 @@ from service.backends.shards import Shards
 from service.backends.torch import TorchBackend
 from service.backends.warm_up import encode_rows, encodes_alike, run_rollouts
 
-ROLLOUT_ROWS = 8
-"""Candidates below which another thread is not worth waking."""
-
 
 class OnnxBackend:
     """A LeWM in float32, on graphs written from its weights; rows are split among threads.
@@ -25,7 +22,7 @@ class OnnxBackend:
     """
 
     name = "onnx"
-    precision = "float32"
+    precision = encode_precision = "float32"
 
     def __init__(self, model: LeWM, device: torch.device) -> None:
         self._torch = TorchBackend(model, device)
@@ -44,8 +41,7 @@ class OnnxBackend:
     @threads.setter
     def threads(self, count: int) -> None:
         self._encodes = Shards(count, smallest=1)
-        shards = Shards(count, smallest=ROLLOUT_ROWS)
-        self._rollout = Rollout(self._kernel, shards, remember=True)
+        self._rollout = Rollout(self._kernel, Shards(count), remember=True)
         self._torch.threads = count
 
     def encode(self, frames: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class TorchBackend:
     ) -> None:
         self.model = in_precision(model.eval().requires_grad_(False), precision).to(device)
         self.device = str(device)
-        self.precision = str(precision).removeprefix("torch.")
+        self.precision = self.encode_precision = str(precision).removeprefix("torch.")
         self.threads = torch.get_num_threads()
         self._rollout = Rollout(TorchKernel(self.model), Shards(1))
         self._encode_rows = GRAPH_ROWS if device.type == "cuda" else encode_rows(model.config)

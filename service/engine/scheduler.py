@@ -108,11 +108,11 @@ class Scheduler:
         """One step of the most urgent job, and of those packed with it."""
         with self._lock:
             self._jobs = [job for job in self._jobs if not job.future.cancelled()]
-        start = self._clock()
-        self._expire_by(start)
+        self._expire_by(self._clock())
         group = self._choose()
         if not group:
             return
+        start = self._clock()
         ticket, rows = group[0].ticket, packed_rows([job.rows for job in group])
         self.free_at = start + ticket.pace.estimate(rows, ticket.shape)
         self._expire_by(self.free_at, keep=group)
@@ -144,6 +144,8 @@ class Scheduler:
                 ready = job.prepare(self._clock())
             except Exception as error:
                 self._fail(job, error)
+                if not group:
+                    break  # what it did before took time: frames that wait come first
                 continue
             if not ready:
                 self._finish(job)

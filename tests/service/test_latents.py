@@ -27,7 +27,7 @@ MODEL = cast(
     SimpleNamespace(
         version="v",
         pace=SimpleNamespace(observe_decode=lambda _seconds: None),
-        backend=SimpleNamespace(precision="float32"),
+        backend=SimpleNamespace(encode_precision="float32"),
         card=SimpleNamespace(crop=None, config=SimpleNamespace(image_size=SIZE, latent_dim=3)),
     ),
 )

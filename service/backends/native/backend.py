@@ -9,13 +9,10 @@ from models.config import LeWMConfig
 from models.lewm import LeWM
 from service.backends.backend import ThreadedBackend
 from service.backends.native.kernel import NativeKernel, fits
-from service.backends.native.library import NoLibrary, library
+from service.backends.native.library import NoLibrary, keep_memory, library
 from service.backends.rollout import Rollout
 from service.backends.shards import Shards
 from service.backends.warm_up import run_rollouts
-
-ROLLOUT_ROWS = 8
-"""Candidates below which another thread is not worth waking."""
 
 
 class NativeBackend:
@@ -35,8 +32,9 @@ class NativeBackend:
         check(model.config, torch.device(exact.device))
         self._config = model.config
         self._exact = exact
+        keep_memory()
         self._kernel = NativeKernel(model.eval(), library())
-        self.device = exact.device
+        self.device, self.encode_precision = exact.device, exact.encode_precision
         self.threads = 1
 
     @property
@@ -47,8 +45,7 @@ class NativeBackend:
     @threads.setter
     def threads(self, count: int) -> None:
         self._exact.threads = count
-        shards = Shards(count, smallest=ROLLOUT_ROWS)
-        self._rollout = Rollout(self._kernel, shards, remember=True)
+        self._rollout = Rollout(self._kernel, Shards(count), remember=True)
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""

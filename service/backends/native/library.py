@@ -20,7 +20,7 @@ SOURCES = tuple(
 )
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w", "-shared", "-fPIC")
-COMPILE_S = 120.0
+COMPILE_S = 30.0
 
 NEEDS = "avx512_bf16"
 """What Linux calls the instructions without which the code does not run."""
@@ -33,21 +33,30 @@ class NoLibrary(RuntimeError):
     """There is no compiled code here; the message says why."""
 
 
-@cache
 def library() -> ctypes.CDLL:
     """The code, compiled if it has not been.
 
     Raises:
         NoLibrary: it cannot be had, or would not run.
     """
+    found = _found()
+    if isinstance(found, NoLibrary):
+        raise found
+    return found
+
+
+@cache
+def _found() -> ctypes.CDLL | NoLibrary:
+    """The code, or why there is none: a compiler that failed is not asked again."""
     if NEEDS not in cpu_flags():
-        raise NoLibrary(f"the processor has no {NEEDS}")
+        return NoLibrary(f"the processor has no {NEEDS}")
     try:
         code = ctypes.CDLL(str(compiled(cache_folder())))
+    except NoLibrary as reason:
+        return reason
     except OSError as error:
-        raise NoLibrary(str(error)) from error
+        return NoLibrary(str(error))
     _declare(code)
-    _keep_memory()
     return code
 
 
@@ -87,11 +96,13 @@ def compiled(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(folder)
     path = folder / f"predictor-{_fingerprint(compiler)}.so"
-    if path.exists():
+    # A file that was cut short, by a full disk or a loss of power, would end the process.
+    whole = path.with_suffix(".sha256")
+    if path.exists() and whole.exists() and whole.read_text() == _digest(path):
         return path
-    # Another process may do the same: whoever is last replaces a file like its own.
+    # Another process may do the same: whoever is last replaces files like its own.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / path.name
+        made, made_whole = Path(scratch) / path.name, Path(scratch) / whole.name
         command = [*shlex.split(compiler), *FLAGS, str(SOURCES[-1]), "-o", str(made)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
@@ -99,8 +110,14 @@ def compiled(folder: Path) -> Path:
             raise NoLibrary(f"the compiler does not run: {error}") from error
         if done.returncode != 0:
             raise NoLibrary(f"{compiler} fails: {done.stderr.strip()[:500]}")
+        made_whole.write_text(_digest(made))
         made.replace(path)
+        made_whole.replace(whole)
     return path
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_private(folder: Path) -> None:
@@ -117,15 +134,15 @@ def _fingerprint(compiler: str) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _keep_memory() -> None:
-    """Have the allocator keep what it took.
+def keep_memory() -> None:
+    """Have the allocator keep what it took, unless the environment says how it is to do.
 
     To give megabytes back after each roll-out, and take them anew page by page in the next one, is
     an eighth of its time.
     """
     allocator = ctypes.CDLL(None)
-    if hasattr(allocator, "mallopt"):  # glibc's
-        allocator.mallopt(TRIM_THRESHOLD, 1 << 30)
+    if hasattr(allocator, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
+        allocator.mallopt(TRIM_THRESHOLD, 1 << 27)
         allocator.mallopt(MMAP_THRESHOLD, 1 << 25)
 
 

@@ -43,6 +43,7 @@ class FakeBackend:
     name: str
     times: dict[int, float | list[float]]
     precision: str = "float32"
+    encode_precision: str = "float32"
     threads: int = 0
 
 

@@ -76,6 +76,7 @@ class FakeBackend:
     shapes: list[tuple[int, int]] = field(default_factory=list)
     name: str = "fake"
     precision: str = "float32"
+    encode_precision: str = "float32"
 
     def encode(self, frames: Tensor) -> Tensor:
         self.log.append(("encode", tuple(frames[:, 0, 0, 0].tolist())))

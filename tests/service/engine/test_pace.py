@@ -14,7 +14,7 @@ SHAPE = Shape(HORIZON)
 class TimedBackend:
     """A frame takes 2 ms, a roll-out 1 ms and 0.1 ms a row for each step, above ``free`` rows."""
 
-    name, precision = "timed", "float32"
+    name, precision, encode_precision = "timed", "float32", "float32"
 
     def __init__(self, clock: FakeClock, device: str = "cpu", free: int = 0) -> None:
         self.clock, self.device, self.free = clock, device, free

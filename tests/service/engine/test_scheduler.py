@@ -1,5 +1,7 @@
 """The scheduler's turns under a clock that only work moves."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -360,3 +362,42 @@ def test_outcomes_tell_what_the_newest_frame_should_have_been(house: House) -> N
     assert alone.future.result(0).expected is None
     for job in (searching, predicting):
         assert torch.equal(job.future.result(0).expected, past[0])
+
+
+def guarded(house: House, latents: torch.Tensor, guard: Callable[[torch.Tensor], None]) -> PlanJob:
+    """A plan whose guard is told what the newest of latents (2, WIDTH) should have been."""
+    past, goal = torch.full((1, WIDTH), 0.25), torch.zeros(WIDTH)
+    held = plan(house.backend, house.pace, 1).ticket
+    return PlanJob(house.backend, held, cem(), latents, past, goal, guard=guard)
+
+
+def test_a_guard_is_told_once_and_before_the_first_iteration(house: House) -> None:
+    told: list[torch.Tensor] = []
+    job = guarded(house, torch.ones(2, WIDTH), told.append)
+    house.scheduler.submit(job)
+    house.run()
+    assert len(told) == 1
+    assert torch.equal(told[0], torch.full((WIDTH,), 0.25))
+    assert job.future.result(0).status == "completed"
+
+
+def test_what_a_guard_raises_ends_its_plan_alone_and_lets_frames_through(house: House) -> None:
+    class Anomaly(Exception):
+        pass
+
+    def refuse(_expected: torch.Tensor) -> None:
+        # While one plan is judged, another robot's frame comes.
+        house.scheduler.submit(encode(house.backend, house.pace, 7))
+        raise Anomaly
+
+    refused = [guarded(house, torch.ones(2, WIDTH), refuse) for _ in range(2)]
+    usual = plan(house.backend, house.pace, 2)
+    for job in (*refused, usual):
+        house.scheduler.submit(job)
+    house.run()
+    for job in refused:
+        with pytest.raises(Anomaly):
+            job.future.result(0)
+    assert usual.future.result(0).status == "completed"
+    # A frame waits for one judgement, not for all of them.
+    assert [kind for kind, _ in house.batches][:3] == ["encode", "encode", "rollout"]

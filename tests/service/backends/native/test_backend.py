@@ -47,3 +47,9 @@ def test_rollouts_take_one_thread_of_torch(backend: NativeBackend) -> None:
     backend.rollout(torch.zeros(1, 1, CONFIG.latent_dim), candidates[:, 0, :0], candidates)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_latents_are_named_by_what_they_are(backend: NativeBackend) -> None:
+    lower = TorchBackend(random_model(CONFIG), CPU, torch.bfloat16)
+    assert (backend.precision, backend.encode_precision) == ("bfloat16", "float32")
+    assert (lower.precision, lower.encode_precision) == ("bfloat16", "bfloat16")

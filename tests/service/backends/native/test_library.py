@@ -30,7 +30,7 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = compiled(folder)
     assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert [each.name for each in folder.iterdir()] == [path.name]
+    assert {each.suffix for each in folder.iterdir()} == {".so", ".sha256"}
     monkeypatch.setattr("subprocess.run", None)
     assert compiled(folder) == path
 
@@ -40,6 +40,34 @@ def test_other_sources_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.Mon
     first = compiled(tmp_path)
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-DOTHER"))
     assert compiled(tmp_path) != first
+
+
+@pytest.mark.usefixtures("supported")
+@pytest.mark.parametrize("size", [0, 4096])
+def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path, size: int) -> None:
+    path = compiled(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size])
+    assert compiled(tmp_path) == path
+    assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
+
+
+def test_a_compiler_that_failed_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {native.NEEDS}\n")
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho asked >>{tmp_path}/log\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    native._found.cache_clear()
+    for _ in range(2):
+        with pytest.raises(NoLibrary, match="fails"):
+            library()
+    native._found.cache_clear()
+    assert (tmp_path / "log").read_text() == "asked\n"
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +116,10 @@ def test_a_processor_without_the_instructions(
 ) -> None:
     (tmp_path / "cpuinfo").write_text("flags : avx2 fma\n")
     monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
-    library.cache_clear()
+    native._found.cache_clear()
     with pytest.raises(NoLibrary, match="no avx512_bf16"):
         library()
-    library.cache_clear()
+    native._found.cache_clear()
 
 
 def test_models_that_it_does_not_run() -> None:
