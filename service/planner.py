@@ -19,7 +19,7 @@ from service.errors import Draining, Failed, InvalidRequest, Loading
 from service.fallbacks.fallback import NONE, controllers_of
 from service.latents import LatentSource, fields_of, unseen
 from service.metrics import INFERENCE_ENDPOINTS, Metrics
-from service.monitor.monitor import Monitor, norm_zscores
+from service.monitor.monitor import Monitor
 from service.plans import Plans
 from service.registry import Registry
 from service.requests import EncodeRequest, PlanRequest, PredictRequest
@@ -148,15 +148,15 @@ class Planner:
         )
         with self._entrance.admitted(ticket, context):
             latents = await self._latents.latents(model, request.frames, fields_of(request.frames))
-        norms = latents.values.norm(dim=-1).tolist()
-        zscores = norm_zscores(model, latents.values)
-        encoded = zip(latents.values, latents.ids, norms, latents.cached, zscores, strict=True)
+        scores = self._monitor.score(model, latents.values)
+        values, cached = latents.values.numpy(), latents.cached
+        encoded = zip(values, latents.ids, scores.norms, cached, scores.zscores, strict=True)
         return EncodeResponse(
             context.request_id,
             model.name,
             model.version,
-            tuple(EncodedLatent(value.numpy(), *rest) for value, *rest in encoded),
-            self._monitor.assess(model, latents.values, fresh=len(request.frames)),
+            tuple(EncodedLatent(*each) for each in encoded),
+            self._monitor.assess(model, scores, fresh=len(request.frames)),
             timing(context, latents),
         )
 
@@ -181,12 +181,13 @@ class Planner:
             job = PredictJob(model.backend, ticket, latents.values, past, candidates)
             predicted: Prediction = await self._runner.outcome(self._runner.submit(job))
         values = predicted.latents.numpy()
+        scores = self._monitor.score(model, latents.values)
         return PredictResponse(
             context.request_id,
             model.name,
             model.version,
             values if request.candidates is not None else values[0],
-            self._monitor.assess(model, latents.values, predicted=predicted.expected),
+            self._monitor.assess(model, scores, scores.surprise(predicted.expected)),
             timing(context, latents, predicted),
         )
 

@@ -17,6 +17,7 @@ from service.fallbacks.fallback import PreparedFallback, prepare_fallback
 from service.fallbacks.triggers import Anomalous, Reason, failure_of, search_deadline
 from service.latents import LatentSource, fields_of, unseen
 from service.metrics import Metrics
+from service.monitor.health import Scores
 from service.monitor.monitor import Monitor
 from service.planning.solvers import make_solver
 from service.requests import PlanRequest
@@ -141,7 +142,8 @@ class Plans:
         with self._entrance.admitted(ticket, context):
             search.latents = await self._latents.latents(model, frames, fields)
             ticket.frames = 0
-            self._check(search)
+            if search.guarded:
+                self._check(search)
             own, goal = search.latents.values[:-1], search.latents.values[-1]
             job = PlanJob(
                 *(model.backend, ticket, search.solver, own, search.past, goal),
@@ -149,8 +151,9 @@ class Plans:
                 guard=partial(self._check, search) if search.guarded else None,
             )
             running = self._runner.submit(job)
-            if len(own) == 1:  # nothing more will be known of the frames: look while it searches
-                search.health = self._monitor.assess(model, own, goal)
+            scores = self._scores(search)  # while it searches
+            if len(own) == 1:  # nothing more will be known of the frames
+                search.health = self._monitor.assess(model, scores)
             search.outcome = await self._runner.outcome(running)
 
     def _check(self, search: Search, expected: Tensor | None = None) -> None:
@@ -158,12 +161,18 @@ class Plans:
 
         ``expected`` (D,) is what the newest frame's latent was predicted to be.
         """
-        search.expected = expected
-        if not search.guarded or search.latents is None:
-            return
-        own, goal = search.latents.values[:-1], search.latents.values[-1]
-        if self._monitor.is_anomalous(search.model, own, goal, expected):
+        scores = self._scores(search)
+        search.surprise = scores.surprise(expected)
+        if self._monitor.is_anomalous(search.model, scores, search.surprise):
             raise Anomalous
+
+    def _scores(self, search: Search) -> Scores:
+        """The scores of the frames and the goal, at which one look is enough."""
+        if search.scores is None:
+            assert search.latents is not None
+            values = search.latents.values
+            search.scores = self._monitor.score(search.model, values, len(values) - 1)
+        return search.scores
 
     def _acts(
         self, search: Search, fallback: PreparedFallback | None, reason: Reason | None
@@ -189,10 +198,10 @@ class Plans:
             return search.health
         if search.latents is None:
             return Health("unknown", reasons=("a fallback answered before the frames were seen",))
-        own, goal = search.latents.values[:-1], search.latents.values[-1]
-        outcome = search.outcome
-        expected = search.expected if outcome is None else outcome.expected
-        return self._monitor.assess(search.model, own, goal, expected)
+        scores, surprise = self._scores(search), search.surprise
+        if surprise is None and search.outcome is not None:
+            surprise = scores.surprise(search.outcome.expected)
+        return self._monitor.assess(search.model, scores, surprise)
 
     def _count_search(self, search: Search, outcome: PlanOutcome) -> None:
         config, horizon = search.model.card.config, len(outcome.actions)

@@ -9,6 +9,7 @@ from torch import Tensor
 from service.engine.jobs import PlanOutcome
 from service.engine.ticket import Ticket
 from service.latents import Latents
+from service.monitor.health import Scores
 from service.planning.solver import Solver
 from service.responses import Health
 from service.served import ServedModel
@@ -19,9 +20,8 @@ class Search:
     """One search with its ``past`` actions (H − 1, A), z-scored; what it finds is None at first.
 
     ``guarded``: a fallback answers in its place for what is anomalous.
-    ``latents`` are those of the frames and, last, the goal; ``expected`` (D,) is what the newest
-    frame's was predicted to be; ``health`` is there before the end where nothing was to be
-    predicted.
+    ``latents`` are those of the frames and, last, the goal, and ``scores`` theirs; ``surprise`` is
+    there before the end where a guard looked at it, ``health`` where nothing was to be predicted.
     """
 
     model: ServedModel
@@ -31,5 +31,6 @@ class Search:
     guarded: bool = False
     latents: Latents | None = None
     outcome: PlanOutcome | None = None
-    expected: Tensor | None = None
+    scores: Scores | None = None
+    surprise: float | None = None
     health: Health | None = None

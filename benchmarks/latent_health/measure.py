@@ -1,9 +1,7 @@
-"""False alarms on ordinary requests, detection of faults, and the monitor's share of a plan."""
+"""False alarms on ordinary requests, detection of faults, and what the monitor costs."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.latent_health import faults
+from benchmarks.latent_health.cost import cost
 from benchmarks.latent_health.requests import (
     BLOCK,
     HISTORY,
@@ -23,7 +22,6 @@ from benchmarks.latent_health.requests import (
     encode,
     encode_motion,
     full_speed_motion,
-    plan,
     planned_motion,
     predicted,
     requests,
@@ -32,9 +30,7 @@ from benchmarks.latent_health.requests import (
 from models.calibration.calibrate import fixed_directions
 from models.card import Calibration
 from models.evaluation.interval import wilson_interval
-from service.metrics import Metrics
-from service.monitor.health import KINDS, assess
-from service.monitor.monitor import Monitor
+from service.monitor.health import KINDS, judge, score
 from service.monitor.stream import LatentStream
 from service.served import ServedModel
 
@@ -42,7 +38,6 @@ SEED = 700_000
 SERVED = 3
 """The first sets of ordinary requests: frames as they are served, PNG and JPEG."""
 STEPS = 150
-WARM_UPS = 3
 
 
 @dataclass(frozen=True)
@@ -90,11 +85,11 @@ def false_alarms(
     by_kind: dict[str, int] = dict.fromkeys(KINDS, 0)
     for index in _in_turns(len(motion.positions), len(asked) // len(motion.positions), robots):
         own = asked.latents[index]
-        stream.add(own[-1:])
-        surprise = float((own[-1] - expected[index]).norm())
+        stream.add(own, 1)
         # The goal: the frame at the end of another request, like any that a client may send.
-        goal = asked.latents[index - 1, -1]
-        judged = assess(calibration, model.reference, own, goal, surprise, stream.sigreg)
+        shown = torch.cat([own, asked.latents[index - 1, -1:]])
+        scores = score(calibration, model.reference, shown, len(own))
+        judged = judge(calibration, scores, scores.surprise(expected[index]), stream.sigreg)
         alarms += judged.health.status != "ok"
         for kind in judged.kinds:
             by_kind[kind] += 1
@@ -117,27 +112,29 @@ def detection(model: ServedModel, name: str, asked: Requests) -> Detection:
     calibration = model.card.calibration
     assert calibration is not None
     judged = []
-    scores: dict[str, list[float]] = {kind: [] for kind in KINDS[:3]}
+    found: dict[str, list[float]] = {kind: [] for kind in KINDS[:3]}
     for own, prediction in zip(asked.latents, expected, strict=True):
-        surprise = float((own[-1] - prediction).norm())
-        judged.append(assess(calibration, model.reference, own, None, surprise))
-        newest = assess(calibration, model.reference, own[-1:], None, surprise).health
-        assert newest.latent_norm_zscore is not None
-        assert newest.latent_mahalanobis is not None
-        scores["norm"].append(abs(newest.latent_norm_zscore))
-        scores["mahalanobis"].append(newest.latent_mahalanobis)
-        scores["surprise"].append(surprise)
+        scores = score(calibration, model.reference, own)
+        surprise = scores.surprise(prediction)
+        judged.append(judge(calibration, scores, surprise))
+        newest = score(calibration, model.reference, own[-1:])
+        assert newest.zscores[0] is not None
+        assert newest.distance is not None
+        assert surprise is not None
+        found["norm"].append(abs(newest.zscores[0]))
+        found["mahalanobis"].append(newest.distance)
+        found["surprise"].append(surprise)
     limits = {
         "norm": calibration.zscore_limit,
         "mahalanobis": calibration.mahalanobis_limit or torch.nan,
         "surprise": calibration.surprise_limit or torch.nan,
     }
-    rates = {kind: sum(kind in one.kinds for one in judged) / len(judged) for kind in scores}
+    rates = {kind: sum(kind in one.kinds for one in judged) / len(judged) for kind in found}
     anomalous = sum(one.health.status == "anomalous" for one in judged)
     levels = torch.tensor([0.05, 0.5, 0.95])
     ratios = {
         kind: (torch.tensor(values).quantile(levels) / limits[kind]).tolist()
-        for kind, values in scores.items()
+        for kind, values in found.items()
     }
     rates = {"all": anomalous / len(judged), **rates}
     return Detection(name, len(asked), rates, ratios, _stream_sigreg(calibration, asked))
@@ -149,47 +146,8 @@ def _stream_sigreg(calibration: Calibration, asked: Requests) -> float | None:
     stream = LatentStream(
         fixed_directions(asked.latents.shape[-1]), calibration.sigreg_window, kept=1.0
     )
-    stream.add(asked.latents[:, -1])
+    stream.add(asked.latents[:, -1], len(asked))
     return None if stream.sigreg is None else stream.sigreg / calibration.sigreg_limit
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Medians in milliseconds; ``share`` is all of the monitor's time over all of the plans'."""
-
-    plan_ms: float
-    assess_ms: float
-    predict_ms: float
-    share: float
-    runs: int
-
-
-def cost(model: ServedModel, asked: Requests, runs: int) -> Cost:
-    """A plan with a full history by the model's own solver, and the monitor's work for it.
-
-    The plan is the search alone, without decoding, encoding or any transport. As in a server, the
-    monitor comes to its work when the plan has had the processor's cache to itself.
-    """
-    monitor = Monitor(Metrics())
-    monitor.watch(model)
-    taken = []
-    for index in range(runs + WARM_UPS):
-        latents, actions = asked.latents[index], asked.actions[index]
-        goal = asked.latents[-1 - index, -1]
-        begin = time.perf_counter()
-        plan(model, latents, actions, goal, index)
-        planned = time.perf_counter()
-        expected = model.backend.expect(latents[None], actions[None])[0]
-        predicted_at = time.perf_counter()
-        monitor.assess(model, latents, goal, expected)
-        assessed = time.perf_counter()
-        taken.append((planned - begin, assessed - predicted_at, predicted_at - planned))
-    plans, assessments, predictions = zip(*taken[WARM_UPS:], strict=True)
-    share = (sum(assessments) + sum(predictions)) / sum(plans)
-    plan_ms, assess_ms, predict_ms = (
-        1000 * statistics.median(times) for times in (plans, assessments, predictions)
-    )
-    return Cost(plan_ms, assess_ms, predict_ms, share, runs)
 
 
 def measure(model: ServedModel, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -228,12 +186,12 @@ def measure(model: ServedModel, quick: bool, say: Callable[[str], None]) -> dict
         if len(moved):
             found.append(detection(model, name, moved))
     say("cost")
-    spent = cost(model, sample, 20 if quick else 300)
+    spent = cost(model, sample, 10 if quick else 300)
     return {
         "history": HISTORY,
         "ordinary": [asdict(one) for one in (*ordinary, _total(ordinary[:SERVED]))],
         "faults": [asdict(one) for one in found],
-        "cost": asdict(spent),
+        "cost": [asdict(one) for one in spent],
     }
 
 

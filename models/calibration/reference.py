@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.functional import linear
 
 FLOOR = 1e-4
 """Added to each direction's variance, in units of the mean one.
@@ -35,7 +36,9 @@ class LatentReference:
 
     def distances(self, latents: Tensor) -> Tensor:
         """Mahalanobis distances (N,) of latents (N, D): about √D where they are ordinary."""
-        lengths: Tensor = torch.linalg.vector_norm((latents - self.mean) @ self.whitening.T, dim=-1)
+        lengths: Tensor = torch.linalg.vector_norm(
+            linear(latents - self.mean, self.whitening), dim=-1
+        )
         return lengths
 
     def to_bytes(self) -> bytes:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -83,11 +84,11 @@ class Job(ABC):
         """How many candidates are to be rolled out next."""
         return len(self.chunks[0])
 
-    @property
+    @cached_property
     def expected(self) -> Tensor | None:
         """The newest latent (D,) as predicted from those before it, None where there are none.
 
-        Computed anew each time.
+        A roll-out begins with the same, so it is free where that is the next thing that runs.
         """
         if len(self.latents) == 1:
             return None
@@ -193,8 +194,8 @@ class PlanJob(Job):
     def prepare(self, now: float) -> bool:
         """See `Job.prepare`: what is not expected to end in time is not begun, nor gone on with."""
         guard, self.guard = self.guard, None
-        if guard is not None and (expected := self.expected) is not None:
-            guard(expected)
+        if self.expected is not None and guard is not None:
+            guard(self.expected)
         if self.asked is None:
             self.asked = self.solver.ask()
             self.chunks = self._chunked(self.asked)

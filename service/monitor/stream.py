@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from random import Random
 
 import torch
@@ -21,9 +22,11 @@ for a collapse. Chosen by chance, the window's latents lie further apart and rea
 class LatentStream:
     """The newest latents of a model, whoever sent them, thinned out by chance, and their SIGReg.
 
-    The window holds ``size`` latents. SIGReg needs only the means of cos(t·aᵀz) and sin(t·aᵀz) over
-    it (`models.objective`), so each latent's are computed once, added as it comes and subtracted as
-    it goes; in float64, where that does not drift.
+    The window holds ``size`` latents. SIGReg weighs the squares by which the means of cos(t·aᵀz)
+    and sin(t·aᵀz) over it differ from a Gaussian's (`models.objective`). With the weights' roots in
+    the terms, it is the squared length of one vector: the sum of what each latent brings, less what
+    a Gaussian's window would. Each latent's part is computed once, added as it comes and subtracted
+    as it goes; in float64, where that does not drift.
     """
 
     def __init__(self, directions: Tensor, size: int, kept: float = KEPT) -> None:
@@ -31,31 +34,35 @@ class LatentStream:
         self._size = size
         self._kept = kept
         self._chance = Random(0)
-        self._knots, self._gaussian, self._weights = quadrature(torch.device("cpu"))
+        self._knots, gaussian, weights = quadrature(torch.device("cpu"))
+        self._roots = (weights / (size * directions.shape[1])).sqrt()
         self._window: deque[Tensor] = deque()
-        self._sum = torch.zeros(2, directions.shape[1], len(self._knots), dtype=torch.float64)
+        real = (-size * gaussian.double() * self._roots).expand(directions.shape[1], -1)
+        self._sum = torch.stack([real, torch.zeros_like(real)]).flatten()
         self._sigreg: float | None = None
 
-    def add(self, latents: Tensor) -> None:
-        """Let a share of latents (N, D) in, and out of the oldest what the window cannot hold."""
-        chosen = [row for row in range(len(latents)) if self._chance.random() < self._kept]
-        if not chosen:
-            return
-        angles = (latents[chosen[-self._size :]] @ self._directions).unsqueeze(-1) * self._knots
-        for parts in torch.stack([angles.cos(), angles.sin()], dim=1):
-            self._window.append(parts)
-            self._sum += parts
+    def add(self, latents: Tensor, fresh: int) -> None:
+        """Let in a share of the last ``fresh`` latents of (N, D), and out what is too many then."""
+        chosen = [row for row in range(-fresh, 0) if self._chance.random() < self._kept]
+        if chosen:
+            self._join(latents[row] for row in chosen[-self._size :])
+
+    def _join(self, latents: Iterable[Tensor]) -> None:
+        for latent in latents:
+            part = self._part(latent)
+            self._window.append(part)
+            self._sum += part
             if len(self._window) > self._size:
                 self._sum -= self._window.popleft()
         if len(self._window) == self._size:
-            self._sigreg = self._score()
+            self._sigreg = self._sum.dot(self._sum).item()
+
+    def _part(self, latent: Tensor) -> Tensor:
+        """What a latent (D,) brings to the sum: (2 · directions · knots,)."""
+        angles = (latent @ self._directions).outer(self._knots)
+        return torch.stack([angles.cos(), angles.sin()]).mul_(self._roots).flatten()
 
     @property
     def sigreg(self) -> float | None:
         """SIGReg of a full window; None before there is one."""
         return self._sigreg
-
-    def _score(self) -> float:
-        real, imaginary = self._sum / self._size
-        squares = (real - self._gaussian).square() + imaginary.square()
-        return float((squares @ self._weights.double()).mean()) * self._size

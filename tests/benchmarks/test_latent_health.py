@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.latent_health import faults
-from benchmarks.latent_health.measure import cost, detection, false_alarms
+from benchmarks.latent_health.cost import cost
+from benchmarks.latent_health.measure import detection, false_alarms
 from benchmarks.latent_health.requests import (
     Requests,
     data_motion,
@@ -63,6 +64,7 @@ def test_what_surprise_alone_can_see(model: ServedModel, sample: Requests) -> No
 
 
 def test_the_monitor_takes_a_part_of_the_plan(model: ServedModel, sample: Requests) -> None:
-    spent = cost(model, sample, 5)
-    assert 0 < spent.share < 0.5
-    assert 0 < spent.assess_ms < spent.plan_ms
+    for spent in cost(model, sample, 5):
+        assert 0 < spent.share < 0.5
+        assert 0 < spent.assess_ms < spent.plan_ms
+        assert spent.runs == 5

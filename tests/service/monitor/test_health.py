@@ -8,7 +8,7 @@ import torch
 
 from models.calibration.reference import LatentReference
 from models.card import Calibration
-from service.monitor.health import Kind, assess
+from service.monitor.health import Assessment, Kind, is_anomalous, judge, score
 from service.responses import HealthStatus
 
 NORMS_ALONE = Calibration(frames=100, norm_mean=10.0, norm_std=2.0, zscore_limit=3.0)
@@ -19,6 +19,23 @@ REFERENCE = LatentReference(torch.tensor([10.0, 0.0]), torch.diag(torch.tensor([
 
 def latents(*norms: float) -> torch.Tensor:
     return torch.tensor([[norm, 0.0] for norm in norms])
+
+
+def assess(
+    calibration: Calibration | None,
+    reference: LatentReference | None,
+    frames: torch.Tensor,
+    goal: torch.Tensor | None = None,
+    surprise: float | None = None,
+    sigreg: float | None = None,
+) -> Assessment:
+    """The assessment of a whole request, which a look before the end must not contradict."""
+    shown = frames if goal is None else torch.cat([frames, goal[None]])
+    scores = score(calibration, reference, shown, len(frames))
+    assessment = judge(calibration, scores, surprise, sigreg)
+    anomalous = is_anomalous(calibration, scores, surprise)
+    assert anomalous == (assessment.health.status == "anomalous")
+    return assessment
 
 
 def test_an_uncalibrated_model_is_never_ok() -> None:
@@ -85,6 +102,19 @@ def test_a_goal_is_judged_and_the_figures_are_the_frames() -> None:
     assert (health.latent_norm, health.latent_norm_zscore) == (10.0, 0.0)
     assert health.latent_mahalanobis == pytest.approx(0.0)
     assert all(reason.startswith("goal") for reason in health.reasons)
+
+
+def test_frames_have_figures_of_their_own_and_a_goal_has_none() -> None:
+    scores = score(WHOLE, REFERENCE, latents(9.0, 12.0, 90.0), 2)
+    assert (scores.norms, scores.zscores, scores.furthest) == ((9.0, 12.0), (-0.5, 1.0), 1)
+    assert torch.equal(scores.latents, latents(9.0, 12.0))
+    assert score(None, None, latents(9.0, 8.0)).zscores == (None, None)
+
+
+def test_surprise_is_the_distance_of_the_newest() -> None:
+    scores = score(WHOLE, REFERENCE, latents(9.0, 12.0, 90.0), 2)
+    assert scores.surprise(latents(10.5)[0]) == 1.5
+    assert scores.surprise(None) is None
 
 
 @pytest.mark.parametrize("norms", [(math.nan,), (10.0, math.nan), (math.nan, 10.0)])

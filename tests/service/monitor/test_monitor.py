@@ -13,8 +13,9 @@ from service.backends.choice import Wanted
 from service.metrics import Metrics
 from service.monitor import monitor as monitor_module
 from service.monitor.health import KINDS
-from service.monitor.monitor import Monitor, norm_zscores
+from service.monitor.monitor import Monitor
 from service.monitor.stream import LatentStream
+from service.responses import Health
 from service.served import ServedModel
 
 CALIBRATION = Calibration(
@@ -55,6 +56,21 @@ def latents(*norms: float) -> torch.Tensor:
     return rows
 
 
+def assess(
+    monitor: Monitor,
+    model: ServedModel,
+    *norms: float,
+    goal: float | None = None,
+    predicted: float | None = None,
+    fresh: int = 1,
+) -> Health:
+    """The health of frames, and of a goal, with these norms."""
+    goals = () if goal is None else (goal,)
+    scores = monitor.score(model, latents(*norms, *goals), len(norms))
+    surprise = scores.surprise(None if predicted is None else latents(predicted)[0])
+    return monitor.assess(model, scores, surprise, fresh)
+
+
 def shown(metrics: Metrics, name: str, model: ServedModel, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, {"model": model.name, **labels})
 
@@ -71,7 +87,7 @@ def test_all_kinds_of_anomaly_start_at_0(metrics: Metrics, model: ServedModel) -
 def test_an_ordinary_request(metrics: Metrics, model: ServedModel) -> None:
     monitor = Monitor(metrics)
     monitor.watch(model)
-    health = monitor.assess(model, latents(9.0, 12.0), latents(10.0)[0], latents(11.0)[0])
+    health = assess(monitor, model, 9.0, 12.0, goal=10.0, predicted=11.0)
     assert (health.status, health.surprise, health.sigreg) == ("ok", 1.0, None)
     assert (health.latent_norm, health.latent_mahalanobis) == (12.0, 2.0)
     assert shown(metrics, "lewm_latent_norm_count", model) == 2
@@ -85,12 +101,12 @@ def test_an_ordinary_request(metrics: Metrics, model: ServedModel) -> None:
 def test_a_request_counts_once_for_each_kind(metrics: Metrics, model: ServedModel) -> None:
     monitor = Monitor(metrics)
     monitor.watch(model)
-    health = monitor.assess(model, latents(30.0, 40.0), latents(50.0)[0])
+    health = assess(monitor, model, 30.0, 40.0, goal=50.0)
     assert health.status == "anomalous"
     assert len(health.reasons) == 4
     counted = {"norm": 1.0, "mahalanobis": 1.0, "surprise": 0.0, "sigreg": 0.0}
     assert anomalies(metrics, model) == counted
-    monitor.assess(model, latents(10.0, 10.0), predicted=latents(3.0)[0])
+    assess(monitor, model, 10.0, 10.0, predicted=3.0)
     assert anomalies(metrics, model) == {**counted, "surprise": 1.0}
 
 
@@ -102,8 +118,8 @@ def test_a_stream_that_stands_still_degrades(
     monitor.watch(model)
     # Of a history the newest frame alone is new.
     for _ in range(3):
-        assert monitor.assess(model, latents(10.0, 10.0, 10.0)).sigreg is None
-    health = monitor.assess(model, latents(10.0))
+        assert assess(monitor, model, 10.0, 10.0, 10.0).sigreg is None
+    health = assess(monitor, model, 10.0)
     assert (health.status, anomalies(metrics, model)["sigreg"]) == ("degraded", 1.0)
     assert health.sigreg == pytest.approx(shown(metrics, "lewm_latent_sigreg", model))
 
@@ -114,7 +130,7 @@ def test_frames_to_encode_are_all_new(
     monkeypatch.setattr(monitor_module, "LatentStream", partial(LatentStream, kept=1.0))
     monitor = Monitor(metrics)
     monitor.watch(model)
-    assert monitor.assess(model, latents(9.0, 10.0, 11.0, 12.0), fresh=4).sigreg is not None
+    assert assess(monitor, model, 9.0, 10.0, 11.0, 12.0, fresh=4).sigreg is not None
 
 
 def test_an_uncalibrated_model_shows_its_figures(
@@ -122,10 +138,17 @@ def test_an_uncalibrated_model_shows_its_figures(
 ) -> None:
     monitor = Monitor(metrics)
     monitor.watch(uncalibrated)
-    health = monitor.assess(uncalibrated, latents(9.0), predicted=latents(7.0)[0])
+    health = assess(monitor, uncalibrated, 9.0, predicted=7.0)
     assert (health.status, health.latent_norm, health.surprise) == ("uncalibrated", 9.0, 2.0)
-    assert norm_zscores(uncalibrated, latents(9.0, 8.0)) == [None, None]
+    assert shown(metrics, "lewm_latent_norm_zscore", uncalibrated) is None
 
 
-def test_each_frame_has_a_zscore(model: ServedModel) -> None:
-    assert norm_zscores(model, latents(9.0, 12.0)) == [-0.5, 1.0]
+def test_what_a_guard_looks_at_is_not_counted(metrics: Metrics, model: ServedModel) -> None:
+    monitor = Monitor(metrics)
+    monitor.watch(model)
+    well, ill = (monitor.score(model, latents(10.0, norm)) for norm in (11.0, 40.0))
+    assert not monitor.is_anomalous(model, well, 4.0)
+    assert monitor.is_anomalous(model, well, 4.1)
+    assert monitor.is_anomalous(model, ill)
+    assert anomalies(metrics, model) == dict.fromkeys(KINDS, 0.0)
+    assert shown(metrics, "lewm_latent_norm_count", model) == 0

@@ -20,7 +20,7 @@ def whole(window: torch.Tensor) -> float:
 
 def test_a_window_that_is_not_full_says_nothing() -> None:
     stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
-    stream.add(latents(SIZE - 1))
+    stream.add(latents(SIZE - 1), SIZE - 1)
     assert stream.sigreg is None
 
 
@@ -28,7 +28,7 @@ def test_it_is_that_of_the_newest_latents() -> None:
     stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
     served = latents(200)
     for index, latent in enumerate(served):
-        stream.add(latent[None])
+        stream.add(latent[None], 1)
         if index >= SIZE - 1:
             window = served[index + 1 - SIZE : index + 1]
             assert stream.sigreg == pytest.approx(whole(window), rel=1e-4)
@@ -37,25 +37,32 @@ def test_it_is_that_of_the_newest_latents() -> None:
 @pytest.mark.parametrize("count", [SIZE, SIZE + 1, 10 * SIZE])
 def test_many_latents_may_come_at_once(count: int) -> None:
     stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
-    stream.add(latents(3))
-    stream.add(latents(count))
+    stream.add(latents(3), 3)
+    stream.add(latents(count), count)
     assert stream.sigreg == pytest.approx(whole(latents(count)[-SIZE:]), rel=1e-4)
+
+
+def test_what_came_before_is_not_fresh() -> None:
+    streams = [LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0) for _ in range(2)]
+    streams[0].add(latents(3 * SIZE), SIZE)
+    streams[1].add(latents(3 * SIZE)[-SIZE:], SIZE)
+    assert streams[0].sigreg == streams[1].sigreg
 
 
 def test_a_share_of_the_latents_is_kept() -> None:
     stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=0.25)
     served = latents(1000)
-    stream.add(served[: 2 * SIZE])
+    stream.add(served[: 2 * SIZE], 2 * SIZE)
     assert stream.sigreg is None
-    stream.add(served[2 * SIZE : 8 * SIZE])
+    stream.add(served[2 * SIZE : 8 * SIZE], 6 * SIZE)
     assert stream.sigreg is not None
 
 
 def test_a_stream_that_stands_still_stands_out() -> None:
     stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
-    stream.add(latents(SIZE))
+    stream.add(latents(SIZE), SIZE)
     varied = stream.sigreg
-    stream.add(latents(1).expand(SIZE, -1))
+    stream.add(latents(1).expand(SIZE, -1), SIZE)
     assert varied is not None
     assert stream.sigreg is not None
     assert stream.sigreg > 3 * varied
