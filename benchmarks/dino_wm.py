@@ -9,6 +9,7 @@ scaled to the plan's; a roll-out that large gains nothing from a larger batch.
 
 from __future__ import annotations
 
+import os
 import statistics
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from benchmarks.report import Figure, Report
 from benchmarks.run import Run
 from benchmarks.search import Search
 from benchmarks.served import describe_served, load_served, random_folder
-from benchmarks.turns import median_ratio, take_turns
+from benchmarks.turns import median_ratio, on_threads, take_turns
 from models import checkpoint
 
 ROUNDS = 3
@@ -124,13 +125,14 @@ def measure(run: Run) -> Report:
     patches = PatchPredictor(shapes, config.block_width).eval()
     frame = torch.randn(shapes.patches, shapes.width, generator=generator)
     few = torch.randn(candidates, SOLVER.horizon, config.block_width, generator=generator)
+    cores = len(os.sched_getaffinity(0))
     search = Search(model, SOLVER, latent, goal)
     plain = Search(model, SOLVER, latent, goal, predict=partial(plain_rollout, reference))
     seconds = take_turns(
         {
             "LeWM as served": search.iterate,
-            "LeWM plain": plain.iterate,
-            "DINO-WM": lambda: patches.rollout(frame, few),
+            "LeWM plain": on_threads(cores, plain.iterate),
+            "DINO-WM": on_threads(cores, lambda: patches.rollout(frame, few)),
         },
         rounds,
         run.say,

@@ -25,7 +25,7 @@ from benchmarks.report import Figure, Report, at_least, at_most
 from benchmarks.run import Run
 from benchmarks.search import Search, repeated
 from benchmarks.served import describe_served, load_served, random_folder
-from benchmarks.turns import median_ratio, take_turns
+from benchmarks.turns import median_ratio, on_threads, take_turns
 from models import checkpoint
 from models.card import SolverDefaults
 
@@ -60,7 +60,7 @@ def measure(run: Run) -> Report:
     counts = sorted({1, cores})
     precisions = dict.fromkeys(("float32", model.backend.precision))
     for threads in counts:
-        tasks[f"plain {threads}"] = _on(threads, search(plain).iterate)
+        tasks[f"plain {threads}"] = on_threads(threads, search(plain).iterate)
         for precision in precisions:
             name = f"matmul {precision} {threads}"
             tasks[name] = matmul(threads, dtype=getattr(torch, precision))
@@ -133,13 +133,3 @@ def _floor(
     """Seconds of so much arithmetic at the rate of large products, on the best thread count."""
     taken = (seconds[f"matmul {precision} {count}"] for count in counts)
     return [value * flops / matmul_flops() for value in min(taken, key=statistics.median)]
-
-
-def _on(threads: int, task: Callable[[], object]) -> Callable[[], None]:
-    def run() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        task()
-        torch.set_num_threads(before)
-
-    return run

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 
 def take_turns(
     tasks: Mapping[str, Callable[[], object]],
@@ -26,3 +28,15 @@ def take_turns(
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     """The median over the rounds of one divided by the other."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def on_threads(threads: int, task: Callable[[], object]) -> Callable[[], None]:
+    """The task on so many of PyTorch's threads; its own number is put back."""
+
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        task()
+        torch.set_num_threads(before)
+
+    return run
