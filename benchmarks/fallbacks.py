@@ -63,11 +63,15 @@ class Drive:
 
 @dataclass(frozen=True)
 class Cell:
-    """N episodes under one fault with one controller; steps and hits are of all of them."""
+    """N episodes under one fault with one controller; steps and hits are of all of them.
+
+    ``ran`` names the model's backend and its precision.
+    """
 
     protocol: str
     fault: str
     fallback: str
+    ran: str
     episodes: int
     reached: int
     interval_95: tuple[float, float]
@@ -76,14 +80,16 @@ class Cell:
     fallback_steps: int
 
     @classmethod
-    def of(cls, protocol: str, fault: str, fallback: str, drives: Sequence[Drive]) -> Cell:
+    def of(
+        cls, protocol: str, fault: str, fallback: str, ran: str, drives: Sequence[Drive]
+    ) -> Cell:
         """Sum episodes up."""
         reached, *sums = (
             sum(getattr(one, name) for one in drives)
             for name in ("reached", "steps", "wall_hits", "fallback_steps")
         )
         interval = wilson_interval(reached, len(drives))
-        return cls(protocol, fault, fallback, len(drives), reached, interval, *sums)
+        return cls(protocol, fault, fallback, ran, len(drives), reached, interval, *sums)
 
 
 def drive(client: PlannerClient, tasks: Episodes, index: int, fault: str, controller: str) -> Drive:
@@ -142,11 +148,13 @@ def measure(protocol: str, episodes: int, seed: int, faults: Sequence[str]) -> I
     """Drive under one fault after another, each with every controller."""
     tasks = PROTOCOLS[protocol](episodes, seed)
     with local_server() as server, PlannerClient(server.target) as client:
+        [served] = client.models()
+        ran = f"{served.backend}, {served.precision}"
         for fault in faults:
             cells = []
             for name in CONTROLLERS:
                 drives = [drive(client, tasks, index, fault, name) for index in range(len(tasks))]
-                cells.append(Cell.of(protocol, fault, name, drives))
+                cells.append(Cell.of(protocol, fault, name, ran, drives))
             yield cells
 
 

@@ -151,9 +151,8 @@ class Plans:
                 guard=partial(self._check, search) if search.guarded else None,
             )
             running = self._runner.submit(job)
-            scores = self._scores(search)  # while it searches
-            if len(own) == 1:  # nothing more will be known of the frames
-                search.health = self._monitor.assess(model, scores)
+            if len(own) == 1:  # nothing more will be known of the frames: look while it searches
+                search.health = self._monitor.assess(model, self._scores(search))
             search.outcome = await self._runner.outcome(running)
 
     def _check(self, search: Search, expected: Tensor | None = None) -> None:

@@ -186,7 +186,7 @@ def measure(model: ServedModel, quick: bool, say: Callable[[str], None]) -> dict
         if len(moved):
             found.append(detection(model, name, moved))
     say("cost")
-    spent = cost(model, sample, 10 if quick else 300)
+    spent = cost(model, sample, 2 if quick else 60)
     return {
         "history": HISTORY,
         "ordinary": [asdict(one) for one in (*ordinary, _total(ordinary[:SERVED]))],

@@ -88,7 +88,7 @@ class Job(ABC):
     def expected(self) -> Tensor | None:
         """The newest latent (D,) as predicted from those before it, None where there are none.
 
-        A roll-out begins with the same, so it is free where that is the next thing that runs.
+        Computed once: at the end of a search that nobody guards, since there it is remembered.
         """
         if len(self.latents) == 1:
             return None
@@ -194,7 +194,7 @@ class PlanJob(Job):
     def prepare(self, now: float) -> bool:
         """See `Job.prepare`: what is not expected to end in time is not begun, nor gone on with."""
         guard, self.guard = self.guard, None
-        if self.expected is not None and guard is not None:
+        if guard is not None and self.expected is not None:
             guard(self.expected)
         if self.asked is None:
             self.asked = self.solver.ask()

@@ -8,6 +8,7 @@ import torch
 from benchmarks.fallbacks import FROZEN, Cell, Drive, hits_wall, merged, see, table
 from models.environments import two_room
 
+RAN = "onnx, float32"
 WELL = Drive(reached=True, steps=10, wall_hits=1, fallback_steps=0)
 LOST = Drive(reached=False, steps=30, wall_hits=4, fallback_steps=20)
 
@@ -41,19 +42,19 @@ def test_hitting_a_wall_is_being_stopped_short(
 
 
 def test_a_cell_sums_its_episodes_up() -> None:
-    cell = Cell.of("paper", "black", "hold", [WELL, LOST])
-    assert (cell.episodes, cell.reached) == (2, 1)
+    cell = Cell.of("paper", "black", "hold", RAN, [WELL, LOST])
+    assert (cell.ran, cell.episodes, cell.reached) == (RAN, 2, 1)
     assert (cell.steps, cell.wall_hits, cell.fallback_steps) == (40, 5, 20)
     assert cell.interval_95[0] < 0.5 < cell.interval_95[1]
 
 
 def test_fresh_cells_replace_those_of_their_fault_alone() -> None:
     known = [
-        asdict(Cell.of(protocol, fault, "hold", [WELL]))
+        asdict(Cell.of(protocol, fault, "hold", RAN, [WELL]))
         for protocol in ("paper", "cross-room")
         for fault in ("none", "black")
     ]
-    cells = merged(known, [Cell.of("paper", "none", "hold", [LOST, LOST])])
+    cells = merged(known, [Cell.of("paper", "none", "hold", RAN, [LOST, LOST])])
     kept = [(cell["protocol"], cell["fault"], cell["episodes"]) for cell in cells]
     assert kept == [
         ("paper", "none", 2),
@@ -65,7 +66,7 @@ def test_fresh_cells_replace_those_of_their_fault_alone() -> None:
 
 def test_the_table_has_a_row_for_each_fault() -> None:
     drives = {"none": [WELL], "hold": [LOST], "tail": [WELL, LOST], "waypoint": [WELL]}
-    cells = [asdict(Cell.of("paper", "black", name, those)) for name, those in drives.items()]
+    cells = [asdict(Cell.of("paper", "black", name, RAN, those)) for name, those in drives.items()]
     row = table(cells).splitlines()[-1]
     assert row == (
         "| paper | black | 1 of 1; 1; 0 % | 0 of 1; 4; 67 % | 1 of 2; 5; 50 % | 1 of 1; 1; 0 % |"
