@@ -2,14 +2,14 @@
 
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from lewm_client import Pilot, PlannerClient, PlannerError
+from lewm_client import Move, Pilot, PlannerClient, PlannerError
 
 from tests.patience import PATIENCE_S, wait_until
 from tests.service.checkpoint import write_random_model
@@ -35,6 +35,11 @@ def pilot(client: PlannerClient, settings: dict[str, Any], timeout_s: float) -> 
     )
 
 
+def wait_until_begun(server: ServerProcess, stepping: Future[Move]) -> None:
+    """Wait until the server is in the middle of a plan, or the step over."""
+    wait_until(lambda: stepping.done() or server.figure("lewm_active_plans") == 1)
+
+
 def test_a_server_that_freezes_in_the_middle_of_a_call(tmp_path: Path) -> None:
     folder = write_random_model(tmp_path / "model")
     with (
@@ -44,14 +49,18 @@ def test_a_server_that_freezes_in_the_middle_of_a_call(tmp_path: Path) -> None:
     ):
         assert pilot(client, QUICK, PATIENCE_S).step([FRAME]).source == "plan"
 
-        started = time.monotonic()
-        stepping = pool.submit(pilot(client, LENGTHY, BRIEF_S).step, [FRAME])
-        wait_until(lambda: stepping.done() or server.figure("lewm_active_plans") == 1)
+        # A busy machine may not come as far as an iteration in a brief time.
+        for timeout_s in (BRIEF_S, 2 * BRIEF_S, 4 * BRIEF_S):
+            started = time.monotonic()
+            stepping = pool.submit(pilot(client, LENGTHY, timeout_s).step, [FRAME])
+            wait_until_begun(server, stepping)
+            if not stepping.done():
+                break
         assert not stepping.done()
         server.signal(signal.SIGSTOP)
         try:
             move = stepping.result(PATIENCE_S)
-            assert BRIEF_S <= time.monotonic() - started < FOREVER_S
+            assert timeout_s <= time.monotonic() - started < 2 * FOREVER_S
             assert (move.source, move.actions.tolist()) == ("local", STOP.tolist())
             assert move.error is not None
             assert move.error.status is grpc.StatusCode.DEADLINE_EXCEEDED
