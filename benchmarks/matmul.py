@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
+
+from benchmarks.turns import on_threads
 
 SIZE = 2048
 
@@ -17,13 +20,7 @@ def matmul(
     left, right = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
     out = torch.empty(size, size, dtype=dtype)
 
-    def multiply() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        torch.mm(left, right, out=out)
-        torch.set_num_threads(before)
-
-    return multiply
+    return on_threads(threads, partial(torch.mm, left, right, out=out))
 
 
 def matmul_flops(size: int = SIZE) -> int:

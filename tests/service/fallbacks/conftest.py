@@ -1,9 +1,12 @@
-"""What the tests of fallbacks share."""
+"""What the tests of fallbacks share; a module makes the planner and its metrics: `started`."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from service.metrics import Metrics
+from service.planner import Planner
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -12,3 +15,13 @@ def _threads_of_the_others() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def planner(started: tuple[Planner, Metrics]) -> Planner:
+    return started[0]
+
+
+@pytest.fixture
+def metrics(started: tuple[Planner, Metrics]) -> Metrics:
+    return started[1]

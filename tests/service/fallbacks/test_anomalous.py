@@ -48,16 +48,6 @@ async def started(
         yield both
 
 
-@pytest.fixture
-def planner(started: tuple[Planner, Metrics]) -> Planner:
-    return started[0]
-
-
-@pytest.fixture
-def metrics(started: tuple[Planner, Metrics]) -> Metrics:
-    return started[1]
-
-
 class Searches:
     """The searches' roll-outs: how many there were, and when they may go on."""
 

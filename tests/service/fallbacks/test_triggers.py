@@ -32,16 +32,6 @@ async def started(model_folder: Path) -> AsyncIterator[tuple[Planner, Metrics]]:
         yield both
 
 
-@pytest.fixture
-def planner(started: tuple[Planner, Metrics]) -> Planner:
-    return started[0]
-
-
-@pytest.fixture
-def metrics(started: tuple[Planner, Metrics]) -> Metrics:
-    return started[1]
-
-
 def counted(metrics: Metrics, reason: str, controller: str = "hold") -> float:
     labels = {"model": NAME, "controller": controller, "reason": reason}
     return figure(metrics, "lewm_fallbacks_total", **labels)
