@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -79,6 +79,7 @@ class Choice:
 
 
 Runnable = tuple[str, Precision]
+Make = Callable[[str, Precision], ThreadedBackend]
 ONLY: dict[str, Precision] = {"onnx": "float32", "native": "bfloat16"}
 """Backends that have but one precision."""
 
@@ -93,8 +94,10 @@ def choose_backend(
     """
     counts = {1, len(os.sched_getaffinity(0))} if device.type == "cpu" else {1}
     ways = runnable(wanted, device, model.config)
+    # Native's encodes are ONNX Runtime's: one backend is both, and is made once.
+    make: Make = cache(lambda name, precision: _make(model, device, name, precision, make))
     choice = choose(
-        [partial(_make, model, device, name, precision) for name, precision in ways],
+        [partial(make, *way) for way in ways],
         [wanted.threads] if wanted.threads else sorted(counts),
         seconds=lambda backend: plan_seconds(backend, card),
         rank=lambda backend: overlap(backend, TorchBackend(model, device), card, frames),
@@ -226,10 +229,12 @@ def _iterate(backend: Backend, card: ModelCard, samples: int) -> None:
     backend.rollout(latents, past, torch.zeros(1, samples, card.solver.horizon, config.block_width))
 
 
-def _make(model: LeWM, device: torch.device, name: str, precision: Precision) -> ThreadedBackend:
+def _make(
+    model: LeWM, device: torch.device, name: str, precision: Precision, make: Make
+) -> ThreadedBackend:
+    """A backend; one that needs another has that made by ``make``."""
     if name == "native":
-        exact = "onnx" if onnx_runs_on(device) else "torch"
-        return NativeBackend(model, _make(model, device, exact, "float32"))
+        return NativeBackend(model, make("onnx" if onnx_runs_on(device) else "torch", "float32"))
     if name == "onnx":
         from service.backends.onnx import OnnxBackend
 
