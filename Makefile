@@ -16,12 +16,12 @@ help: ## Show this list
 
 setup: $(READY) ## Make the virtual environment and install everything, pinned
 
-$(READY): pyproject.toml constraints.txt | programs
+$(READY): pyproject.toml client/pyproject.toml constraints.txt | programs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed, set PYTHON=…" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev]'
+		--constraint constraints.txt --editable ./client --editable '.[dev]'
 	@touch $@
 
 programs:
@@ -54,8 +54,8 @@ format: $(READY) ## Format and sort imports
 	$(BIN)/ruff format .
 
 proto: $(READY) ## Generate the gRPC code from proto/
-	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=proto --pyi_out=proto \
-		--grpc_python_out=proto proto/lewm/v1/planner.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=client --pyi_out=client \
+		--grpc_python_out=client proto/lewm/v1/planner.proto
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -29,7 +29,7 @@ from benchmarks.redis_server import RedisServer, redis_server
 from benchmarks.report import Figure, Report, at_most
 from benchmarks.run import Run
 from benchmarks.served import random_folder
-from service.cli.local_server import HOST, LocalServer, local_server
+from lewm_serve.cli.local_server import HOST, LocalServer, local_server
 
 FRAMES, PLANS, PAPER_PLANS = 200, 60, 10
 HURT_S = 6.0

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from benchmarks.load import Call, LoadProcess, load_process
 from benchmarks.report import Figure, Report, at_least, at_most
 from benchmarks.run import Run
-from service.cli.local_server import local_server
+from lewm_serve.cli.local_server import local_server
 
 CLIENTS = 8
 ROUNDS, SECONDS = 4, 6.0

@@ -25,7 +25,7 @@ from benchmarks.run import Run
 from benchmarks.search import Search
 from benchmarks.served import describe_served, load_served, random_folder
 from benchmarks.turns import median_ratio, on_threads, take_turns
-from models import checkpoint
+from lewm_models import checkpoint
 
 ROUNDS = 3
 CANDIDATES = 2

@@ -21,16 +21,16 @@ from typing import Any
 
 import grpc.aio
 import torch
-from lewm.v1 import planner_pb2 as pb
-from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 
 from benchmarks.frames import fresh, jpeg, photographs
 from benchmarks.served import load_served
-from models import checkpoint
-from models.config import PRESETS
-from models.random_weights import random_card, random_model
-from service.backends.backend import Backend
-from service.cli.local_server import local_server
+from lewm.v1 import planner_pb2 as pb
+from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+from lewm_models import checkpoint
+from lewm_models.config import PRESETS
+from lewm_models.random_weights import random_card, random_model
+from lewm_serve.backends.backend import Backend
+from lewm_serve.cli.local_server import local_server
 
 CLIENTS = 64
 BATCHES = (8, 16, 32)

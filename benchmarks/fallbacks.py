@@ -20,18 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from lewm_client import Pilot, PlannerClient
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from benchmarks.results import Result, now
-from models.environments import two_room
-from models.evaluation.faults import CAMERA_FAULTS
-from models.evaluation.interval import wilson_interval
-from models.evaluation.protocol import PROTOCOLS, Episodes
-from service.cli.local_server import local_server
-from service.cli.remote_planner import TIMEOUT_S, png
+from lewm_client import Pilot, PlannerClient
+from lewm_models.environments import two_room
+from lewm_models.evaluation.faults import CAMERA_FAULTS
+from lewm_models.evaluation.interval import wilson_interval
+from lewm_models.evaluation.protocol import PROTOCOLS, Episodes
+from lewm_serve.cli.local_server import local_server
+from lewm_serve.cli.remote_planner import TIMEOUT_S, png
 
 FOLDER = Path(__file__).parent
 BLOCK = 5

@@ -6,7 +6,7 @@ weight that an input meets; norms, activations and the solver are left out.
 
 from __future__ import annotations
 
-from models.config import LeWMConfig
+from lewm_models.config import LeWMConfig
 
 
 def least_plan_flops(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.environments import two_room
+from lewm_models.environments import two_room
 
 SIZE = 224
 PICTURES = 8

@@ -20,18 +20,18 @@ import torch
 
 from benchmarks.report import Figure, Report, at_least, at_most
 from benchmarks.run import Run
-from models.card import SolverDefaults
-from models.config import PRESETS, LeWMConfig
-from models.random_weights import random_card, random_model
-from service.backends.backend import Backend
-from service.backends.choice import Choice, Wanted, choose_backend
-from service.engine.engine import Engine
-from service.engine.jobs import PlanJob
-from service.engine.pace import Pace, Shape
-from service.engine.scheduler import Scheduler
-from service.engine.ticket import Ticket
-from service.planning.solver import Problem
-from service.planning.solvers import make_solver
+from lewm_models.card import SolverDefaults
+from lewm_models.config import PRESETS, LeWMConfig
+from lewm_models.random_weights import random_card, random_model
+from lewm_serve.backends.backend import Backend
+from lewm_serve.backends.choice import Choice, Wanted, choose_backend
+from lewm_serve.engine.engine import Engine
+from lewm_serve.engine.jobs import PlanJob
+from lewm_serve.engine.pace import Pace, Shape
+from lewm_serve.engine.scheduler import Scheduler
+from lewm_serve.engine.ticket import Ticket
+from lewm_serve.planning.solver import Problem
+from lewm_serve.planning.solvers import make_solver
 
 SOLVER = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
 QUICK_CONFIG = replace(PRESETS["edge"], encoder_depth=1, predictor_depth=1)

@@ -18,11 +18,11 @@ from typing import TypeVar, cast
 
 import grpc
 import numpy as np
-from lewm.v1 import planner_pb2 as pb
-from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 
 from benchmarks.frames import fresh, jpeg, rendered
 from benchmarks.workers import worker_processes
+from lewm.v1 import planner_pb2 as pb
+from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 
 R = TypeVar("R")
 LEAST = 3

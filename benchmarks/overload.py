@@ -18,7 +18,7 @@ from benchmarks.closed_loop import steady, throughput, warm_up
 from benchmarks.load import Call, load_process, poisson_schedule
 from benchmarks.report import Figure, Report, at_least, at_most
 from benchmarks.run import Run
-from service.cli.local_server import local_server
+from lewm_serve.cli.local_server import local_server
 
 OVERLOAD = 3.0
 PLAN_TIMES = 5.0

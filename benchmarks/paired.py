@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 
-from models.evaluation.interval import wilson_interval
+from lewm_models.evaluation.interval import wilson_interval
 
 
 @dataclass(frozen=True)

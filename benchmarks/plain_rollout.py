@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.lewm import LeWM
+from lewm_models.lewm import LeWM
 
 
 @torch.inference_mode()

@@ -26,8 +26,8 @@ from benchmarks.run import Run
 from benchmarks.search import Search, repeated
 from benchmarks.served import describe_served, load_served, random_folder
 from benchmarks.turns import median_ratio, on_threads, take_turns
-from models import checkpoint
-from models.card import SolverDefaults
+from lewm_models import checkpoint
+from lewm_models.card import SolverDefaults
 
 SOLVER = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
 QUICK_SOLVER = replace(SOLVER, samples=64, iterations=6)

@@ -23,8 +23,8 @@ from benchmarks.report import Figure, Report
 from benchmarks.run import Run
 from benchmarks.search import Predict, Search, served_rollout
 from benchmarks.served import describe_served, load_served, random_folder
-from models.card import SolverDefaults
-from service.served import ServedModel
+from lewm_models.card import SolverDefaults
+from lewm_serve.served import ServedModel
 
 ITERATIONS = 5
 REPEATS = 5
@@ -171,7 +171,7 @@ def _native_operations(
     model: ServedModel, latents: Tensor, candidates: Tensor, iterations: int
 ) -> dict[str, float]:
     """By the code's own clock, on one thread; what is not its own is "between nodes"."""
-    from service.backends.native.library import read_ticks
+    from lewm_serve.backends.native.library import read_ticks
 
     backend: Any = model.backend
     threads, backend.threads = backend.threads, 1

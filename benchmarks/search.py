@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.card import SolverDefaults
-from service.backends.backend import Backend, goal_costs
-from service.planning.solver import Problem, Solution
-from service.planning.solvers import make_solver
-from service.served import ServedModel
+from lewm_models.card import SolverDefaults
+from lewm_serve.backends.backend import Backend, goal_costs
+from lewm_serve.planning.solver import Problem, Solution
+from lewm_serve.planning.solvers import make_solver
+from lewm_serve.served import ServedModel
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Latents (1, D), candidates (S, T, A) → the last predicted latents (S, D)."""

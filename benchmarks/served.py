@@ -13,12 +13,12 @@ from typing import Any
 import structlog
 import torch
 
-from models import checkpoint
-from models.config import PRESETS
-from models.random_weights import random_card, random_model
-from service.registry import Registry
-from service.served import ServedModel
-from service.settings import load_settings
+from lewm_models import checkpoint
+from lewm_models.config import PRESETS
+from lewm_models.random_weights import random_card, random_model
+from lewm_serve.registry import Registry
+from lewm_serve.served import ServedModel
+from lewm_serve.settings import load_settings
 
 
 @contextmanager

@@ -26,13 +26,13 @@ from benchmarks.run import Run
 from benchmarks.search import Search
 from benchmarks.served import load_served
 from benchmarks.workers import worker_processes
-from models import checkpoint
-from models.card import SolverDefaults, read_card
-from models.checkpoint import PRETRAINED
-from models.evaluation.episode import Actions, Frame, run_episode
-from models.evaluation.protocol import paper_episodes
-from models.preprocessing import resize
-from service.served import ServedModel
+from lewm_models import checkpoint
+from lewm_models.card import SolverDefaults, read_card
+from lewm_models.checkpoint import PRETRAINED
+from lewm_models.evaluation.episode import Actions, Frame, run_episode
+from lewm_models.evaluation.protocol import paper_episodes
+from lewm_models.preprocessing import resize
+from lewm_serve.served import ServedModel
 
 PAPER_CEM = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
 EPISODES, QUICK_EPISODES = 500, 20
@@ -205,7 +205,7 @@ def _run_one(solver: SolverDefaults, index: int) -> EpisodeResult:
 
 
 class InProcess:
-    """A robot's planner without a server; see `models.evaluation.episode.Planner`."""
+    """A robot's planner without a server; see `lewm_models.evaluation.episode.Planner`."""
 
     def __init__(self, model: ServedModel, solver: SolverDefaults) -> None:
         self._model = model

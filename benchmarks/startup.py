@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.report import Report, at_most
 from benchmarks.run import Run
 from benchmarks.served import random_folder
-from service.cli.local_server import local_server
+from lewm_serve.cli.local_server import local_server
 
 CACHES = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
 FIRST_S, SECOND_S = 120.0, 15.0

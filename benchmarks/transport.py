@@ -22,11 +22,11 @@ from typing import Any
 
 import grpc
 import numpy as np
-from lewm.v1 import planner_pb2 as pb
-from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 
 from benchmarks.frames import fresh, jpeg, photographs, rendered
-from service.cli.local_server import HOST, local_server
+from lewm.v1 import planner_pb2 as pb
+from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+from lewm_serve.cli.local_server import HOST, local_server
 
 SECONDS = 25.0
 WARM_UP = 3

@@ -19,7 +19,7 @@ from benchmarks.latent_health.tables import tables
 from benchmarks.machine import describe_machine
 from benchmarks.results import now
 from benchmarks.served import describe_served, load_served
-from models.checkpoint import PRETRAINED
+from lewm_models.checkpoint import PRETRAINED
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "benchmarks" / "latent_health.json"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.latent_health.requests import Requests, plan
-from service.metrics import Metrics
-from service.monitor.health import Scores
-from service.monitor.monitor import Monitor
-from service.served import ServedModel
+from lewm_serve.metrics import Metrics
+from lewm_serve.monitor.health import Scores
+from lewm_serve.monitor.monitor import Monitor
+from lewm_serve.served import ServedModel
 
 BARE, ORDINARY, GUARDED = "without the monitor", "ordinary", "with a fallback named"
 KINDS = (BARE, ORDINARY, GUARDED)
@@ -85,7 +85,7 @@ def cost(model: ServedModel, asked: Requests, series: int) -> list[Cost]:
 
 @dataclass(frozen=True)
 class Watched:
-    """One plan from the latents (H + 1, D) of frames and goal, in the order of `service.plans`."""
+    """One plan from the latents (H + 1, D) of frames and goal, as `lewm_serve.plans` does."""
 
     model: ServedModel
     monitor: Monitor

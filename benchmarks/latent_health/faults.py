@@ -16,10 +16,16 @@ from benchmarks.latent_health.requests import (
     requests,
 )
 from benchmarks.latent_health.scene import push_t_frames
-from models.environments import two_room
-from models.environments.two_room import IMAGE_SIZE, REACH_MAX, REACH_MIN, WALL_LEFT, WALL_RIGHT
-from models.evaluation.faults import CAMERA_FAULTS
-from service.served import ServedModel
+from lewm_models.environments import two_room
+from lewm_models.environments.two_room import (
+    IMAGE_SIZE,
+    REACH_MAX,
+    REACH_MIN,
+    WALL_LEFT,
+    WALL_RIGHT,
+)
+from lewm_models.evaluation.faults import CAMERA_FAULTS
+from lewm_serve.served import ServedModel
 
 TELEPORTS = ((10, 20), (20, 30), (30, 50), (50, 300))
 FREEZES = ((0, 5), (5, 10), (10, 15), (15, 20), (20, 30))

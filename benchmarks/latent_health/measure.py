@@ -27,12 +27,12 @@ from benchmarks.latent_health.requests import (
     requests,
     straight_motion,
 )
-from models.calibration.calibrate import fixed_directions
-from models.card import Calibration
-from models.evaluation.interval import wilson_interval
-from service.monitor.health import KINDS, judge, score
-from service.monitor.stream import LatentStream
-from service.served import ServedModel
+from lewm_models.calibration.calibrate import fixed_directions
+from lewm_models.card import Calibration
+from lewm_models.evaluation.interval import wilson_interval
+from lewm_serve.monitor.health import KINDS, judge, score
+from lewm_serve.monitor.stream import LatentStream
+from lewm_serve.served import ServedModel
 
 SEED = 700_000
 SERVED = 3

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.latent_health.faults import faulty_frames
-from models.environments import two_room
+from lewm_models.environments import two_room
 
 SMOOTH = 3
 """Drawn this much larger, then scaled down, since Pillow draws hard edges."""

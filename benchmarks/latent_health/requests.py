@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.environments import two_room
-from models.environments.two_room_motion import simulate
-from models.environments.two_room_policy import waypoint_actions
-from models.evaluation.protocol import evaluation_generator, paper_episodes
-from models.preprocessing import resize
-from service.images import decode_image
-from service.planning.solver import Problem
-from service.planning.solvers import make_solver
-from service.served import ServedModel
+from lewm_models.environments import two_room
+from lewm_models.environments.two_room_motion import simulate
+from lewm_models.environments.two_room_policy import waypoint_actions
+from lewm_models.evaluation.protocol import evaluation_generator, paper_episodes
+from lewm_models.preprocessing import resize
+from lewm_serve.images import decode_image
+from lewm_serve.planning.solver import Problem
+from lewm_serve.planning.solvers import make_solver
+from lewm_serve.served import ServedModel
 
 BLOCK, HISTORY = 5, 3
 AGENTS_AT_ONCE = 50

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-from lewm.v1 import planner_pb2 as pb
 from numpy.typing import NDArray
+
+from lewm.v1 import planner_pb2 as pb
 
 FloatArray = NDArray[np.float32]
 HealthStatus = Literal["ok", "degraded", "anomalous", "uncalibrated", "unknown"]

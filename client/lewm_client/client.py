@@ -8,10 +8,10 @@ from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from lewm.v1 import planner_pb2 as pb
-from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 from numpy.typing import ArrayLike
 
+from lewm.v1 import planner_pb2 as pb
+from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 from lewm_client import retries
 from lewm_client.answers import (
     EncodeResponse,

@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
-from lewm.v1 import planner_pb2 as pb
 from numpy.typing import ArrayLike, NDArray
+
+from lewm.v1 import planner_pb2 as pb
 
 FrameLike = NDArray[Any] | bytes | str
 """Pixels (H, W, 3) of uint8, the bytes of a PNG or JPEG, a latent (D,), or a `latent_id`."""

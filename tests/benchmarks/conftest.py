@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models import checkpoint
-from models.card import SolverDefaults, read_card
-from tests.service.checkpoint import write_random_model
-from tests.service.process import ServerProcess
+from lewm_models import checkpoint
+from lewm_models.card import SolverDefaults, read_card
+from tests.lewm_serve.checkpoint import write_random_model
+from tests.lewm_serve.process import ServerProcess
 
 QUICK = SolverDefaults(samples=4, iterations=1, elites=2)
 

@@ -14,7 +14,7 @@ from benchmarks.catalogue import BENCHMARKS
 from benchmarks.report import Report, at_least
 from benchmarks.run import Run
 from benchmarks.table import BEGIN, END
-from service.cli.main import app
+from lewm_serve.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_A_WEB_STACK = """
@@ -35,7 +35,7 @@ def lewm(*arguments: str | Path) -> Result:
 
 def test_the_list_names_modules_and_does_not_wait_for_torch() -> None:
     program = (
-        "import sys, service.cli.main as main\n"
+        "import sys, lewm_serve.cli.main as main\n"
         "try: main.app(['benchmark', '--list'])\n"
         "except SystemExit: pass\n"
         "sys.exit('torch' in sys.modules)"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.fallbacks import FROZEN, Cell, Drive, hits_wall, merged, see, table
-from models.environments import two_room
+from lewm_models.environments import two_room
 
 RAN = "onnx, float32"
 WELL = Drive(reached=True, steps=10, wall_hits=1, fallback_steps=0)

@@ -8,11 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.flops import least_plan_flops, least_rollout_flops, plain_plan_flops
 from benchmarks.flops import plain_rollout_flops as plain_flops
 from benchmarks.plain_rollout import plain_rollout
-from models.config import PRESETS
-from models.random_weights import random_model
-from service.backends.rollout import Rollout
-from service.backends.shards import Shards
-from service.backends.torch_kernel import TorchKernel
+from lewm_models.config import PRESETS
+from lewm_models.random_weights import random_model
+from lewm_serve.backends.rollout import Rollout
+from lewm_serve.backends.shards import Shards
+from lewm_serve.backends.torch_kernel import TorchKernel
 
 
 def test_the_papers_plan_is_known() -> None:

@@ -13,10 +13,10 @@ from benchmarks.latent_health.requests import (
     encode_motion,
 )
 from benchmarks.served import load_served
-from models.checkpoint import PRETRAINED
-from models.environments import two_room
-from models.evaluation.faults import CAMERA_FAULTS
-from service.served import ServedModel
+from lewm_models.checkpoint import PRETRAINED
+from lewm_models.environments import two_room
+from lewm_models.evaluation.faults import CAMERA_FAULTS
+from lewm_serve.served import ServedModel
 
 SEED = 800_000
 EPISODES, STEPS, SAMPLE = 8, 40, 80

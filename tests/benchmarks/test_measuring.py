@@ -13,7 +13,7 @@ from benchmarks.onnx_profile import profile_sessions
 from benchmarks.profile import kind
 from benchmarks.startup import CACHES, empty_caches
 from benchmarks.turns import median_ratio, take_turns
-from service.backends.native import library
+from lewm_serve.backends.native import library
 
 
 def test_tasks_take_turns() -> None:

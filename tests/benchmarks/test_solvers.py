@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import numpy as np
-from lewm_client import PlannerClient
 
 from benchmarks.run import Run
 from benchmarks.served import load_served
 from benchmarks.solvers import PAPER_CEM, EpisodeResult, InProcess, Record, compare, name
-from models.environments.two_room import VectorTwoRoom
-from models.evaluation.protocol import paper_episodes
-from service.cli.remote_planner import RemotePlanner
+from lewm_client import PlannerClient
+from lewm_models.environments.two_room import VectorTwoRoom
+from lewm_models.evaluation.protocol import paper_episodes
+from lewm_serve.cli.remote_planner import RemotePlanner
 from tests.benchmarks.conftest import QUICK
-from tests.service.process import ServerProcess
+from tests.lewm_serve.process import ServerProcess
 
 
 def some_result(episode: int) -> EpisodeResult:

@@ -14,10 +14,10 @@ import pytest
 
 from deploy.grafana.generate import FOLDER, documents
 from tests.deploy.promtool import ALERTS, RULES, need
+from tests.lewm_serve.frames import BLOCK, base64_of, pixels, rows
+from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.redis_process import RedisProcess
 from tests.patience import PATIENCE_S, wait_until
-from tests.service.frames import BLOCK, base64_of, pixels, rows
-from tests.service.process import ServerProcess
-from tests.service.redis_process import RedisProcess
 
 FILLED = {"$__rate_interval": "1m", "$instance": ".*", "$model": "two-room"}
 QUICK = {"name": "cem", "samples": 4, "iterations": 1, "elites": 2, "horizon": 1}

@@ -1,5 +1,0 @@
-"""From the field's public checkpoints to a model and its card."""
-
-from models.importing.importer import import_checkpoint
-
-__all__ = ["import_checkpoint"]

@@ -1,0 +1,5 @@
+"""From the field's public checkpoints to a model and its card."""
+
+from lewm_models.importing.importer import import_checkpoint
+
+__all__ = ["import_checkpoint"]

@@ -1,0 +1,351 @@
+"""LeWM: a joint-embedding predictive world model, whole, in one file.
+
+A frame becomes one latent (ViT, CLS token, projector); a causal transformer, conditioned on action
+blocks by adaptive LayerNorm, predicts the next latent. Source: arXiv 2603.19312. Modules are named
+so that the state dict has the keys of the field's public checkpoints (transformers 5 spelling).
+
+Axes: B batch, N frames, P encoder tokens, T time steps, S candidates, D latent_dim,
+A = action_dim · action_block (one z-scored action block, time-major).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lewm_models.config import LeWMConfig
+
+
+class PatchEmbeddings(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(
+            3, config.encoder_width, config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, P − 1, width)."""
+        patches: Tensor = self.projection(pixels)
+        return patches.flatten(2).transpose(1, 2)
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.encoder_width))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, config.tokens, config.encoder_width))
+        self.patch_embeddings = PatchEmbeddings(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, P, width)."""
+        patches = self.patch_embeddings(pixels)
+        cls_token = self.cls_token.expand(len(patches), -1, -1)
+        return torch.cat([cls_token, patches], dim=1) + self.position_embeddings
+
+
+class EncoderAttention(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        width = config.encoder_width
+        self.heads = config.encoder_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.o_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class EncoderMLP(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.encoder_width, config.encoder_mlp)
+        self.fc2 = nn.Linear(config.encoder_mlp, config.encoder_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.encoder_width, eps=1e-12)
+        self.attention = EncoderAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.encoder_width, eps=1e-12)
+        self.mlp = EncoderMLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.layernorm_before(x))
+        return x + self.mlp(self.layernorm_after(x))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """ViT as in Hugging Face's ``ViTModel`` without a pooler; the output is the CLS token."""
+
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_depth))
+        self.layernorm = nn.LayerNorm(config.encoder_width, eps=1e-12)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised pixels → (N, width)."""
+        x = self.embeddings(pixels)
+        for layer in self.layers:
+            x = layer(x)
+        return self.layernorm(x[:, 0])  # type: ignore[no-any-return]
+
+
+class Projector(nn.Module):
+    """Linear, BatchNorm, GELU, Linear: what SIGReg shapes into an isotropic Gaussian."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(input_dim, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, output_dim),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, input_dim) → (N, output_dim); in training the N rows are BatchNorm's batch."""
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+class ActionEncoder(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv1d(config.block_width, config.action_smoothed, kernel_size=1)
+        self.embed = nn.Sequential(
+            nn.Linear(config.action_smoothed, config.action_mlp),
+            nn.SiLU(),
+            nn.Linear(config.action_mlp, config.latent_dim),
+        )
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(B, T, A) → (B, T, D). A convolution of kernel 1 is a matrix product."""
+        smoothed = F.linear(actions, self.patch_embed.weight.squeeze(-1), self.patch_embed.bias)
+        return self.embed(smoothed)  # type: ignore[no-any-return]
+
+
+class PredictorAttention(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        width, heads, head_dim = (
+            config.predictor_width,
+            config.predictor_heads,
+            config.predictor_head_dim,
+        )
+        self.heads = heads
+        self.dropout = config.dropout
+        self.norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        # The public code leaves the output projection out when one head is as wide as the model.
+        self.to_out: nn.Module = nn.Identity()
+        if heads > 1 or head_dim != width:
+            self.to_out = nn.Sequential(
+                nn.Linear(heads * head_dim, width), nn.Dropout(config.dropout)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.to_qkv(self.norm(x)).chunk(3, dim=-1)
+        )
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return self.to_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class PredictorMLP(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.LayerNorm(config.predictor_width),
+            nn.Linear(config.predictor_width, config.predictor_mlp),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.predictor_mlp, config.predictor_width),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+class PredictorBlock(nn.Module):
+    """Transformer block conditioned by AdaLN-zero: shift, scale and gate from the action."""
+
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        width = config.predictor_width
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = PredictorAttention(config)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = PredictorMLP(config)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(
+            6, dim=-1
+        )
+        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        narrow, wide, out = config.latent_dim, config.predictor_width, config.predictor_output
+        self.input_proj = nn.Linear(narrow, wide) if narrow != wide else nn.Identity()
+        self.cond_proj = nn.Linear(narrow, wide) if narrow != wide else nn.Identity()
+        self.layers = nn.ModuleList(PredictorBlock(config) for _ in range(config.predictor_depth))
+        self.norm = nn.LayerNorm(wide)
+        self.output_proj = nn.Linear(wide, out) if wide != out else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        x = self.input_proj(x)
+        condition = self.cond_proj(condition)
+        for layer in self.layers:
+            x = layer(x, condition)
+        return self.output_proj(self.norm(x))  # type: ignore[no-any-return]
+
+
+class Predictor(nn.Module):
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.pos_embedding = nn.Parameter(torch.zeros(1, config.history, config.latent_dim))
+        self.transformer = Transformer(config)
+
+    def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Latents and action embeddings (B, T ≤ history, D) → (B, T, predictor_output)."""
+        positions = self.pos_embedding[:, : latents.shape[1]]
+        return self.transformer(latents + positions, actions)  # type: ignore[no-any-return]
+
+
+class LeWM(nn.Module):
+    """Encoder, action encoder and predictor. Call ``eval()`` before anything is served."""
+
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.projector = Projector(config.encoder_width, config.projector_mlp, config.latent_dim)
+        self.action_encoder = ActionEncoder(config)
+        self.predictor = Predictor(config)
+        self.pred_proj = Projector(config.predictor_output, config.pred_proj_mlp, config.latent_dim)
+        for name in ("pixel_mean", "pixel_std"):
+            statistic = torch.tensor(getattr(config, name)).view(3, 1, 1)
+            self.register_buffer(name, statistic, persistent=False)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (N, H, W, 3) uint8, RGB, already of the model's image size → latents (N, D)."""
+        return self.projector(self.features(frames))  # type: ignore[no-any-return]
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Frames as in `encode` → CLS tokens (N, encoder_width), before the projector."""
+        size = self.config.image_size
+        if frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != (size, size, 3):
+            raise ValueError(
+                f"frames: expected uint8 of shape (N, {size}, {size}, 3), "
+                f"got {frames.dtype} of shape {tuple(frames.shape)}"
+            )
+        mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
+        pixels = (frames.permute(0, 3, 1, 2).to(mean.dtype) / 255 - mean) / std
+        return self.encoder(pixels.to(self.encoder.embeddings.cls_token.dtype))  # type: ignore[no-any-return]
+
+    def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """The latent after each step of a window.
+
+        ``latents`` (B, T, D), oldest first, T ≤ history; ``actions`` (B, T, A), z-scored: the
+        block that leaves each latent → (B, T, D); position t has seen steps 0 … t.
+
+        Raises:
+            ValueError: a tensor has another shape.
+        """
+        history, width = self.config.history, self.config.latent_dim
+        if latents.ndim != 3 or not 1 <= latents.shape[1] <= history or latents.shape[2] != width:
+            raise ValueError(
+                f"latents: expected shape (B, 1 to {history}, {width}), got {tuple(latents.shape)}"
+            )
+        _check_shape("actions", actions, *latents.shape[:2], self.config.block_width)
+        return self._predict(latents, self.action_encoder(actions))
+
+    def _predict(self, latents: Tensor, action_embeddings: Tensor) -> Tensor:
+        hidden = self.predictor(latents, action_embeddings)
+        return self.pred_proj(hidden.flatten(0, 1)).view_as(latents)  # type: ignore[no-any-return]
+
+    def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+        """Imagine what each candidate leads to; the eager reference of every backend.
+
+        ``latents`` (H, D), 1 ≤ H ≤ history, oldest first; ``past_actions`` (H − 1, A), the blocks
+        executed between them; ``candidates`` (S, T, A), the blocks to come, all z-scored
+        → predicted latents (S, T, D). The window slides over the last ``history`` latents and
+        positions restart at 0 in each window, as in the public code.
+
+        Raises:
+            ValueError: a tensor has another shape.
+        """
+        history, width = self.config.history, self.config.latent_dim
+        if latents.ndim != 2 or not 1 <= len(latents) <= history or latents.shape[1] != width:
+            raise ValueError(
+                f"latents: expected shape (1 to {history}, {width}), got {tuple(latents.shape)}"
+            )
+        if candidates.ndim != 3 or candidates.shape[1] < 1:
+            raise ValueError(
+                f"candidates: expected shape (S, T, {self.config.block_width}) with T of at least "
+                f"1, got {tuple(candidates.shape)}"
+            )
+        _check_shape("candidates", candidates, *candidates.shape[:2], self.config.block_width)
+        _check_shape("past_actions", past_actions, len(latents) - 1, self.config.block_width)
+        samples, horizon, _ = candidates.shape
+        context = len(latents)
+        past = past_actions.expand(samples, -1, -1)
+        embeddings = self.action_encoder(torch.cat([past, candidates], dim=1))
+        window = list(latents.unsqueeze(1).expand(-1, samples, -1))
+        for step in range(context, context + horizon):
+            first = max(0, step - self.config.history)
+            predicted = self._predict(
+                torch.stack(window[first:step], dim=1), embeddings[:, first:step]
+            )
+            window.append(predicted[:, -1])
+        return torch.stack(window[context:], dim=1)
+
+
+def _check_shape(name: str, tensor: Tensor, *shape: int) -> None:
+    # Most mis-shapes would fail by themselves, but some broadcast and predict something else.
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+
+
+def initialise(model: LeWM, generator: torch.Generator) -> None:
+    """Fresh weights for training, reproducible from the generator's seed.
+
+    Positions are N(0, 1) and the AdaLN linears zero, as in the paper; all other matrices are
+    N(0, 0.02²) truncated at two deviations in the encoder (ViT) and uniform ±1/√fan_in elsewhere.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("position_embeddings") or name.endswith("pos_embedding"):
+            nn.init.normal_(parameter, generator=generator)
+        elif "adaLN" in name:
+            nn.init.zeros_(parameter)
+        elif name.startswith("encoder.") and parameter.ndim > 1:
+            nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04, generator=generator)
+        elif parameter.ndim > 1:
+            bound = parameter[0].numel() ** -0.5
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.ones_(parameter)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.reset_running_stats()

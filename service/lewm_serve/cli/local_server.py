@@ -1,0 +1,121 @@
+"""A server of one's own: a process on free ports for as long as it is needed."""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 300.0
+"""A large model on a slow machine takes a while to load and warm up."""
+STOP_TIMEOUT_S = 20.0
+LAST_LINES = 5
+
+
+class LocalServerError(RuntimeError):
+    """The server did not start; the message holds the last it wrote on standard error."""
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A ready server: its ports on this machine and the names of its models."""
+
+    http_port: int
+    grpc_port: int
+    models: tuple[str, ...]
+
+    @property
+    def target(self) -> str:
+        """Where gRPC is served."""
+        return f"{HOST}:{self.grpc_port}"
+
+    @property
+    def url(self) -> str:
+        """Where REST is served."""
+        return f"http://{HOST}:{self.http_port}"
+
+
+@contextmanager
+def local_server(
+    models: Path | None = None, *, timeout_s: float = START_TIMEOUT_S, **settings: object
+) -> Iterator[LocalServer]:
+    """Run `lewm serve` with these models (None: the embedded ones) and settings, then stop it.
+
+    In the main thread, SIGTERM stops it too, and ends this process by `SystemExit`.
+
+    Settings are those of `lewm_serve.settings`, such as ``log_level="debug"``; environment
+    variables hold for the rest.
+
+    Raises:
+        LocalServerError: it ended, or was not ready after ``timeout_s`` seconds.
+    """
+    values = {"host": HOST, "http_port": 0, "grpc_port": 0, "log_level": "warning"} | settings
+    if models is not None:
+        values["models"] = models
+    command = [sys.executable, "-m", "lewm_serve.cli.main", "serve"]
+    for name, value in values.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        _stopped_by_sigterm(process),
+    ):
+        try:
+            yield _wait_ready(process, errors, timeout_s)
+        finally:
+            _stop(process)
+
+
+@contextmanager
+def _stopped_by_sigterm(process: subprocess.Popen[str]) -> Iterator[None]:
+    """SIGTERM would end this process at once and leave the other one behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # At once, since threads that wait for its answers may hold up the way out of here.
+        process.terminate()
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait_ready(process: subprocess.Popen[str], errors: IO[str], timeout_s: float) -> LocalServer:
+    """Read the ready line, the first and only one on standard output."""
+    assert process.stdout is not None
+    started = time.monotonic()
+    readable, _, _ = select.select([process.stdout], [], [], timeout_s)
+    line = process.stdout.readline() if readable else ""
+    if not line:
+        waited = f"was not ready after {time.monotonic() - started:.0f} s"
+        what = f"ended with code {process.wait(STOP_TIMEOUT_S)}" if readable else waited
+        errors.seek(0)
+        last = [line.rstrip() for line in errors if line.strip()][-LAST_LINES:]
+        raise LocalServerError("\n".join([f"the server {what}", *last]))
+    ready = json.loads(line)
+    return LocalServer(ready["http_port"], ready["grpc_port"], tuple(ready["models"]))
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()

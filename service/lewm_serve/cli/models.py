@@ -1,0 +1,298 @@
+"""`lewm models`: look at model folders, check them, and make new ones."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="List, show, verify, import, make and export models.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="A model folder, or an embedded model's name.")]
+Destination = Annotated[Path, typer.Argument(help="The model folder to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
+
+
+class Preset(StrEnum):
+    """The architectures that `init` makes."""
+
+    paper = "paper"
+    edge = "edge"
+
+
+@app.command("list")
+def list_models(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Model folders or folders of such; the embedded ones by default."),
+    ] = None,
+) -> None:
+    """List models with their versions and what they expect."""
+    from lewm_models.card import CardError
+    from lewm_models.checkpoint import PRETRAINED
+    from lewm_models.checkpoint import folders as folders_in
+
+    rows, broken = [], []
+    with _explained():
+        for folder in [found for path in paths or [PRETRAINED] for found in folders_in(path)]:
+            try:
+                rows.append(_row(folder))
+            except (CardError, OSError) as error:
+                broken.append(f"{folder}: {error}")
+    _print_table(("name", "version", "frame", "latent", "action block", "folder"), rows)
+    for line in broken:
+        typer.echo(f"lewm models: {line}", err=True)
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="The card as it is on disk.")] = False,
+) -> None:
+    """Show a model's card."""
+    from lewm_models import checkpoint
+    from lewm_models.card import read_card
+
+    with _explained():
+        path = _embedded(folder)
+        card = read_card(path / checkpoint.CARD).to_json()
+        version = checkpoint.version(path)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(card, indent=2))
+    else:
+        _print_table(("field", "value"), [("version", version), *_lines(card)])
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Check that a model can be served: card, tensors, encoding, roll-outs, effect of actions."""
+    from rich.console import Console
+
+    from lewm_models.verification import verify as findings
+
+    console = Console(highlight=False)
+    with _explained():
+        for finding in findings(_embedded(folder)):
+            console.print(f"[green]✓[/] {finding.check:10}", end="")
+            console.print(finding.detail, markup=False, soft_wrap=True)
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A public checkpoint: weights.pt or weights_epoch_N.pt, config.json."),
+    ],
+    destination: Destination,
+    card: Annotated[
+        Path, typer.Option(help="A JSON file with the name and the action statistics.")
+    ],
+    frames: Annotated[
+        list[Path] | None,
+        typer.Option(help="Images of what the model sees, two or more: see docs/models.md."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Make a model folder from a public checkpoint and the statistics it lacks."""
+    from dataclasses import replace
+
+    from lewm_models import checkpoint
+    from lewm_models.card import read_json
+    from lewm_models.importing import import_checkpoint
+    from lewm_serve.cli.frames import read_frames
+
+    with _explained():
+        _check_destination(destination, force)
+        model, made = import_checkpoint(source, read_json(card))
+        seen = read_frames(frames or [], made)
+        if seen is None:
+            provenance = {**made.provenance, "precision_judged_on": "synthetic frames"}
+            made = replace(made, provenance=provenance)
+        version = checkpoint.save(destination, model, made, frames=seen)
+    typer.echo(f"{destination}: {made.name}, version {version}")
+
+
+@app.command()
+def calibrate(
+    folder: Folder,
+    frames: Annotated[
+        Path | None,
+        typer.Argument(help="Ordinary frames: a recording, images, or folders of images."),
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option(help="Collect frames in this environment instead.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to collect.")] = 300,
+    episode_steps: Annotated[int, typer.Option(min=15, help="Steps of an episode.")] = 150,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Of the episodes; not that of training.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Measure what ordinary latents look like, on frames that the model was not trained on.
+
+    FRAMES is a recording, as `lewm train` makes them, or holds PNG or JPEG images in the order of
+    their names, or folders of such, an episode each. An `actions.npy` beside the images, (images -
+    1, action_dim) in the environment's units, makes them one step apart and calibrates surprise.
+    """
+    from dataclasses import asdict, replace
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from lewm_models import checkpoint
+    from lewm_models.calibration.calibrate import calibrate as measure
+    from lewm_models.training.collection import collect
+    from lewm_models.training.recording import RecordingSpec
+    from lewm_serve.cli.footage import footage
+    from lewm_serve.cli.train import training_device
+
+    with _explained(), TemporaryDirectory() as collected:
+        if (frames is None) == (env is None):
+            raise ValueError("calibrate: expected FRAMES, or an --env to collect them in")
+        path = _embedded(folder)
+        loaded = checkpoint.load(path)
+        model = loaded.model.to(training_device(device))
+        if env is not None:
+            size = loaded.card.config.image_size
+            spec = RecordingSpec(env, episodes, episode_steps, size, seed)
+            frames, source = Path(collected), asdict(spec)
+            collect(frames, spec)
+        else:
+            assert frames is not None
+            source = {"frames": frames.resolve().name}
+        console = Console(stderr=True)
+        shown = track(
+            footage(frames, loaded.card),
+            "episodes",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        card, reference = measure(model, loaded.card, shown)
+        card = replace(card, provenance={**card.provenance, "calibration": source})
+        checkpoint.write_calibration(path, card, reference)
+        version = checkpoint.version(path)
+    typer.echo(f"{path}: {card.name}, version {version}")
+    calibration = asdict(card)["calibration"]
+    told = ("frames", "steps", "windows", "false_alarm_rate")
+    limits = ("zscore_limit", "mahalanobis_limit", "surprise_limit", "sigreg_limit")
+    rows = [(name, _text(calibration[name])) for name in (*told, *limits)]
+    _print_table(("calibration", "value"), rows)
+
+
+@app.command()
+def init(
+    destination: Destination,
+    preset: Annotated[Preset, typer.Option(help="The architecture.")],
+    seed: Annotated[int, typer.Option(min=0, help="Where the weights come from.")] = 0,
+    force: Force = False,
+) -> None:
+    """Make a model of random weights, for benchmarks; actions matter in it."""
+    from lewm_models import checkpoint
+    from lewm_models.config import PRESETS
+    from lewm_models.random_weights import random_card, random_model
+
+    command = f"lewm models init --preset {preset} --seed {seed}"
+    config = PRESETS[preset]
+    with _explained():
+        _check_destination(destination, force)
+        card = random_card(f"random-{preset}", config, {"command": command})
+        version = checkpoint.save(destination, random_model(config, seed), card)
+    typer.echo(f"{destination}: {card.name}, version {version}")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    destination: Annotated[Path, typer.Argument(help="The folder to write.")],
+    force: Force = False,
+) -> None:
+    """Write a model as ONNX files that run without this project, checked against the model."""
+    from lewm_models import checkpoint
+    from lewm_models.export.files import export as files
+
+    with _explained():
+        _check_destination(destination, force)
+        for path, finding in files(checkpoint.load(_embedded(folder)), destination):
+            typer.echo(f"{path}: {finding}")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what a person can put right into one line on standard error and exit code 1."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        typer.echo(f"lewm models: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _embedded(folder: Path) -> Path:
+    from lewm_models.checkpoint import PRETRAINED
+
+    inside = PRETRAINED / folder
+    return inside if not folder.exists() and inside.exists() else folder
+
+
+def _row(folder: Path) -> tuple[str, ...]:
+    from lewm_models import checkpoint
+    from lewm_models.card import read_card
+
+    card = read_card(folder / checkpoint.CARD)
+    config = card.config
+    return (
+        card.name,
+        checkpoint.version(folder),
+        f"{config.image_size} px",
+        str(config.latent_dim),
+        f"{config.action_block} × {config.action_dim}",
+        str(folder),
+    )
+
+
+def _check_destination(folder: Path, force: bool) -> None:
+    from lewm_models.checkpoint import CheckpointError
+
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file, expected a folder")
+    if not force and folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder}: is not empty; --force writes into it all the same")
+
+
+def _lines(card: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in card.items():
+        if isinstance(value, dict) and value:
+            yield from _lines(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(entry) for entry in value)
+    return f"{value:.6g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # Where nobody looks at it, a line a row, whatever its width.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)

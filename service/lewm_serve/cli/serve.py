@@ -1,0 +1,48 @@
+"""`lewm serve`: one flag for each setting, made from the settings themselves."""
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from lewm_serve.settings import Settings, SettingsError, load_settings
+
+
+def serve(**flags: Any) -> None:
+    """Serve models over REST and gRPC until SIGTERM or SIGINT.
+
+    Prints one line of JSON on standard output when ready; logs go to standard error.
+    """
+    try:
+        settings = load_settings(**flags)
+    except SettingsError as error:
+        typer.echo(f"lewm serve: {error}", err=True)
+        raise typer.Exit(2) from None
+
+    from lewm_serve.server import StartError
+    from lewm_serve.server import serve as run
+
+    try:
+        run(settings)
+    except StartError as error:
+        typer.echo(f"lewm serve: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The flag of one setting; its text is read like the environment variable's."""
+    default = field.default if field.default not in (None, ()) else "unset"
+    about = f"{field.description} (LEWM_{name.upper()}, default {default})"
+    option = typer.Option(f"--{name.replace('_', '-')}", help=about, show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
+    )
+
+
+_flags = [_flag(name, field) for name, field in Settings.model_fields.items()]
+serve.__signature__ = inspect.Signature(_flags)  # type: ignore[attr-defined]
+serve.__annotations__ = {flag.name: flag.annotation for flag in _flags}

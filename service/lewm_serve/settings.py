@@ -1,0 +1,184 @@
+"""Every setting of the server, read from `LEWM_…` environment variables; flags override them."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lewm_serve.errors import shorten
+from lewm_serve.requests import MAX_FRAMES
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Cap = Annotated[int, Field(ge=1, le=1_000_000)]
+REDIS_OPTIONS = ("host", "port", "path", "db", "username", "password", "connection_class")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names it."""
+
+
+def _split_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part for part in value.split(":") if part)
+    return value
+
+
+def _check_redis_url(url: str) -> None:
+    """Refuse what redis-py would misread; the message must not repeat the URL's password."""
+    from redis.asyncio.connection import parse_url  # slow, and most servers need none
+
+    try:
+        options = parse_url(url)
+    except ValueError:
+        raise ValueError(
+            "expected redis://, rediss:// or unix://, special characters as %XX"
+        ) from None
+    unknown = [name for name in options if name not in REDIS_OPTIONS and name[:4] != "ssl_"]
+    if unknown:
+        raise ValueError("expected no options in the URL but db and ssl_…")
+
+
+class Settings(BaseSettings):
+    """The server's settings. Numbers are bounded, so that a slip is refused at the start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LEWM_", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
+    http_port: Annotated[Port, Field(description="port of REST; 0 takes a free one")] = 8000
+    grpc_port: Annotated[Port, Field(description="port of gRPC; 0 takes a free one")] = 50051
+
+    models: Annotated[
+        tuple[Path, ...],
+        NoDecode,
+        BeforeValidator(_split_paths),
+        Field(description="model folders or folders of such, joined by ':'; unset: the embedded"),
+    ] = ()
+    default_model: Annotated[
+        str | None,
+        Field(description="model of requests that name none; a sole model is it"),
+    ] = None
+    device: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$",
+            description="auto, cpu, cuda or cuda:N",
+        ),
+    ] = "auto"
+    backend: Annotated[
+        Literal["auto", "torch", "onnx", "native"],
+        Field(description="what runs the model; auto: the fastest here"),
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(
+            description="number format of the model; auto: bfloat16 where it is faster and ranks "
+            "candidates as float32 does"
+        ),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1024,
+            description="CPU threads of the model; unset: one or all cores, whichever is faster",
+        ),
+    ] = None
+
+    redis_url: Annotated[
+        SecretStr | None,
+        Field(description="Redis behind the in-process cache, shared by servers; unset: none"),
+    ] = None
+    redis_timeout_ms: Annotated[
+        float,
+        Field(gt=0, le=10_000, description="longest wait of a lookup for Redis, milliseconds"),
+    ] = 50.0
+    cache_ttl_s: Annotated[
+        float,
+        Field(gt=0, le=604_800, description="how long a latent is kept unused, at most, seconds"),
+    ] = 600.0
+    cache_entries: Annotated[
+        int, Field(ge=1, le=10_000_000, description="latents kept in the process")
+    ] = 65_536
+
+    max_queue: Annotated[
+        int,
+        Field(ge=1, le=100_000, description="requests inside at once, from decoding to the answer"),
+    ] = 1024
+    default_deadline_ms: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=3_600_000,
+            description="a plan without a deadline, or with a later one, is put in order as if it "
+            "had this one, milliseconds; it is never cut short by it",
+        ),
+    ] = 10_000.0
+    max_body_bytes: Annotated[
+        int,
+        Field(ge=1024, le=1 << 30, description="largest body and gRPC message, bytes"),
+    ] = 32 * 1024 * 1024
+    max_held_bytes: Annotated[
+        int,
+        Field(ge=1024, le=1 << 40, description="bytes of all requests being served at once"),
+    ] = 256 * 1024 * 1024
+    max_connections: Annotated[
+        int, Field(ge=1, le=1_000_000, description="most HTTP connections at once")
+    ] = 800
+    receive_s: Annotated[
+        float,
+        Field(ge=0.1, le=3600, description="longest an HTTP head, then a body, may take, seconds"),
+    ] = 60.0
+    max_pixels: Annotated[
+        int, Field(ge=1, le=1 << 28, description="largest frame, height times width")
+    ] = 4 * 1024 * 1024
+    max_samples: Annotated[Cap, Field(description="most candidates an iteration")] = 4096
+    max_iterations: Annotated[Cap, Field(description="most solver iterations")] = 200
+    max_horizon: Annotated[Cap, Field(description="most action blocks to look ahead")] = 50
+    max_candidates: Annotated[Cap, Field(description="most candidates of one predict")] = 4096
+    max_frames: Annotated[
+        int, Field(ge=1, le=MAX_FRAMES, description="most frames of one encode")
+    ] = 256
+    grace_s: Annotated[
+        float,
+        Field(ge=0, le=3600, description="time to finish when asked to stop, seconds"),
+    ] = 10.0
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Field(description="least level logged"),
+    ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"], Field(description="how log lines are written")
+    ] = "console"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            _check_redis_url(url.get_secret_value())
+        return url
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags and environment, flags first; `SettingsError` names what is wrong."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("; ".join(map(_describe, error.errors()))) from None
+
+
+def _describe(line: ErrorDetails) -> str:
+    name = str(line["loc"][0]) if line["loc"] else "settings"
+    flag = name.replace("_", "-")
+    message = line["msg"].removeprefix("Value error, ")
+    value = "set" if name == "redis_url" else shorten(line["input"])  # a URL may hold a password
+    return f"LEWM_{name.upper()} (--{flag}) is {value}: {message}"

@@ -1,0 +1,46 @@
+"""Hyper-parameters that cannot be are refused by name."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lewm_models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, LeWMConfig, is_finite
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("history", 0),
+        ("encoder_depth", 2.0),
+        ("latent_dim", "192"),
+        ("action_block", True),
+        ("image_size", 220),
+        ("encoder_heads", 5),
+        ("dropout", 1.0),
+        ("dropout", "0.1"),
+        ("dropout", math.nan),
+        ("pixel_mean", (0.5, 0.5)),
+        ("pixel_mean", 0.5),
+        ("pixel_mean", (0.5, 0.5, math.nan)),
+        ("pixel_std", (0.5, 0.5, 0.0)),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: expected"):
+        replace(LeWMConfig(), **{field: value})
+
+
+def test_the_default_is_the_paper_s() -> None:
+    paper = PRESETS["paper"]
+    assert paper == LeWMConfig()
+    assert (paper.tokens, paper.block_width) == (257, 10)
+    assert (paper.pixel_mean, paper.pixel_std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_numbers_that_no_float_holds_are_not_finite() -> None:
+    assert is_finite(-3)
+    assert is_finite(0.5)
+    for value in (math.inf, math.nan, 10**400, True, "1", None):
+        assert not is_finite(value)

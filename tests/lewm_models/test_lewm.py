@@ -1,0 +1,220 @@
+"""The model's shape and order of things; its figures are in `test_parity.py`."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from lewm_models.config import PRESETS
+from lewm_models.lewm import LeWM, initialise
+from tests.lewm_models.examples import TINY, tiny
+
+BATCH = 4
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model() -> LeWM:
+    return tiny()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def frames(count: int = 1) -> Tensor:
+    shape = (count, TINY.image_size, TINY.image_size, 3)
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.fixture
+def latents() -> Tensor:
+    return noise(BATCH, TINY.history, TINY.latent_dim)
+
+
+@pytest.fixture
+def actions() -> Tensor:
+    return noise(BATCH, TINY.history, TINY.block_width, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("preset", "tensors", "values"), [("paper", 303, 18_042_672), ("edge", 136, 2_321_136)]
+)
+def test_size_of_the_presets(preset: str, tensors: int, values: int) -> None:
+    with torch.device("meta"):
+        state = LeWM(PRESETS[preset]).state_dict()
+    assert (len(state), sum(tensor.numel() for tensor in state.values())) == (tensors, values)
+
+
+def test_a_prediction_has_seen_its_own_step_and_those_before(
+    model: LeWM, latents: Tensor, actions: Tensor
+) -> None:
+    before = model.predict(latents, actions)
+    for changed in (latents, actions):
+        for step in range(TINY.history):
+            original = changed[:, step].clone()
+            changed[:, step] *= -1
+            after = model.predict(latents, actions)
+            changed[:, step] = original
+            differs = (after - before).abs().amax(dim=(0, 2)) > 1e-4
+            assert differs.tolist() == [position >= step for position in range(TINY.history)]
+
+
+def test_a_shorter_window_predicts_the_same(model: LeWM, latents: Tensor, actions: Tensor) -> None:
+    whole = model.predict(latents, actions)
+    for steps in range(1, TINY.history):
+        part = model.predict(latents[:, :steps], actions[:, :steps])
+        torch.testing.assert_close(part, whole[:, :steps])
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_a_rollout_is_one_prediction_after_another(model: LeWM, context: int) -> None:
+    horizon = 2 * TINY.history
+    start = noise(context, TINY.latent_dim)
+    past = noise(context - 1, TINY.block_width, seed=1)
+    candidates = noise(BATCH, horizon, TINY.block_width, seed=2)
+    rollout = model.rollout(start, past, candidates)
+    assert rollout.shape == (BATCH, horizon, TINY.latent_dim)
+    for candidate, predicted in zip(candidates, rollout, strict=True):
+        blocks = torch.cat([past, candidate])
+        known = start
+        for step in range(context, context + horizon):
+            window = slice(max(0, step - TINY.history), step)
+            following = model.predict(known[window][None], blocks[window][None])[0, -1:]
+            known = torch.cat([known, following])
+        torch.testing.assert_close(predicted, known[context:])
+
+
+@pytest.mark.parametrize(
+    ("name", "latents_shape", "actions_shape"),
+    [
+        ("latents", (2, 8), (2, 3, 10)),
+        ("latents", (2, 0, 8), (2, 0, 10)),
+        ("latents", (2, 4, 8), (2, 4, 10)),
+        ("latents", (2, 3, 7), (2, 3, 10)),
+        ("actions", (2, 3, 8), (3, 10)),
+        ("actions", (2, 3, 8), (1, 3, 10)),
+        ("actions", (2, 3, 8), (2, 1, 10)),
+        ("actions", (2, 3, 8), (2, 3, 5)),
+    ],
+)
+def test_a_mis_shaped_window_is_refused(
+    model: LeWM, name: str, latents_shape: tuple[int, ...], actions_shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected shape"):
+        model.predict(noise(*latents_shape), noise(*actions_shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "latents_shape", "past_shape", "candidates_shape"),
+    [
+        ("latents", (1, 1, 8), (0, 10), (5, 2, 10)),
+        ("latents", (0, 8), (0, 10), (5, 2, 10)),
+        ("latents", (4, 8), (3, 10), (5, 2, 10)),
+        ("latents", (1, 9), (0, 10), (5, 2, 10)),
+        ("past_actions", (3, 8), (1, 10), (5, 2, 10)),
+        ("past_actions", (1, 8), (1, 10), (5, 2, 10)),
+        ("past_actions", (2, 8), (1, 1), (5, 2, 10)),
+        ("candidates", (1, 8), (0, 10), (2, 10)),
+        ("candidates", (1, 8), (0, 10), (5, 0, 10)),
+        ("candidates", (1, 8), (0, 10), (5, 2, 2)),
+    ],
+)
+def test_a_mis_shaped_rollout_is_refused(
+    model: LeWM,
+    name: str,
+    latents_shape: tuple[int, ...],
+    past_shape: tuple[int, ...],
+    candidates_shape: tuple[int, ...],
+) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected shape"):
+        model.rollout(noise(*latents_shape), noise(*past_shape), noise(*candidates_shape))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        frames().float(),
+        frames()[0],
+        frames().permute(0, 3, 1, 2),
+        frames()[:, 1:],
+        frames()[..., :1],
+    ],
+    ids=["float", "no batch", "channels first", "not square", "grey"],
+)
+def test_a_mis_shaped_frame_is_refused(model: LeWM, wrong: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^frames: expected uint8 of shape \(N, 16, 16, 3\)"):
+        model.encode(wrong)
+
+
+def test_pixels_are_normalised_by_the_card_s_statistics(model: LeWM) -> None:
+    other = tiny(pixel_mean=(0.1, 0.2, 0.3))
+    assert not torch.allclose(model.encode(frames()), other.encode(frames()))
+    assert not any("pixel" in name for name in model.state_dict())
+
+
+def test_actions_change_a_random_model_and_none_that_was_just_initialised(
+    latents: Tensor, actions: Tensor
+) -> None:
+    opened, fresh = tiny(), tiny()
+    initialise(fresh, torch.Generator().manual_seed(0))
+    changes = [
+        float((model.predict(latents, actions) - model.predict(latents, -actions)).abs().max())
+        for model in (opened, fresh)
+    ]
+    assert changes[0] > 0.1
+    assert changes[1] == 0
+
+
+def test_initial_weights_follow_from_the_seed() -> None:
+    first, again, other = (LeWM(TINY) for _ in range(3))
+    for model, seed in ((first, 1), (again, 1), (other, 2)):
+        initialise(model, torch.Generator().manual_seed(seed))
+    same = [torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(first.predictor.pos_embedding, other.predictor.pos_embedding)
+
+
+def test_initial_positions_are_of_unit_size() -> None:
+    model = LeWM(PRESETS["edge"])
+    initialise(model, torch.Generator().manual_seed(0))
+    for positions in (model.encoder.embeddings.position_embeddings, model.predictor.pos_embedding):
+        assert abs(float(positions.std()) - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "present", "absent"),
+    [
+        ({}, {"attn.to_out"}, {"input_proj", "cond_proj", "output_proj"}),
+        ({"predictor_width": 10}, {"input_proj", "cond_proj", "output_proj"}, set()),
+        ({"predictor_output": 6}, {"output_proj"}, {"input_proj", "cond_proj"}),
+        ({"predictor_heads": 1, "predictor_head_dim": 8}, set(), {"attn.to_out"}),
+        ({"predictor_heads": 1, "predictor_head_dim": 6}, {"attn.to_out"}, set()),
+    ],
+)
+def test_projections_are_there_where_widths_differ(
+    changes: dict[str, int], present: set[str], absent: set[str]
+) -> None:
+    model = tiny(**changes)
+    names = " ".join(model.state_dict())
+    assert all(name in names for name in present)
+    assert not any(name in names for name in absent)
+    candidates = noise(BATCH, 4, TINY.block_width)
+    rollout = model.rollout(noise(1, TINY.latent_dim), candidates[0, :0], candidates)
+    assert rollout.shape == (BATCH, 4, TINY.latent_dim)
+
+
+def test_serving_is_deterministic_and_training_is_not(
+    model: LeWM, latents: Tensor, actions: Tensor
+) -> None:
+    assert torch.equal(model.predict(latents, actions), model.predict(latents, actions))
+    learning = tiny().train()
+    assert not torch.equal(learning.predict(latents, actions), learning.predict(latents, actions))

@@ -1,0 +1,55 @@
+"""The backend of two precisions: roll-outs in bfloat16, all else in float32."""
+
+import pytest
+import torch
+
+from lewm_models.config import PRESETS
+from lewm_models.random_weights import random_card, random_model
+from lewm_serve.backends.native.backend import NativeBackend
+from lewm_serve.backends.native.library import NoLibrary
+from lewm_serve.backends.ranking import REQUIRED, overlap
+from lewm_serve.backends.torch import TorchBackend
+
+CPU = torch.device("cpu")
+CONFIG = PRESETS["edge"]
+
+
+@pytest.fixture(scope="module")
+def exact() -> TorchBackend:
+    return TorchBackend(random_model(CONFIG), CPU)
+
+
+@pytest.fixture(scope="module")
+def backend(exact: TorchBackend) -> NativeBackend:
+    try:
+        return NativeBackend(exact.model, TorchBackend(exact.model, CPU))
+    except NoLibrary as reason:
+        pytest.skip(str(reason))
+
+
+def test_latents_are_those_of_float32(backend: NativeBackend, exact: TorchBackend) -> None:
+    backend.threads = exact.threads
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, CONFIG.image_size, CONFIG.image_size, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    assert torch.equal(backend.encode(frames), exact.encode(frames))
+
+
+def test_candidates_are_ranked_as_by_float32(backend: NativeBackend, exact: TorchBackend) -> None:
+    card = random_card("edge", CONFIG, {})
+    assert overlap(backend, exact, card, None) >= REQUIRED
+
+
+def test_rollouts_take_one_thread_of_torch(backend: NativeBackend) -> None:
+    backend.threads = 2
+    before = torch.get_num_threads()
+    candidates = torch.zeros(1, 32, 2, CONFIG.block_width)
+    backend.rollout(torch.zeros(1, 1, CONFIG.latent_dim), candidates[:, 0, :0], candidates)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+def test_latents_are_named_by_what_they_are(backend: NativeBackend) -> None:
+    lower = TorchBackend(random_model(CONFIG), CPU, torch.bfloat16)
+    assert (backend.precision, backend.encode_precision) == ("bfloat16", "float32")
+    assert (lower.precision, lower.encode_precision) == ("bfloat16", "bfloat16")

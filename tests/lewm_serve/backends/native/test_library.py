@@ -1,0 +1,128 @@
+"""Code that is compiled on the spot: once, and with a word where it cannot be."""
+
+import ctypes
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from lewm_serve.backends import processor
+from lewm_serve.backends.native import library as native
+from lewm_serve.backends.native.backend import NativeBackend
+from lewm_serve.backends.native.library import NoLibrary, cache_folder, compiled, library
+from lewm_serve.backends.torch import TorchBackend
+from tests.lewm_models.examples import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def supported() -> None:
+    if native.NEEDS not in processor.cpu_flags():
+        pytest.skip(f"the processor has no {native.NEEDS}")
+
+
+@pytest.mark.usefixtures("supported")
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache"
+    path = compiled(folder)
+    assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {each.suffix for each in folder.iterdir()} == {".so", ".sha256"}
+    monkeypatch.setattr("subprocess.run", None)
+    assert compiled(folder) == path
+
+
+@pytest.mark.usefixtures("supported")
+def test_other_sources_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compiled(tmp_path)
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-DOTHER"))
+    assert compiled(tmp_path) != first
+
+
+@pytest.mark.usefixtures("supported")
+@pytest.mark.parametrize("size", [0, 4096])
+def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path, size: int) -> None:
+    path = compiled(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size])
+    assert compiled(tmp_path) == path
+    assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
+
+
+def test_a_compiler_that_failed_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {native.NEEDS}\n")
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho asked >>{tmp_path}/log\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    native._found.cache_clear()
+    for _ in range(2):
+        with pytest.raises(NoLibrary, match="fails"):
+            library()
+    native._found.cache_clear()
+    assert (tmp_path / "log").read_text() == "asked\n"
+
+
+def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    with pytest.raises(NoLibrary, match=r"no C\+\+ compiler: none of c\+\+, g\+\+, clang\+\+"):
+        compiled(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("echo broken >&2; exit 1", "fails: broken"), (None, "the compiler does not run")],
+)
+def test_a_compiler_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
+) -> None:
+    compiler = tmp_path / "compiler"
+    if script is not None:
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    folder = tmp_path / "cache"
+    with pytest.raises(NoLibrary, match=message):
+        compiled(folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(NoLibrary, match="can be written by others"):
+        compiled(tmp_path)
+
+
+def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("no home directory")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(NoLibrary, match="no home directory, set XDG_CACHE_HOME"):
+        cache_folder()
+
+
+def test_a_processor_without_the_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : avx2 fma\n")
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    native._found.cache_clear()
+    with pytest.raises(NoLibrary, match="no avx512_bf16"):
+        library()
+    native._found.cache_clear()
+
+
+def test_models_that_it_does_not_run() -> None:
+    model = tiny()
+    with pytest.raises(NoLibrary, match="widths are multiples of 16"):
+        NativeBackend(model, TorchBackend(model, CPU))

@@ -1,0 +1,77 @@
+"""bfloat16, and how far it ranks candidates as float32 does."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lewm_models.lewm import LeWM
+from lewm_serve.backends.ranking import PAIRS, overlap, synthetic_frames
+from lewm_serve.backends.torch import TorchBackend
+from tests.lewm_models.examples import TINY, card_of, tiny
+
+CPU = torch.device("cpu")
+CONFIG = TINY
+
+
+@pytest.fixture(scope="module")
+def model() -> LeWM:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def full(model: LeWM) -> TorchBackend:
+    return TorchBackend(model, CPU)
+
+
+@pytest.fixture(scope="module")
+def lower(model: LeWM) -> TorchBackend:
+    return TorchBackend(model, CPU, torch.bfloat16)
+
+
+def test_it_gives_float32_that_is_near(full: TorchBackend, lower: TorchBackend) -> None:
+    frames = synthetic_frames(CONFIG.image_size)
+    latents, expected = lower.encode(frames), full.encode(frames)
+    assert latents.dtype == torch.float32
+    error = (latents - expected).norm() / expected.norm()
+    assert 0 < error < 0.02
+    candidates = torch.randn(
+        1, 16, 5, CONFIG.block_width, generator=torch.Generator().manual_seed(0)
+    )
+    plan = (expected[None, :1], candidates[:, 0, :0], candidates)
+    predicted, reference = lower.rollout(*plan), full.rollout(*plan)
+    assert predicted.dtype == torch.float32
+    assert 0 < (predicted - reference).norm() / reference.norm() < 0.02
+
+
+def test_the_model_stays_what_it_was(model: LeWM, lower: TorchBackend) -> None:
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in lower.model.parameters()} == {torch.bfloat16}
+
+
+def test_a_backend_ranks_as_itself(full: TorchBackend) -> None:
+    card = card_of(full.model)
+    assert overlap(full, full, card, None) == 1.0
+
+
+def test_bfloat16_ranks_nearly_alike_and_noise_does_not(
+    full: TorchBackend, lower: TorchBackend
+) -> None:
+    card = card_of(full.model)
+    frames = synthetic_frames(CONFIG.image_size)
+    near = overlap(lower, full, card, frames)
+
+    class Noisy(TorchBackend):
+        def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+            predicted = super().rollout(latents, past_actions, candidates)
+            return predicted + torch.randn(
+                predicted.shape, generator=torch.Generator().manual_seed(0)
+            )
+
+    far = overlap(Noisy(full.model, CPU), full, card, frames)
+    assert near > 0.8 > far
+
+
+def test_synthetic_frames_are_different_scenes() -> None:
+    frames = synthetic_frames(32)
+    assert (frames.shape, frames.dtype) == ((PAIRS + 1, 32, 32, 3), torch.uint8)
+    assert all((frames[0] != other).float().mean() > 0.5 for other in frames[1:])

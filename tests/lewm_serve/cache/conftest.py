@@ -1,0 +1,14 @@
+"""Redis for the tests of the cache."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lewm_serve.redis_process import RedisProcess
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisProcess]:
+    """A Redis of the test's own."""
+    with RedisProcess() as process:
+        yield process

@@ -1,0 +1,20 @@
+"""A model that plans badly, but at once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lewm_models import checkpoint
+from lewm_models.card import SolverDefaults, read_card
+from tests.lewm_serve.checkpoint import write_random_model
+
+
+@pytest.fixture
+def quick_model(tmp_path: Path) -> Path:
+    """A model folder of random weights whose solver hardly searches."""
+    folder = write_random_model(tmp_path / "quick")
+    card = read_card(folder / checkpoint.CARD)
+    quick = SolverDefaults(samples=4, iterations=1, elites=2)
+    checkpoint.write_card(folder, replace(card, solver=quick))
+    return folder

@@ -1,0 +1,75 @@
+"""What a robot sends, plan by plan."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lewm_client import PlannerClient
+from lewm_client.answers import LatentIds, PlanResponse
+from lewm_serve.cli.remote_planner import RemotePlanner, two_room_model
+from tests.lewm_serve.checkpoint import NAME
+from tests.lewm_serve.process import ServerProcess
+
+QUICK = {"samples": 4, "iterations": 1, "elites": 2}
+FRAME, GOAL = (np.full((224, 224, 3), grey, np.uint8) for grey in (50, 200))
+
+
+class Recorder(PlannerClient):
+    """A client that keeps what it was asked for, and may forget what it was told."""
+
+    def __init__(self, target: str, *, forgetful: bool = False) -> None:
+        super().__init__(target)
+        self.forgetful = forgetful
+        self.goals: list[Any] = []
+        self.warm_starts: list[Any] = []
+        self.plans: list[PlanResponse] = []
+
+    def plan(self, frames: Any, goal: Any, **settings: Any) -> PlanResponse:
+        self.goals.append(goal)
+        self.warm_starts.append(settings["warm_start"])
+        plan = super().plan(frames, goal, **settings)
+        self.plans.append(plan)
+        if self.forgetful:
+            return replace(plan, latent_ids=LatentIds((), "0" * 32))
+        return plan
+
+
+def test_the_goal_is_sent_once_and_plans_go_on_where_the_last_ended(
+    server: ServerProcess,
+) -> None:
+    with Recorder(server.target) as client:
+        planner = RemotePlanner(client, 10, model=NAME, solver=QUICK)
+        first, seconds = planner(FRAME, GOAL, 1)
+        second, _ = planner(FRAME, GOAL, 2)
+    assert first.shape == second.shape == (10, 2)
+    assert seconds > 0
+    assert isinstance(client.goals[0], bytes)
+    assert isinstance(client.goals[1], str)
+    assert client.warm_starts[0] is None
+    assert np.array_equal(first, client.plans[0].actions[:10])
+    assert np.array_equal(client.warm_starts[1], client.plans[0].actions[10:])
+
+
+def test_plans_that_are_run_to_their_end_start_afresh(server: ServerProcess) -> None:
+    with Recorder(server.target) as client:
+        planner = RemotePlanner(client, 25, solver=QUICK)
+        first, again = (planner(FRAME, GOAL, 1)[0] for _ in range(2))
+    assert client.warm_starts == [None, None]
+    assert np.array_equal(first, again)
+
+
+def test_a_goal_the_server_has_forgotten_is_sent_again(server: ServerProcess) -> None:
+    with Recorder(server.target, forgetful=True) as client:
+        planner = RemotePlanner(client, 25, solver=QUICK)
+        planner(FRAME, GOAL, 1)
+        planner(FRAME, GOAL, 1)
+    assert [type(goal) for goal in client.goals] == [bytes, str, bytes]
+
+
+def test_a_model_is_found_by_name_or_default(server: ServerProcess) -> None:
+    with PlannerClient(server.target) as client:
+        assert two_room_model(client, None) == two_room_model(client, NAME)
+        with pytest.raises(ValueError, match=f"no model other.*{NAME}"):
+            two_room_model(client, "other")

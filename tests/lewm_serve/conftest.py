@@ -1,0 +1,48 @@
+"""One server for the whole session, and a client for each protocol."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lewm_client import PlannerClient
+from tests.lewm_serve.checkpoint import NAME, write_random_model
+from tests.lewm_serve.drivers import Driver, RestDriver, RpcDriver
+from tests.lewm_serve.process import ServerProcess
+from tests.patience import PATIENCE_S
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights."""
+    return write_random_model(tmp_path_factory.mktemp("models") / NAME)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[ServerProcess]:
+    """A ready server; at the end it must stop by itself and exit with 0."""
+    log = tmp_path_factory.mktemp("server") / "log.jsonl"
+    with ServerProcess(log, "--models", str(model_folder)) as process:
+        yield process.wait_ready()
+        assert process.stop() == 0, process.errors()
+
+
+@pytest.fixture(scope="session")
+def rest(server: ServerProcess) -> Iterator[httpx.Client]:
+    """An HTTP client of the server."""
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def rpc(server: ServerProcess) -> Iterator[PlannerClient]:
+    """A gRPC client of the server."""
+    with PlannerClient(server.target) as client:
+        yield client
+
+
+@pytest.fixture(scope="session", params=["rest", "grpc"])
+def driver(request: pytest.FixtureRequest, rest: httpx.Client, rpc: PlannerClient) -> Driver:
+    """Both protocols in turn, each taking and giving JSON documents."""
+    return RestDriver(rest) if request.param == "rest" else RpcDriver(rpc)

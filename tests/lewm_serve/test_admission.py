@@ -1,0 +1,191 @@
+"""Who comes in, who goes first, and what becomes of those inside when the server goes down."""
+
+import json
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from lewm_client import PlannerClient, PlannerError
+from tests.lewm_serve.cases import plan
+from tests.lewm_serve.drivers import Driver, RestDriver, RpcDriver
+from tests.lewm_serve.endless import ENDLESS, endless_plan
+from tests.lewm_serve.frames import picture, pixels
+from tests.lewm_serve.process import ServerProcess
+from tests.patience import PATIENCE_S, wait_until
+
+ROBOTS = 12
+
+SHORT = {"name": "cem", "samples": 64, "elites": 8, "iterations": 4}
+LONG = {"name": "cem", "samples": 512, "iterations": 200}
+"""Many iterations, of which at least one should fit where half a minute is given."""
+
+
+def plans_inside(server: ServerProcess) -> float:
+    """Plans admitted and not yet answered."""
+    waiting = server.figure('lewm_queued_requests{endpoint="plan"}')
+    return waiting + server.figure("lewm_active_plans")
+
+
+@contextmanager
+def robot(server: ServerProcess, **request: Any) -> Iterator[socket.socket]:
+    """A client whose plan is inside, unless it has been answered already.
+
+    At the end it goes away without a word, and is dropped.
+    """
+    body = json.dumps(plan(**request))
+    head = "POST /plan HTTP/1.1\r\nHost: robot\r\nContent-Type: application/json\r\n"
+    address = "127.0.0.1", server.ready["http_port"]
+    before = plans_inside(server)
+    with socket.create_connection(address) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        wait_until(lambda: plans_inside(server) > before or is_answered(connection))
+        yield connection
+    wait_until(lambda: plans_inside(server) <= before)
+
+
+def is_answered(connection: socket.socket) -> bool:
+    """Whether something has come back."""
+    return bool(select.select([connection], [], [], 0)[0])
+
+
+def test_requests_beyond_the_limit_are_refused_until_there_is_room(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    flags = ("--models", str(model_folder), "--max-queue", "2")
+    with (
+        ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
+        PlannerClient(server.target) as rpc,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
+    ):
+        with robot(server, solver=ENDLESS), robot(server, solver=ENDLESS):
+            refused = rest.post("/plan", json=plan())
+            assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
+            with pytest.raises(PlannerError) as caught:
+                rpc.encode([picture(0)])
+            assert caught.value.code == "overloaded"
+            assert caught.value.retry_after_s
+        assert rest.post("/plan", json=plan()).status_code == 200
+
+
+def test_a_plan_that_would_come_too_late_is_told_when_to_come_again(
+    server: ServerProcess, rest: httpx.Client, rpc: PlannerClient
+) -> None:
+    with robot(server, solver=ENDLESS, priority=9):
+        refused = rest.post("/plan", json=plan(deadline_ms=2000))
+        assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+        with pytest.raises(PlannerError) as caught:
+            rpc.plan([picture(0)], picture(1), deadline_ms=2000)
+        assert caught.value.code == "overloaded"
+        assert caught.value.retry_after_s is not None
+        assert caught.value.retry_after_s > 0
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_a_more_urgent_plan_overtakes(server: ServerProcess, rest: httpx.Client) -> None:
+    with robot(server, solver=ENDLESS) as long:
+        urgent = rest.post("/plan", json=plan(deadline_ms=600_000, priority=9)).json()
+        assert urgent["status"] == "completed"
+        assert not is_answered(long)
+
+
+def test_a_plan_may_be_content_with_fewer_iterations(server: ServerProcess, driver: Driver) -> None:
+    """Behind one that takes all the time until its own deadline.
+
+    On a busy machine the requests need some of that time, or a single iteration more than is left.
+    """
+    for scale in (1, 4, 16, 64):
+        request = plan(solver=LONG, deadline_ms=2000 * scale)
+        with robot(server, solver=LONG, deadline_ms=1500 * scale, priority=9):
+            refused = driver.ask("plan", request)
+            admitted = driver.ask("plan", request | {"min_iterations": 1})
+        if (refused.code, admitted.code) == ("overloaded", "ok"):
+            break
+    assert (refused.status, refused.code) == (driver.status(429), "overloaded")
+    assert (admitted.code, admitted.document.get("status")) == ("ok", "deadline")
+    assert 1 <= admitted.document["iterations"] < 200
+
+
+def test_fewer_than_the_least_iterations_are_of_no_use(driver: Driver) -> None:
+    request = plan(solver=ENDLESS, deadline_ms=60_000, min_iterations=200)
+    refused = driver.ask("plan", request)
+    assert (refused.status, refused.code) == (driver.status(504), "deadline_exceeded")
+
+
+def test_who_goes_away_makes_room(server: ServerProcess, rest: httpx.Client) -> None:
+    with robot(server, solver=ENDLESS):
+        pass
+    assert rest.post("/plan", json=plan(deadline_ms=600_000)).json()["status"] == "completed"
+
+
+def test_the_same_plan_alone_and_in_a_crowd(server: ServerProcess, rest: httpx.Client) -> None:
+    """Other plans come between its iterations, whatever their urgency."""
+    mine = plan(solver=SHORT | {"iterations": 20})
+    alone = rest.post("/plan", json=mine).json()
+    with (
+        robot(server, solver=ENDLESS),
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as strangers,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        crowd = [
+            pool.submit(strangers.post, "/plan", json=plan(priority=6 + seed % 4, seed=seed))
+            for seed in range(12)
+        ]
+        together = rest.post("/plan", json=mine | {"priority": 7}).json()
+        assert all(stranger.result().status_code == 200 for stranger in crowd)
+    assert np.array_equal(alone["actions"], together["actions"])
+    assert alone["cost"] == together["cost"]
+
+
+def test_whatever_came_in_before_the_signal_is_finished(tmp_path: Path, model_folder: Path) -> None:
+    flags = ("--models", str(model_folder), "--grace-s", "600")
+    with (
+        ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
+        PlannerClient(server.target) as rpc,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
+        ThreadPoolExecutor(ROBOTS) as pool,
+        endless_plan(server) as before_them,
+    ):
+        robots = [
+            pool.submit(
+                (RestDriver(rest) if seed % 2 else RpcDriver(rpc)).ask,
+                "plan",
+                plan(frames=[pixels(seed)], goal=pixels(seed + 100), seed=seed),
+            )
+            for seed in range(ROBOTS)
+        ]
+        wait_until(lambda: server.figure('lewm_queued_requests{endpoint="plan"}') == ROBOTS)
+        server.signal(signal.SIGTERM)
+        server.wait_draining()
+        before_them.cancel()
+        assert [robot.result(PATIENCE_S).code for robot in robots] == ["ok"] * ROBOTS
+        assert server.wait_stopped() == 0, server.errors()
+
+
+@pytest.mark.parametrize("deadline_ms", [0.001, 0.5])
+def test_a_deadline_that_cannot_be_met_is_told_at_once(
+    rest: httpx.Client, deadline_ms: float
+) -> None:
+    refused = rest.post("/plan", json=plan(deadline_ms=deadline_ms))
+    assert (refused.status_code, refused.json()["code"]) == (504, "deadline_exceeded")
+
+
+def test_an_iteration_that_does_not_fit_is_refused_before_any_work(
+    server: ServerProcess, rest: httpx.Client
+) -> None:
+    rows = 'lewm_batch_rows_sum{kind="rollout"}'
+    before = server.figure(rows)
+    huge = {"name": "cem", "samples": 4096, "horizon": 50}
+    refused = rest.post("/plan", json=plan(solver=huge, deadline_ms=200))
+    assert (refused.status_code, refused.json()["code"]) == (504, "deadline_exceeded")
+    assert server.figure(rows) == before
+    assert plans_inside(server) == 0

@@ -1,0 +1,182 @@
+"""From the first byte of a server's life to its exit code."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from lewm_client import PlannerClient, PlannerError
+from lewm_models import checkpoint
+from tests.lewm_serve.cases import plan
+from tests.lewm_serve.checkpoint import NAME, write_random_model
+from tests.lewm_serve.endless import endless_plan
+from tests.lewm_serve.frames import picture
+from tests.lewm_serve.process import ROOT, ServerProcess
+from tests.patience import PATIENCE_S, wait_until
+
+LONG_GRACE = ("--grace-s", "600")
+
+
+def serve(*flags: str) -> subprocess.CompletedProcess[str]:
+    """Run a server that is expected to give up."""
+    command = [sys.executable, "-m", "lewm_serve.cli.main", "serve"]
+    return subprocess.run(
+        [*command, *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+class HeldCard:
+    """A model's card that the server cannot read on until `release`: a pipe in its place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / checkpoint.CARD
+        self.content = self.path.read_bytes()
+        self.path.unlink()
+        os.mkfifo(self.path)
+
+    def release(self) -> None:
+        """Let the server read; it reads more than once, and the next time finds a file."""
+        with self.path.open("wb") as pipe:  # waits for the reader
+            self.path.unlink()
+            self.path.write_bytes(self.content)
+            pipe.write(self.content)
+
+
+def test_a_servers_life(tmp_path: Path) -> None:
+    card = HeldCard(write_random_model(tmp_path / "models" / NAME))
+    flags = ("--models", str(tmp_path / "models"), *LONG_GRACE)
+    with (
+        ServerProcess(tmp_path / "log", *flags).wait_listening() as server,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
+        PlannerClient(server.target) as rpc,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert_loading(rest)
+        listening = server.ready
+        card.release()
+        server.wait_ready()
+        assert server.ready == {
+            "event": "ready",
+            "http_port": listening["http_port"],
+            "grpc_port": listening["grpc_port"],
+            "models": [NAME],
+        }
+        assert rest.get("/readyz").status_code == 200
+        assert rpc.encode([picture(0)], timeout_s=PATIENCE_S).latents
+
+        with endless_plan(server) as before_it:
+            inside = pool.submit(rest.post, "/plan", json=plan())
+            wait_until(lambda: server.figure('lewm_queued_requests{endpoint="plan"}') == 1)
+            server.signal(signal.SIGTERM)
+            server.wait_draining()
+            assert_draining(rest, rpc)
+            before_it.cancel()
+            answer = inside.result(PATIENCE_S)
+        assert server.wait_stopped() == 0, server.errors()
+        assert (answer.status_code, answer.json()["status"]) == (200, "completed")
+        assert server.lines.get(timeout=PATIENCE_S) == ""  # the ready line was the only one
+        assert "Traceback" not in server.errors()
+
+
+def test_a_signal_while_it_loads_ends_it(tmp_path: Path) -> None:
+    HeldCard(write_random_model(tmp_path / "models" / NAME))
+    with ServerProcess(tmp_path / "log", "--models", str(tmp_path / "models")) as server:
+        server.wait_listening()
+        assert server.stop() == 0, server.errors()
+        assert server.lines.get(timeout=PATIENCE_S) == ""
+
+
+def assert_loading(rest: httpx.Client) -> None:
+    """It answers before it is ready, and says so."""
+    assert rest.get("/healthz").status_code == 200
+    ready, refused = rest.get("/readyz"), rest.post("/plan", json=plan())
+    assert refused.status_code == ready.status_code == 503
+    assert refused.json()["code"] == ready.json()["code"] == "loading"
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def assert_draining(rest: httpx.Client, rpc: PlannerClient) -> None:
+    """It takes nothing any more, and says so."""
+    ready = rest.get("/readyz")
+    assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+    refused = rest.post("/plan", json=plan())
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+    assert refused.headers["retry-after"]
+    with pytest.raises(PlannerError) as caught:
+        rpc.plan([picture(0)], picture(1), timeout_s=PATIENCE_S)
+    assert caught.value.status is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.code == "draining"
+    assert caught.value.retry_after_s
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, model_folder: Path) -> None:
+    flags = ("--models", str(model_folder), "--host", "0.0.0.0", *LONG_GRACE)
+    with (
+        ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
+        endless_plan(server) as running,
+    ):
+        assert "without authentication" in server.errors()
+        server.signal(signal.SIGINT)
+        server.wait_draining()
+        assert not running.done()
+        server.signal(signal.SIGINT)
+        assert server.wait_stopped() == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
+def test_port_in_use(flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        other = "--grpc-port" if flag == "--http-port" else "--http-port"
+        result = serve(flag, port, other, "0")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_model() -> None:
+    result = serve("--models", "/nowhere/model", "--http-port", "0", "--grpc-port", "0")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "/nowhere/model" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--http-port", "70000"),
+        ("--grpc-port", "x"),
+        ("--device", "tpu"),
+        ("--threads", "0"),
+        ("--redis-url", "localhost:6379"),
+        ("--backend", "tensorrt"),
+        ("--precision", "float16"),
+        ("--log-level", "loud"),
+    ],
+)
+def test_bad_settings(flag: str, value: str) -> None:
+    result = serve(flag, value)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert flag in result.stderr
+
+
+def test_help_lists_every_setting() -> None:
+    from lewm_serve.settings import Settings
+
+    text = serve("--help").stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"LEWM_{name.upper()}" in text

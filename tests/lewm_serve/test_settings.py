@@ -1,0 +1,87 @@
+"""Settings: flags over environment over defaults, and bounds."""
+
+from pathlib import Path
+
+import pytest
+
+from lewm_serve.settings import SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("LEWM_")]:
+        monkeypatch.delenv(name)
+
+
+def test_defaults() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.http_port, settings.grpc_port) == ("127.0.0.1", 8000, 50051)
+    assert settings.loopback
+    assert settings.max_body_bytes == 32 * 1024 * 1024
+    assert settings.max_pixels == 4 * 1024 * 1024
+
+
+def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEWM_HTTP_PORT", "9000")
+    monkeypatch.setenv("LEWM_GRPC_PORT", "9001")
+    settings = load_settings(http_port="9002", grpc_port=None)
+    assert (settings.http_port, settings.grpc_port) == (9002, 9001)
+
+
+def test_models_are_joined_by_colons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEWM_MODELS", "/a:/b/c")
+    assert load_settings().models == (Path("/a"), Path("/b/c"))
+    assert load_settings(models="d").models == (Path("d"),)
+
+
+def test_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEWM_REDIS_URL", "")
+    monkeypatch.setenv("LEWM_THREADS", "")
+    settings = load_settings()
+    assert settings.redis_url is None
+    assert settings.threads is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
+def test_other_hosts_are_not_loopback(host: str) -> None:
+    assert not load_settings(host=host).loopback
+
+
+def test_errors_name_the_setting_and_keep_secrets() -> None:
+    with pytest.raises(SettingsError, match=r"LEWM_MAX_QUEUE \(--max-queue\) is '0'"):
+        load_settings(max_queue="0")
+    with pytest.raises(SettingsError, match=r"LEWM_CACHE_TTL_S \(--cache-ttl-s\) is '0'"):
+        load_settings(cache_ttl_s="0")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "rediss://user:secret@cache.example.org:6380/2?ssl_ca_certs=/etc/ca.pem",
+        "unix:///run/redis.sock?db=3",
+    ],
+)
+def test_redis_urls(url: str) -> None:
+    settings = load_settings(redis_url=url)
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == url
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://:secret@host",
+        "secret",
+        "redis://:secret/with/slashes@host",
+        "redis://:secret@host?db=two",
+        "redis://:secret@host?socket_timeout=9",
+    ],
+)
+def test_bad_redis_urls_are_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"LEWM_REDIS_URL \(--redis-url\) is set") as caught:
+        load_settings(redis_url=url)
+    assert "secret" not in str(caught.value)
