@@ -30,8 +30,8 @@ from lewm_models.environments import two_room
 from lewm_models.evaluation.faults import CAMERA_FAULTS
 from lewm_models.evaluation.interval import wilson_interval
 from lewm_models.evaluation.protocol import PROTOCOLS, Episodes
+from lewm_serve.cli.closed_loop import TIMEOUT_S, png
 from lewm_serve.cli.local_server import local_server
-from lewm_serve.cli.remote_planner import TIMEOUT_S, png
 
 FOLDER = Path(__file__).parent
 BLOCK = 5

@@ -25,13 +25,13 @@ from lewm_models.config import PRESETS, LeWMConfig
 from lewm_models.random_weights import random_card, random_model
 from lewm_serve.backends.backend import Backend
 from lewm_serve.backends.choice import Choice, Wanted, choose_backend
+from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.engine import Engine
 from lewm_serve.engine.jobs import PlanJob
-from lewm_serve.engine.pace import Pace, Shape
+from lewm_serve.engine.latency_model import LatencyModel, Shape
 from lewm_serve.engine.scheduler import Scheduler
-from lewm_serve.engine.ticket import Ticket
-from lewm_serve.planning.solver import Problem
-from lewm_serve.planning.solvers import make_solver
+from lewm_serve.solvers import make_solver
+from lewm_serve.solvers.solver import Problem
 
 SOLVER = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
 QUICK_CONFIG = replace(PRESETS["edge"], encoder_depth=1, predictor_depth=1)
@@ -116,7 +116,7 @@ class InEngine:
         self.backend = backend
         self._config = config
         self._solver = solver
-        self._pace = Pace()
+        self._pace = LatencyModel()
         self._pace.measure(backend, config)
         generator = torch.Generator().manual_seed(0)
         self._latent, self._goal = torch.randn(2, config.latent_dim, generator=generator)
@@ -130,7 +130,7 @@ class InEngine:
         problem = Problem(-bound, bound, start, self._config.action_dim)
         solver = make_solver(self._solver, problem, seed)
         began = time.perf_counter()
-        ticket = Ticket(
+        ticket = QueuedRequest(
             self._pace,
             time.monotonic(),
             rows=solver.workload(),

@@ -10,7 +10,7 @@ from lewm_models.lewm import LeWM
 
 @torch.inference_mode()
 def plain_rollout(model: LeWM, latents: Tensor, candidates: Tensor) -> Tensor:
-    """Latents (1, D), candidates (S, T, A) → the last predicted latents (S, D).
+    """FrameLatents (1, D), candidates (S, T, A) → the last predicted latents (S, D).
 
     Each step predicts all positions of the window of the last ``history`` latents: 12 predictor
     tokens a candidate over 5 steps from one frame with a history of 3. This is the roll-out of the

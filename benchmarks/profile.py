@@ -24,7 +24,7 @@ from benchmarks.run import Run
 from benchmarks.search import Predict, Search, served_rollout
 from benchmarks.served import describe_served, load_served, random_folder
 from lewm_models.card import SolverDefaults
-from lewm_serve.served import ServedModel
+from lewm_serve.registry.registry import LoadedModel
 
 ITERATIONS = 5
 REPEATS = 5
@@ -65,7 +65,7 @@ def measure(run: Run) -> Report:
     )
 
 
-def dissect(model: ServedModel, solver: SolverDefaults, run: Run) -> dict[str, Any]:
+def dissect(model: LoadedModel, solver: SolverDefaults, run: Run) -> dict[str, Any]:
     """Shares of the parts of an iteration, and of the kinds of operations in its roll-out."""
     iterations = min(ITERATIONS, solver.iterations)
     run.say(f"{model.name}: parts of an iteration")
@@ -87,14 +87,14 @@ def kind(operation: str) -> str:
 
 
 def _search(
-    model: ServedModel, solver: SolverDefaults, predict: Predict | None = None
+    model: LoadedModel, solver: SolverDefaults, predict: Predict | None = None
 ) -> tuple[Search, Tensor]:
     generator = torch.Generator().manual_seed(0)
     latent, goal = torch.randn(2, model.card.config.latent_dim, generator=generator)
     return Search(model, solver, latent, goal, predict=predict), latent.unsqueeze(0)
 
 
-def _parts(model: ServedModel, solver: SolverDefaults, iterations: int) -> dict[str, float]:
+def _parts(model: LoadedModel, solver: SolverDefaults, iterations: int) -> dict[str, float]:
     """Seconds in the solver and in the roll-out."""
     seconds = dict.fromkeys(("roll-out", "solver"), 0.0)
     rollout = served_rollout(model.backend)
@@ -119,7 +119,7 @@ def _parts(model: ServedModel, solver: SolverDefaults, iterations: int) -> dict[
     return {part: value / REPEATS for part, value in seconds.items()}
 
 
-def _operations(model: ServedModel, solver: SolverDefaults, iterations: int) -> dict[str, float]:
+def _operations(model: LoadedModel, solver: SolverDefaults, iterations: int) -> dict[str, float]:
     """Time in each kind, largest first; what counts are the shares."""
     search, latents = _search(model, solver)
     candidates = search.solver.ask()
@@ -133,7 +133,7 @@ def _operations(model: ServedModel, solver: SolverDefaults, iterations: int) -> 
 
 
 def _torch_operations(
-    model: ServedModel, latents: Tensor, candidates: Tensor, iterations: int
+    model: LoadedModel, latents: Tensor, candidates: Tensor, iterations: int
 ) -> dict[str, float]:
     rollout = served_rollout(model.backend)
     rollout(latents, candidates)
@@ -144,7 +144,7 @@ def _torch_operations(
 
 
 def _onnx_operations(
-    model: ServedModel, latents: Tensor, candidates: Tensor, iterations: int
+    model: LoadedModel, latents: Tensor, candidates: Tensor, iterations: int
 ) -> dict[str, float]:
     """By backends of its own, on one thread; what takes time besides nodes is "between nodes"."""
     original: Any = model.backend
@@ -168,7 +168,7 @@ def _onnx_operations(
 
 
 def _native_operations(
-    model: ServedModel, latents: Tensor, candidates: Tensor, iterations: int
+    model: LoadedModel, latents: Tensor, candidates: Tensor, iterations: int
 ) -> dict[str, float]:
     """By the code's own clock, on one thread; what is not its own is "between nodes"."""
     from lewm_serve.backends.native.library import read_ticks

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from lewm_models.card import SolverDefaults
 from lewm_serve.backends.backend import Backend, goal_costs
-from lewm_serve.planning.solver import Problem, Solution
-from lewm_serve.planning.solvers import make_solver
-from lewm_serve.served import ServedModel
+from lewm_serve.registry.registry import LoadedModel
+from lewm_serve.solvers import make_solver
+from lewm_serve.solvers.solver import Problem, Solution
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""Latents (1, D), candidates (S, T, A) → the last predicted latents (S, D)."""
+"""FrameLatents (1, D), candidates (S, T, A) → the last predicted latents (S, D)."""
 
 
 class Search:
@@ -22,7 +22,7 @@ class Search:
 
     def __init__(
         self,
-        model: ServedModel,
+        model: LoadedModel,
         settings: SolverDefaults,
         latent: Tensor,
         goal: Tensor,

@@ -16,8 +16,7 @@ import torch
 from lewm_models import checkpoint
 from lewm_models.config import PRESETS
 from lewm_models.random_weights import random_card, random_model
-from lewm_serve.registry import Registry
-from lewm_serve.served import ServedModel
+from lewm_serve.registry.registry import LoadedModel, Registry
 from lewm_serve.settings import load_settings
 
 
@@ -31,7 +30,7 @@ def random_folder(preset: str) -> Iterator[Path]:
         yield folder
 
 
-def load_served(folder: Path | None = None, **flags: Any) -> ServedModel:
+def load_served(folder: Path | None = None, **flags: Any) -> LoadedModel:
     """The sole model of a server with these flags; its choice of threads holds from here on."""
     models = {} if folder is None else {"models": str(folder)}
     settings = load_settings(**{"device": "cpu", **models, **flags})
@@ -54,7 +53,7 @@ def _quiet() -> Iterator[None]:
         structlog.configure(**before)
 
 
-def describe_served(model: ServedModel) -> dict[str, Any]:
+def describe_served(model: LoadedModel) -> dict[str, Any]:
     """What was chosen to run the model."""
     return {
         "model": model.name,

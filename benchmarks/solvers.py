@@ -32,7 +32,7 @@ from lewm_models.checkpoint import PRETRAINED
 from lewm_models.evaluation.episode import Actions, Frame, run_episode
 from lewm_models.evaluation.protocol import paper_episodes
 from lewm_models.preprocessing import resize
-from lewm_serve.served import ServedModel
+from lewm_serve.registry.registry import LoadedModel
 
 PAPER_CEM = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
 EPISODES, QUICK_EPISODES = 500, 20
@@ -186,7 +186,7 @@ def _run_missing(
             yield len(missing) - done, future.result()
 
 
-_model: ServedModel
+_model: LoadedModel
 
 
 def _prepare() -> None:
@@ -207,7 +207,7 @@ def _run_one(solver: SolverDefaults, index: int) -> EpisodeResult:
 class InProcess:
     """A robot's planner without a server; see `lewm_models.evaluation.episode.Planner`."""
 
-    def __init__(self, model: ServedModel, solver: SolverDefaults) -> None:
+    def __init__(self, model: LoadedModel, solver: SolverDefaults) -> None:
         self._model = model
         self._solver = solver
         self.candidates: list[int] = []

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.latent_health.requests import Requests, plan
-from lewm_serve.metrics import Metrics
-from lewm_serve.monitor.health import Scores
-from lewm_serve.monitor.monitor import Monitor
-from lewm_serve.served import ServedModel
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.planner.health import LatentScores, Monitor
+from lewm_serve.registry.registry import LoadedModel
 
 BARE, ORDINARY, GUARDED = "without the monitor", "ordinary", "with a fallback named"
 KINDS = (BARE, ORDINARY, GUARDED)
@@ -58,7 +57,7 @@ class Spent:
         return result
 
 
-def cost(model: ServedModel, asked: Requests, series: int) -> list[Cost]:
+def cost(model: LoadedModel, asked: Requests, series: int) -> list[Cost]:
     """Plans with a full history by the model's own solver, and the monitor's work for them.
 
     A plan is the search, in a thread of its own as in a server, without decoding, encoding or any
@@ -85,9 +84,9 @@ def cost(model: ServedModel, asked: Requests, series: int) -> list[Cost]:
 
 @dataclass(frozen=True)
 class Watched:
-    """One plan from the latents (H + 1, D) of frames and goal, as `lewm_serve.plans` does."""
+    """One plan from the latents (H + 1, D) of frames and goal, as `lewm_serve.planner.planner` does."""
 
-    model: ServedModel
+    model: LoadedModel
     monitor: Monitor
     kind: str
     shown: Tensor
@@ -95,7 +94,7 @@ class Watched:
 
     def run(self, engine: ThreadPoolExecutor, spent: Spent) -> None:
         """Plan, and do for it what the monitor has to do."""
-        scores: Scores | None = None
+        scores: LatentScores | None = None
         if self.kind == GUARDED:
             scores = spent.on("assess", self._look)
             spent.on("assess", partial(self.monitor.is_anomalous, self.model, scores))
@@ -105,7 +104,9 @@ class Watched:
         if scores is not None:
             spent.on("assess", partial(self._assess, scores, surprise, expected))
 
-    def _search(self, scores: Scores | None, spent: Spent) -> tuple[float | None, Tensor | None]:
+    def _search(
+        self, scores: LatentScores | None, spent: Spent
+    ) -> tuple[float | None, Tensor | None]:
         """As the engine does: the surprise that a guard saw, or else what was expected."""
         surprise: float | None = None
         if scores is not None:
@@ -117,15 +118,17 @@ class Watched:
         latents, actions = self.shown[None, :-1], self.actions[None]
         return spent.on("predict", lambda: self.model.backend.expect(latents, actions)[0])
 
-    def _look(self) -> Scores:
+    def _look(self) -> LatentScores:
         return self.monitor.score(self.model, self.shown, len(self.shown) - 1)
 
-    def _guard(self, scores: Scores, expected: Tensor) -> float | None:
+    def _guard(self, scores: LatentScores, expected: Tensor) -> float | None:
         surprise = scores.surprise(expected)
         self.monitor.is_anomalous(self.model, scores, surprise)
         return surprise
 
-    def _assess(self, scores: Scores, surprise: float | None, expected: Tensor | None) -> None:
+    def _assess(
+        self, scores: LatentScores, surprise: float | None, expected: Tensor | None
+    ) -> None:
         told = scores.surprise(expected) if surprise is None else surprise
         self.monitor.assess(self.model, scores, told)
 

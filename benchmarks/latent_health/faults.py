@@ -25,7 +25,7 @@ from lewm_models.environments.two_room import (
     WALL_RIGHT,
 )
 from lewm_models.evaluation.faults import CAMERA_FAULTS
-from lewm_serve.served import ServedModel
+from lewm_serve.registry.registry import LoadedModel
 
 TELEPORTS = ((10, 20), (20, 30), (30, 50), (50, 300))
 FREEZES = ((0, 5), (5, 10), (10, 15), (15, 20), (20, 30))
@@ -62,7 +62,7 @@ def _hidden(frames: Tensor, positions: Tensor, side: int) -> Tensor:
 
 
 def teleports(
-    model: ServedModel, asked: Requests, generator: torch.Generator
+    model: LoadedModel, asked: Requests, generator: torch.Generator
 ) -> Iterator[tuple[str, Requests]]:
     """The robot is suddenly elsewhere, so far from where it should be."""
     true = asked.positions[:, -1]
@@ -90,7 +90,7 @@ def freezes(asked: Requests) -> Iterator[tuple[str, Requests]]:
 
 
 def wall_crossings(
-    model: ServedModel, count: int, generator: torch.Generator
+    model: LoadedModel, count: int, generator: torch.Generator
 ) -> tuple[Requests, Requests]:
     """Robots that push against the wall, away from its door: stopped, and as if they went through.
 

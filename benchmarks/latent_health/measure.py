@@ -30,9 +30,8 @@ from benchmarks.latent_health.requests import (
 from lewm_models.calibration.calibrate import fixed_directions
 from lewm_models.card import Calibration
 from lewm_models.evaluation.interval import wilson_interval
-from lewm_serve.monitor.health import KINDS, judge, score
-from lewm_serve.monitor.stream import LatentStream
-from lewm_serve.served import ServedModel
+from lewm_serve.planner.health import KINDS, LatentStream, judge, score
+from lewm_serve.registry.registry import LoadedModel
 
 SEED = 700_000
 SERVED = 3
@@ -69,7 +68,7 @@ class FalseAlarms:
 
 
 def false_alarms(
-    model: ServedModel, name: str, motion: Motion, latents: Tensor, robots: int, every: int
+    model: LoadedModel, name: str, motion: Motion, latents: Tensor, robots: int, every: int
 ) -> tuple[FalseAlarms, Requests]:
     """Judge a request for each frame with history, in the order of ``robots`` served in turns.
 
@@ -106,7 +105,7 @@ def _in_turns(episodes: int, each: int, robots: int) -> Iterator[int]:
                 yield episode * each + request
 
 
-def detection(model: ServedModel, name: str, asked: Requests) -> Detection:
+def detection(model: LoadedModel, name: str, asked: Requests) -> Detection:
     """Judge requests, each by itself."""
     expected = predicted(model, asked)
     calibration = model.card.calibration
@@ -150,7 +149,7 @@ def _stream_sigreg(calibration: Calibration, asked: Requests) -> float | None:
     return None if stream.sigreg is None else stream.sigreg / calibration.sigreg_limit
 
 
-def measure(model: ServedModel, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(model: LoadedModel, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Every figure, as JSON. ``quick`` looks at a few requests of each kind, which mean little."""
     episodes, few, count = (4, 4, 40) if quick else (80, 60, 1000)
     ordinary: list[FalseAlarms] = []

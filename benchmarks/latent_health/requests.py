@@ -16,10 +16,10 @@ from lewm_models.environments.two_room_motion import simulate
 from lewm_models.environments.two_room_policy import waypoint_actions
 from lewm_models.evaluation.protocol import evaluation_generator, paper_episodes
 from lewm_models.preprocessing import resize
-from lewm_serve.images import decode_image
-from lewm_serve.planning.solver import Problem
-from lewm_serve.planning.solvers import make_solver
-from lewm_serve.served import ServedModel
+from lewm_serve.frames.decode import decode_image
+from lewm_serve.registry.registry import LoadedModel
+from lewm_serve.solvers import make_solver
+from lewm_serve.solvers.solver import Problem
 
 BLOCK, HISTORY = 5, 3
 AGENTS_AT_ONCE = 50
@@ -74,7 +74,7 @@ def full_speed_motion(episodes: int, steps: int, seed: int) -> Motion:
 
 
 def plan(
-    model: ServedModel, latents: Tensor, past_actions: Tensor, goal: Tensor, seed: int
+    model: LoadedModel, latents: Tensor, past_actions: Tensor, goal: Tensor, seed: int
 ) -> Tensor:
     """The best blocks (T, A), z-scored, that the model's own solver finds from latents (H, D)."""
     settings = model.card.solver
@@ -89,7 +89,7 @@ def plan(
     return search.best.actions
 
 
-def planned_motion(model: ServedModel, episodes: int, seed: int, plans: int = 2) -> Motion:
+def planned_motion(model: LoadedModel, episodes: int, seed: int, plans: int = 2) -> Motion:
     """As the planner moves the robots of the `paper` protocol, each plan to its end."""
     tasks = paper_episodes(episodes, seed)
     rooms = two_room.VectorTwoRoom(tasks.starts, tasks.goals)
@@ -128,15 +128,15 @@ def as_jpeg(quality: int) -> Callable[[Tensor], Tensor]:
     return sent
 
 
-def encode(model: ServedModel, frames: Tensor) -> Tensor:
-    """Latents (N, D) of frames (N, 224, 224, 3), resized as those that are served."""
+def encode(model: LoadedModel, frames: Tensor) -> Tensor:
+    """FrameLatents (N, D) of frames (N, 224, 224, 3), resized as those that are served."""
     return model.backend.encode(resize(frames, model.card.config.image_size))
 
 
 def encode_motion(
-    model: ServedModel, motion: Motion, send: Callable[[Tensor], Tensor] = as_png
+    model: LoadedModel, motion: Motion, send: Callable[[Tensor], Tensor] = as_png
 ) -> Tensor:
-    """Latents (E, L + 1, D) of every position."""
+    """FrameLatents (E, L + 1, D) of every position."""
     return torch.stack([encode(model, send(two_room.render(path))) for path in motion.positions])
 
 
@@ -161,7 +161,7 @@ class Requests:
         )
 
 
-def requests(model: ServedModel, motion: Motion, latents: Tensor, every: int = 1) -> Requests:
+def requests(model: LoadedModel, motion: Motion, latents: Tensor, every: int = 1) -> Requests:
     """A request for each frame that has a history, every so many steps; episode after episode."""
     newest = torch.arange((HISTORY - 1) * BLOCK, motion.positions.shape[1], every)
     frames = newest[:, None] + BLOCK * torch.arange(1 - HISTORY, 1)
@@ -175,12 +175,12 @@ def requests(model: ServedModel, motion: Motion, latents: Tensor, every: int = 1
     )
 
 
-def predicted(model: ServedModel, asked: Requests) -> Tensor:
+def predicted(model: LoadedModel, asked: Requests) -> Tensor:
     """The newest latents (R, D) as predicted from those before them."""
     return torch.cat(list(_predicted(model, asked)))
 
 
-def _predicted(model: ServedModel, asked: Requests) -> Iterator[Tensor]:
+def _predicted(model: LoadedModel, asked: Requests) -> Iterator[Tensor]:
     for begin in range(0, len(asked), 256):
         part = slice(begin, begin + 256)
         yield model.backend.expect(asked.latents[part], asked.actions[part])

@@ -1,8 +1,8 @@
-"""What can go wrong with a request, as one tree of exceptions.
+"""Everything that can go wrong with a request, as one tree of exceptions.
 
     ServiceError
     ├── MalformedHttp           400  the bytes are not HTTP
-    ├── MalformedJson           400  the bytes are not JSON, or nest too deeply
+    ├── MalformedJson           400  the bytes are not JSON, or the nesting is too deep
     ├── MalformedMessage        400  the bytes are not the method's message
     ├── InvalidRequest          422  the JSON or message is not a request this model can serve
     ├── UnknownModel            404
@@ -20,18 +20,18 @@
     ├── Failed                  503
     └── DeadlineExceeded        504
 
-Where they are raised, on the way from bytes to a plan:
+Where each is raised, on the way from bytes to a plan:
 
     bytes ──transport──▶ document ──requests──▶ request ──planner──▶ plan
       │ MalformedHttp       │ InvalidRequest       │ Loading, Draining, Failed, Overloaded
       │ UnknownRoute        │                      │ UnknownModel, UnknownLatent
       │ MethodNotAllowed    │                      │ InvalidRequest (what the model decides)
       │ UnsupportedMediaType│                      │ DeadlineExceeded, Cancelled
-      │ BodyTooLarge        │                      │ Internal (anything unforeseen)
+      │ BodyTooLarge        │                      │ Internal (anything unexpected)
       │ RequestTimeout, Overloaded (too many connections or bytes)
       │ MalformedJson, MalformedMessage
 
-An error knows its HTTP status and the name of its gRPC status; transports only render it.
+An error knows its HTTP status and the name of its gRPC status. Transports only render it.
 """
 
 import math
@@ -39,7 +39,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-SHORT = 80  # characters of a received value that an error repeats
+MAX_RECEIVED_CHARACTERS = 80
+"""How much of a received value an error message repeats."""
 
 INVALID_REQUEST_CODES = (
     "conflicting_fields",
@@ -58,12 +59,12 @@ INVALID_REQUEST_CODES = (
 )
 
 
-class Phrase(str):
-    """A description of what was received; other strings are quoted, being the client's own."""
+class Unquoted(str):
+    """Our own description of a received value. `shorten` quotes all other strings."""
 
 
-def shorten(value: object, limit: int = SHORT) -> str:
-    """A description of a received value in at most `limit` characters, cheap for large values."""
+def shorten(value: object, limit: int = MAX_RECEIVED_CHARACTERS) -> str:
+    """Describe a received value in at most ``limit`` characters. Large values cost little."""
     match value:
         case None:
             text = "null"
@@ -71,7 +72,7 @@ def shorten(value: object, limit: int = SHORT) -> str:
             text = "true" if value else "false"
         case int() if value.bit_length() > 256:
             text = f"an integer of {value.bit_length()} bits"
-        case Phrase():
+        case Unquoted():
             text = str(value)
         case str():
             text = repr(value if len(value) < limit else value[: limit - 5] + "…")
@@ -91,7 +92,7 @@ def shorten(value: object, limit: int = SHORT) -> str:
 
 @dataclass(frozen=True)
 class FieldProblem:
-    """One field that was refused: where it is, what came, what was expected."""
+    """One refused field: its path, what was received and what was expected."""
 
     field: str
     code: str
@@ -103,10 +104,13 @@ class FieldProblem:
 
 
 class ServiceError(Exception):
-    """An error that a client is told about.
+    """An error that the client is told about.
 
-    `detail` is one sentence for a person, `code` is for programs, `retry_after_s` says when it is
-    worth trying again (seconds; None: never promised).
+    Attributes:
+        detail: one sentence for people.
+        code: a stable name for programs.
+        errors: the refused fields, if any.
+        retry_after_s: seconds after which a retry makes sense; None where no time is promised.
     """
 
     status: ClassVar[int]
@@ -142,25 +146,33 @@ class ServiceError(Exception):
 
 
 class InvalidRequest(ServiceError):
-    """A request that was understood and cannot be served as it is.
+    """The request was understood, but it cannot be served as it is.
 
-    `field` is its path (`frames[0].pixels.shape`), `received` any value (it is shortened),
-    `expected` a phrase that completes "expected …".
+    Args:
+        code: one of `INVALID_REQUEST_CODES`.
+        field: the path of the field, such as ``frames[0].pixels.shape``.
+        received: the received value; it is shortened.
+        expected: a phrase that completes "expected …".
     """
 
     status = 422
     grpc_status = "INVALID_ARGUMENT"
     title = "Invalid request"
 
-    def __init__(self, code: str, field: str, received: object, expected: str) -> None:
+    def __init__(self, code: str, field: str, *, received: object, expected: str) -> None:
         self._describe(FieldProblem(field, code, shorten(received), expected))
 
     @classmethod
     def of(cls, *problems: FieldProblem) -> "InvalidRequest":
-        """One error for several fields; the first one gives the code."""
+        """One error for several fields. The first one gives the code."""
         error = cls.__new__(cls)
         error._describe(*problems)
         return error
+
+    @classmethod
+    def missing(cls, field: str, expected: str) -> "InvalidRequest":
+        """The error for a required field that was left out."""
+        return cls("missing_field", field, received=Unquoted("nothing"), expected=expected)
 
     def _describe(self, *problems: FieldProblem) -> None:
         self.code = problems[0].code
@@ -168,7 +180,7 @@ class InvalidRequest(ServiceError):
 
 
 class MalformedHttp(ServiceError):
-    """The bytes on the connection are not HTTP, or a head does not end."""
+    """The bytes on the connection are not HTTP, or a request head is too long."""
 
     status = 400
     grpc_status = "INVALID_ARGUMENT"
@@ -177,7 +189,7 @@ class MalformedHttp(ServiceError):
 
 
 class MalformedJson(ServiceError):
-    """The body is not JSON, or nests too deeply."""
+    """The body is not JSON, or its nesting is too deep."""
 
     status = 400
     grpc_status = "INVALID_ARGUMENT"
@@ -186,7 +198,7 @@ class MalformedJson(ServiceError):
 
 
 class MalformedMessage(ServiceError):
-    """The bytes of a gRPC call cannot be read as the method's message."""
+    """The bytes of a gRPC call are not the method's message."""
 
     status = 400
     grpc_status = "INVALID_ARGUMENT"
@@ -195,7 +207,7 @@ class MalformedMessage(ServiceError):
 
 
 class UnknownModel(ServiceError):
-    """No model of that name is served."""
+    """The server has no model of this name."""
 
     status = 404
     grpc_status = "NOT_FOUND"
@@ -208,7 +220,7 @@ class UnknownModel(ServiceError):
 
 
 class UnknownLatent(ServiceError):
-    """A `latent_id` that the cache does not hold, or holds no longer."""
+    """The cache does not hold this `latent_id` (any more)."""
 
     status = 404
     grpc_status = "NOT_FOUND"
@@ -222,7 +234,7 @@ class UnknownLatent(ServiceError):
 
 
 class UnknownRoute(ServiceError):
-    """No such path, or no such gRPC method."""
+    """There is no such path or gRPC method."""
 
     status = 404
     grpc_status = "UNIMPLEMENTED"
@@ -231,7 +243,7 @@ class UnknownRoute(ServiceError):
 
 
 class MethodNotAllowed(ServiceError):
-    """The path exists, for other HTTP methods."""
+    """The path exists, but not for this HTTP method."""
 
     status = 405
     grpc_status = "UNIMPLEMENTED"
@@ -240,7 +252,7 @@ class MethodNotAllowed(ServiceError):
 
 
 class RequestTimeout(ServiceError):
-    """The head or the body took too long to arrive."""
+    """The request head or body took too long to arrive."""
 
     status = 408
     grpc_status = "DEADLINE_EXCEEDED"
@@ -249,7 +261,7 @@ class RequestTimeout(ServiceError):
 
 
 class BodyTooLarge(ServiceError):
-    """The body is larger than the server reads."""
+    """The body is larger than the server accepts."""
 
     status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
@@ -267,7 +279,7 @@ class UnsupportedMediaType(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The queue ahead makes it pointless to admit the request."""
+    """The server has too much work to serve the request in time."""
 
     status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
@@ -279,7 +291,7 @@ class Overloaded(ServiceError):
 
 
 class Cancelled(ServiceError):
-    """The client went away; nobody reads this answer."""
+    """The client closed the connection. Nobody reads the answer."""
 
     status = 499
     grpc_status = "CANCELLED"
@@ -291,7 +303,7 @@ class Cancelled(ServiceError):
 
 
 class Internal(ServiceError):
-    """Something unforeseen; the log holds the rest under the same request id."""
+    """An unexpected error. The log holds its cause under the same request id."""
 
     status = 500
     grpc_status = "INTERNAL"
@@ -303,7 +315,7 @@ class Internal(ServiceError):
 
 
 class Loading(ServiceError):
-    """Models are being loaded and warmed up."""
+    """The server is loading its models and warming them up."""
 
     status = 503
     grpc_status = "UNAVAILABLE"
@@ -315,7 +327,7 @@ class Loading(ServiceError):
 
 
 class Draining(ServiceError):
-    """The server is going down and takes no new requests."""
+    """The server is shutting down and takes no new requests."""
 
     status = 503
     grpc_status = "UNAVAILABLE"
@@ -327,7 +339,7 @@ class Draining(ServiceError):
 
 
 class Failed(ServiceError):
-    """The engine is gone for good; the process wants to be replaced."""
+    """The engine has stopped for good. The process has to be restarted."""
 
     status = 503
     grpc_status = "UNAVAILABLE"
@@ -358,5 +370,5 @@ CODES = tuple(
 
 
 def retry_after_header(retry_after_s: float) -> str:
-    """Whole seconds for `Retry-After`, at least one."""
+    """The value of `Retry-After`: whole seconds, at least one."""
     return str(max(1, math.ceil(retry_after_s)))

@@ -1,8 +1,9 @@
-"""The server's life: listen, load, serve, drain, stop.
+"""The life of the server: listen, load, serve, drain, stop.
 
-Ports are open before models are loaded, so that a start is visible from outside: until the planner
-is ready, requests get `loading`. SIGTERM and SIGINT drain: new requests get `draining`, those in
-flight are finished within the grace period. A second signal ends the process at once.
+The ports are open before the models are loaded, so that the start is visible from outside: until
+the planner is ready, requests get `loading`. SIGTERM and SIGINT start the draining: new requests
+get `draining`, and those in progress are finished within the grace period. A second signal ends the
+process at once.
 """
 
 import asyncio
@@ -14,50 +15,55 @@ import sys
 
 import uvloop
 
-from lewm_serve.held import HeldBytes
-from lewm_serve.logs import configure_logs, log
-from lewm_serve.metrics import Metrics
-from lewm_serve.planner import Planner
-from lewm_serve.rest.app import create_app
-from lewm_serve.rest.server import RestServer
-from lewm_serve.rpc.server import RpcServer
-from lewm_serve.served import ModelLoadError
+from lewm_serve.observability.logging import configure_logs, log
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.planner.planner import Planner
+from lewm_serve.registry.registry import ModelLoadError
 from lewm_serve.settings import Settings
+from lewm_serve.transports.exchange import RequestMemory
+from lewm_serve.transports.grpc.server import GrpcServer
+from lewm_serve.transports.http.app import create_app
+from lewm_serve.transports.http.server import HttpServer
 
-WATCH_S = 0.25
-FLUSH_S = 2.0  # for answers that are made but not yet sent
+FLUSH_S = 2.0
+"""The time to send answers that are ready when the server stops."""
 
 
 class StartError(RuntimeError):
-    """The server cannot start; the message says why."""
+    """The server cannot start. The message says why."""
 
 
 class Server:
-    """Both transports over one planner."""
+    """Both transports with one planner."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         metrics = Metrics()
         self.planner = Planner(settings, metrics)
-        held = HeldBytes(max(settings.max_held_bytes, settings.max_body_bytes))
-        metrics.held_bytes.set_function(lambda: held.total)
-        self.rest = RestServer(create_app(self.planner, settings, metrics, held), settings, metrics)
-        self.rpc = RpcServer(self.planner, settings, metrics, held)
+        memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
+        metrics.held_bytes.set_function(lambda: memory.total)
+        app = create_app(self.planner, settings, metrics, memory)
+        self.http = HttpServer(app, settings, metrics)
+        self.grpc = GrpcServer(self.planner, settings, metrics, memory)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until asked to stop; `StartError` when that cannot begin."""
+        """Serve until a signal asks to stop.
+
+        Raises:
+            StartError: the server cannot start.
+        """
         self._handle_signals()
         host = self.settings.host
         try:
-            http_port = self.rest.bind(host, self.settings.http_port)
-            grpc_port = self.rpc.bind(host, self.settings.grpc_port)
+            http_port = self.http.bind(host, self.settings.http_port)
+            grpc_port = self.grpc.bind(host, self.settings.grpc_port)
         except OSError as error:
             raise StartError(str(error)) from None
         if not self.settings.loopback:
             log.warning("reachable from other machines, without authentication", host=host)
-        await self.rest.start()
-        await self.rpc.start()
+        await self.http.start()
+        await self.grpc.start()
         log.info("listening", http_port=http_port, grpc_port=grpc_port)
         try:
             if await self._load():
@@ -67,7 +73,7 @@ class Server:
             await self._stop()
 
     async def _load(self) -> bool:
-        """Start the planner; False when asked to stop meanwhile."""
+        """Start the planner. False if a signal asks to stop meanwhile."""
         loading = asyncio.create_task(self.planner.start())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -81,7 +87,7 @@ class Server:
             loading.result()
         except ModelLoadError as error:
             raise StartError(str(error)) from None
-        await self.rpc.set_ready(True)
+        await self.grpc.set_ready(True)
         return True
 
     def _announce(self, http_port: int, grpc_port: int) -> None:
@@ -96,18 +102,20 @@ class Server:
         log.info("ready", http_port=http_port, grpc_port=grpc_port, models=models)
 
     async def _serve(self) -> None:
-        """Wait for the signal; meanwhile the health service follows the planner."""
-        while not self._stopping.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), WATCH_S)
-            if self.planner.state == "failed":
-                await self.rpc.set_ready(False)
+        """Wait for a signal. If the engine fails before, the gRPC health service says so."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        failing = asyncio.create_task(self.planner.wait_failed())
+        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            await self.grpc.set_ready(False)
+        await stopping
+        failing.cancel()
 
     async def _stop(self) -> None:
         self.planner.drain()
-        await self.rpc.set_ready(False)
+        await self.grpc.set_ready(False)
         await self.planner.stop(self.settings.grace_s)
-        await asyncio.gather(self.rest.stop(FLUSH_S), self.rpc.stop(FLUSH_S))
+        await asyncio.gather(self.http.stop(FLUSH_S), self.grpc.stop(FLUSH_S))
         log.info("stopped")
 
     def _handle_signals(self) -> None:
@@ -128,8 +136,8 @@ def serve(settings: Settings) -> None:
 
     async def main() -> None:
         await Server(settings).run()
-        # A step of the model that outlasts the grace period cannot be interrupted, and tearing
-        # the interpreter down under it would abort: leave without.
+        # A run of the model that outlasts the grace period cannot be interrupted. A normal exit
+        # would abort, because it takes the interpreter down under that run.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -1,4 +1,4 @@
-"""Every setting of the server, read from `LEWM_…` environment variables; flags override them."""
+"""Every setting of the server. Environment variables `LEWM_…` set them; flags override these."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,16 +7,16 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from lewm_serve.constants import MAX_FRAMES_PER_REQUEST
 from lewm_serve.errors import shorten
-from lewm_serve.requests import MAX_FRAMES
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Cap = Annotated[int, Field(ge=1, le=1_000_000)]
-REDIS_OPTIONS = ("host", "port", "path", "db", "username", "password", "connection_class")
+RequestLimit = Annotated[int, Field(ge=1, le=1_000_000)]
+REDIS_URL_OPTIONS = ("host", "port", "path", "db", "username", "password", "connection_class")
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message names it."""
+    """A setting has an unusable value. The message names the setting."""
 
 
 def _split_paths(value: Any) -> Any:
@@ -26,8 +26,8 @@ def _split_paths(value: Any) -> Any:
 
 
 def _check_redis_url(url: str) -> None:
-    """Refuse what redis-py would misread; the message must not repeat the URL's password."""
-    from redis.asyncio.connection import parse_url  # slow, and most servers need none
+    """Refuse a URL that redis-py would misread. Messages must not repeat the URL's password."""
+    from redis.asyncio.connection import parse_url  # a slow import that most servers do not need
 
     try:
         options = parse_url(url)
@@ -35,13 +35,13 @@ def _check_redis_url(url: str) -> None:
         raise ValueError(
             "expected redis://, rediss:// or unix://, special characters as %XX"
         ) from None
-    unknown = [name for name in options if name not in REDIS_OPTIONS and name[:4] != "ssl_"]
+    unknown = [name for name in options if name not in REDIS_URL_OPTIONS and name[:4] != "ssl_"]
     if unknown:
-        raise ValueError("expected no options in the URL but db and ssl_…")
+        raise ValueError("expected no options in the URL except db and ssl_…")
 
 
 class Settings(BaseSettings):
-    """The server's settings. Numbers are bounded, so that a slip is refused at the start."""
+    """The server's settings. All numbers have bounds, so that a typing error ends the start."""
 
     model_config = SettingsConfigDict(
         env_prefix="LEWM_", frozen=True, extra="forbid", env_ignore_empty=True
@@ -55,11 +55,11 @@ class Settings(BaseSettings):
         tuple[Path, ...],
         NoDecode,
         BeforeValidator(_split_paths),
-        Field(description="model folders or folders of such, joined by ':'; unset: the embedded"),
+        Field(description="folders of models, joined by ':'; unset: the embedded model"),
     ] = ()
     default_model: Annotated[
         str | None,
-        Field(description="model of requests that name none; a sole model is it"),
+        Field(description="model of requests that name none; unset: the only model there is"),
     ] = None
     device: Annotated[
         str,
@@ -70,13 +70,13 @@ class Settings(BaseSettings):
     ] = "auto"
     backend: Annotated[
         Literal["auto", "torch", "onnx", "native"],
-        Field(description="what runs the model; auto: the fastest here"),
+        Field(description="what runs the model; auto: the fastest on this machine"),
     ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
         Field(
             description="number format of the model; auto: bfloat16 where it is faster and ranks "
-            "candidates as float32 does"
+            "candidates like float32"
         ),
     ] = "auto"
     threads: Annotated[
@@ -84,75 +84,83 @@ class Settings(BaseSettings):
         Field(
             ge=1,
             le=1024,
-            description="CPU threads of the model; unset: one or all cores, whichever is faster",
+            description="CPU threads of the model; unset: as many as are fastest",
         ),
     ] = None
 
     redis_url: Annotated[
         SecretStr | None,
-        Field(description="Redis behind the in-process cache, shared by servers; unset: none"),
+        Field(description="Redis behind the in-process caches of several servers; unset: none"),
     ] = None
     redis_timeout_ms: Annotated[
         float,
-        Field(gt=0, le=10_000, description="longest wait of a lookup for Redis, milliseconds"),
+        Field(gt=0, le=10_000, description="longest wait of a request for Redis, milliseconds"),
     ] = 50.0
     cache_ttl_s: Annotated[
         float,
-        Field(gt=0, le=604_800, description="how long a latent is kept unused, at most, seconds"),
+        Field(
+            gt=0, le=604_800, description="time after which an unused latent is dropped, seconds"
+        ),
     ] = 600.0
     cache_entries: Annotated[
-        int, Field(ge=1, le=10_000_000, description="latents kept in the process")
+        int, Field(ge=1, le=10_000_000, description="most latents in the in-process cache")
     ] = 65_536
 
     max_queue: Annotated[
         int,
-        Field(ge=1, le=100_000, description="requests inside at once, from decoding to the answer"),
+        Field(ge=1, le=100_000, description="most requests in progress at once"),
     ] = 1024
     default_deadline_ms: Annotated[
         float,
         Field(
             gt=0,
             le=3_600_000,
-            description="a plan without a deadline, or with a later one, is put in order as if it "
-            "had this one, milliseconds; it is never cut short by it",
+            description="a plan without a deadline, or with a later one, is queued as if it had "
+            "this one, milliseconds; it does not end the plan",
         ),
     ] = 10_000.0
     max_body_bytes: Annotated[
         int,
-        Field(ge=1024, le=1 << 30, description="largest body and gRPC message, bytes"),
+        Field(ge=1024, le=1 << 30, description="largest HTTP body and gRPC message, bytes"),
     ] = 32 * 1024 * 1024
     max_held_bytes: Annotated[
         int,
-        Field(ge=1024, le=1 << 40, description="bytes of all requests being served at once"),
+        Field(ge=1024, le=1 << 40, description="most bytes of all requests in progress together"),
     ] = 256 * 1024 * 1024
     max_connections: Annotated[
         int, Field(ge=1, le=1_000_000, description="most HTTP connections at once")
     ] = 800
     receive_s: Annotated[
         float,
-        Field(ge=0.1, le=3600, description="longest an HTTP head, then a body, may take, seconds"),
+        Field(
+            ge=0.1,
+            le=3600,
+            description="longest time for an HTTP head, and then for its body, seconds",
+        ),
     ] = 60.0
     max_pixels: Annotated[
-        int, Field(ge=1, le=1 << 28, description="largest frame, height times width")
+        int, Field(ge=1, le=1 << 28, description="largest frame, height × width")
     ] = 4 * 1024 * 1024
-    max_samples: Annotated[Cap, Field(description="most candidates an iteration")] = 4096
-    max_iterations: Annotated[Cap, Field(description="most solver iterations")] = 200
-    max_horizon: Annotated[Cap, Field(description="most action blocks to look ahead")] = 50
-    max_candidates: Annotated[Cap, Field(description="most candidates of one predict")] = 4096
+    max_samples: Annotated[RequestLimit, Field(description="most candidates per iteration")] = 4096
+    max_iterations: Annotated[RequestLimit, Field(description="most solver iterations")] = 200
+    max_horizon: Annotated[RequestLimit, Field(description="longest horizon, action blocks")] = 50
+    max_candidates: Annotated[
+        RequestLimit, Field(description="most candidates of a predict request")
+    ] = 4096
     max_frames: Annotated[
-        int, Field(ge=1, le=MAX_FRAMES, description="most frames of one encode")
+        int, Field(ge=1, le=MAX_FRAMES_PER_REQUEST, description="most frames of one encode request")
     ] = 256
     grace_s: Annotated[
         float,
-        Field(ge=0, le=3600, description="time to finish when asked to stop, seconds"),
+        Field(ge=0, le=3600, description="time to finish requests when asked to stop, seconds"),
     ] = 10.0
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Field(description="least level logged"),
+        Field(description="lowest level that is logged"),
     ] = "info"
     log_format: Annotated[
-        Literal["console", "json"], Field(description="how log lines are written")
+        Literal["console", "json"], Field(description="format of the log lines")
     ] = "console"
 
     @field_validator("redis_url")
@@ -169,7 +177,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Settings from flags and environment, flags first; `SettingsError` names what is wrong."""
+    """Settings from flags and the environment. Flags win.
+
+    Raises:
+        SettingsError: a setting has an unusable value.
+    """
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
@@ -180,5 +192,6 @@ def _describe(line: ErrorDetails) -> str:
     name = str(line["loc"][0]) if line["loc"] else "settings"
     flag = name.replace("_", "-")
     message = line["msg"].removeprefix("Value error, ")
-    value = "set" if name == "redis_url" else shorten(line["input"])  # a URL may hold a password
+    # A URL may hold a password.
+    value = "set" if name == "redis_url" else shorten(line["input"])
     return f"LEWM_{name.upper()} (--{flag}) is {value}: {message}"

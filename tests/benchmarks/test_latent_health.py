@@ -16,19 +16,19 @@ from benchmarks.served import load_served
 from lewm_models.checkpoint import PRETRAINED
 from lewm_models.environments import two_room
 from lewm_models.evaluation.faults import CAMERA_FAULTS
-from lewm_serve.served import ServedModel
+from lewm_serve.registry.registry import LoadedModel
 
 SEED = 800_000
 EPISODES, STEPS, SAMPLE = 8, 40, 80
 
 
 @pytest.fixture(scope="module")
-def model() -> ServedModel:
+def model() -> LoadedModel:
     return load_served(PRETRAINED / "two-room", backend="onnx", threads=1)
 
 
 @pytest.fixture(scope="module")
-def ordinary(model: ServedModel) -> Requests:
+def ordinary(model: LoadedModel) -> Requests:
     motion = data_motion(EPISODES, STEPS, SEED)
     latents = encode_motion(model, motion)
     alarms, asked = false_alarms(model, "ordinary", motion, latents, robots=4, every=1)
@@ -47,13 +47,13 @@ def generator() -> torch.Generator:
 
 
 @pytest.mark.parametrize("name", ["black", "pure noise"])
-def test_a_camera_that_shows_nothing(model: ServedModel, sample: Requests, name: str) -> None:
+def test_a_camera_that_shows_nothing(model: LoadedModel, sample: Requests, name: str) -> None:
     frames = CAMERA_FAULTS[name](two_room.render(sample.positions[:, -1]), generator())
     found = detection(model, name, sample.with_newest(encode(model, frames)))
     assert found.rates["all"] == 1
 
 
-def test_what_surprise_alone_can_see(model: ServedModel, sample: Requests) -> None:
+def test_what_surprise_alone_can_see(model: LoadedModel, sample: Requests) -> None:
     *_, (name, far) = faults.teleports(model, sample, generator())
     found = detection(model, name, far)
     assert name == "teleport of 50 px and more"
@@ -63,7 +63,7 @@ def test_what_surprise_alone_can_see(model: ServedModel, sample: Requests) -> No
     assert detection(model, "through", through).rates["all"] >= 0.95
 
 
-def test_the_monitor_takes_a_part_of_the_plan(model: ServedModel, sample: Requests) -> None:
+def test_the_monitor_takes_a_part_of_the_plan(model: LoadedModel, sample: Requests) -> None:
     ordinary, guarded = cost(model, sample, 1)
     assert (ordinary.kind, guarded.kind) == ("ordinary", "with a fallback named")
     for spent in (ordinary, guarded):

@@ -10,7 +10,7 @@ from benchmarks.solvers import PAPER_CEM, EpisodeResult, InProcess, Record, comp
 from lewm_client import PlannerClient
 from lewm_models.environments.two_room import VectorTwoRoom
 from lewm_models.evaluation.protocol import paper_episodes
-from lewm_serve.cli.remote_planner import RemotePlanner
+from lewm_serve.cli.closed_loop import RemotePlanner
 from tests.benchmarks.conftest import QUICK
 from tests.lewm_serve.process import ServerProcess
 

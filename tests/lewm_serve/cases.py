@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lewm_serve.planning.solvers import SOLVERS
+from lewm_serve.solvers import SOLVERS
 from tests.lewm_serve.frames import (
     ACTION_DIM,
     BLOCK,

@@ -6,8 +6,8 @@ from lewm_models.card import read_card
 from lewm_models.checkpoint import PRETRAINED
 from lewm_models.evaluation.episode import run_episodes
 from lewm_models.evaluation.protocol import paper_episodes
+from lewm_serve.cli.closed_loop import RemotePlanner
 from lewm_serve.cli.local_server import local_server
-from lewm_serve.cli.remote_planner import RemotePlanner
 
 FOLDER = PRETRAINED / "two-room"
 LARGEST_MB = 12

@@ -1,4 +1,4 @@
-"""`lewm demo`: many robots find their goals from camera frames alone."""
+"""`lewm demo`: many robots drive to their goals, with camera frames as their only input."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from typing import Annotated
 
 import typer
 
-from lewm_serve.cli.protocol import Protocol
+from lewm_serve.cli.options import Protocol
 
-ENOUGH = 0.9
-"""Share of the goals that must be reached."""
+REQUIRED_SUCCESS = 0.9
+"""The share of the goals that must be reached."""
 
 
 def demo(
     model: Annotated[
         Path | None, typer.Argument(help="model folder; default: the embedded two-room")
     ] = None,
-    robots: Annotated[int, typer.Option(min=1, help="driven at once")] = 24,
-    protocol: Annotated[Protocol, typer.Option(help="where goals lie")] = Protocol.PAPER,
-    seed: Annotated[int, typer.Option(min=0, help="of starts, goals and plans")] = 0,
+    robots: Annotated[int, typer.Option(min=1, help="robots that drive at once")] = 24,
+    protocol: Annotated[Protocol, typer.Option(help="where the goals lie")] = Protocol.PAPER,
+    seed: Annotated[int, typer.Option(min=0, help="seed of starts, goals and plans")] = 0,
     replan_steps: Annotated[
-        int, typer.Option(min=1, help="actions of a plan that are run before the next")
+        int, typer.Option(min=1, help="actions of a plan to execute before the next")
     ] = 25,
     output: Annotated[
-        Path, typer.Option(help="the animation; a .png of its end lands beside it")
+        Path,
+        typer.Option(help="file of the animation; a .png of its last frame is written beside it"),
     ] = Path("demo/two-room.gif"),
 ) -> None:
-    """Start a server, drive robots to their goals over gRPC, and draw how they went.
+    """Start a server, drive robots to their goals over gRPC, and draw their paths.
 
-    Fails if less than nine of ten goals were reached.
+    Fails if fewer than nine of ten goals are reached.
     """
     from rich.console import Console
 
@@ -39,45 +40,53 @@ def demo(
     from lewm_models.checkpoint import PRETRAINED
     from lewm_models.evaluation.protocol import PROTOCOLS
     from lewm_models.evaluation.report import EvaluationReport
-    from lewm_serve.cli.destinations import check_writable
-    from lewm_serve.cli.episodes import run_with_progress, table
+    from lewm_serve.cli.closed_loop import (
+        RemotePlanner,
+        check_writable,
+        find_two_room_model,
+        results_table,
+        run_with_progress,
+    )
+    from lewm_serve.cli.episode_picture import draw_episodes
     from lewm_serve.cli.local_server import LocalServerError, local_server
-    from lewm_serve.cli.picture import draw_episodes
-    from lewm_serve.cli.remote_planner import RemotePlanner, two_room_model
 
     console = Console()
     try:
         if output.suffix != ".gif":
             raise ValueError(f"--output: expected a .gif file, got {output}")
         output.parent.mkdir(parents=True, exist_ok=True)
-        for drawn in (output, output.with_suffix(".png")):
-            check_writable(drawn)
-        tasks = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
+        for file in (output, output.with_suffix(".png")):
+            check_writable(file)
+        episodes = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
         console.print("starting the server")
         with (
             local_server(model or PRETRAINED / "two-room") as server,
             PlannerClient(server.target) as client,
         ):
-            served = two_room_model(client, None)
-            console.print(f"{robots} robots plan with {served.name} on {served.device}")
+            loaded = find_two_room_model(client, None)
+            console.print(f"{robots} robots plan with {loaded.name} on {loaded.device}")
 
             def make_planner() -> RemotePlanner:
-                return RemotePlanner(client, replan_steps, model=served.name)
+                return RemotePlanner(client, replan_steps, model=loaded.name)
 
             started = time.perf_counter()
-            outcomes = run_with_progress(make_planner, tasks, seed=seed, robots=robots)
+            outcomes = run_with_progress(make_planner, episodes, seed=seed, robots=robots)
             seconds = time.perf_counter() - started
-        report = EvaluationReport.of(tasks.protocol, outcomes)
+        report = EvaluationReport.of(episodes.protocol, outcomes)
         speed = f"{report.plans / seconds:.1f} plans/s"
-        console.print(table(f"{robots} robots at once, {speed}", report))
+        console.print(results_table(f"{robots} robots at once, {speed}", report))
         p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms
-        title = f"{robots} robots, each sent to its goal from camera frames alone"
+        title = f"{robots} robots find their goals from camera frames alone"
         latency = f"plan latency p50 {p50:,.0f} ms, p99 {p99:,.0f} ms"
-        animation, picture = draw_episodes(tasks, outcomes, title, latency, output)
+        animation, picture = draw_episodes(
+            episodes, outcomes, title=title, caption=latency, output=output
+        )
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm demo: {error}", err=True)
         raise typer.Exit(1) from None
     console.print(f"see {picture} and {animation}")
-    if report.success_rate < ENOUGH:
-        typer.echo(f"lewm demo: less than {ENOUGH:.0%} of the goals were reached", err=True)
+    if report.success_rate < REQUIRED_SUCCESS:
+        typer.echo(
+            f"lewm demo: fewer than {REQUIRED_SUCCESS:.0%} of the goals were reached", err=True
+        )
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lewm_serve.cli.protocol import Protocol
+from lewm_serve.cli.options import Protocol
 
 
 def evaluate(
@@ -17,29 +17,34 @@ def evaluate(
         Path | None, typer.Argument(help="model folder; default: the embedded two-room")
     ] = None,
     protocol: Annotated[Protocol, typer.Option(help="kind of episodes")] = Protocol.PAPER,
-    episodes: Annotated[int, typer.Option(min=1, help="how many")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="of the episodes and their plans")] = 0,
-    robots: Annotated[int, typer.Option(min=1, help="episodes run at once")] = 4,
+    episodes: Annotated[int, typer.Option(min=1, help="number of episodes")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the episodes and their plans")] = 0,
+    robots: Annotated[int, typer.Option(min=1, help="episodes that run at once")] = 4,
     server: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="gRPC server; default: starts one")
+        str | None, typer.Option(metavar="HOST:PORT", help="gRPC server to use; default: start one")
     ] = None,
     solver: Annotated[str | None, typer.Option(help="name of the solver")] = None,
-    samples: Annotated[int | None, typer.Option(help="candidates an iteration")] = None,
+    samples: Annotated[int | None, typer.Option(help="candidates per iteration")] = None,
     iterations: Annotated[int | None, typer.Option(help="solver iterations")] = None,
-    elites: Annotated[int | None, typer.Option(help="candidates kept")] = None,
-    horizon: Annotated[int | None, typer.Option(help="action blocks to look ahead")] = None,
+    elites: Annotated[
+        int | None, typer.Option(help="how many of the best candidates count")
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(help="action blocks to plan ahead")] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="a setting of the solver's own; may be repeated"),
+        typer.Option(metavar="NAME=VALUE", help="another setting of the solver; may be repeated"),
     ] = None,
-    write: Annotated[bool, typer.Option("--write", help="put the figures on the card")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="write the results to the model's card")
+    ] = False,
     output: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="write the figures there too")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="write the results to this file too"),
     ] = None,
 ) -> None:
-    """Run Two-Room episodes over gRPC, from camera frames alone, and report how many succeed.
+    """Run Two-Room episodes over gRPC, with camera frames as the only input.
 
-    Solver settings that are left out are those of the model's card.
+    The model's card gives the solver settings that are left out.
     """
     from rich.console import Console
 
@@ -49,25 +54,31 @@ def evaluate(
     from lewm_models.checkpoint import PRETRAINED
     from lewm_models.evaluation.protocol import PROTOCOLS
     from lewm_models.evaluation.report import EvaluationReport
-    from lewm_serve.cli.destinations import check_writable
-    from lewm_serve.cli.episodes import run_with_progress, table
+    from lewm_serve.cli.closed_loop import (
+        RemotePlanner,
+        check_writable,
+        find_two_room_model,
+        results_table,
+        run_with_progress,
+    )
     from lewm_serve.cli.local_server import LocalServerError, local_server
-    from lewm_serve.cli.remote_planner import RemotePlanner, two_room_model
 
-    changes = {
+    options = {
         "name": solver,
         "samples": samples,
         "iterations": iterations,
         "elites": elites,
         "horizon": horizon,
     }
-    changed: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    solver_settings: dict[str, Any] = {
+        name: value for name, value in options.items() if value is not None
+    }
     folder = model or (None if server else PRETRAINED / "two-room")
     try:
-        changed |= _settings(setting or [])
+        solver_settings |= _parse_settings(setting or [])
         card = None if folder is None else read_card(folder / checkpoint.CARD)
         if write and card is None:
-            raise ValueError("--write needs the MODEL whose card it is to write")
+            raise ValueError("--write: expected a MODEL whose card can be written")
         if write and folder is not None:
             check_writable(folder / checkpoint.CARD)
         if output is not None:
@@ -76,43 +87,49 @@ def evaluate(
         with ExitStack() as stack:
             target = server or stack.enter_context(local_server(folder)).target
             client = stack.enter_context(PlannerClient(target))
-            served = two_room_model(client, None if card is None else card.name)
-            if write and folder is not None and served.version != checkpoint.version(folder):
-                raise ValueError(f"{target} serves another version of {served.name}")
+            loaded = find_two_room_model(client, None if card is None else card.name)
+            if write and folder is not None and loaded.version != checkpoint.version(folder):
+                raise ValueError(f"{target} serves another version of {loaded.name}")
 
             planners: list[RemotePlanner] = []
 
             def make_planner() -> RemotePlanner:
-                planner = RemotePlanner(client, tasks.plan_steps, model=served.name, solver=changed)
+                planner = RemotePlanner(
+                    client, tasks.plan_steps, model=loaded.name, solver=solver_settings
+                )
                 planners.append(planner)
                 return planner
 
             outcomes = run_with_progress(make_planner, tasks, seed=seed, robots=robots)
         plan = planners[0].last
-        assert plan is not None  # there is an episode, and it starts with a plan
+        assert plan is not None  # at least one episode ran, and it starts with a plan
         report = EvaluationReport.of(tasks.protocol, outcomes)
-        figures = report.to_json() | {
+        results = report.to_json() | {
             "seed": seed,
             "robots": robots,
             "solver": plan.solver,
             "backend": plan.backend,
-            "device": served.device,
+            "device": loaded.device,
             "precision": plan.precision,
         }
-        Console().print(table(f"{served.name}, protocol {report.protocol}", report))
+        Console().print(results_table(f"{loaded.name}, protocol {report.protocol}", report))
         if write and folder is not None and card is not None:
-            checkpoint.write_card(folder, card.with_figures(**{report.protocol: figures}))
+            checkpoint.write_card(folder, card.with_figures(**{report.protocol: results}))
         if output is not None:
-            output.write_text(json.dumps(figures, indent=2) + "\n")
+            output.write_text(json.dumps(results, indent=2) + "\n")
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm evaluate: {error}", err=True)
         raise typer.Exit(1) from None
 
 
-def _settings(given: list[str]) -> dict[str, float]:
-    """Solver settings given as NAME=VALUE; `ValueError` for what is none."""
+def _parse_settings(texts: list[str]) -> dict[str, float]:
+    """Solver settings of the form NAME=VALUE.
+
+    Raises:
+        ValueError: a text has another form.
+    """
     settings = {}
-    for text in given:
+    for text in texts:
         name, _, value = text.partition("=")
         try:
             settings[name] = float(value)

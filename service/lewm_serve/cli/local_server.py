@@ -1,4 +1,4 @@
-"""A server of one's own: a process on free ports for as long as it is needed."""
+"""A server in a process of its own, on free ports, for the duration of a command."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from typing import IO
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 300.0
-"""A large model on a slow machine takes a while to load and warm up."""
+"""A large model on a slow machine takes this long to load and warm up."""
 STOP_TIMEOUT_S = 20.0
-LAST_LINES = 5
+REPORTED_ERROR_LINES = 5
 
 
 class LocalServerError(RuntimeError):
-    """The server did not start; the message holds the last it wrote on standard error."""
+    """The server did not start. The message has the last lines of its standard error."""
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A ready server: its ports on this machine and the names of its models."""
+    """A server that is ready: its ports on this machine and the names of its models."""
 
     http_port: int
     grpc_port: int
@@ -38,12 +38,12 @@ class LocalServer:
 
     @property
     def target(self) -> str:
-        """Where gRPC is served."""
+        """The address of gRPC."""
         return f"{HOST}:{self.grpc_port}"
 
     @property
     def url(self) -> str:
-        """Where REST is served."""
+        """The address of REST."""
         return f"http://{HOST}:{self.http_port}"
 
 
@@ -51,15 +51,18 @@ class LocalServer:
 def local_server(
     models: Path | None = None, *, timeout_s: float = START_TIMEOUT_S, **settings: object
 ) -> Iterator[LocalServer]:
-    """Run `lewm serve` with these models (None: the embedded ones) and settings, then stop it.
+    """Run `lewm serve` for the duration of the block.
 
-    In the main thread, SIGTERM stops it too, and ends this process by `SystemExit`.
+    In the main thread, SIGTERM stops the server too, and ends this process with `SystemExit`.
 
-    Settings are those of `lewm_serve.settings`, such as ``log_level="debug"``; environment
-    variables hold for the rest.
+    Args:
+        models: the models to serve; None: the embedded model.
+        timeout_s: the longest time until the server is ready.
+        **settings: settings of the server, such as ``log_level="debug"``. Environment variables
+            give the others.
 
     Raises:
-        LocalServerError: it ended, or was not ready after ``timeout_s`` seconds.
+        LocalServerError: the server ended, or it was not ready in time.
     """
     values = {"host": HOST, "http_port": 0, "grpc_port": 0, "log_level": "warning"} | settings
     if models is not None:
@@ -80,13 +83,13 @@ def local_server(
 
 @contextmanager
 def _stopped_by_sigterm(process: subprocess.Popen[str]) -> Iterator[None]:
-    """SIGTERM would end this process at once and leave the other one behind."""
+    """Stop the server on SIGTERM, which would end this process and leave the server running."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        # At once, since threads that wait for its answers may hold up the way out of here.
+        # Stop the server first: threads that wait for its answers may delay the exit.
         process.terminate()
         raise SystemExit(128 + number)
 
@@ -98,7 +101,7 @@ def _stopped_by_sigterm(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def _wait_ready(process: subprocess.Popen[str], errors: IO[str], timeout_s: float) -> LocalServer:
-    """Read the ready line, the first and only one on standard output."""
+    """Wait for the ready line, the only line on standard output."""
     assert process.stdout is not None
     started = time.monotonic()
     readable, _, _ = select.select([process.stdout], [], [], timeout_s)
@@ -107,7 +110,7 @@ def _wait_ready(process: subprocess.Popen[str], errors: IO[str], timeout_s: floa
         waited = f"was not ready after {time.monotonic() - started:.0f} s"
         what = f"ended with code {process.wait(STOP_TIMEOUT_S)}" if readable else waited
         errors.seek(0)
-        last = [line.rstrip() for line in errors if line.strip()][-LAST_LINES:]
+        last = [line.rstrip() for line in errors if line.strip()][-REPORTED_ERROR_LINES:]
         raise LocalServerError("\n".join([f"the server {what}", *last]))
     ready = json.loads(line)
     return LocalServer(ready["http_port"], ready["grpc_port"], tuple(ready["models"]))

@@ -1,44 +1,42 @@
-"""`lewm models`: look at model folders, check them, and make new ones."""
+"""`lewm models`: show, check, make and export model folders."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="List, show, verify, import, make and export models.", no_args_is_help=True)
+from lewm_serve.cli.options import Preset
+
+app = typer.Typer(
+    help="List, show, verify, calibrate, import, make and export models.", no_args_is_help=True
+)
 
 Folder = Annotated[Path, typer.Argument(help="A model folder, or an embedded model's name.")]
 Destination = Annotated[Path, typer.Argument(help="The model folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
 
 
-class Preset(StrEnum):
-    """The architectures that `init` makes."""
-
-    paper = "paper"
-    edge = "edge"
-
-
 @app.command("list")
 def list_models(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Model folders or folders of such; the embedded ones by default."),
+        typer.Argument(
+            help="Model folders, or folders of model folders; default: the embedded models."
+        ),
     ] = None,
 ) -> None:
-    """List models with their versions and what they expect."""
+    """List models with their versions, frame sizes, latents and action blocks."""
     from lewm_models.card import CardError
     from lewm_models.checkpoint import PRETRAINED
     from lewm_models.checkpoint import folders as folders_in
 
     rows, broken = [], []
-    with _explained():
+    with _readable_errors():
         for folder in [found for path in paths or [PRETRAINED] for found in folders_in(path)]:
             try:
                 rows.append(_row(folder))
@@ -54,14 +52,14 @@ def list_models(
 @app.command()
 def show(
     folder: Folder,
-    as_json: Annotated[bool, typer.Option("--json", help="The card as it is on disk.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
     """Show a model's card."""
     from lewm_models import checkpoint
     from lewm_models.card import read_card
 
-    with _explained():
-        path = _embedded(folder)
+    with _readable_errors():
+        path = _resolve_folder(folder)
         card = read_card(path / checkpoint.CARD).to_json()
         version = checkpoint.version(path)
     if as_json:
@@ -69,19 +67,19 @@ def show(
 
         typer.echo(json.dumps(card, indent=2))
     else:
-        _print_table(("field", "value"), [("version", version), *_lines(card)])
+        _print_table(("field", "value"), [("version", version), *_card_lines(card)])
 
 
 @app.command()
 def verify(folder: Folder) -> None:
-    """Check that a model can be served: card, tensors, encoding, roll-outs, effect of actions."""
+    """Check that a model can be served: card, tensors, encoder, roll-outs, effect of actions."""
     from rich.console import Console
 
     from lewm_models.verification import verify as findings
 
     console = Console(highlight=False)
-    with _explained():
-        for finding in findings(_embedded(folder)):
+    with _readable_errors():
+        for finding in findings(_resolve_folder(folder)):
             console.print(f"[green]✓[/] {finding.check:10}", end="")
             console.print(finding.detail, markup=False, soft_wrap=True)
 
@@ -90,35 +88,35 @@ def verify(folder: Folder) -> None:
 def import_model(
     source: Annotated[
         Path,
-        typer.Argument(help="A public checkpoint: weights.pt or weights_epoch_N.pt, config.json."),
+        typer.Argument(
+            help="Folder of a public checkpoint: config.json and weights.pt or weights_epoch_N.pt."
+        ),
     ],
     destination: Destination,
-    card: Annotated[
-        Path, typer.Option(help="A JSON file with the name and the action statistics.")
-    ],
+    card: Annotated[Path, typer.Option(help="JSON file with the name and the action statistics.")],
     frames: Annotated[
         list[Path] | None,
-        typer.Option(help="Images of what the model sees, two or more: see docs/models.md."),
+        typer.Option(help="Two or more images of what the model sees; see docs/models.md."),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Make a model folder from a public checkpoint and the statistics it lacks."""
+    """Make a model folder from a public checkpoint and the statistics that it lacks."""
     from dataclasses import replace
 
     from lewm_models import checkpoint
     from lewm_models.card import read_json
     from lewm_models.importing import import_checkpoint
-    from lewm_serve.cli.frames import read_frames
+    from lewm_serve.cli.image_files import read_frames
 
-    with _explained():
+    with _readable_errors():
         _check_destination(destination, force)
-        model, made = import_checkpoint(source, read_json(card))
-        seen = read_frames(frames or [], made)
-        if seen is None:
-            provenance = {**made.provenance, "precision_judged_on": "synthetic frames"}
-            made = replace(made, provenance=provenance)
-        version = checkpoint.save(destination, model, made, frames=seen)
-    typer.echo(f"{destination}: {made.name}, version {version}")
+        model, model_card = import_checkpoint(source, read_json(card))
+        example_frames = read_frames(frames or [], model_card)
+        if example_frames is None:
+            provenance = {**model_card.provenance, "precision_judged_on": "synthetic frames"}
+            model_card = replace(model_card, provenance=provenance)
+        version = checkpoint.save(destination, model, model_card, frames=example_frames)
+    typer.echo(f"{destination}: {model_card.name}, version {version}")
 
 
 @app.command()
@@ -126,23 +124,27 @@ def calibrate(
     folder: Folder,
     frames: Annotated[
         Path | None,
-        typer.Argument(help="Ordinary frames: a recording, images, or folders of images."),
+        typer.Argument(help="Usual frames: a recording, images, or folders of images."),
     ] = None,
     env: Annotated[
         str | None, typer.Option(help="Collect frames in this environment instead.")
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to collect.")] = 300,
-    episode_steps: Annotated[int, typer.Option(min=15, help="Steps of an episode.")] = 150,
+    episode_steps: Annotated[int, typer.Option(min=15, help="Steps per episode.")] = 150,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Of the episodes; not that of training.")
+        int,
+        typer.Option(
+            min=0, max=2**31 - 1, help="Seed of the episodes; not the one of the training."
+        ),
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Measure what ordinary latents look like, on frames that the model was not trained on.
+    """Measure what usual latents look like, on frames that the model was not trained on.
 
-    FRAMES is a recording, as `lewm train` makes them, or holds PNG or JPEG images in the order of
-    their names, or folders of such, an episode each. An `actions.npy` beside the images, (images -
-    1, action_dim) in the environment's units, makes them one step apart and calibrates surprise.
+    FRAMES is a recording that `lewm train` made, a folder of PNG or JPEG images in the order of
+    their names, or a folder of such folders, one per episode. With a file `actions.npy` beside the
+    images, (images - 1, action_dim) in the environment's units, the images are one step apart and
+    surprise is calibrated too.
     """
     from dataclasses import asdict, replace
     from tempfile import TemporaryDirectory
@@ -154,13 +156,13 @@ def calibrate(
     from lewm_models.calibration.calibrate import calibrate as measure
     from lewm_models.training.collection import collect
     from lewm_models.training.recording import RecordingSpec
-    from lewm_serve.cli.footage import footage
+    from lewm_serve.cli.image_files import read_episodes
     from lewm_serve.cli.train import training_device
 
-    with _explained(), TemporaryDirectory() as collected:
+    with _readable_errors(), TemporaryDirectory() as collected:
         if (frames is None) == (env is None):
-            raise ValueError("calibrate: expected FRAMES, or an --env to collect them in")
-        path = _embedded(folder)
+            raise ValueError("calibrate: expected either FRAMES or --env")
+        path = _resolve_folder(folder)
         loaded = checkpoint.load(path)
         model = loaded.model.to(training_device(device))
         if env is not None:
@@ -172,22 +174,22 @@ def calibrate(
             assert frames is not None
             source = {"frames": frames.resolve().name}
         console = Console(stderr=True)
-        shown = track(
-            footage(frames, loaded.card),
+        episodes_with_progress = track(
+            read_episodes(frames, loaded.card),
             "episodes",
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        card, reference = measure(model, loaded.card, shown)
+        card, reference = measure(model, loaded.card, episodes_with_progress)
         card = replace(card, provenance={**card.provenance, "calibration": source})
         checkpoint.write_calibration(path, card, reference)
         version = checkpoint.version(path)
     typer.echo(f"{path}: {card.name}, version {version}")
     calibration = asdict(card)["calibration"]
-    told = ("frames", "steps", "windows", "false_alarm_rate")
+    counts = ("frames", "steps", "windows", "false_alarm_rate")
     limits = ("zscore_limit", "mahalanobis_limit", "surprise_limit", "sigreg_limit")
-    rows = [(name, _text(calibration[name])) for name in (*told, *limits)]
+    rows = [(name, _text(calibration[name])) for name in (*counts, *limits)]
     _print_table(("calibration", "value"), rows)
 
 
@@ -195,17 +197,17 @@ def calibrate(
 def init(
     destination: Destination,
     preset: Annotated[Preset, typer.Option(help="The architecture.")],
-    seed: Annotated[int, typer.Option(min=0, help="Where the weights come from.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
     force: Force = False,
 ) -> None:
-    """Make a model of random weights, for benchmarks; actions matter in it."""
+    """Make a model of random weights for benchmarks. Its actions take effect."""
     from lewm_models import checkpoint
     from lewm_models.config import PRESETS
     from lewm_models.random_weights import random_card, random_model
 
     command = f"lewm models init --preset {preset} --seed {seed}"
     config = PRESETS[preset]
-    with _explained():
+    with _readable_errors():
         _check_destination(destination, force)
         card = random_card(f"random-{preset}", config, {"command": command})
         version = checkpoint.save(destination, random_model(config, seed), card)
@@ -218,19 +220,19 @@ def export(
     destination: Annotated[Path, typer.Argument(help="The folder to write.")],
     force: Force = False,
 ) -> None:
-    """Write a model as ONNX files that run without this project, checked against the model."""
+    """Write a model as ONNX files that run without this project, and check them."""
     from lewm_models import checkpoint
-    from lewm_models.export.files import export as files
+    from lewm_models.export.files import export as export_files
 
-    with _explained():
+    with _readable_errors():
         _check_destination(destination, force)
-        for path, finding in files(checkpoint.load(_embedded(folder)), destination):
+        for path, finding in export_files(checkpoint.load(_resolve_folder(folder)), destination):
             typer.echo(f"{path}: {finding}")
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what a person can put right into one line on standard error and exit code 1."""
+def _readable_errors() -> Iterator[None]:
+    """Print errors that the user can fix as one line on standard error; exit with code 1."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -238,7 +240,7 @@ def _explained() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _embedded(folder: Path) -> Path:
+def _resolve_folder(folder: Path) -> Path:
     from lewm_models.checkpoint import PRETRAINED
 
     inside = PRETRAINED / folder
@@ -267,13 +269,13 @@ def _check_destination(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file, expected a folder")
     if not force and folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder}: is not empty; --force writes into it all the same")
+        raise CheckpointError(f"{folder}: is not empty; --force writes into it anyway")
 
 
-def _lines(card: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _card_lines(card: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in card.items():
         if isinstance(value, dict) and value:
-            yield from _lines(value, f"{prefix}{name}.")
+            yield from _card_lines(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", _text(value)
 
@@ -294,5 +296,5 @@ def _print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> N
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    # Where nobody looks at it, a line a row, whatever its width.
+    # In a pipe, one line per row, whatever its width.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)

@@ -1,4 +1,4 @@
-"""`lewm serve`: one flag for each setting, made from the settings themselves."""
+"""`lewm serve`. Its flags are made from the settings, one for each."""
 
 import inspect
 from typing import Annotated, Any
@@ -12,7 +12,8 @@ from lewm_serve.settings import Settings, SettingsError, load_settings
 def serve(**flags: Any) -> None:
     """Serve models over REST and gRPC until SIGTERM or SIGINT.
 
-    Prints one line of JSON on standard output when ready; logs go to standard error.
+    When the server is ready, it prints one line of JSON on standard output. Logs go to standard
+    error.
     """
     try:
         settings = load_settings(**flags)
@@ -31,7 +32,7 @@ def serve(**flags: Any) -> None:
 
 
 def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
-    """The flag of one setting; its text is read like the environment variable's."""
+    """The flag of one setting. Its value is parsed like that of the environment variable."""
     default = field.default if field.default not in (None, ()) else "unset"
     about = f"{field.description} (LEWM_{name.upper()}, default {default})"
     option = typer.Option(f"--{name.replace('_', '-')}", help=about, show_default=False)

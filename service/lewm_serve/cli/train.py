@@ -1,4 +1,4 @@
-"""`lewm train`: from nothing to a model folder."""
+"""`lewm train`: collect data, train a model and write its folder."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ if TYPE_CHECKING:
 
 
 def train(
-    env: Annotated[str, typer.Option(help="environment to learn")] = "two-room",
-    preset: Annotated[str, typer.Option(help="size of the model: edge or paper")] = "edge",
+    env: Annotated[str, typer.Option(help="environment to collect data in")] = "two-room",
+    preset: Annotated[str, typer.Option(help="architecture: edge or paper")] = "edge",
     output: Annotated[
-        Path | None, typer.Option(help="folder of the run; default runs/ENV-PRESET")
+        Path | None, typer.Option(help="folder of the run; default: runs/ENV-PRESET")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="the model's name; default ENV")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the model; default: ENV")] = None,
     episodes: Annotated[int, typer.Option(min=2, help="episodes to collect")] = 1500,
-    episode_steps: Annotated[int, typer.Option(min=15, help="steps of an episode")] = 150,
+    episode_steps: Annotated[int, typer.Option(min=15, help="steps per episode")] = 150,
     steps: Annotated[
         int | None, typer.Option(min=1, help="training steps; default: the preset's")
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="of the data, the weights and the order")
+        int,
+        typer.Option(
+            min=0, max=2**31 - 1, help="seed of the data, the weights and the order of samples"
+        ),
     ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Collect data, train a model, calibrate it and write its folder.
 
-    The same command resumes a run that was cut off, without repeating or skipping a step.
+    The same command continues a run that was interrupted. No step is repeated or left out.
     """
     from lewm_models.training.run import Run
     from lewm_models.training.run import train as run_training
@@ -75,13 +78,13 @@ def training_device(name: str) -> torch.device:
     """The device of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such device.
     """
-    from lewm_serve.served import resolve_device
+    from lewm_serve.registry.registry import resolve_device
 
     try:
         device = resolve_device(name)
-    except RuntimeError as error:  # torch's own for a word that is no device at all
+    except RuntimeError as error:  # also torch's error for an unknown word
         raise ValueError(f"--device: there is no {name} here") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name}")
@@ -89,7 +92,7 @@ def training_device(name: str) -> torch.device:
 
 
 def describe(metrics: Metrics) -> str:
-    """One line of the run's log: both losses, in training and on held-out episodes."""
+    """One line of the training log: both losses, on training and on held-out episodes."""
     return (
         f"step {metrics.step:>6}  "
         f"prediction {metrics.prediction:.4f} (held out {metrics.held_out_prediction:.4f})  "

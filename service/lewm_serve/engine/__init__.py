@@ -1,1 +1,5 @@
-"""The engine: one thread that owns the accelerator and runs everything the model computes."""
+"""The engine: one thread that owns the accelerator and runs everything that the models compute.
+
+It knows models only as backends and is given plain values: tensors, numbers and solver settings.
+It needs torch and NumPy alone.
+"""

@@ -1,43 +1,51 @@
-"""The thread that owns the accelerator: takes the scheduler's turns while there is work."""
+"""The thread that owns the accelerator: it takes the scheduler's turns while there is work."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from torch import Tensor
-
-from lewm_serve.backends.backend import Backend
-from lewm_serve.engine.encodes import EncodeJob
-from lewm_serve.engine.jobs import Job
-from lewm_serve.engine.pace import Pace
-from lewm_serve.engine.scheduler import Scheduler
+from lewm_serve.engine.jobs import EncodeJob, Job
+from lewm_serve.engine.scheduler import Batch, Scheduler
 
 logger = logging.getLogger(__name__)
 
 
 class EngineStopped(RuntimeError):
-    """The engine takes no work any more: it was stopped, or its thread died."""
+    """The engine takes no more work: it was stopped, or its thread died."""
 
 
 class Engine:
-    """Runs a scheduler on one thread."""
+    """Runs a scheduler on one thread.
+
+    ``_changed`` protects ``_stopping`` and wakes the thread.
+
+    Attributes:
+        death: done when the thread has died of an error; only that thread sets it.
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.failed = False
+        self.death: Future[None] = Future()
+        self.death.set_running_or_notify_cancel()  # who waits for it cannot cancel it
+
+    @property
+    def failed(self) -> bool:
+        """Whether the thread has died of an error."""
+        return self.death.done()
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Finish what was submitted, for ``timeout_s`` at most; the rest gets `EngineStopped`."""
+        """Finish submitted work for at most ``timeout_s``. The rest gets `EngineStopped`."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -45,40 +53,41 @@ class Engine:
             self._thread.join(timeout_s)
         self._scheduler.abandon(EngineStopped())
 
-    def encode(self, backend: Backend, pace: Pace, frames: Tensor) -> Future[Tensor]:
-        """Frames (N, size, size, 3) uint8 → a future of latents (N, D).
+    def submit(self, job: EncodeJob | Job) -> Future[Any]:
+        """Add a job. Its future gives the job's result.
 
         Raises:
-            EngineStopped: the engine takes no work.
+            EngineStopped: the engine takes no more work.
         """
-        job = EncodeJob(backend, pace, frames)
-        self._submit(job)
-        return job.future
-
-    def submit(self, job: Job) -> Future[Any]:
-        """Queue a job; its future is answered with `Job.result`. Raises as `encode` does."""
-        self._submit(job)
-        return job.future
-
-    def _submit(self, job: EncodeJob | Job) -> None:
         with self._changed:
             if self._stopping or self.failed:
                 raise EngineStopped
             self._scheduler.submit(job)
             self._changed.notify()
+        return job.future
+
+    def started_jobs(self, kind: type[Job]) -> int:
+        """The number of jobs of a kind that have started."""
+        return self._scheduler.started_jobs(kind)
+
+    def drain_batches(self) -> Iterator[Batch]:
+        """The batches that ran since the last call."""
+        batches = self._scheduler.batches
+        while batches:
+            yield batches.popleft()
 
     def _run(self) -> None:
         try:
-            while self._wait():
-                self._scheduler.turn()
+            while self._wait_for_work():
+                self._scheduler.run_turn()
         except BaseException:
             logger.exception("the engine's thread died")
             with self._changed:
-                self.failed = True
+                self.death.set_result(None)
             self._scheduler.abandon(EngineStopped())
 
-    def _wait(self) -> bool:
-        """Sleep until there is work; False when asked to stop and nothing is left."""
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is work. False if the engine is to stop and no work is left."""
         with self._changed:
             self._changed.wait_for(lambda: not self._scheduler.idle or self._stopping)
             return not self._scheduler.idle

@@ -1,110 +1,165 @@
-"""Work for the engine, cut into steps between which other work may come first."""
+"""The work of the engine, divided into steps between which other work may come first.
+
+Axes: H context frames, S candidates, T horizon in action blocks, D latent_dim, A one action block.
+Latents are float32, actions are z-scored. Times are readings of the engine's clock in seconds.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lewm_serve.backends.backend import Backend, goal_costs
-from lewm_serve.engine.ticket import Ticket
-from lewm_serve.planning.solver import Solver
+from lewm_models.card import SolverDefaults
+from lewm_serve.backends.backend import Backend
+from lewm_serve.engine.admission import DeadlinePassed, QueuedRequest
+from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.solvers import SOLVERS
+from lewm_serve.solvers.solver import Problem, Solver
 
 
-class DeadlinePassed(Exception):
-    """The deadline came before one iteration could be done."""
+@dataclass(eq=False)
+class EncodeJob:
+    """Frames (N, size, size, 3) uint8 to encode. ``latents`` holds those encoded so far."""
+
+    backend: Backend
+    latency: LatencyModel
+    frames: Tensor
+    request: QueuedRequest | None = None
+    future: Future[Tensor] = field(default_factory=Future)
+    latents: list[Tensor] = field(default_factory=list)
+    encoded: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all frames are encoded."""
+        return self.encoded == len(self.frames)
+
+    def next_frames(self, count: int) -> Tensor:
+        """The next frames, at most ``count``."""
+        return self.frames[self.encoded : self.encoded + count]
+
+    def take(self, latents: Tensor) -> None:
+        """Keep the latents of the next frames."""
+        self.latents.append(latents)
+        self.encoded += len(latents)
+
+    def result(self) -> Tensor:
+        """The latents (N, D) of a finished job."""
+        return torch.cat(self.latents)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is to be done: the settings of its solver, its search space and its seed."""
+
+    settings: SolverDefaults
+    problem: Problem
+    seed: int
 
 
 @dataclass(frozen=True)
 class PlanOutcome:
-    """How a search ended: z-scored ``actions`` (T, A), the ``cost`` of exactly these, seconds.
+    """How a search ended.
 
-    ``expected`` is `Job.expected`.
+    Attributes:
+        status: ``anomalous``: nothing was searched, because the surprise exceeds its limit.
+        actions: the best actions (T, A); None if nothing was searched.
+        cost: the cost of exactly these actions.
+        iterations: completed iterations.
+        candidates: scored candidates.
+        trajectory: the predicted latents (T, D) of the actions, if the job was to give them.
+        surprise: the distance between the newest context latent and its one-step prediction; None
+            with one context frame.
+        queue_s: seconds in the queue before the first step.
+        solve_s: seconds since then.
     """
 
-    actions: Tensor
-    cost: float
-    status: Literal["completed", "converged", "deadline"]
+    status: Literal["completed", "converged", "deadline", "anomalous"]
+    actions: Tensor | None
+    cost: float | None
     iterations: int
     candidates: int
     trajectory: Tensor | None
-    expected: Tensor | None
+    surprise: float | None
     queue_s: float
     solve_s: float
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted latents (S, T, D), and seconds; ``expected`` is `Job.expected`."""
+    """Predicted latents (S, T, D). The other attributes are those of `PlanOutcome`."""
 
     latents: Tensor
-    expected: Tensor | None
+    surprise: float | None
     queue_s: float
     solve_s: float
 
 
 class Job(ABC):
-    """One request's roll-outs from ``latents`` (H, D) after ``past_actions`` (H − 1, A).
+    """The roll-outs of one request from ``latents`` (H, D) after ``past_actions`` (H − 1, A).
 
-    The engine calls `prepare`, rolls `candidates` out, alone or packed with those of others, and
-    hands the predicted latents to `take`, until ``finished``. ``future`` is answered once, with
-    `result`; cancelling it drops the job. Times are readings of the engine's clock.
+    The engine calls `prepare`, rolls out `candidates`, alone or in a batch with those of other
+    jobs, and passes the predicted latents to `take`, until the job is ``finished``. Then it sets
+    ``future`` to `result`. Cancelling the future drops the job. After it is submitted, only the
+    engine's thread touches a job, except for its future.
     """
 
-    packs = True
-    """Whether its roll-outs may be packed with those of others."""
+    can_be_batched = True
+    """Whether its roll-outs may be batched with those of other jobs."""
 
     def __init__(
-        self, backend: Backend, ticket: Ticket, latents: Tensor, past_actions: Tensor
+        self, backend: Backend, request: QueuedRequest, latents: Tensor, past_actions: Tensor
     ) -> None:
         self.backend = backend
-        self.ticket = ticket
+        self.request = request
         self.latents = latents
         self.past_actions = past_actions
-        self.chunks: deque[Tensor] = deque()
-        self.submitted = 0.0
-        self.started: float | None = None
+        self.parts: deque[Tensor] = deque()
+        self.submitted_at = 0.0
+        self.started_at: float | None = None
         self.finished = False
         self.future: Future[Any] = Future()
 
     @property
     def candidates(self) -> Tensor:
-        """What is to be rolled out next (S, T, A)."""
-        return self.chunks[0]
+        """The candidates (S, T, A) to roll out next."""
+        return self.parts[0]
 
     @property
     def rows(self) -> int:
-        """How many candidates are to be rolled out next."""
-        return len(self.chunks[0])
+        """The number of candidates to roll out next."""
+        return len(self.parts[0])
 
     @cached_property
-    def expected(self) -> Tensor | None:
-        """The newest latent (D,) as predicted from those before it, None where there are none.
-
-        Computed once: at the end of a search that nobody guards, since there it is remembered.
-        """
+    def surprise(self) -> float | None:
+        """See `PlanOutcome`. It is nearly free after a roll-out of the same context."""
         if len(self.latents) == 1:
             return None
-        return self.backend.expect(self.latents.unsqueeze(0), self.past_actions.unsqueeze(0))[0]
+        predicted = self.backend.expect(self.latents.unsqueeze(0), self.past_actions.unsqueeze(0))[
+            0
+        ]
+        distance: float = torch.linalg.vector_norm(self.latents[-1] - predicted).item()
+        return distance
 
     @abstractmethod
     def prepare(self, now: float) -> bool:
-        """Have the next candidates at hand; False where no time is left for them."""
+        """Provide the next candidates. False: the job has to end, as `result` says."""
 
     def step(self) -> None:
-        """Roll the next candidates out alone, and take what they lead to."""
-        self.take(rollout(self.backend, self.latents, self.past_actions, self.candidates))
+        """Roll out the next candidates alone and take the result."""
+        self.take(roll_out(self.backend, self.latents, self.past_actions, self.candidates))
 
     @abstractmethod
     def take(self, predicted: Tensor) -> None:
-        """Take the predicted latents (S, T, D) of the next candidates, and move on."""
+        """Take the predicted latents (S, T, D) of the next candidates and advance."""
 
     @abstractmethod
     def result(self, now: float) -> object:
@@ -114,21 +169,21 @@ class Job(ABC):
             DeadlinePassed: there is none yet.
         """
 
-    def _chunked(self, candidates: Tensor) -> deque[Tensor]:
-        """Candidates (S, T, A) in parts that hold the engine up for a moment only.
+    def _split(self, candidates: Tensor) -> deque[Tensor]:
+        """Candidates (S, T, A) in parts that hold up other work for a moment only.
 
-        The parts follow from the shape alone: a plan's figures must not depend on the hour.
+        The parts depend on the shape alone, so that a plan does not depend on what else runs.
         """
-        return deque(torch.split(candidates, self.ticket.step_rows))
+        return deque(torch.split(candidates, self.request.step_rows))
 
-    def _left_s(self) -> float:
-        """Seconds that rolling all the candidates at hand out is expected to take."""
-        return self.ticket.pace.estimate(sum(map(len, self.chunks)), self.ticket.shape)
+    def _expected_s(self) -> float:
+        """Expected seconds to roll out all candidates at hand."""
+        rows = sum(map(len, self.parts))
+        return self.request.latency.rollout_s(rows, self.request.shape)
 
-    def _seconds(self, now: float) -> tuple[float, float]:
-        """Seconds in the queue before the first step, and since then."""
-        started = now if self.started is None else self.started
-        return started - self.submitted, now - started
+    def _queue_and_solve_s(self, now: float) -> tuple[float, float]:
+        started_at = now if self.started_at is None else self.started_at
+        return started_at - self.submitted_at, now - started_at
 
 
 class PredictJob(Job):
@@ -137,124 +192,168 @@ class PredictJob(Job):
     def __init__(
         self,
         backend: Backend,
-        ticket: Ticket,
+        request: QueuedRequest,
         latents: Tensor,
         past_actions: Tensor,
         candidates: Tensor,
     ) -> None:
-        super().__init__(backend, ticket, latents, past_actions)
-        self.chunks = self._chunked(candidates)
+        super().__init__(backend, request, latents, past_actions)
+        self.parts = self._split(candidates)
         self.predicted: list[Tensor] = []
 
     def prepare(self, now: float) -> bool:
         """See `Job.prepare`."""
-        return now + self._left_s() <= self.ticket.deadline
+        return now + self._expected_s() <= self.request.deadline
 
     def take(self, predicted: Tensor) -> None:
         """See `Job.take`."""
-        self.chunks.popleft()
+        self.parts.popleft()
         self.predicted.append(predicted)
-        self.finished = not self.chunks
+        self.finished = not self.parts
 
     def result(self, now: float) -> Prediction:
         """See `Job.result`."""
-        if self.chunks:
+        if self.parts:
             raise DeadlinePassed
-        return Prediction(torch.cat(self.predicted), self.expected, *self._seconds(now))
+        queue_s, solve_s = self._queue_and_solve_s(now)
+        return Prediction(
+            latents=torch.cat(self.predicted),
+            surprise=self.surprise,
+            queue_s=queue_s,
+            solve_s=solve_s,
+        )
 
 
 class PlanJob(Job):
-    """One search towards ``goal`` (D,): ask, roll out, tell, until done.
+    """One search for actions that lead to ``goal`` (D,): ask, roll out, tell, until it is done.
 
-    What a candidate costs is said by `goal_costs`. ``guard`` is told `Job.expected`, where there is
-    one, before the first iteration: if it raises, the job ends with that.
+    Args:
+        backend: what runs the model.
+        request: its place in the queue.
+        latents: the context latents (H, D).
+        past_actions: the action blocks (H − 1, A) between them.
+        goal: the goal's latent (D,).
+        search: what is searched.
+        with_trajectory: whether the outcome holds the trajectory.
+        max_surprise: the search does not start if the surprise exceeds this.
     """
 
     def __init__(
         self,
         backend: Backend,
-        ticket: Ticket,
-        solver: Solver,
+        request: QueuedRequest,
         latents: Tensor,
         past_actions: Tensor,
+        *,
         goal: Tensor,
+        search: Search,
         with_trajectory: bool = False,
-        guard: Callable[[Tensor], None] | None = None,
+        max_surprise: float | None = None,
     ) -> None:
-        super().__init__(backend, ticket, latents, past_actions)
-        self.solver = solver
-        self.guard = guard
-        self.packs = not solver.needs_gradients
+        super().__init__(backend, request, latents, past_actions)
         self.goal = goal
+        self.search = search
         self.with_trajectory = with_trajectory
+        self.max_surprise = max_surprise
+        self.can_be_batched = not SOLVERS[search.settings.name].needs_gradients
+        self.anomalous = False
         self.asked: Tensor | None = None
         self.costs: list[Tensor] = []
         self.gradients: list[Tensor] = []
 
+    @cached_property
+    def solver(self) -> Solver:
+        """The solver. It is made when the search starts, because some allocate a lot."""
+        search = self.search
+        return SOLVERS[search.settings.name](search.settings, search.problem, search.seed)
+
     def prepare(self, now: float) -> bool:
-        """See `Job.prepare`: what is not expected to end in time is not begun, nor gone on with."""
-        guard, self.guard = self.guard, None
-        if guard is not None and self.expected is not None:
-            guard(self.expected)
+        """See `Job.prepare`. An iteration that is not expected to end in time is not started."""
+        if self.max_surprise is not None and self.surprise is not None:
+            self.anomalous = not self.surprise <= self.max_surprise  # also for NaN
+            if self.anomalous:
+                return False
         if self.asked is None:
             self.asked = self.solver.ask()
-            self.chunks = self._chunked(self.asked)
-        needed_s = self._left_s()
+            self.parts = self._split(self.asked)
+        needed_s = self._expected_s()
         if self.with_trajectory:
-            needed_s += self.ticket.pace.estimate(1, self.ticket.shape)
-        return now + needed_s <= self.ticket.deadline
+            needed_s += self.request.latency.rollout_s(1, self.request.shape)
+        return now + needed_s <= self.request.deadline
 
     def step(self) -> None:
-        """See `Job.step`; with gradients, where the solver needs them."""
+        """See `Job.step`. Solvers that need gradients get them."""
         if not self.solver.needs_gradients:
             return super().step()
-        inputs = (self.latents, self.past_actions, self.candidates, self.goal)
-        costs, gradients = self.backend.gradients(*(part.unsqueeze(0) for part in inputs))
+        costs, gradients = self.backend.gradients(
+            self.latents.unsqueeze(0),
+            self.past_actions.unsqueeze(0),
+            self.candidates.unsqueeze(0),
+            self.goal.unsqueeze(0),
+        )
         self.gradients.append(gradients[0])
-        self._score(costs[0])
+        self._take_costs(costs[0])
 
     def take(self, predicted: Tensor) -> None:
         """See `Job.take`."""
-        self._score(goal_costs(predicted, self.goal))
+        self._take_costs(latent_distance(predicted, self.goal))
 
-    def _score(self, costs: Tensor) -> None:
-        """Keep the next candidates' costs (S,); once all are scored, tell the solver."""
-        self.chunks.popleft()
+    def _take_costs(self, costs: Tensor) -> None:
+        """Keep the costs (S,) of the next candidates. When all are known, tell the solver."""
+        self.parts.popleft()
         self.costs.append(costs)
-        if self.chunks:
+        if self.parts:
             return
         assert self.asked is not None
         gradients = torch.cat(self.gradients) if self.gradients else None
         self.solver.tell(self.asked, torch.cat(self.costs), gradients)
         self.asked, self.costs, self.gradients = None, [], []
-        self.ticket.done += 1
+        self.request.completed_iterations += 1
         self.finished = self.solver.done
 
     def result(self, now: float) -> PlanOutcome:
         """See `Job.result`."""
+        queue_s, solve_s = self._queue_and_solve_s(now)
+        if self.anomalous:
+            return PlanOutcome(
+                status="anomalous",
+                actions=None,
+                cost=None,
+                iterations=0,
+                candidates=0,
+                trajectory=None,
+                surprise=self.surprise,
+                queue_s=queue_s,
+                solve_s=solve_s,
+            )
         best = self.solver.best
         if best is None:
             raise DeadlinePassed
         trajectory = None
         if self.with_trajectory:
-            one = best.actions.unsqueeze(0)
-            trajectory = rollout(self.backend, self.latents, self.past_actions, one)[0]
-        ended: Literal["completed", "converged"] = (
-            "converged" if self.solver.converged else "completed"
-        )
+            actions = best.actions.unsqueeze(0)
+            trajectory = roll_out(self.backend, self.latents, self.past_actions, actions)[0]
         return PlanOutcome(
-            best.actions,
-            best.cost,
-            ended if self.solver.done else "deadline",
-            self.solver.iterations,
-            self.solver.candidates,
-            trajectory,
-            self.expected,
-            *self._seconds(now),
+            status=self._status(),
+            actions=best.actions,
+            cost=best.cost,
+            iterations=self.solver.iterations,
+            candidates=self.solver.candidates,
+            trajectory=trajectory,
+            surprise=self.surprise,
+            queue_s=queue_s,
+            solve_s=solve_s,
         )
 
+    def _status(self) -> Literal["completed", "converged", "deadline"]:
+        if not self.solver.done:
+            return "deadline"
+        return "converged" if self.solver.converged else "completed"
 
-def rollout(backend: Backend, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-    """Roll out for one plan: (H, D), (H − 1, A), (S, T, A) → (S, T, D)."""
-    parts = (part.unsqueeze(0) for part in (latents, past_actions, candidates))
-    return backend.rollout(*parts)[0]
+
+def roll_out(backend: Backend, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+    """Roll out for one plan: (H, D), (H − 1, A) and (S, T, A) → (S, T, D)."""
+    predicted = backend.rollout(
+        latents.unsqueeze(0), past_actions.unsqueeze(0), candidates.unsqueeze(0)
+    )
+    return predicted[0]

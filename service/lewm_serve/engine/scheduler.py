@@ -1,180 +1,193 @@
-"""What the engine does next: decided turn by turn, without a thread and by a given clock."""
+"""What the engine does next. It has no thread of its own, and its clock is given to it."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import Any, NamedTuple
 
-from lewm_serve.engine.encodes import BATCH_ROWS, EncodeJob, encode_next
-from lewm_serve.engine.jobs import Job
-from lewm_serve.engine.packing import fit_together, packed_rows, rollout_packed
+from lewm_serve.engine.batching import (
+    MAX_ENCODE_BATCH,
+    batch_rows,
+    can_share_rollout,
+    encode_batch,
+    roll_out_batch,
+)
+from lewm_serve.engine.jobs import EncodeJob, Job
+
+MAX_RECORDED_BATCHES = 4096
+"""Batches that wait to be counted; the oldest are dropped."""
+
+
+class Batch(NamedTuple):
+    """One run of the model: "encode" or "rollout", and its rows."""
+
+    kind: str
+    rows: int
 
 
 class Scheduler:
-    """Encodes and jobs that wait, and the order in which they are served.
+    """The waiting jobs, and the order in which they are done.
 
-    A turn encodes one batch of waiting frames, then does one step, of bounded size, of the most
-    urgent job; where the backend gains from more rows, the next steps of other jobs are packed into
-    the same roll-out, in the order of their urgency. Between two turns jobs join, leave, overtake
-    and expire. A job whose deadline falls into a step of others is answered before it, in time.
+    A turn encodes one batch of waiting frames. Then it does one step of the most urgent job, or of
+    several jobs in one batch where that increases the throughput. Jobs join, leave, overtake and
+    expire between turns. A job whose deadline falls into the steps of others is answered before
+    them, with the best result so far.
 
-    ``free_at`` is when the run of the model under way is expected to end.
+    Any thread may call `submit` and cancel a job's future. One thread, the engine's, takes the
+    turns; it alone changes jobs and ``free_at``. ``_lock`` protects the lists of jobs.
 
-    ``on_batch`` is told "encode" or "rollout", and the rows of each run of the model. Any thread
-    may submit, and cancel a job's future; turns are taken by one.
+    Attributes:
+        free_at: when the run of the model that is in progress is expected to end.
+        batches: the batches that ran and were not counted yet; `deque` operations are atomic.
     """
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        on_batch: Callable[[str, int], None] = lambda _kind, _rows: None,
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._on_batch = on_batch
-        self._encodes: list[EncodeJob] = []
+        self._encode_jobs: list[EncodeJob] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
         self.free_at = 0.0
+        self.batches: deque[Batch] = deque(maxlen=MAX_RECORDED_BATCHES)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits."""
-        return not self._encodes and not self._jobs
+        """Whether no job waits."""
+        return not self._encode_jobs and not self._jobs
 
-    def active(self, kind: type[Job]) -> int:
-        """Jobs of a kind that have begun."""
-        return sum(isinstance(job, kind) and job.started is not None for job in self._jobs)
+    def started_jobs(self, kind: type[Job]) -> int:
+        """The number of jobs of a kind that have started."""
+        return sum(isinstance(job, kind) and job.started_at is not None for job in self._jobs)
 
     def submit(self, job: EncodeJob | Job) -> None:
-        """Queue a job; its future is answered."""
+        """Add a job. Its future will be set."""
         with self._lock:
             if isinstance(job, EncodeJob):
-                self._encodes.append(job)
+                self._encode_jobs.append(job)
             else:
-                job.submitted = self._clock()
+                job.submitted_at = self._clock()
                 self._jobs.append(job)
 
     def abandon(self, error: Exception) -> None:
-        """Answer all that waits with an error."""
+        """Answer all waiting jobs with an error."""
         with self._lock:
-            left: list[EncodeJob | Job] = [*self._encodes, *self._jobs]
-            self._encodes, self._jobs = [], []
+            left: list[EncodeJob | Job] = [*self._encode_jobs, *self._jobs]
+            self._encode_jobs, self._jobs = [], []
         for job in left:
-            _answer_error(job.future, error)
+            _set_exception(job.future, error)
 
-    def turn(self) -> None:
+    def run_turn(self) -> None:
         """Do the next piece of work of each kind."""
-        self._turn_encodes()
-        self._turn_jobs()
+        self._run_encode_turn()
+        self._run_job_turn()
 
-    def _turn_encodes(self) -> None:
-        """One batch of whatever frames wait, of the backend that has waited longest."""
+    def _run_encode_turn(self) -> None:
+        """Encode one batch for the backend that has waited longest."""
         with self._lock:
-            self._encodes = [job for job in self._encodes if not job.future.cancelled()]
-            jobs = [job for job in self._encodes if job.backend is self._encodes[0].backend]
+            self._encode_jobs = [job for job in self._encode_jobs if not job.future.cancelled()]
+            jobs = [job for job in self._encode_jobs if job.backend is self._encode_jobs[0].backend]
         if not jobs:
             return
-        frames = min(BATCH_ROWS, sum(len(job.frames) - job.encoded for job in jobs))
-        self.free_at = self._clock() + jobs[0].pace.encode(frames)
-        self._expire_by(self.free_at)
+        frames = min(MAX_ENCODE_BATCH, sum(len(job.frames) - job.encoded for job in jobs))
+        self.free_at = self._clock() + jobs[0].latency.encode_s(frames)
+        self._finish_expired(self.free_at)
         try:
             self._encode(jobs)
         except Exception as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)
             else:
-                # One of them spoils the batch: alone, it fails alone.
+                # One of the jobs makes the batch fail. Alone, it fails alone.
                 for job in jobs:
                     try:
                         self._encode([job])
-                    except Exception as own:
-                        self._fail(job, own)
+                    except Exception as own_error:
+                        self._fail(job, own_error)
         for job in jobs:
             if job.finished:
                 self._remove(job)
-                _answer(job.future, job.result())
+                _set_result(job.future, job.result())
 
-    def _encode(self, jobs: list[EncodeJob]) -> None:
+    def _encode(self, jobs: Sequence[EncodeJob]) -> None:
         start = self._clock()
-        frames = encode_next(jobs)
-        jobs[0].pace.observe_encode(frames, self._clock() - start)
-        self._on_batch("encode", frames)
+        frames = encode_batch(jobs)
+        jobs[0].latency.observe_encode(frames, self._clock() - start)
+        self.batches.append(Batch("encode", frames))
 
-    def _turn_jobs(self) -> None:
-        """One step of the most urgent job, and of those packed with it."""
+    def _run_job_turn(self) -> None:
+        """Do one step of the most urgent job, and of those in the same batch."""
         with self._lock:
             self._jobs = [job for job in self._jobs if not job.future.cancelled()]
-        self._expire_by(self._clock())
-        group = self._choose()
-        if not group:
+        self._finish_expired(self._clock())
+        batch = self._choose_batch()
+        if not batch:
             return
         start = self._clock()
-        ticket, rows = group[0].ticket, packed_rows([job.rows for job in group])
-        self.free_at = start + ticket.pace.estimate(rows, ticket.shape)
-        self._expire_by(self.free_at, keep=group)
-        for job in group:
-            job.started = start if job.started is None else job.started
-            job.ticket.begun = True
-        if self._step(group):
-            ticket.pace.observe(rows, ticket.shape, self._clock() - start)
-            self._on_batch("rollout", rows)
-        for job in group:
+        request, rows = batch[0].request, batch_rows([job.rows for job in batch])
+        self.free_at = start + request.latency.rollout_s(rows, request.shape)
+        self._finish_expired(self.free_at, keep=batch)
+        for job in batch:
+            job.started_at = start if job.started_at is None else job.started_at
+            job.request.started = True
+        if self._step(batch):
+            request.latency.observe_rollout(rows, request.shape, self._clock() - start)
+            self.batches.append(Batch("rollout", rows))
+        for job in batch:
             if job.finished:
                 self._finish(job)
 
-    def _expire_by(self, time: float, keep: Sequence[Job] = ()) -> None:
-        """Answer jobs whose deadline comes before the model is free again, with what they have."""
+    def _finish_expired(self, until: float, keep: Sequence[Job] = ()) -> None:
+        """Finish the jobs whose deadline comes before ``until``, except those in ``keep``."""
         for job in self._jobs:
-            if job.ticket.deadline <= time and job not in keep:
+            if job.request.deadline <= until and job not in keep:
                 self._finish(job)
 
-    def _choose(self) -> list[Job]:
-        """The most urgent job that still has time for a step, and those packed with it."""
-        group: list[Job] = []
-        for job in sorted(self._jobs, key=lambda job: job.ticket.urgency):
-            if group and packed_rows([*(one.rows for one in group), 1]) > job.ticket.pace.knee:
+    def _choose_batch(self) -> list[Job]:
+        """The most urgent job that has time for a step, and the jobs that share its batch."""
+        batch: list[Job] = []
+        for job in sorted(self._jobs, key=lambda job: job.request.urgency):
+            max_rows = job.request.latency.max_batched_rows
+            if batch and batch_rows([*(one.rows for one in batch), 1]) > max_rows:
                 break
-            if group and not fit_together(group[0], job):
+            if batch and not can_share_rollout(batch[0], job):
                 continue
             try:
-                ready = job.prepare(self._clock())
+                has_time = job.prepare(self._clock())
             except Exception as error:
                 self._fail(job, error)
-                if not group:
-                    break  # what it did before took time: frames that wait come first
                 continue
-            if not ready:
+            if not has_time:
                 self._finish(job)
-            elif not group or self._may_join(group, job):
-                group.append(job)
-        return group
+            elif not batch or self._may_join(batch, job):
+                batch.append(job)
+        return batch
 
-    def _may_join(self, group: list[Job], job: Job) -> bool:
-        """Whether one more plan fits below the knee, and makes nobody late."""
-        joined = [*group, job]
-        if packed_rows([one.rows for one in joined]) > job.ticket.pace.knee:
+    def _may_join(self, batch: Sequence[Job], job: Job) -> bool:
+        """Whether a job fits into a batch without making one of its jobs late."""
+        joined = [*batch, job]
+        if batch_rows([one.rows for one in joined]) > job.request.latency.max_batched_rows:
             return False
         now = self._clock()
-        return all(one.ticket.in_time(now, share=len(joined)) for one in joined)
+        return all(one.request.in_time(now, batched_plans=len(joined)) for one in joined)
 
-    def _step(self, group: list[Job]) -> bool:
-        """Roll a group's next candidates out; False where the roll-out failed."""
-        if len(group) == 1:
-            return self._step_alone(group[0])
+    def _step(self, batch: Sequence[Job]) -> bool:
+        """Roll out the next candidates of a batch. False if the roll-out failed."""
+        if len(batch) == 1:
+            return self._step_alone(batch[0])
         try:
-            parts = rollout_packed(group)
+            predicted = roll_out_batch(batch)
         except Exception:
-            # One of them spoils the roll-out: alone, it fails alone.
-            for job in group:
+            # One of the jobs makes the batch fail. Alone, it fails alone.
+            for job in batch:
                 self._step_alone(job)
             return False
-        for job, predicted in zip(group, parts, strict=True):
+        for job, latents in zip(batch, predicted, strict=True):
             try:
-                job.take(predicted)
+                job.take(latents)
             except Exception as error:
                 self._fail(job, error)
         return True
@@ -192,26 +205,26 @@ class Scheduler:
         try:
             result = job.result(self._clock())
         except Exception as error:
-            _answer_error(job.future, error)
+            _set_exception(job.future, error)
         else:
-            _answer(job.future, result)
+            _set_result(job.future, result)
 
     def _fail(self, job: EncodeJob | Job, error: Exception) -> None:
         self._remove(job)
-        _answer_error(job.future, error)
+        _set_exception(job.future, error)
 
     def _remove(self, job: EncodeJob | Job) -> None:
         with self._lock:
-            self._encodes = [other for other in self._encodes if other is not job]
+            self._encode_jobs = [other for other in self._encode_jobs if other is not job]
             self._jobs = [other for other in self._jobs if other is not job]
 
 
-def _answer(future: Future[Any], result: object) -> None:
-    # The client may go away, and cancel, at any moment.
+def _set_result(future: Future[Any], result: object) -> None:
+    # The client may go away, which cancels the future, at any moment.
     with contextlib.suppress(InvalidStateError):
         future.set_result(result)
 
 
-def _answer_error(future: Future[Any], error: BaseException) -> None:
+def _set_exception(future: Future[Any], error: BaseException) -> None:
     with contextlib.suppress(InvalidStateError):
         future.set_exception(error)

@@ -56,7 +56,7 @@ def kernel(request: pytest.FixtureRequest, model: LeWM) -> Kernel[Any]:
 
 
 def some_plans(model: LeWM, context: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, past actions and candidates of two plans, seven blocks ahead."""
+    """FrameLatents, past actions and candidates of two plans, seven blocks ahead."""
     config = model.config
     generator = torch.Generator().manual_seed(seed)
     return (

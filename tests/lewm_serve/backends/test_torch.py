@@ -60,7 +60,7 @@ def test_gradients_do_not_depend_on_how_many_are_asked_for_and_leave_the_model_a
     assert torch.allclose(some[1], gradients[1:, -2:], rtol=1e-3, atol=1e-4)
     assert not gradients.requires_grad
     assert not any(parameter.requires_grad for parameter in backend.model.parameters())
-    # Latents as the encoder gives them come from inference mode.
+    # FrameLatents as the encoder gives them come from inference mode.
     size = CONFIG.image_size
     seen = backend.encode(torch.zeros(2, size, size, 3, dtype=torch.uint8)).unsqueeze(1)
     assert backend.gradients(seen, past, candidates, goals)[1].isfinite().all()

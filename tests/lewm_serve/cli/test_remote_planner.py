@@ -8,7 +8,7 @@ import pytest
 
 from lewm_client import PlannerClient
 from lewm_client.answers import LatentIds, PlanResponse
-from lewm_serve.cli.remote_planner import RemotePlanner, two_room_model
+from lewm_serve.cli.closed_loop import RemotePlanner, two_room_model
 from tests.lewm_serve.checkpoint import NAME
 from tests.lewm_serve.process import ServerProcess
 

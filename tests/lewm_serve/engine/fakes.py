@@ -13,13 +13,12 @@ from torch import Tensor
 
 from lewm_models.card import SolverDefaults
 from lewm_serve.backends.backend import goal_costs
-from lewm_serve.engine.encodes import EncodeJob
-from lewm_serve.engine.jobs import PlanJob, PredictJob
-from lewm_serve.engine.pace import Pace, Shape
-from lewm_serve.engine.ticket import Ticket
-from lewm_serve.planning.cem import CEM
-from lewm_serve.planning.gradient import Gradient
-from lewm_serve.planning.solver import Problem, Solver
+from lewm_serve.engine.admission import QueuedRequest
+from lewm_serve.engine.jobs import EncodeJob, PlanJob, PredictJob
+from lewm_serve.engine.latency_model import LatencyModel, Shape
+from lewm_serve.solvers.cem import CEM
+from lewm_serve.solvers.gradient import Gradient
+from lewm_serve.solvers.solver import Problem, Solver
 
 WIDTH = 3
 """Of latents, and of an action block, which a roll-out gives back as its latents."""
@@ -61,7 +60,7 @@ class FakeClock:
 
 @dataclass
 class FakeBackend:
-    """Latents are the frames' first pixels; a roll-out stays where its candidates point.
+    """FrameLatents are the frames' first pixels; a roll-out stays where its candidates point.
 
     Each call takes its time on the clock and is noted in ``log``: the plans in it by the first
     number of their latents. White frames, and plans whose number is in ``poison``, fail.
@@ -120,12 +119,12 @@ class FakeBackend:
         return [tag for kind, tags in self.log if kind == "rollout" for tag in tags]
 
 
-def pace_of(knee: int = 0, clock: FakeClock | None = None) -> Pace:
+def pace_of(knee: int = 0, clock: FakeClock | None = None) -> LatencyModel:
     """What `FakeBackend` takes."""
     flat = FIXED_S + ROW_S * 256
     sloping = [(1, FIXED_S + ROW_S), (10_000, FIXED_S + ROW_S * 10_000)]
     curve = [(1, flat), (256, flat)] if knee else sloping
-    return Pace(curve, FRAME_S, knee, FakeClock() if clock is None else clock)
+    return LatencyModel(curve, FRAME_S, knee, FakeClock() if clock is None else clock)
 
 
 def cem(samples: int = 8, iterations: int = 3, horizon: int = 2, seed: int = 1) -> CEM:
@@ -143,16 +142,16 @@ def gradient(samples: int, iterations: int, horizon: int = 2) -> Gradient:
 
 
 def ticket(
-    pace: Pace,
+    pace: LatencyModel,
     solver: Solver,
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 5,
     frames: int = 0,
     least: int | None = None,
-) -> Ticket:
+) -> QueuedRequest:
     """The ticket of a plan."""
-    return Ticket(
+    return QueuedRequest(
         pace,
         arrival,
         deadline=deadline,
@@ -166,7 +165,7 @@ def ticket(
 
 def plan(
     backend: FakeBackend,
-    pace: Pace,
+    pace: LatencyModel,
     tag: float,
     solver: Solver | None = None,
     arrival: float = 0.0,
@@ -181,15 +180,15 @@ def plan(
     return PlanJob(backend, held, solver, latents, past, goal)
 
 
-def predict(backend: FakeBackend, pace: Pace, tag: float, candidates: Tensor) -> PredictJob:
+def predict(backend: FakeBackend, pace: LatencyModel, tag: float, candidates: Tensor) -> PredictJob:
     """A prediction that the log calls ``tag``."""
     shape = Shape(candidates.shape[1])
-    held = Ticket(pace, 0.0, rows=(len(candidates),), shape=shape)
+    held = QueuedRequest(pace, 0.0, rows=(len(candidates),), shape=shape)
     latents, past = torch.full((1, WIDTH), tag), torch.empty(0, WIDTH)
     return PredictJob(backend, held, latents, past, candidates)
 
 
-def encode(backend: FakeBackend, pace: Pace, value: int, count: int = 1) -> EncodeJob:
+def encode(backend: FakeBackend, pace: LatencyModel, value: int, count: int = 1) -> EncodeJob:
     """Frames that are all of one value."""
     frames = torch.full((count, 2, 2, WIDTH), value, dtype=torch.uint8)
     return EncodeJob(backend, pace, frames)

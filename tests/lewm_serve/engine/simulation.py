@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from lewm_serve.engine.admission import Admission, Refused
-from lewm_serve.engine.encodes import EncodeJob
-from lewm_serve.engine.jobs import DeadlinePassed, PlanJob, PlanOutcome
-from lewm_serve.engine.pace import Pace
+from lewm_serve.engine.admission import Admission, QueueTooLong
+from lewm_serve.engine.jobs import DeadlinePassed, EncodeJob, PlanJob, PlanOutcome
+from lewm_serve.engine.latency_model import LatencyModel
 from lewm_serve.engine.scheduler import Scheduler
 from tests.lewm_serve.engine.fakes import WIDTH, FakeBackend, FakeClock, cem, pace_of, ticket
 
@@ -61,7 +60,7 @@ class Simulation:
     def __init__(self, knee: int = 0, limit: int = 1000) -> None:
         self.clock = FakeClock()
         self.backend = FakeBackend(self.clock, gain=knee > 0)
-        self.pace: Pace = pace_of(knee, self.clock)
+        self.pace: LatencyModel = pace_of(knee, self.clock)
         self.scheduler = Scheduler(self.clock)
         self.admission = Admission(limit, self.clock, lambda: self.scheduler.free_at)
         self.asks: dict[float, Ask] = {}
@@ -100,7 +99,7 @@ class Simulation:
 
         try:
             self.admission.admit(held)
-        except (Refused, DeadlinePassed) as refused:
+        except (QueueTooLong, DeadlinePassed) as refused:
             leave(refused)
             return
         ask.need = held.need

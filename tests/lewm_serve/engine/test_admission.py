@@ -5,10 +5,9 @@ from contextlib import suppress
 
 import pytest
 
-from lewm_serve.engine.admission import BROKEN, MARGIN, Admission, Refused
+from lewm_serve.engine.admission import BROKEN, MARGIN, Admission, QueuedRequest, QueueTooLong
 from lewm_serve.engine.jobs import DeadlinePassed
-from lewm_serve.engine.pace import Shape
-from lewm_serve.engine.ticket import Ticket
+from lewm_serve.engine.latency_model import Shape
 from tests.lewm_serve.engine.fakes import FRAME_S, FakeClock, cem, pace_of, ticket
 
 PACE = pace_of()
@@ -29,10 +28,10 @@ def admission(clock: FakeClock) -> Admission:
     return Admission(limit=10, clock=clock)
 
 
-def refusal(admission: Admission, refused: Ticket) -> Refused:
+def refusal(admission: Admission, refused: QueuedRequest) -> QueueTooLong:
     """How a ticket is refused; it is not inside then."""
     before = len(admission)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(QueueTooLong) as caught:
         admission.admit(refused)
     assert len(admission) == before
     assert caught.value.retry_after_s > 0
@@ -113,7 +112,7 @@ def test_a_plan_without_a_deadline_is_held_to_the_same(admission: Admission) -> 
     admission.admit(ticket(PACE, PLAN, deadline=far))
     for _ in range(3):
         admission.admit(ticket(PACE, PLAN, arrival=1e-6))
-    old = Ticket(PACE, -9.9, rows=(10_000,) * 10, shape=Shape(2))  # aged: it goes first
+    old = QueuedRequest(PACE, -9.9, rows=(10_000,) * 10, shape=Shape(2))  # aged: it goes first
     refusal(admission, old)
 
 
@@ -136,12 +135,12 @@ def test_work_counts_until_it_leaves(admission: Admission) -> None:
 
 def test_frames_of_others_are_work_ahead(admission: Admission) -> None:
     frames = math.ceil(WHOLE_S / FRAME_S)
-    admission.admit(Ticket(PACE, 0.0, frames=frames))
+    admission.admit(QueuedRequest(PACE, 0.0, frames=frames))
     refusal(admission, ticket(PACE, PLAN, deadline=1.5 * WHOLE_S))
-    refusal(admission, Ticket(PACE, 0.0, deadline=0.5 * WHOLE_S, frames=1))
-    admission.admit(Ticket(PACE, 0.0, deadline=1.5 * WHOLE_S, frames=1))
+    refusal(admission, QueuedRequest(PACE, 0.0, deadline=0.5 * WHOLE_S, frames=1))
+    admission.admit(QueuedRequest(PACE, 0.0, deadline=1.5 * WHOLE_S, frames=1))
     with pytest.raises(DeadlinePassed):
-        admission.admit(Ticket(PACE, 0.0, deadline=0.5 * FRAME_S, frames=1))
+        admission.admit(QueuedRequest(PACE, 0.0, deadline=0.5 * FRAME_S, frames=1))
 
 
 def test_a_full_queue_refuses_until_the_first_leaves(admission: Admission) -> None:
@@ -154,7 +153,7 @@ def test_a_full_queue_refuses_until_the_first_leaves(admission: Admission) -> No
 
 def test_a_plan_cut_short_anyway_may_lose_a_tenth(admission: Admission) -> None:
     long = cem(iterations=1000)
-    admission.admit(Ticket(PACE, 0.0, frames=1))
+    admission.admit(QueuedRequest(PACE, 0.0, frames=1))
     admission.admit(ticket(PACE, long, deadline=50.5 * ITERATION_S))
 
 
@@ -184,7 +183,7 @@ def room(admission: Admission, clock: FakeClock) -> float:
     plans = 2.0
     while True:
         newcomer = ticket(PACE, PLAN, deadline=clock.now + plans * WHOLE_S)
-        with suppress(Refused):
+        with suppress(QueueTooLong):
             admission.admit(newcomer)
             admission.leave(newcomer)
             ahead.done = len(PLAN.workload())

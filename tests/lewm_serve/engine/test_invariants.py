@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from lewm_serve.engine.admission import Refused
+from lewm_serve.engine.admission import QueueTooLong
 from lewm_serve.engine.jobs import DeadlinePassed, PlanOutcome
-from lewm_serve.engine.pace import Shape
+from lewm_serve.engine.latency_model import Shape
 from tests.lewm_serve.engine.fakes import pace_of
 from tests.lewm_serve.engine.simulation import Ask, Simulation
 
@@ -89,7 +89,7 @@ def test_every_request_is_answered_once_and_leaves(
                     assert (outcome.status, ask.deadline < float("inf")) == ("deadline", True)
             case DeadlinePassed():
                 assert ask.deadline < float("inf")
-            case Refused() as refused:
+            case QueueTooLong() as refused:
                 assert not ask.admitted
                 assert refused.retry_after_s > 0
             case RuntimeError():

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from lewm_serve.engine.pace import Shape
+from lewm_serve.engine.latency_model import Shape
 from tests.lewm_serve.engine.fakes import FRAME_S, pace_of
 from tests.lewm_serve.engine.simulation import Ask, Simulation
 

@@ -5,11 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lewm_serve.engine.encodes import BATCH_ROWS
-from lewm_serve.engine.jobs import DeadlinePassed, PlanJob, PlanOutcome, PredictJob
-from lewm_serve.engine.pace import Pace, Shape
+from lewm_serve.engine.admission import STEP_LIMIT
+from lewm_serve.engine.jobs import BATCH_ROWS, DeadlinePassed, PlanJob, PlanOutcome, PredictJob
+from lewm_serve.engine.latency_model import LatencyModel, Shape
 from lewm_serve.engine.scheduler import Scheduler
-from lewm_serve.engine.ticket import STEP_LIMIT
 from tests.lewm_serve.engine.fakes import (
     WIDTH,
     FakeBackend,
@@ -31,7 +30,7 @@ class House:
     def __init__(self, knee: int = 0) -> None:
         self.clock = FakeClock()
         self.backend = FakeBackend(self.clock, gain=knee > 0)
-        self.pace: Pace = pace_of(knee, self.clock)
+        self.pace: LatencyModel = pace_of(knee, self.clock)
         self.batches: list[tuple[str, int]] = []
         self.scheduler = Scheduler(self.clock, lambda kind, rows: self.batches.append((kind, rows)))
 

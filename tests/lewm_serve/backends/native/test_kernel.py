@@ -82,7 +82,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 def plans(
     config: LeWMConfig, count: int, context: int, samples: int, horizon: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, past actions and candidates."""
+    """FrameLatents, past actions and candidates."""
     generator = torch.Generator().manual_seed(context)
     shapes = (
         (count, context, config.latent_dim),

@@ -1,0 +1,1 @@
+"""The requests and responses of the service, the same for every protocol."""

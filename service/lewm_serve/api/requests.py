@@ -1,0 +1,347 @@
+"""The requests that a client may send: encode, predict and plan.
+
+These models check what can be known without a model. What depends on the model (widths, counts,
+bounds, solvers, the server's limits) is checked in `lewm_serve.planner.validation`.
+"""
+
+import binascii
+import math
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    GetPydanticSchema,
+    PlainValidator,
+    StrictInt,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import core_schema
+
+from lewm_serve.api.fields import (
+    Candidates,
+    EmptyIsNone,
+    FloatArray,
+    RequestModel,
+    Rows,
+    Vector,
+    refusal,
+)
+from lewm_serve.constants import MAX_FRAMES_PER_REQUEST
+from lewm_serve.errors import shorten
+
+MAX_SEED = 2**63 - 1
+MAX_COUNT = 2**31 - 1
+
+MAX_LATENT_VALUE = 1e4
+"""Trained latents are near N(0, 1). With values beyond this one, a roll-out overflows."""
+
+FRAME_SOURCES = ("image", "pixels", "latent", "latent_id")
+
+
+def _decode_base64(value: object) -> bytes:
+    """The bytes of a field: as they are over gRPC, from strict base64 in JSON."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise refusal("wrong_type", "a base64 string")
+    try:
+        return binascii.a2b_base64(value.encode("ascii"), strict_mode=True)
+    except ValueError:
+        raise refusal("invalid_image", "base64 with padding and without line breaks") from None
+
+
+def _not_empty(data: bytes) -> bytes:
+    if not data:
+        raise refusal("invalid_image", "a PNG or JPEG image", received="nothing")
+    return data
+
+
+def _base64_schema(description: str) -> WithJsonSchema:
+    schema = {"type": "string", "format": "byte", "contentEncoding": "base64"}
+    return WithJsonSchema(schema | {"description": description})
+
+
+EncodedImage = Annotated[
+    bytes,
+    PlainValidator(lambda value: _not_empty(_decode_base64(value))),
+    _base64_schema("base64 of a PNG or JPEG image, square"),
+]
+RawBytes = Annotated[
+    bytes,
+    PlainValidator(_decode_base64),
+    _base64_schema("base64 of height × width × 3 bytes, row-major RGB"),
+]
+
+
+def _check_shape_length(value: object) -> object:
+    if isinstance(value, list | tuple) and len(value) != 3:
+        raise refusal("shape_mismatch", "[height, width, 3]")
+    return value
+
+
+class Pixels(RequestModel):
+    """Raw pixels: ``data`` holds height × width × 3 unsigned bytes, row-major RGB."""
+
+    data: RawBytes
+    shape: Annotated[
+        tuple[StrictInt, StrictInt, StrictInt],
+        BeforeValidator(_check_shape_length),
+        Field(description="[height, width, 3]", examples=[[64, 64, 3]]),
+    ]
+
+
+def _to_pixels(pixels: Pixels) -> NDArray[np.uint8]:
+    """The array (H, W, 3) uint8 over the received bytes, without a copy."""
+    height, width, channels = pixels.shape
+    if height < 1 or width < 1 or channels != 3:
+        expected, received = "[height, width, 3], all positive", shorten(pixels.shape)
+        raise refusal("shape_mismatch", expected, received=received, at=".shape")
+    size = math.prod(pixels.shape)
+    if len(pixels.data) != size:
+        expected = f"{shorten(size)} bytes, height × width × 3"
+        received = f"{len(pixels.data)} bytes"
+        raise refusal("shape_mismatch", expected, received=received, at=".data")
+    return np.frombuffer(pixels.data, dtype=np.uint8).reshape(pixels.shape)
+
+
+def _pixels_schema(_source: Any, handler: Any) -> core_schema.CoreSchema:
+    return core_schema.no_info_after_validator_function(_to_pixels, handler(Pixels))
+
+
+PixelArray = Annotated[NDArray[np.uint8], GetPydanticSchema(_pixels_schema)]
+
+
+class Frame(RequestModel):
+    """One frame, given by exactly one of its four sources.
+
+    After validation ``image`` is still encoded, ``pixels`` is (H, W, 3) uint8 and ``latent`` is
+    (latent_dim,) float32.
+    """
+
+    image: EncodedImage | None = None
+    pixels: PixelArray | None = None
+    latent: Vector | None = None
+    latent_id: Annotated[
+        str | None,
+        Field(
+            strict=True,
+            min_length=1,
+            max_length=128,
+            description="the `latent_id` of an earlier response, while it is in the cache",
+        ),
+    ] = None
+
+    @property
+    def source(self) -> str:
+        """The name of the source that is given."""
+        return next(name for name in FRAME_SOURCES if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> Self:
+        given = [name for name in FRAME_SOURCES if getattr(self, name) is not None]
+        if not given:
+            expected = f"one of {', '.join(FRAME_SOURCES)}"
+            raise refusal("missing_field", expected, received="none of them")
+        if len(given) > 1:
+            expected = f"exactly one of {', '.join(FRAME_SOURCES)}"
+            raise refusal("conflicting_fields", expected, received=" and ".join(given))
+        if self.latent is not None:
+            _check_latent(self.latent)
+        return self
+
+
+def _check_latent(latent: FloatArray) -> None:
+    largest = float(np.abs(latent).max())
+    if largest > MAX_LATENT_VALUE:
+        expected = f"numbers within ±{MAX_LATENT_VALUE:g}"
+        raise refusal("out_of_range", expected, received=f"{largest:g}", at=".latent")
+
+
+Name = Annotated[str, Field(strict=True, max_length=256)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+def _check_frame_count(value: object) -> object:
+    """Refuse lists of impossible length before their frames are read."""
+    if isinstance(value, list) and not value:
+        raise refusal("shape_mismatch", "at least one frame", received="[]")
+    if isinstance(value, list) and len(value) > MAX_FRAMES_PER_REQUEST:
+        most = MAX_FRAMES_PER_REQUEST
+        raise refusal("out_of_range", f"at most {most} frames", received=f"more than {most}")
+    return value
+
+
+Frames = Annotated[
+    tuple[Frame, ...],
+    FailFast(),
+    BeforeValidator(_check_frame_count),
+    Field(json_schema_extra={"minItems": 1}),
+]
+History = Annotated[Frames, Field(description="oldest first, one action block apart")]
+PastActions = Annotated[
+    Rows | None,
+    EmptyIsNone,
+    Field(
+        description="the actions executed between the frames: (frames − 1) · action_block rows; "
+        "required for two or more frames"
+    ),
+]
+ModelName = Annotated[Name | None, Field(description="left out: the default model")]
+
+_EXAMPLE_FRAME = {"pixels": {"data": "/wAA", "shape": [1, 1, 3]}}
+
+
+def _example(**fields: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+class EncodeRequest(RequestModel):
+    """Frames to turn into latents."""
+
+    model_config = _example(frames=[_EXAMPLE_FRAME], encoding="float")
+
+    model: ModelName = None
+    frames: Frames
+    encoding: Annotated[
+        Literal["float", "base64"],
+        Field(description="latents as lists, or as base64 of little-endian float32"),
+    ] = "float"
+
+
+class PredictRequest(RequestModel):
+    """Frames, and the actions whose outcome is predicted: one sequence, or candidates."""
+
+    model_config = _example(frames=[_EXAMPLE_FRAME], actions=[[0.5, 0.0]] * 5)
+
+    model: ModelName = None
+    frames: History
+    past_actions: PastActions = None
+    actions: Annotated[Rows | None, Field(description="steps · action_block rows")] = None
+    candidates: Annotated[
+        Candidates | None, Field(description="N sequences of steps · action_block rows")
+    ] = None
+
+    @model_validator(mode="after")
+    def _actions_or_candidates(self) -> Self:
+        if self.actions is None and self.candidates is None:
+            raise refusal("missing_field", "actions or candidates", received="neither of them")
+        if self.actions is not None and self.candidates is not None:
+            raise refusal("conflicting_fields", "either actions or candidates", received="both")
+        return self
+
+
+class SolverSettings(RequestModel):
+    """Settings of the search. What is left out comes from the model's card."""
+
+    name: Annotated[Name | None, Field(description="cem, icem, mppi, random or gradient")] = None
+    samples: Annotated[Count | None, Field(description="candidates per iteration")] = None
+    iterations: Count | None = None
+    elites: Annotated[
+        Count | None,
+        Field(description="cem, icem: how many of the best candidates count, at most samples"),
+    ] = None
+    horizon: Annotated[Count | None, Field(description="action blocks to plan ahead")] = None
+    tolerance: Annotated[
+        Annotated[Real, Field(ge=0)] | None,
+        Field(
+            description="stop when the spread of the search is at most this in every component, "
+            "in standard deviations of the training actions; 0: no early stop"
+        ),
+    ] = None
+    momentum: Annotated[
+        Annotated[Real, Field(ge=0, lt=1)] | None,
+        Field(description="cem, icem: weight of the old mean and deviation in the new ones"),
+    ] = None
+    deviation: Annotated[
+        Annotated[Real, Field(gt=0, le=100)] | None,
+        Field(
+            description="initial spread of the search, in standard deviations of the training "
+            "actions"
+        ),
+    ] = None
+    noise_exponent: Annotated[
+        Annotated[Real, Field(ge=0, le=10)] | None,
+        Field(
+            description="icem, mppi, random: the power of the noise falls as 1 / frequency to this "
+            "exponent; 0 is white noise, 2 a random walk"
+        ),
+    ] = None
+    temperature: Annotated[
+        Annotated[Real, Field(gt=0)] | None,
+        Field(
+            description="mppi: cost above the best at which a candidate has 1/e of its weight, in "
+            "means of the iteration's costs above the best"
+        ),
+    ] = None
+    learning_rate: Annotated[
+        Annotated[Real, Field(gt=0, le=100)] | None,
+        Field(description="gradient: step length, in standard deviations of the training actions"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _elites_within_samples(self) -> Self:
+        if self.elites is not None and self.samples is not None and self.elites > self.samples:
+            expected = f"at most samples, {self.samples}"
+            raise refusal("out_of_range", expected, received=str(self.elites), at=".elites")
+        return self
+
+
+class Fallback(RequestModel):
+    """The controller that answers when the planner cannot."""
+
+    controller: Annotated[
+        Name, Field(description="none, hold, tail, or a controller of the model")
+    ] = "none"
+    state: Annotated[Vector | None, Field(description="the state that the controller needs")] = None
+
+
+class PlanRequest(RequestModel):
+    """What the robot sees now, and what it should see."""
+
+    model_config = _example(
+        frames=[_EXAMPLE_FRAME],
+        goal={"latent_id": "a07c6be1f05d4c2b93d8e4471c60f2a5"},
+        solver={"samples": 128, "iterations": 10, "elites": 16, "horizon": 5},
+        seed=7,
+        deadline_ms=500,
+    )
+
+    model: ModelName = None
+    frames: History
+    past_actions: PastActions = None
+    goal: Frame
+    solver: SolverSettings | None = None
+    warm_start: Annotated[
+        Rows | None,
+        EmptyIsNone,
+        Field(description="where the search starts: up to horizon · action_block rows of actions"),
+    ] = None
+    seed: Annotated[
+        Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None,
+        Field(description="the same request with the same seed gives the same plan"),
+    ] = None
+    deadline_ms: Annotated[
+        Annotated[Real, Field(gt=0, le=1e9)] | None,
+        Field(description="answer with the best plan so far this long after arrival"),
+    ] = None
+    min_iterations: Annotated[
+        Count | None,
+        Field(
+            description="admit the plan if at least this many iterations fit before the deadline; "
+            "left out: as many as on an idle server"
+        ),
+    ] = None
+    priority: Annotated[StrictInt, Field(ge=0, le=9, description="9 is served first")] = 5
+    fallback: Fallback = Fallback()
+    include: Annotated[
+        tuple[Literal["trajectory"], ...],
+        FailFast(),
+        Field(max_length=8, description="parts of the answer that are left out by default"),
+    ] = ()

@@ -1,0 +1,150 @@
+"""The responses of the service. Transports render these fields in this order.
+
+Axes: T predicted steps, N candidates, D latent_dim, R action rows, A action_dim. Times are in
+milliseconds, actions in the environment's units.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lewm_serve.constants import FallbackReason, HealthStatus, PlanStatus, ServerState
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncodedLatent:
+    """The latent (D,) of one frame, its name in the cache, and whether the cache had it."""
+
+    latent: FloatArray
+    latent_id: str
+    norm: float
+    cached: bool
+    norm_zscore: float | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """How usual the frames of the request look to the model. None where a score does not apply.
+
+    The status is `unknown` if a fallback answered before the frames could be assessed.
+    """
+
+    status: HealthStatus
+    latent_norm: float | None = None
+    latent_norm_zscore: float | None = None
+    surprise: float | None = None
+    sigreg: float | None = None
+    reasons: tuple[str, ...] = ()
+    latent_mahalanobis: float | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The time that each stage took, in milliseconds."""
+
+    queue: float
+    decode: float
+    encode: float
+    solve: float
+    total: float
+
+
+@dataclass(frozen=True)
+class EncodeResponse:
+    """The latents of the request's frames, in the order of the frames."""
+
+    request_id: str
+    model: str
+    model_version: str
+    latents: tuple[EncodedLatent, ...]
+    health: Health
+    timing_ms: Timing
+
+
+@dataclass(frozen=True)
+class PredictResponse:
+    """Predicted latents: (T, D) for actions, (N, T, D) for candidates."""
+
+    request_id: str
+    model: str
+    model_version: str
+    latents: FloatArray
+    health: Health
+    timing_ms: Timing
+
+
+@dataclass(frozen=True)
+class LatentIds:
+    """The names of the request's latents in the cache."""
+
+    frames: tuple[str, ...]
+    goal: str
+
+
+@dataclass(frozen=True)
+class FallbackReport:
+    """The controller that answered instead of the planner, and the reason."""
+
+    controller: str
+    reason: FallbackReason
+
+
+@dataclass(frozen=True)
+class PlanResponse:
+    """A plan: ``actions`` (R, A) inside the model's bounds, and the ``cost`` of exactly these.
+
+    ``candidates`` counts all scored candidates. ``solver`` holds the settings that were used.
+    ``trajectory`` (T, D) is there if the request included it. The actions of a fallback have no
+    cost and no trajectory, because they are not rolled out. ``latent_ids`` is None if the fallback
+    answered before the latents were known.
+    """
+
+    request_id: str
+    model: str
+    model_version: str
+    backend: str
+    precision: str
+    actions: FloatArray
+    action_block: int
+    cost: float | None
+    status: PlanStatus
+    iterations: int
+    candidates: int
+    solver: dict[str, Any]
+    seed: int
+    latent_ids: LatentIds | None
+    health: Health
+    fallback: FallbackReport | None
+    timing_ms: Timing
+    trajectory: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """Where the server is in its life."""
+
+    status: ServerState
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A loaded model with its card."""
+
+    name: str
+    version: str
+    default: bool
+    backend: str
+    device: str
+    precision: str
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelList:
+    """All loaded models."""
+
+    models: list[ModelDescription]

@@ -1,1 +1,0 @@
-"""Latents by name, so that a frame seen before is not encoded again."""

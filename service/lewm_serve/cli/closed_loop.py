@@ -1,0 +1,155 @@
+"""Closed-loop episodes over gRPC, for `lewm demo` and `lewm evaluate`."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from google.protobuf.json_format import MessageToDict
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lewm_client import Pilot, PlannerClient, PlanResponse, Setback
+from lewm_models.evaluation.episode import Actions, Frame, Outcome, Planner, run_episodes
+from lewm_models.evaluation.protocol import Episodes
+from lewm_models.evaluation.report import EvaluationReport
+from lewm_serve.api.responses import ModelDescription
+
+PLAN_TIMEOUT_S = 600.0
+"""The timeout of a call is also its plan's deadline. An evaluation measures complete plans."""
+
+
+class RemotePlanner:
+    """Plans for one robot on its way to one goal; see `lewm_models.evaluation.episode.Planner`.
+
+    The robot executes the first ``plan_steps`` actions of each plan; see `lewm_client.Pilot`. A
+    call that fails ends the episode with its error, because the planner is what is measured.
+    """
+
+    def __init__(
+        self,
+        client: PlannerClient,
+        plan_steps: int,
+        *,
+        model: str | None = None,
+        solver: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._client = client
+        self._plan_steps = plan_steps
+        self._plan_arguments = {"model": model, "solver": solver}
+        self._pilot: Pilot | None = None
+
+    @property
+    def last(self) -> PlanResponse | None:
+        """The server's latest answer; None before the first."""
+        return None if self._pilot is None else self._pilot.last
+
+    def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
+        """The next actions and the latency of the plan in seconds.
+
+        Raises:
+            PlannerError: there is no plan.
+        """
+        image = to_png(frame)
+        if self._pilot is None:
+            self._pilot = Pilot(
+                self._client,
+                to_png(goal_frame),
+                steps=self._plan_steps,
+                timeout_s=PLAN_TIMEOUT_S,
+                local=_raise_error,
+                settings=self._plan_arguments,
+            )
+        started = time.perf_counter()
+        move = self._pilot.step([image], seed=seed)
+        return move.actions, time.perf_counter() - started
+
+
+def _raise_error(setback: Setback) -> Actions:
+    raise setback.error
+
+
+def to_png(frame: Frame) -> bytes:
+    """A frame (H, W, 3) uint8 as a PNG image."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def find_two_room_model(client: PlannerClient, name: str | None) -> ModelDescription:
+    """The server's model of this name, or its default, which must have Two-Room's action space.
+
+    Raises:
+        ValueError: there is no such model, or it has another action space.
+        PlannerError: the server does not answer.
+    """
+    models = client.models()
+    matching = [model for model in models if (model.name == name if name else model.default)]
+    if not matching:
+        wanted = name or "by default"
+        raise ValueError(f"no model {wanted}, the server has {[model.name for model in models]}")
+    model = matching[0]
+    card = MessageToDict(model.card)
+    if card["action_dim"] != 2:
+        raise ValueError(f"{model.name}: expected action_dim 2, got {card['action_dim']:g}")
+    return ModelDescription(
+        name=model.name,
+        version=model.version,
+        default=model.default,
+        backend=model.backend,
+        device=model.device,
+        precision=model.precision,
+        card=card,
+    )
+
+
+def run_with_progress(
+    make_planner: Callable[[], Planner], episodes: Episodes, *, seed: int, robots: int
+) -> list[Outcome]:
+    """`run_episodes` with a progress bar on standard error."""
+    torch.set_num_threads(1)  # the simulation is small, and the server needs the cores
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    reached = 0
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("0 reached", total=len(episodes))
+
+        def show(outcome: Outcome) -> None:
+            nonlocal reached
+            reached += outcome.reached
+            progress.update(task, advance=1, description=f"{reached} reached")
+
+        return run_episodes(make_planner, episodes, seed=seed, robots=robots, report=show)
+
+
+def results_table(title: str, report: EvaluationReport) -> Table:
+    """The results of an evaluation, one per line."""
+    low, high = report.interval_95
+    p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_row("reached", f"{report.successes} of {report.episodes}")
+    table.add_row("success", f"{report.success_rate:.1%} (95 %: {low:.1%} to {high:.1%})")
+    table.add_row("plan latency", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms ({report.plans} plans)")
+    if report.steps_mean is not None:
+        steps = f"mean {report.steps_mean:.1f}, median {report.steps_median:g}"
+        table.add_row("steps to the goal", steps)
+    return table
+
+
+def check_writable(path: Path) -> None:
+    """Raise the `OSError` now that writing the file later would raise. Leaves no file behind."""
+    existed = path.exists()
+    with path.open("ab"):
+        pass
+    if not existed:
+        path.unlink()

@@ -1,0 +1,95 @@
+"""Image files and recordings on disk, prepared like the frames that a server receives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lewm_models.calibration.calibrate import Episode
+from lewm_models.calibration.recorded import recorded_episodes
+from lewm_models.card import ModelCard
+from lewm_models.checkpoint import CheckpointError
+from lewm_models.training.recording import Recording
+from lewm_serve.errors import InvalidRequest
+from lewm_serve.frames.decode import prepare_image
+
+ACTIONS_FILE = "actions.npy"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_FILE_PIXELS = 1 << 26
+
+
+def read_frames(paths: Sequence[Path], card: ModelCard) -> Tensor | None:
+    """PNG and JPEG files as frames (N, size, size, 3) uint8. None if there are no files.
+
+    Raises:
+        CheckpointError: a file cannot be used, or there is only one.
+    """
+    if not paths:
+        return None
+    if len(paths) < 2:
+        raise CheckpointError("--frames: expected at least 2 images, a start and a goal")
+    try:
+        return torch.stack([_read_frame(path, card) for path in paths])
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def read_episodes(path: Path, card: ModelCard) -> Iterator[Episode]:
+    """The episodes of a recording, or of folders of images.
+
+    ``path`` is a recording that `lewm train` made, a folder of images in the order of their names,
+    or a folder of such folders. Images with an `actions.npy`, (images − 1, action_dim) in the
+    environment's units, are one step apart. Without it, they count as one action block apart.
+
+    Raises:
+        ValueError: there are no frames, or a file is wrong.
+    """
+    if (path / "recording.json").is_file():
+        recording = Recording.open(path)
+        _check_actions(path, recording.actions[0], recording.frames.shape[1], card)
+        episodes = range(len(recording.frames))
+        yield from recorded_episodes(recording, episodes, card.config.image_size)
+        return
+    folders = [folder for folder in (path, *sorted(path.glob("*/"))) if _image_files(folder)]
+    if not folders:
+        raise ValueError(f"{path}: expected a recording, PNG or JPEG images, or folders of them")
+    for folder in folders:
+        images = _image_files(folder)
+        frames = torch.stack([_read_frame(image, card) for image in images])
+        yield Episode(frames, _read_actions(folder, len(images), card))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _read_frame(path: Path, card: ModelCard) -> Tensor:
+    try:
+        return prepare_image(path.read_bytes(), str(path), card, MAX_FILE_PIXELS)
+    except InvalidRequest as error:
+        raise ValueError(error.detail) from error
+
+
+def _read_actions(folder: Path, images: int, card: ModelCard) -> Tensor | None:
+    path = folder / ACTIONS_FILE
+    if not path.is_file():
+        return None
+    try:
+        actions = np.load(path)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    _check_actions(path, actions, images, card)
+    return torch.from_numpy(actions.astype(np.float32))
+
+
+def _check_actions(path: Path, actions: np.ndarray, frames: int, card: ModelCard) -> None:
+    expected = (frames - 1, card.config.action_dim)
+    if actions.shape != expected or actions.dtype.kind != "f":
+        raise ValueError(
+            f"{path}: expected actions of shape {expected} in floats, "
+            f"got {actions.shape} in {actions.dtype}"
+        )

@@ -1,0 +1,41 @@
+"""Names and numbers that several layers share. This module imports nothing of ours."""
+
+from typing import Literal, get_args
+
+Endpoint = Literal["encode", "predict", "plan", "models", "other"]
+"""What a request asks for; `other` is a path or method that does not exist."""
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+
+InferenceEndpoint = Literal["encode", "predict", "plan"]
+INFERENCE_ENDPOINTS: tuple[InferenceEndpoint, ...] = get_args(InferenceEndpoint)
+
+Protocol = Literal["rest", "grpc"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+PlanStatus = Literal["completed", "converged", "deadline", "fallback"]
+PLAN_STATUSES: tuple[PlanStatus, ...] = get_args(PlanStatus)
+
+AssessedStatus = Literal["ok", "degraded", "anomalous", "uncalibrated"]
+"""The health of frames that were assessed."""
+ASSESSED_STATUSES: tuple[AssessedStatus, ...] = get_args(AssessedStatus)
+
+HealthStatus = Literal["ok", "degraded", "anomalous", "uncalibrated", "unknown"]
+"""`unknown`: a fallback answered before the frames could be assessed."""
+
+AnomalyKind = Literal["norm", "mahalanobis", "surprise", "sigreg"]
+"""The scores that can exceed a limit of the model's calibration."""
+ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
+
+FallbackReason = Literal["anomalous", "deadline", "engine_failure"]
+FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
+
+ServerState = Literal["loading", "ready", "draining", "failed"]
+
+STAGES = ("queue", "decode", "encode", "solve", "serialize")
+BATCH_KINDS = ("encode", "rollout")
+
+OK_CODE = "ok"
+"""The code of a request that succeeded, in metrics and in the access log."""
+
+MAX_FRAMES_PER_REQUEST = 4096
+"""The upper limit of the setting ``max_frames``."""

@@ -1,0 +1,89 @@
+"""Several requests' work in one run of the model.
+
+Frames of several requests are encoded in one batch. Roll-outs of several plans share one batch
+where more rows increase the throughput, padded to a few fixed shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lewm_serve.engine.jobs import EncodeJob, Job
+
+MAX_ENCODE_BATCH = 32
+"""Frames in one batch. More frames gain little and hold up the plans."""
+
+
+def encode_batch(jobs: Sequence[EncodeJob]) -> int:
+    """Encode the next frames of jobs of one backend as one batch. Returns their number.
+
+    Each job gets an equal share of the batch, so that a few frames never wait for very many.
+    """
+    share = max(1, MAX_ENCODE_BATCH // len(jobs))
+    batched_jobs = jobs[:MAX_ENCODE_BATCH]
+    parts = [job.next_frames(share) for job in batched_jobs]
+    for job, part in zip(batched_jobs, parts, strict=True):
+        if job.request is not None:
+            job.request.frames_started += len(part)
+    latents = jobs[0].backend.encode(torch.cat(parts))
+    first = 0
+    for job, part in zip(batched_jobs, parts, strict=True):
+        job.take(latents[first : first + len(part)])
+        first += len(part)
+    return len(latents)
+
+
+def can_share_rollout(first: Job, second: Job) -> bool:
+    """Whether the next candidates of two jobs can be rolled out in one batch."""
+    return (
+        first.can_be_batched
+        and second.can_be_batched
+        and first.backend is second.backend
+        and first.latents.shape == second.latents.shape
+        and first.request.shape.horizon == second.request.shape.horizon
+    )
+
+
+def batch_rows(candidates: Sequence[int]) -> int:
+    """Rows of one roll-out for plans with these numbers of candidates, padding included.
+
+    A single plan is not padded.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    return padded_size(len(candidates)) * padded_size(max(candidates))
+
+
+def padded_size(count: int) -> int:
+    """The least 2ⁿ or 3 · 2ⁿ⁻¹ that is at least ``count``.
+
+    There are few such sizes, and at most a third of the batch is padding.
+    """
+    power = 1 << (count - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
+
+
+def roll_out_batch(jobs: Sequence[Job]) -> list[Tensor]:
+    """Roll out the next candidates of all jobs at once. Returns the latents (S, T, D) of each.
+
+    The padding repeats the first plan, and the first candidate of each plan. Its results are
+    dropped, so it changes neither an answer nor a random stream.
+    """
+    samples = padded_size(max(job.rows for job in jobs))
+    padding = [jobs[0]] * (padded_size(len(jobs)) - len(jobs))
+    padded_jobs = [*jobs, *padding]
+    predicted = jobs[0].backend.rollout(
+        torch.stack([job.latents for job in padded_jobs]),
+        torch.stack([job.past_actions for job in padded_jobs]),
+        torch.stack([_pad_candidates(job.candidates, samples) for job in padded_jobs]),
+    )
+    return [latents[: job.rows] for latents, job in zip(predicted, jobs, strict=False)]
+
+
+def _pad_candidates(candidates: Tensor, samples: int) -> Tensor:
+    """Candidates (S, T, A) → (samples, T, A)."""
+    missing = samples - len(candidates)
+    return torch.cat([candidates, candidates[:1].expand(missing, -1, -1)])

@@ -1,0 +1,211 @@
+"""How long a model's work takes on this machine: measured at the start, corrected in service."""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from lewm_models.config import LeWMConfig
+from lewm_serve.backends.backend import Backend
+
+MEASURED_ROWS = (8, 32, 128, 512, 2048, 8192)
+"""Row counts of the measured roll-outs, as far as more rows increase the throughput."""
+
+MEASURED_HORIZON = 5
+
+THROUGHPUT_GAIN = 1.1
+"""More rows count as better only if they have more than this many times the throughput."""
+
+MIN_RUNS, MAX_RUNS, ENOUGH_RUNS_S = 2, 5, 0.5
+"""Runs of one measurement: no more than the least once they have taken this many seconds."""
+
+NEWEST_WEIGHT = 0.2
+"""The weight of the newest observation in a running average."""
+
+CORRECTION_DECAY_S = 10.0
+"""Without new observations, a correction above 1 decays to 1 with this time constant.
+
+Otherwise an expectation that refuses every plan would never be corrected."""
+
+MAX_OBSERVED_RATIO = 2.0
+"""One observation counts as at most this many times the expectation, or its inverse."""
+
+
+class RolloutShape(NamedTuple):
+    """What a roll-out's duration depends on besides its rows."""
+
+    horizon: int
+    context: int = 1
+    solver: str = ""
+
+
+ONE_STEP = RolloutShape(horizon=1)
+
+
+class LatencyModel:
+    """Expected seconds of the work of one model on its backend.
+
+    Rows are candidates. Expectations of roll-outs come from a curve of (rows, seconds per step of
+    the horizon) with ascending rows. Between its points time is linear in rows; beyond the last
+    one it is proportional to them. Each `RolloutShape` has its own running correction, because
+    shapes differ by more than their horizon.
+
+    The engine's thread and the decoding threads write the observations. Other threads only read.
+
+    Attributes:
+        max_batched_rows: rows up to which batching several plans into one roll-out increases the
+            throughput; 0 if plans are never batched.
+    """
+
+    def __init__(
+        self,
+        curve: Sequence[tuple[int, float]] = ((1, 0.0),),
+        encode_s: float = 0.0,
+        max_batched_rows: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._curve = list(curve)
+        self._encode_s = encode_s
+        self._decode_s = 0.0
+        self._corrections: dict[RolloutShape, RunningCorrection] = {}
+        self._latest_correction = RunningCorrection(clock)
+        self.max_batched_rows = max_batched_rows
+
+    @property
+    def frame_s(self) -> float:
+        """Expected seconds to decode and encode one frame."""
+        return self._decode_s + self._encode_s
+
+    def encode_s(self, frames: int) -> float:
+        """Expected seconds to encode this many frames."""
+        return frames * self._encode_s
+
+    def rollout_s(self, rows: int, shape: RolloutShape) -> float:
+        """Expected seconds of a roll-out."""
+        return self.correction(shape) * self.measured_rollout_s(rows, shape.horizon)
+
+    def measured_rollout_s(self, rows: int, horizon: int) -> float:
+        """Seconds of a roll-out as measured at the start, without the correction."""
+        return horizon * self._step_s(rows)
+
+    def correction(self, shape: RolloutShape) -> float:
+        """How many times longer than at the start roll-outs of this shape take now."""
+        return self._corrections.get(shape, self._latest_correction).factor
+
+    def observe_rollout(self, rows: int, shape: RolloutShape, seconds: float) -> None:
+        """Learn from the duration of a roll-out."""
+        measured_s = self.measured_rollout_s(rows, shape.horizon)
+        if measured_s > 0:
+            correction = self._corrections.setdefault(shape, RunningCorrection(self._clock))
+            correction.observe(measured_s, seconds)
+            self._latest_correction = correction
+
+    def observe_encode(self, frames: int, seconds: float) -> None:
+        """Learn from the duration of a batch of encoded frames."""
+        self._encode_s = _running_average(self._encode_s, seconds / frames)
+
+    def observe_decode(self, seconds: float) -> None:
+        """Learn from the duration of decoding one frame."""
+        self._decode_s = _running_average(self._decode_s, seconds)
+
+    def measure(self, backend: Backend, config: LeWMConfig) -> None:
+        """Time a warmed-up backend and find the rows up to which batching plans pays.
+
+        These are the fewest rows whose throughput is within a tenth of the best. On a CPU plans
+        are not batched: a batched roll-out rounds differently, and on a CPU the same seed must
+        give the same plan bit for bit whoever else is being served.
+        """
+        frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
+        self._encode_s = self._fastest_run_s(lambda: backend.encode(frame))
+        self._curve = list(self._measured_curve(backend, config))
+        self._corrections, self._latest_correction = {}, RunningCorrection(self._clock)
+        if backend.device == "cpu":
+            self.max_batched_rows = 0
+        else:
+            best = max(_throughput(point) for point in self._curve)
+            self.max_batched_rows = next(
+                point[0] for point in self._curve if THROUGHPUT_GAIN * _throughput(point) >= best
+            )
+
+    def _measured_curve(self, backend: Backend, config: LeWMConfig) -> Iterator[tuple[int, float]]:
+        latents = torch.zeros(1, 1, config.latent_dim)
+        past_actions = torch.empty(1, 0, config.block_width)
+        best = 0.0
+        for rows in MEASURED_ROWS:
+            candidates = torch.zeros(1, rows, MEASURED_HORIZON, config.block_width)
+            rollout = partial(backend.rollout, latents, past_actions, candidates)
+            point = rows, self._fastest_run_s(rollout) / MEASURED_HORIZON
+            yield point
+            if _throughput(point) < THROUGHPUT_GAIN * best:
+                return
+            best = _throughput(point)
+
+    def _fastest_run_s(self, work: Callable[[], object]) -> float:
+        """The shortest of a few runs; long runs are repeated less often."""
+        durations: list[float] = []
+        while len(durations) < MIN_RUNS or (
+            len(durations) < MAX_RUNS and sum(durations) < ENOUGH_RUNS_S
+        ):
+            start = self._clock()
+            work()
+            durations.append(self._clock() - start)
+        return min(durations)
+
+    def _step_s(self, rows: int) -> float:
+        last_rows, last_s = self._curve[-1]
+        if rows >= last_rows or len(self._curve) == 1:
+            return last_s * rows / last_rows
+        index = max(1, bisect_left(self._curve, (rows,)))
+        (low_rows, low_s), (high_rows, high_s) = self._curve[index - 1 : index + 1]
+        slope = (high_s - low_s) / (high_rows - low_rows)
+        return max(0.0, low_s + slope * (rows - low_rows))
+
+
+class RunningCorrection:
+    """The ratio of observed to expected seconds, averaged with weights that grow with duration."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._expected_s = 0.0
+        self._observed_s = 0.0
+        self._observed_at = 0.0
+
+    @property
+    def factor(self) -> float:
+        """The correction now."""
+        ratio = self._observed_s / self._expected_s if self._expected_s else 1.0
+        if ratio <= 1:
+            return ratio
+        age_s = self._clock() - self._observed_at
+        return 1 + (ratio - 1) * math.exp(-age_s / CORRECTION_DECAY_S)
+
+    def observe(self, expected_s: float, observed_s: float) -> None:
+        """Learn from work that was expected to take ``expected_s`` and took ``observed_s``."""
+        factor = self.factor
+        if self._expected_s:
+            corrected_s = expected_s * factor
+            observed_s = max(observed_s, corrected_s / MAX_OBSERVED_RATIO)
+            observed_s = min(observed_s, corrected_s * MAX_OBSERVED_RATIO)
+        self._observed_s = (1 - NEWEST_WEIGHT) * self._expected_s * factor + observed_s
+        self._expected_s = (1 - NEWEST_WEIGHT) * self._expected_s + expected_s
+        self._observed_at = self._clock()
+
+
+def _throughput(point: tuple[int, float]) -> float:
+    rows, seconds = point
+    return rows / max(seconds, 1e-9)
+
+
+def _running_average(expected_s: float, observed_s: float) -> float:
+    if expected_s == 0:
+        return observed_s
+    observed_s = max(observed_s, expected_s / MAX_OBSERVED_RATIO)
+    observed_s = min(observed_s, expected_s * MAX_OBSERVED_RATIO)
+    return expected_s + NEWEST_WEIGHT * (observed_s - expected_s)

@@ -1,1 +1,0 @@
-"""What answers in the planner's place, and when."""

@@ -1,0 +1,1 @@
+"""From the frames of requests to latents: decode, look up in the cache, encode once."""

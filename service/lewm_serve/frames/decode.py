@@ -1,0 +1,198 @@
+"""Images to frames: decoded, checked or cropped, and resized to what the model sees.
+
+Greyscale, palette, 16-bit and CMYK images become RGB (of 16 bits the upper 8 are kept), an alpha
+channel is dropped, and an EXIF orientation is not applied: a frame is what the sensor wrote.
+
+simplejpeg decodes ordinary JPEG images. It gives the same pixels as Pillow in half the time. Pillow
+decodes everything else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import cast
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from lewm_models.card import ModelCard
+from lewm_models.preprocessing import resize
+from lewm_serve.errors import InvalidRequest, Unquoted
+
+Pixels = NDArray[np.uint8]
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+JPEG_START_OF_SCAN = b"\xff\xda"
+
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG has about ten scans. Each scan costs a pass over all pixels."""
+
+MAX_PNG_TEXT_BYTES = 1 << 20
+
+SMALL_IMAGE_PIXELS = 256 * 256
+SMALL_IMAGE_BYTES = 64 * 1024
+"""A JPEG of one scan within these limits is small: its decoding takes less than half a
+millisecond."""
+
+SMALL_BATCH_FRAMES = 4
+"""This many small frames (a history of three and a goal) are decoded on the event loop. Together
+they take less time than waking a thread on busy cores."""
+
+# The server's own limit is checked for every image.
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_MEMORY = MAX_PNG_TEXT_BYTES
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def prepare_image(data: bytes, field: str, card: ModelCard, max_pixels: int) -> Tensor:
+    """An encoded image as a frame (size, size, 3) uint8 of the model's image size.
+
+    Raises:
+        InvalidRequest: see `decode_image` and `prepare_pixels`; ``field`` is its path.
+    """
+    return prepare_pixels(decode_image(data, max_pixels, field), field, card, max_pixels)
+
+
+def prepare_pixels(pixels: Pixels, field: str, card: ModelCard, max_pixels: int) -> Tensor:
+    """Pixels (H, W, 3) as a frame (size, size, 3) uint8 of the model's image size.
+
+    Raises:
+        InvalidRequest: `image_too_large`; or `not_square`, if the card does not allow a crop.
+    """
+    height, width = pixels.shape[:2]
+    if height * width > max_pixels:
+        raise InvalidRequest(
+            "image_too_large",
+            field,
+            received=Unquoted(f"{width} x {height}"),
+            expected=f"at most {max_pixels} pixels",
+        )
+    if height != width:
+        if card.crop is None:
+            received = Unquoted(f"{width} x {height}")
+            raise InvalidRequest("not_square", field, received=received, expected="a square frame")
+        pixels = central_square(pixels)
+    # Received bytes are read-only. torch cannot express that and would warn.
+    frames = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    return resize(frames.unsqueeze(0), card.config.image_size)[0]
+
+
+def central_square(pixels: Pixels) -> Pixels:
+    """The largest square in the centre of (H, W, 3)."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def decode_image(data: bytes, max_pixels: int, field: str) -> Pixels:
+    """The pixels (H, W, 3) of a PNG or JPEG image.
+
+    Raises:
+        InvalidRequest: `invalid_image` for other formats and damaged data, `image_too_large` if the
+            header announces more than ``max_pixels`` pixels. Nothing is allocated before.
+    """
+    if data.startswith(JPEG_MAGIC):
+        if data.count(JPEG_START_OF_SCAN) > MAX_JPEG_SCANS:
+            expected = f"a JPEG image of at most {MAX_JPEG_SCANS} scans"
+            raise InvalidRequest("invalid_image", field, received=data, expected=expected)
+        height, width = _ycbcr_jpeg_shape(data)
+        if 0 < height * width <= max_pixels:
+            with suppress(ValueError):
+                return cast(Pixels, simplejpeg.decode_jpeg(data))
+    elif not data.startswith(PNG_MAGIC):
+        raise InvalidRequest("invalid_image", field, received=data, expected="a PNG or JPEG image")
+    return _decode_with_pillow(data, max_pixels, field)
+
+
+def small_jpeg_shape(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a small JPEG image of one scan; None for any other image."""
+    if len(data) > SMALL_IMAGE_BYTES or not data.startswith(JPEG_MAGIC):
+        return None
+    height, width = _ycbcr_jpeg_shape(data)
+    is_small = 0 < height * width <= SMALL_IMAGE_PIXELS and data.count(JPEG_START_OF_SCAN) == 1
+    return (height, width) if is_small else None
+
+
+class SmallFrameDecoder:
+    """Decodes a few small JPEG images into memory of its own and resizes them together.
+
+    Its memory stays in the processor's caches, and most of the fixed costs arise once for all
+    frames. It is used from one thread.
+    """
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._memory = np.empty(3 * SMALL_IMAGE_PIXELS * SMALL_BATCH_FRAMES, np.uint8)
+
+    def decode(self, images: Sequence[bytes | None], size: int) -> Tensor | None:
+        """Frames (N, size, size, 3) uint8.
+
+        None if the images have to be decoded one by one: if there are too many, if they are not
+        all small, square and of one size, or if one is damaged.
+        """
+        if len(images) > SMALL_BATCH_FRAMES:
+            return None
+        shapes = {small_jpeg_shape(image) if image is not None else None for image in images}
+        shape = shapes.pop()
+        if shapes or shape is None or shape[0] != shape[1] or shape[0] ** 2 > self._max_pixels:
+            return None
+        batch_shape = (len(images), *shape, 3)
+        pixels = self._memory[: math.prod(batch_shape)].reshape(batch_shape)
+        try:
+            for image, frame_pixels in zip(images, pixels, strict=True):
+                assert image is not None  # otherwise it has no shape
+                simplejpeg.decode_jpeg(image, buffer=frame_pixels)
+        except ValueError:
+            return None
+        frames = torch.from_numpy(pixels)
+        return resize(frames, size) if shape[0] != size else frames.clone()
+
+
+def _ycbcr_jpeg_shape(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG image in the usual colour space; 0, 0 for any other."""
+    try:
+        height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return 0, 0
+    return (height, width) if colour_space == "YCbCr" else (0, 0)
+
+
+def _decode_with_pillow(data: bytes, max_pixels: int, field: str) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InvalidRequest(
+                    "image_too_large",
+                    field,
+                    received=Unquoted(f"{width} x {height} pixels"),
+                    expected=f"at most {max_pixels} pixels",
+                )
+            return _to_rgb(image)
+    except InvalidRequest:
+        raise
+    except Exception as error:
+        # Decoders fail on damaged data in more ways than they document.
+        reason = type(error).__name__
+        expected = f"an undamaged PNG or JPEG image ({reason} while decoding)"
+        raise InvalidRequest("invalid_image", field, received=data, expected=expected) from None
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    image.load()
+    if image.mode.startswith("I"):
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    return cast(Pixels, np.asarray(image.convert("RGB")))

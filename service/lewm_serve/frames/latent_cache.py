@@ -1,0 +1,247 @@
+"""The cache of latents: the process's memory first, then Redis, and no frame is encoded twice.
+
+A latent (D,) is kept by its model's version and its `latent_id`, so that models never mix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from lewm_serve.frames.redis_tier import InvalidCacheValue, RedisTier, pack, unpack
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.settings import Settings
+
+WRITE_DELAY_S = 0.05
+"""How far the write of another server may be behind its answer."""
+
+MAX_GROUP_SIZE = 32
+"""Frames that one request encodes as a group. Another request that wants one of them waits for the
+whole group, so it must be no more than the engine encodes in one batch."""
+
+Encode = Callable[[Sequence[str]], Awaitable[Sequence[Tensor]]]
+
+
+class LatentCache:
+    """Looks latents up in memory and Redis. Lives on the event loop.
+
+    Neither a failure of Redis nor what it holds ever fails a request.
+    """
+
+    def __init__(self, memory: MemoryTier, redis: RedisTier | None, metrics: Metrics) -> None:
+        self._memory = memory
+        self._redis = redis
+        self._single_flight = SingleFlight()
+        self._requests = metrics.cache_requests_total
+        self._errors = metrics.cache_errors_total
+
+    @classmethod
+    def from_settings(cls, settings: Settings, metrics: Metrics) -> LatentCache:
+        """The cache that the settings describe."""
+        memory, redis = MemoryTier(settings.cache_entries, settings.cache_ttl_s), None
+        if settings.redis_url is not None:
+            metrics.add_redis_tier()
+            redis = RedisTier(
+                settings.redis_url.get_secret_value(),
+                timeout_s=settings.redis_timeout_ms / 1000,
+                ttl_s=settings.cache_ttl_s,
+                metrics=metrics,
+            )
+        return cls(memory, redis, metrics)
+
+    def start(self) -> None:
+        """Start to connect to Redis in the background."""
+        if self._redis is not None:
+            self._redis.start()
+
+    async def close(self) -> None:
+        """Write what waits to be written, for a short time, and disconnect."""
+        if self._redis is not None:
+            await self._redis.close()
+
+    async def get(
+        self,
+        version: str,
+        latent_ids: Sequence[str],
+        width: int,
+        issued: Collection[str] = (),
+    ) -> dict[str, Tensor]:
+        """The latents that are known, with one round trip to Redis.
+
+        ``issued`` are those that a server has given to a client. Its write to Redis may be a moment
+        behind its answer, so these are looked up once more before they count as unknown. That is
+        the only case in which a request waits for more than one time-out of Redis.
+        """
+        found: dict[str, Tensor] = {}
+        for latent_id in latent_ids:
+            latent = self._memory.get(_key(version, latent_id))
+            self._requests.labels("memory", "miss" if latent is None else "hit").inc()
+            if latent is not None:
+                found[latent_id] = latent
+        unknown = [latent_id for latent_id in latent_ids if latent_id not in found]
+        found |= await self._get_from_redis(version, unknown, width)
+        late = [latent_id for latent_id in issued if latent_id not in found]
+        if late and self._redis is not None and self._redis.up:
+            await asyncio.sleep(WRITE_DELAY_S)
+            found |= await self._get_from_redis(version, late, width)
+        for latent_id, latent in found.items():
+            self.put(version, latent_id, latent)
+        return found
+
+    async def get_or_encode(
+        self, version: str, latent_ids: Sequence[str], encode: Encode
+    ) -> dict[str, Tensor]:
+        """Latents that `get` did not find. Each is encoded by one of the requests that want it.
+
+        ``encode`` turns ids into latents in their order. Its exceptions are raised here.
+        """
+        id_of = {_key(version, latent_id): latent_id for latent_id in latent_ids}
+
+        async def encode_and_put(keys: Sequence[str]) -> Sequence[Tensor]:
+            ids = [id_of[key] for key in keys]
+            latents = await encode(ids)
+            for latent_id, latent in zip(ids, latents, strict=True):
+                self.put(version, latent_id, latent)
+            return latents
+
+        latents = await self._single_flight.run(list(id_of), self._memory.get, encode_and_put)
+        return {id_of[key]: latent for key, latent in latents.items()}
+
+    def put(self, version: str, latent_id: str, latent: Tensor) -> None:
+        """Keep a latent in memory, and in Redis in the background.
+
+        A latent that is used stays: it is written again when it is older than half of its time to
+        live, or older than the connection to Redis. So all servers know what one server knows,
+        even if Redis has lost it.
+        """
+        key = _key(version, latent_id)
+        since = -math.inf if self._redis is None else self._redis.up_since
+        if not self._memory.is_fresh(key, since):
+            self._memory.put(key, latent)
+            if self._redis is not None:
+                self._redis.put(key, pack(latent))
+
+    async def _get_from_redis(
+        self, version: str, latent_ids: Sequence[str], width: int
+    ) -> dict[str, Tensor]:
+        if self._redis is None or not latent_ids:
+            return {}
+        values = await self._redis.get([_key(version, latent_id) for latent_id in latent_ids])
+        if values is None:
+            self._requests.labels("redis", "unavailable").inc(len(latent_ids))
+            return {}
+        found: dict[str, Tensor] = {}
+        for latent_id, value in zip(latent_ids, values, strict=True):
+            if value is not None:
+                try:
+                    found[latent_id] = unpack(value, width)
+                except InvalidCacheValue:
+                    self._errors.labels("redis").inc()
+            self._requests.labels("redis", "hit" if latent_id in found else "miss").inc()
+        return found
+
+
+class MemoryTier:
+    """At most ``entries`` latents, the least recently used dropped first, each for ``ttl_s``.
+
+    It is used from one thread, the event loop's.
+    """
+
+    def __init__(
+        self, entries: int, ttl_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._entries = entries
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._latents: OrderedDict[str, tuple[float, Tensor]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def get(self, key: str) -> Tensor | None:
+        """The latent (D,); None if it was never there, has expired or was dropped."""
+        entry = self._latents.get(key)
+        if entry is None:
+            return None
+        put_at, latent = entry
+        if put_at + self._ttl_s <= self._clock():
+            del self._latents[key]
+            return None
+        self._latents.move_to_end(key)
+        return latent
+
+    def is_fresh(self, key: str, since: float) -> bool:
+        """Whether a latent was put after ``since`` and in the last half of its time to live."""
+        entry = self._latents.get(key)
+        return entry is not None and entry[0] > max(since, self._clock() - self._ttl_s / 2)
+
+    def put(self, key: str, latent: Tensor) -> None:
+        """Keep a latent (D,). It is copied, because a row would keep its whole batch alive."""
+        self._latents[key] = (self._clock(), latent.to(torch.float32).clone())
+        self._latents.move_to_end(key)
+        while len(self._latents) > self._entries:
+            self._latents.popitem(last=False)
+
+
+class SingleFlight:
+    """Encodes each latent once for all requests that want it at the same time.
+
+    The first request that wants a key encodes it, and the others wait for it. If the first request
+    fails or goes away, one of the others encodes the key anew, so no request fails because of
+    another. Lives on the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._in_progress: dict[str, asyncio.Future[Tensor | None]] = {}
+
+    async def run(
+        self, keys: Sequence[str], find: Callable[[str], Tensor | None], encode: Encode
+    ) -> dict[str, Tensor]:
+        """The latents of all keys: found, encoded by other requests, or encoded here.
+
+        ``find`` looks where other requests leave their latents. ``encode`` turns at most
+        `MAX_GROUP_SIZE` keys into latents in their order; its exceptions are raised here.
+        """
+        latents: dict[str, Tensor] = {}
+        while missing := [key for key in keys if key not in latents]:
+            for key in missing:
+                latent = find(key)
+                if latent is not None:
+                    latents[key] = latent
+            missing = [key for key in missing if key not in latents]
+            own = [key for key in missing if key not in self._in_progress][:MAX_GROUP_SIZE]
+            if own:
+                latents |= await self._encode(own, encode)
+            elif missing:
+                latents |= await self._wait_for(missing[0])
+        return latents
+
+    async def _encode(self, keys: Sequence[str], encode: Encode) -> dict[str, Tensor]:
+        loop = asyncio.get_running_loop()
+        futures = {key: loop.create_future() for key in keys}
+        self._in_progress |= futures
+        latents: dict[str, Tensor] = {}
+        try:
+            latents |= zip(keys, await encode(keys), strict=True)
+            return latents
+        finally:
+            for key, future in futures.items():
+                del self._in_progress[key]
+                future.set_result(latents.get(key))
+
+    async def _wait_for(self, key: str) -> dict[str, Tensor]:
+        """The latent that another request encodes; empty if that request failed."""
+        future = self._in_progress[key]
+        await asyncio.wait({future})  # does not cancel the future when this request goes away
+        latent = future.result()
+        return {} if latent is None else {key: latent}
+
+
+def _key(version: str, latent_id: str) -> str:
+    return f"lewm:latent:{version}:{latent_id}"

@@ -1,1 +1,0 @@
-"""How far what is served lies from what the model was trained on."""

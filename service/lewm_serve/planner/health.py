@@ -1,0 +1,318 @@
+"""The health of the frames of requests: scores of their latents against the model's calibration.
+
+`score_latents` and `assess` judge one request. `Monitor` does so for all requests, counts the
+results in the metrics, and follows SIGReg of the stream of all latents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from functools import cached_property
+from random import Random
+from typing import NamedTuple
+
+import torch
+from prometheus_client import Gauge
+from torch import Tensor
+
+from lewm_models.calibration.calibrate import SIGREG_WINDOW, fixed_directions
+from lewm_models.calibration.reference import LatentReference
+from lewm_models.card import Calibration
+from lewm_models.objective import quadrature
+from lewm_serve.api.responses import Health
+from lewm_serve.constants import ANOMALY_KINDS, ASSESSED_STATUSES, AnomalyKind
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.registry.registry import LoadedModel
+
+STREAM_SHARE = 1 / 8
+"""The share of latents that join the window of the stream, chosen at random.
+
+A robot that plans at every step sends nearly the same frame again and again, which SIGReg takes for
+a collapse. With a random choice the latents of the window lie further apart in time."""
+
+
+class Anomaly(NamedTuple):
+    """A score above its limit: its kind, and a sentence for people."""
+
+    kind: AnomalyKind
+    reason: str
+
+
+class LatentScores(NamedTuple):
+    """The scores of a request's latents by themselves, without a prediction.
+
+    Attributes:
+        latents: the latents (N, D) of the frames, without the goal.
+        norms: their norms.
+        zscores: the z-scores of the norms; None without a calibration.
+        most_unusual: the index of the frame whose norm has the largest z-score.
+        mahalanobis: the largest Mahalanobis distance of the frames.
+        anomalies: the scores above their limits, of the frames and of the goal.
+    """
+
+    latents: Tensor
+    norms: tuple[float, ...]
+    zscores: tuple[float | None, ...]
+    most_unusual: int
+    mahalanobis: float | None = None
+    anomalies: tuple[Anomaly, ...] = ()
+
+
+class Assessment(NamedTuple):
+    """The health of a request, and the kinds of scores that were above their limits."""
+
+    health: Health
+    anomalous_kinds: tuple[AnomalyKind, ...] = ()
+
+
+def score_latents(
+    calibration: Calibration | None,
+    reference: LatentReference | None,
+    latents: Tensor,
+    frames: int | None = None,
+) -> LatentScores:
+    """Score the latents (N, D) of a request's frames and, after these, of its goal.
+
+    ``frames`` is the number of frames; None: there is no goal.
+    """
+    # The cost of small tensors is that of their operations, so frames and goal are scored together.
+    norms: list[float] = torch.linalg.vector_norm(latents, dim=-1).tolist()
+    count = len(norms) if frames is None else frames
+    if calibration is None:
+        return LatentScores(
+            latents=latents[:count],
+            norms=tuple(norms[:count]),
+            zscores=(None,) * count,
+            most_unusual=count - 1,
+        )
+    zscores = [(norm - calibration.norm_mean) / calibration.norm_std for norm in norms]
+    deviations = list(map(abs, zscores))
+    most_unusual, limit = _index_of_largest(deviations[:count]), calibration.zscore_limit
+    anomalies: list[Anomaly] = []
+    for index in (most_unusual, *range(count, len(norms))):
+        if exceeds(deviations[index], limit):
+            what = f"latent norm {norms[index]:.2f}; its deviation in standard deviations"
+            reason = _reason(f"{_latent_name(index, count)}: {what}", deviations[index], limit)
+            anomalies.append(Anomaly("norm", reason))
+    mahalanobis: float | None = None
+    if reference is not None:
+        distances: list[float] = reference.distances(latents).tolist()
+        furthest, max_distance = _index_of_largest(distances[:count]), calibration.mahalanobis_limit
+        mahalanobis = distances[furthest]
+        for index in (furthest, *range(count, len(norms))):
+            if exceeds(distances[index], max_distance):
+                what = f"{_latent_name(index, count)}: Mahalanobis distance of the latent"
+                reason = _reason(what, distances[index], max_distance)
+                anomalies.append(Anomaly("mahalanobis", reason))
+    return LatentScores(
+        latents=latents[:count],
+        norms=tuple(norms[:count]),
+        zscores=tuple(zscores[:count]),
+        most_unusual=most_unusual,
+        mahalanobis=mahalanobis,
+        anomalies=tuple(anomalies),
+    )
+
+
+def assess(
+    calibration: Calibration | None,
+    scores: LatentScores,
+    *,
+    surprise: float | None = None,
+    sigreg: float | None = None,
+) -> Assessment:
+    """The health that these scores mean.
+
+    A model without a calibration is `uncalibrated`, never `ok`. A score without a limit is reported
+    only. SIGReg of the stream alone makes a request at most `degraded`, because it says nothing
+    about this request's frames.
+    """
+    norm, zscore = scores.norms[scores.most_unusual], scores.zscores[scores.most_unusual]
+    if calibration is None:
+        health = Health(
+            status="uncalibrated",
+            latent_norm=norm,
+            latent_norm_zscore=zscore,
+            surprise=surprise,
+            sigreg=sigreg,
+            reasons=("the model has no calibration",),
+        )
+        return Assessment(health)
+    anomalies = list(scores.anomalies)
+    if exceeds(surprise, calibration.surprise_limit):
+        newest = len(scores.norms) - 1
+        what = f"frames[{newest}]: distance of the latent from the predicted one"
+        anomalies.append(Anomaly("surprise", _reason(what, surprise, calibration.surprise_limit)))
+    if exceeds(sigreg, calibration.sigreg_limit):
+        what = "SIGReg of the stream of all requests' frames"
+        anomalies.append(Anomaly("sigreg", _reason(what, sigreg, calibration.sigreg_limit)))
+    kinds = tuple(dict.fromkeys(anomaly.kind for anomaly in anomalies))
+    health = Health(
+        status="ok" if not kinds else "degraded" if kinds == ("sigreg",) else "anomalous",
+        latent_norm=norm,
+        latent_norm_zscore=zscore,
+        surprise=surprise,
+        sigreg=sigreg,
+        reasons=tuple(anomaly.reason for anomaly in anomalies),
+        latent_mahalanobis=scores.mahalanobis,
+    )
+    return Assessment(health, kinds)
+
+
+def exceeds(score: float | None, limit: float | None) -> bool:
+    """Whether there is a score and it is above its limit. NaN is above every limit."""
+    return score is not None and limit is not None and not score <= limit
+
+
+def _index_of_largest(scores: list[float]) -> int:
+    """The index of the largest of scores that are not negative. NaN is the largest."""
+    if math.isnan(sum(scores)):
+        return [math.isnan(score) for score in scores].index(True)
+    return scores.index(max(scores))
+
+
+def _latent_name(index: int, frames: int) -> str:
+    return "goal" if index == frames else f"frames[{index}]"
+
+
+def _reason(what: str, score: float | None, limit: float | None) -> str:
+    return f"{what} is {score:.1f}, the limit is {limit:.1f}"
+
+
+class Monitor:
+    """The health of every request. Lives on the event loop."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._streams: dict[str, LatentStream] = {}
+        self._health_metrics: dict[str, HealthMetrics] = {}
+
+    def watch(self, model: LoadedModel) -> None:
+        """Start the stream of a model's latents, and show its counters from 0 on."""
+        calibration, width = model.card.calibration, model.card.config.latent_dim
+        window = (calibration and calibration.sigreg_window) or SIGREG_WINDOW
+        self._streams[model.name] = LatentStream(fixed_directions(width), window)
+        self._health_metrics[model.name] = HealthMetrics(self._metrics, model.name)
+
+    def score(self, model: LoadedModel, latents: Tensor, frames: int | None = None) -> LatentScores:
+        """Score latents (N, D) of a request's frames and goal; see `score_latents`."""
+        return score_latents(model.card.calibration, model.reference, latents, frames)
+
+    def assess(
+        self,
+        model: LoadedModel,
+        scores: LatentScores,
+        *,
+        surprise: float | None = None,
+        new_frames: int = 1,
+    ) -> Health:
+        """The health of a request with these scores. The metrics count it.
+
+        ``new_frames`` is the number of its newest frames that no earlier request has sent. They
+        join the stream.
+        """
+        stream = self._streams[model.name]
+        stream.add(scores.latents, new_frames)
+        assessment = assess(model.card.calibration, scores, surprise=surprise, sigreg=stream.sigreg)
+        self._health_metrics[model.name].count(scores, assessment)
+        return assessment.health
+
+
+class HealthMetrics:
+    """The health metrics of one model, looked up once."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._norm = metrics.latent_norm.labels(model)
+        self._mahalanobis = metrics.latent_mahalanobis.labels(model)
+        self._surprise = metrics.surprise.labels(model)
+        self._by_status = {
+            status: metrics.health_total.labels(model, status) for status in ASSESSED_STATUSES
+        }
+        self._by_kind = {
+            kind: metrics.anomalies_total.labels(model, kind) for kind in ANOMALY_KINDS
+        }
+
+    @cached_property
+    def _zscore(self) -> Gauge:
+        return self._metrics.latent_norm_zscore.labels(self._model)
+
+    @cached_property
+    def _sigreg(self) -> Gauge:
+        return self._metrics.latent_sigreg.labels(self._model)
+
+    def count(self, scores: LatentScores, assessment: Assessment) -> None:
+        """Count one request."""
+        health = assessment.health
+        for norm in scores.norms:
+            self._norm.observe(norm)
+        if health.latent_norm_zscore is not None:
+            self._zscore.set(health.latent_norm_zscore)
+        if health.latent_mahalanobis is not None:
+            self._mahalanobis.observe(health.latent_mahalanobis)
+        if health.surprise is not None:
+            self._surprise.observe(health.surprise)
+        if health.sigreg is not None:
+            self._sigreg.set(health.sigreg)
+        assert health.status != "unknown"  # these frames were assessed
+        self._by_status[health.status].inc()
+        for kind in assessment.anomalous_kinds:
+            self._by_kind[kind].inc()
+
+
+class LatentStream:
+    """The newest latents of a model from all requests, thinned out at random, and their SIGReg.
+
+    SIGReg (`lewm_models.objective`) is a weighted sum of squares: the differences between the means
+    of cos(t·aᵀz) and sin(t·aᵀz) over the window and those of a Gaussian. With the roots of the
+    weights in the terms, it is the squared length of one vector: the sum of the parts of all
+    latents, minus the Gaussian's. Each latent's part is computed once. It is added when the latent
+    enters the window and subtracted when it leaves, in float64, so that no error accumulates.
+
+    Args:
+        directions: unit directions (D, M).
+        window: the number of latents in the window.
+        share: the share of latents that join it.
+    """
+
+    def __init__(self, directions: Tensor, window: int, share: float = STREAM_SHARE) -> None:
+        self._directions = directions
+        self._window = window
+        self._share = share
+        self._random = Random(0)
+        self._knots, gaussian, weights = quadrature(torch.device("cpu"))
+        count = directions.shape[1]
+        self._weight_roots = (weights / (window * count)).sqrt()
+        self._parts: deque[Tensor] = deque()
+        real = (-window * gaussian.double() * self._weight_roots).expand(count, -1)
+        self._sum = torch.stack([real, torch.zeros_like(real)]).flatten()
+        self._sigreg: float | None = None
+
+    @property
+    def sigreg(self) -> float | None:
+        """SIGReg of the window; None until it is full."""
+        return self._sigreg
+
+    def add(self, latents: Tensor, new: int) -> None:
+        """Let some of the last ``new`` latents of (N, D) join the window."""
+        chosen = [row for row in range(-new, 0) if self._random.random() < self._share]
+        if chosen:
+            self._join(latents[row] for row in chosen[-self._window :])
+
+    def _join(self, latents: Iterable[Tensor]) -> None:
+        for latent in latents:
+            part = self._part(latent)
+            self._parts.append(part)
+            self._sum += part
+            if len(self._parts) > self._window:
+                self._sum -= self._parts.popleft()
+        if len(self._parts) == self._window:
+            self._sigreg = self._sum.dot(self._sum).item()
+
+    def _part(self, latent: Tensor) -> Tensor:
+        """The part (2 · directions · knots,) of the sum that a latent (D,) contributes."""
+        angles = (latent @ self._directions).outer(self._knots)
+        return torch.stack([angles.cos(), angles.sin()]).mul_(self._weight_roots).flatten()

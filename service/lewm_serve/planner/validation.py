@@ -1,0 +1,232 @@
+"""What a request means for one model: all checks that need the model or the server's limits.
+
+Each function turns one request into the values that the engine works with, or refuses it with an
+error that names the field. Actions become z-scored action blocks.
+
+Axes: R action rows, A = action_dim · action_block, T horizon in action blocks, N candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lewm_models.card import SolverDefaults
+from lewm_serve.api.fields import FloatArray
+from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, SolverSettings
+from lewm_serve.errors import InvalidRequest, Unquoted
+from lewm_serve.registry.registry import LoadedModel
+from lewm_serve.settings import Settings
+from lewm_serve.solvers import SOLVERS
+from lewm_serve.solvers.solver import COMMON_SETTINGS, Problem
+
+BOUND_TOLERANCE = 1e-5
+"""How far outside its bounds an action may be, relative to the width of the bounds: float32 and
+JSON round."""
+
+
+@dataclass(frozen=True)
+class PredictInputs:
+    """The past action blocks (H − 1, A) and the candidates (N, T, A) of a predict request."""
+
+    past_actions: Tensor
+    candidates: Tensor
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """The past action blocks (H − 1, A), the solver settings and the search space of a plan."""
+
+    past_actions: Tensor
+    solver: SolverDefaults
+    problem: Problem
+
+
+def validate_encode(request: EncodeRequest, settings: Settings) -> None:
+    """Refuse more frames than the server allows.
+
+    Raises:
+        InvalidRequest: of `frames`.
+    """
+    count = len(request.frames)
+    if count > settings.max_frames:
+        expected = f"at most {settings.max_frames} frames a request"
+        raise InvalidRequest("out_of_range", "frames", received=count, expected=expected)
+
+
+def validate_predict(
+    model: LoadedModel, request: PredictRequest, settings: Settings
+) -> PredictInputs:
+    """The inputs of a prediction.
+
+    Raises:
+        InvalidRequest: of `frames`, `past_actions`, `candidates` or `actions`.
+    """
+    _check_frame_count(model, len(request.frames))
+    past_actions = _past_actions(model, request.past_actions, len(request.frames))
+    return PredictInputs(past_actions, _candidates(model, request, settings))
+
+
+def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) -> PlanInputs:
+    """The inputs of a search.
+
+    Raises:
+        InvalidRequest: of `frames`, `past_actions`, `solver`, `min_iterations` or `warm_start`.
+    """
+    _check_frame_count(model, len(request.frames))
+    past_actions = _past_actions(model, request.past_actions, len(request.frames))
+    solver = _solver_settings(model, request.solver, settings)
+    wanted = request.min_iterations
+    if wanted is not None and wanted > solver.iterations:
+        expected = f"at most the solver's iterations, {solver.iterations}"
+        raise InvalidRequest("out_of_range", "min_iterations", received=wanted, expected=expected)
+    return PlanInputs(past_actions, solver, _problem(model, solver, request.warm_start))
+
+
+def _check_frame_count(model: LoadedModel, count: int) -> None:
+    history = model.card.config.history
+    if count > history:
+        raise InvalidRequest(
+            "shape_mismatch",
+            "frames",
+            received=Unquoted(f"{count} frames"),
+            expected=f"at most {history} (the model's history)",
+        )
+
+
+def _past_actions(model: LoadedModel, rows: FloatArray | None, frames: int) -> Tensor:
+    """The executed actions between ``frames`` frames as blocks (frames − 1, A)."""
+    config = model.card.config
+    count = (frames - 1) * config.action_block
+    if rows is None:
+        if frames > 1:
+            expected = f"{count} rows, the actions between {frames} frames"
+            raise InvalidRequest.missing("past_actions", expected)
+        return torch.empty(0, config.block_width)
+    if len(rows) != count:
+        raise InvalidRequest(
+            "shape_mismatch",
+            "past_actions",
+            received=Unquoted(f"{len(rows)} rows"),
+            expected=f"{count} rows: (frames − 1) · action_block",
+        )
+    return _action_blocks(model, "past_actions", rows)
+
+
+def _action_blocks(model: LoadedModel, field: str, rows: FloatArray) -> Tensor:
+    """Rows (…, R, action_dim) inside the model's bounds as blocks (…, R / action_block, A)."""
+    config = model.card.config
+    if rows.shape[-1] != config.action_dim:
+        received = Unquoted(f"{rows.shape[-1]} numbers a row")
+        expected = f"{config.action_dim} (the model's action_dim)"
+        raise InvalidRequest("shape_mismatch", field, received=received, expected=expected)
+    if rows.shape[-2] % config.action_block:
+        received = Unquoted(f"{rows.shape[-2]} rows")
+        expected = f"a multiple of {config.action_block} (the model's action_block)"
+        raise InvalidRequest("shape_mismatch", field, received=received, expected=expected)
+    low, high = np.asarray(model.card.action_low), np.asarray(model.card.action_high)
+    tolerance = BOUND_TOLERANCE * (high - low)
+    outside = (rows < low - tolerance) | (rows > high + tolerance)
+    if outside.any():
+        index = np.unravel_index(int(outside.argmax()), rows.shape)
+        path = field + "".join(f"[{part}]" for part in index)
+        dim = index[-1]
+        expected = f"within [{low[dim]:g}, {high[dim]:g}], the model's bounds"
+        raise InvalidRequest("out_of_range", path, received=float(rows[index]), expected=expected)
+    return model.to_blocks(rows)
+
+
+def _candidates(model: LoadedModel, request: PredictRequest, settings: Settings) -> Tensor:
+    """The candidates, or the one sequence of actions, as blocks (N, T, A)."""
+    if request.candidates is not None:
+        field = "candidates"
+        _check_limit(field, len(request.candidates), settings.max_candidates)
+        blocks = _action_blocks(model, field, request.candidates)
+    else:
+        assert request.actions is not None
+        field = "actions"
+        blocks = _action_blocks(model, field, request.actions).unsqueeze(0)
+    horizon = blocks.shape[1]
+    if horizon > settings.max_horizon:
+        received = Unquoted(f"{horizon} action blocks")
+        expected = f"at most {settings.max_horizon} action blocks on this server"
+        raise InvalidRequest("out_of_range", field, received=received, expected=expected)
+    answer_bytes = 4 * len(blocks) * horizon * model.card.config.latent_dim
+    if answer_bytes > settings.max_body_bytes:
+        received = Unquoted(f"{answer_bytes} bytes of latents")
+        expected = f"candidates whose latents fit in {settings.max_body_bytes} bytes"
+        raise InvalidRequest("out_of_range", field, received=received, expected=expected)
+    return blocks
+
+
+def _solver_settings(
+    model: LoadedModel, requested: SolverSettings | None, settings: Settings
+) -> SolverDefaults:
+    """The request's solver settings; the model's card gives what is left out.
+
+    Elites that come from the card, or whose samples do, are reduced to the number of samples.
+    """
+    given = {} if requested is None else requested.model_dump(exclude_none=True)
+    resolved = replace(model.card.solver, **given)
+    resolved = replace(resolved, elites=min(resolved.elites, resolved.samples))
+    if resolved.name not in SOLVERS:
+        known = ", ".join(SOLVERS)
+        raise InvalidRequest(
+            "unknown_solver", "solver.name", received=resolved.name, expected=f"one of {known}"
+        )
+    own_settings = SOLVERS[resolved.name].own_settings
+    for name, value in given.items():
+        if name not in COMMON_SETTINGS and name not in own_settings:
+            raise InvalidRequest(
+                "conflicting_fields",
+                f"solver.{name}",
+                received=value,
+                expected=f"no such setting with {resolved.name}, which has "
+                f"{', '.join(own_settings)}",
+            )
+    _check_limit("solver.samples", resolved.samples, settings.max_samples)
+    _check_limit("solver.iterations", resolved.iterations, settings.max_iterations)
+    _check_limit("solver.horizon", resolved.horizon, settings.max_horizon)
+    return resolved
+
+
+def _problem(model: LoadedModel, solver: SolverDefaults, warm_start: FloatArray | None) -> Problem:
+    """The search space. The search starts at the warm start, followed by the mean action."""
+    config = model.card.config
+    if warm_start is None:
+        start = torch.zeros(solver.horizon, config.block_width)  # the z-scored mean action is 0
+    else:
+        mean_action = model.action_mean.numpy()
+        rows = np.tile(mean_action, (solver.horizon * config.action_block, 1))
+        if len(warm_start) > len(rows):
+            received = Unquoted(f"{len(warm_start)} rows")
+            expected = f"at most {len(rows)} rows: horizon · action_block"
+            raise InvalidRequest(
+                "shape_mismatch", "warm_start", received=received, expected=expected
+            )
+        _check_warm_start(model, warm_start)
+        rows[: len(warm_start)] = warm_start
+        start = model.to_blocks(rows)
+    return Problem(
+        low=model.low,
+        high=model.high,
+        start=start.clamp(model.low, model.high),
+        action_dim=config.action_dim,
+    )
+
+
+def _check_warm_start(model: LoadedModel, rows: FloatArray) -> None:
+    """Check the rows like other actions. They may end inside a block: a plan is being run."""
+    missing = -len(rows) % model.card.config.action_block
+    whole_blocks = np.pad(rows, ((0, missing), (0, 0)), mode="edge")
+    _action_blocks(model, "warm_start", whole_blocks)
+
+
+def _check_limit(field: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise InvalidRequest(
+            "out_of_range", field, received=value, expected=f"at most {limit} on this server"
+        )

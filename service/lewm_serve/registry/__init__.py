@@ -1,0 +1,1 @@
+"""The loaded models: their backends, action statistics and fallback controllers."""

@@ -1,0 +1,302 @@
+"""The models of the server, by name, and what each of them needs to be served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lewm_models import checkpoint
+from lewm_models.calibration.reference import LatentReference
+from lewm_models.card import ModelCard
+from lewm_models.checkpoint import PRETRAINED, CheckpointError
+from lewm_serve.api.fields import parse
+from lewm_serve.api.requests import SolverSettings
+from lewm_serve.api.responses import ModelDescription
+from lewm_serve.backends.backend import Backend
+from lewm_serve.backends.choice import Choice, NoBackend, Wanted, choose_backend
+from lewm_serve.backends.ranking import REQUIRED
+from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.errors import InvalidRequest, UnknownModel, shorten
+from lewm_serve.observability.logging import log
+from lewm_serve.registry.controllers import Controller, load_controllers
+from lewm_serve.settings import Settings
+from lewm_serve.solvers import SOLVERS
+
+FloatArray = NDArray[np.float32]
+
+MAX_LOGGED_NAME_CHARACTERS = 40
+"""How much of a model name that is unknown to the server a log line repeats."""
+
+
+class ModelLoadError(RuntimeError):
+    """A model cannot be loaded. The message says which and why."""
+
+
+class Registry:
+    """The loaded models, and which of them answers requests that name none.
+
+    Raises:
+        ModelLoadError: the default is not among the models.
+    """
+
+    def __init__(self, models: Mapping[str, LoadedModel], default: str | None) -> None:
+        if default is not None and default not in models:
+            known = ", ".join(models)
+            raise ModelLoadError(f"LEWM_DEFAULT_MODEL is {default}: the models are {known}")
+        self._models = models
+        self._default = next(iter(models)) if len(models) == 1 else default
+
+    @classmethod
+    def load(cls, settings: Settings) -> Registry:
+        """Load and warm up the models that the settings name, and measure their latencies.
+
+        Raises:
+            ModelLoadError: a model, the default model or the device is not available.
+        """
+        models = load_models(settings)
+        registry = cls(models, settings.default_model)
+        for model in models.values():
+            model.latency.measure(model.backend, model.card.config)
+        return registry
+
+    def all(self) -> list[LoadedModel]:
+        """All models."""
+        return list(self._models.values())
+
+    def get(self, name: str | None) -> LoadedModel:
+        """The model of a request.
+
+        Raises:
+            UnknownModel: there is no model of this name.
+            InvalidRequest: the request names no model and there is no default.
+        """
+        name = self._default if name is None else name
+        if name is None:
+            raise InvalidRequest.missing("model", f"one of {', '.join(self._models)}")
+        if name not in self._models:
+            raise UnknownModel(name, self._models)
+        return self._models[name]
+
+    def log_label(self, requested: object) -> str | None:
+        """What log lines call the model that a request names; None means the default model.
+
+        Names of models appear as they are. Other names are the client's own text: they are quoted
+        and shortened. The result is None if there is no name.
+        """
+        name = self._default if requested is None else requested
+        if not isinstance(name, str):
+            return None
+        return name if name in self._models else shorten(name, MAX_LOGGED_NAME_CHARACTERS)
+
+    def describe(self, model: LoadedModel) -> ModelDescription:
+        """A model as clients see it."""
+        backend = model.backend
+        return ModelDescription(
+            name=model.name,
+            version=model.version,
+            default=model.name == self._default,
+            backend=backend.name,
+            device=backend.device,
+            precision=backend.precision,
+            card=model.card.to_json(),
+        )
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One model, ready to be served.
+
+    Clients use rows of actions (R, action_dim) in the environment's units. The model uses z-scored
+    action blocks (R / action_block, A) with A = action_dim · action_block.
+
+    Attributes:
+        card: the model's card.
+        version: a hash of weights and card.
+        backend: what runs the model.
+        latency: how long its work takes.
+        action_mean, action_std: (action_dim,) in the environment's units.
+        low, high: the bounds (A,) of a z-scored action block.
+        reference: the distribution of usual latents; None without a calibration.
+        controllers: the model's fallback controllers by name.
+    """
+
+    card: ModelCard
+    version: str
+    backend: Backend
+    latency: LatencyModel
+    action_mean: Tensor
+    action_std: Tensor
+    low: Tensor
+    high: Tensor
+    reference: LatentReference | None = None
+    controllers: Mapping[str, Controller] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name that clients use."""
+        return self.card.name
+
+    def to_blocks(self, rows: FloatArray) -> Tensor:
+        """Rows (…, R, action_dim) → z-scored blocks (…, R / action_block, A)."""
+        zscored = (torch.tensor(rows) - self.action_mean) / self.action_std
+        return zscored.reshape(*rows.shape[:-2], -1, self.card.config.block_width)
+
+    def to_rows(self, blocks: Tensor) -> FloatArray:
+        """Z-scored blocks (T, A) → rows (T · action_block, action_dim), inside the bounds."""
+        rows = blocks.reshape(-1, self.card.config.action_dim)
+        # The inverse of the z-score rounds, which may exceed a bound by a little.
+        return self.clip((rows * self.action_std + self.action_mean).numpy())
+
+    @property
+    def max_surprise(self) -> float | None:
+        """The limit of the surprise; None if the model is not calibrated for it."""
+        calibration = self.card.calibration
+        return None if calibration is None else calibration.surprise_limit
+
+    @property
+    def neutral_action(self) -> FloatArray:
+        """The action (action_dim,) of a robot without a plan: the card's, or the nearest to 0."""
+        neutral = self.card.action_neutral
+        values = np.zeros(self.card.config.action_dim) if neutral is None else np.asarray(neutral)
+        return self.clip(values.astype(np.float32))
+
+    def clip(self, actions: FloatArray) -> FloatArray:
+        """Actions (…, action_dim) moved into the model's bounds."""
+        low, high = self._bounds
+        clipped: FloatArray = np.minimum(np.maximum(actions, low), high)
+        return clipped
+
+    @cached_property
+    def _bounds(self) -> tuple[FloatArray, FloatArray]:
+        low, high = self.card.action_low, self.card.action_high
+        return np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
+
+
+def load_models(settings: Settings) -> dict[str, LoadedModel]:
+    """All models in the folders that the settings name, by name; by default the embedded model.
+
+    Raises:
+        ModelLoadError: a folder has no usable model, or two models have the same name.
+    """
+    device = resolve_device(settings.device)
+    wanted = Wanted(settings.backend, settings.precision, settings.threads)
+    models: dict[str, LoadedModel] = {}
+    for folder in _model_folders(settings.models or (PRETRAINED,)):
+        model = load_model(folder, device, wanted)
+        if model.name in models:
+            raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
+        models[model.name] = model
+    return models
+
+
+def _model_folders(paths: Iterable[Path]) -> list[Path]:
+    try:
+        return [folder for path in paths for folder in checkpoint.folders(path)]
+    except CheckpointError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def load_model(folder: Path, device: torch.device, wanted: Wanted) -> LoadedModel:
+    """Load a model folder, choose its backend and warm that up.
+
+    Raises:
+        ModelLoadError: the folder has no usable model, or no backend of the wanted kind can run it.
+    """
+    try:
+        loaded = checkpoint.load(folder)
+    except CheckpointError as error:
+        raise ModelLoadError(f"{folder}: {error}") from error
+    card = loaded.card
+    _check_solver(card)
+    try:
+        choice = choose_backend(loaded.model, card, loaded.frames, device, wanted)
+    except NoBackend as error:
+        raise ModelLoadError(str(error)) from error
+    try:
+        controllers = load_controllers(card.name, card.controllers)
+    except Exception as error:
+        raise ModelLoadError(f"{card.name}: a controller in its card: {error!r}") from error
+    _log_choice(card, choice, "the model's own" if loaded.frames is not None else "synthetic")
+    mean, std, low, high = (
+        torch.tensor(values, dtype=torch.float32)
+        for values in (card.action_mean, card.action_std, card.action_low, card.action_high)
+    )
+    block = card.config.action_block
+    return LoadedModel(
+        card=card,
+        version=loaded.version,
+        backend=choice.backend,
+        latency=LatencyModel(),
+        action_mean=mean,
+        action_std=std,
+        low=((low - mean) / std).repeat(block),
+        high=((high - mean) / std).repeat(block),
+        reference=loaded.reference,
+        controllers=controllers,
+    )
+
+
+def _check_solver(card: ModelCard) -> None:
+    """Refuse a card with default solver settings that no request could ask for."""
+    solver = asdict(card.solver)
+    solver["elites"] = min(solver["elites"], solver["samples"])
+    if solver["name"] not in SOLVERS:
+        known = ", ".join(SOLVERS)
+        raise ModelLoadError(
+            f"{card.name}: solver in its card: name is {solver['name']!r}, expected one of {known}"
+        )
+    try:
+        parse(SolverSettings, solver)
+    except InvalidRequest as error:
+        raise ModelLoadError(f"{card.name}: solver in its card: {error.detail}") from None
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of this name; `auto` is the GPU if there is one.
+
+    Raises:
+        ModelLoadError: there is no such device.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ModelLoadError(f"LEWM_DEVICE is {name}: there are {count} CUDA devices")
+    return device
+
+
+def _log_choice(card: ModelCard, choice: Choice, frames: str) -> None:
+    backend = choice.backend
+    timed = {
+        f"{way.backend.name} {way.backend.precision} on {way.threads}": round(1000 * way.plan_s, 1)
+        for way in choice.ways
+    }
+    log.info(
+        "backend chosen",
+        model=card.name,
+        backend=backend.name,
+        precision=backend.precision,
+        device=backend.device,
+        threads=backend.threads,
+        plan_ms=timed,
+    )
+    if choice.native_problem is not None:
+        log.warning("no native backend", model=card.name, reason=choice.native_problem)
+    if choice.overlap is None:
+        return
+    ranks_well = backend.precision == "float32" or choice.overlap >= REQUIRED
+    (log.info if ranks_well else log.warning)(
+        "bfloat16 ranks candidates like float32",
+        model=card.name,
+        top_30_overlap=round(choice.overlap, 3),
+        required=REQUIRED,
+        frames=frames,
+    )

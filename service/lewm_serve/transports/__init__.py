@@ -1,0 +1,1 @@
+"""HTTP and gRPC. Transports translate requests and render answers; the planner does the rest."""

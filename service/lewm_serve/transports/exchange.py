@@ -1,0 +1,120 @@
+"""A request and its answer, as both transports handle it: its memory, its log line, its metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from lewm_serve.api.context import RequestContext
+from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
+from lewm_serve.constants import OK_CODE
+from lewm_serve.errors import Overloaded
+from lewm_serve.observability.logging import log
+from lewm_serve.observability.metrics import Metrics
+
+Response = EncodeResponse | PredictResponse | PlanResponse
+
+MEMORY_RETRY_S = 1.0
+"""`Retry-After` of a request that the server has no memory for."""
+
+
+@dataclass
+class Exchange:
+    """What is known so far of a request and its answer.
+
+    Attributes:
+        context: where the request came from.
+        model: the model that it names, as `Planner.log_label` gives it.
+        code: how it ended: ``ok`` or the code of an error.
+        response: the answer, if it was not refused.
+    """
+
+    context: RequestContext
+    model: str | None = None
+    code: str = OK_CODE
+    response: Response | None = None
+
+    def mark_received(self) -> RequestContext:
+        """Deadlines and durations count from now on, without the time of the upload."""
+        self.context = replace(self.context, received=time.monotonic())
+        return self.context
+
+
+def record(metrics: Metrics, exchange: Exchange, status: int | str) -> None:
+    """Count the request and write its line of the access log, without any of its content."""
+    context = exchange.context
+    duration_s = time.monotonic() - context.received
+    metrics.requests_total.labels(context.endpoint, context.protocol, exchange.code).inc()
+    metrics.request_duration.labels(context.endpoint, context.protocol).observe(duration_s)
+    line: dict[str, object] = {
+        "request_id": context.request_id,
+        "endpoint": context.endpoint,
+        "protocol": context.protocol,
+        "code": exchange.code,
+        "status": status,
+        "duration_ms": round(1000 * duration_s, 3),
+    }
+    if exchange.model is not None:
+        line["model"] = exchange.model
+    if exchange.response is not None:
+        line |= _response_fields(exchange.response)
+    if context.traceparent is not None:
+        line["traceparent"] = context.traceparent
+    log.info("request", **line)
+
+
+def _response_fields(response: Response) -> dict[str, object]:
+    """What the log line of an answer has beside that of a refusal."""
+    timing = vars(response.timing_ms)
+    fields: dict[str, object] = {
+        "health": response.health.status,
+        "timing_ms": {stage: round(milliseconds, 3) for stage, milliseconds in timing.items()},
+    }
+    if isinstance(response, PlanResponse):
+        fields["plan_status"] = response.status
+        if response.fallback is not None:
+            fields["fallback"] = vars(response.fallback)
+    return fields
+
+
+class RequestMemory:
+    """Counts the bytes of all requests in progress, up to a limit. Lives on the event loop.
+
+    A JSON body takes about four times its size while it is read: as text, as a document and as
+    arrays.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total = 0
+
+    @contextmanager
+    def reserve(self) -> Iterator[MemoryReservation]:
+        """The memory of one request, until the end of the block."""
+        reservation = MemoryReservation(self)
+        try:
+            yield reservation
+        finally:
+            self.total -= reservation.size
+
+
+class MemoryReservation:
+    """The bytes of one request."""
+
+    def __init__(self, memory: RequestMemory) -> None:
+        self._memory = memory
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Count received bytes.
+
+        Raises:
+            Overloaded: the server would hold more than its limit.
+        """
+        if self._memory.total + size > self._memory.limit:
+            detail = f"requests of {self._memory.total} bytes are in progress; try again"
+            raise Overloaded(MEMORY_RETRY_S, detail)
+        self.size += size
+        self._memory.total += size

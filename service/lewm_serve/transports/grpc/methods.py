@@ -1,0 +1,257 @@
+"""The methods of `PlannerService`, from the bytes of a call to the bytes of its answer.
+
+Messages are parsed here and not by the gRPC library, so that bytes that are not a message, unknown
+methods and unexpected errors end like every other error: with a code and a request id.
+"""
+
+from __future__ import annotations  # gRPC's handler types are generic for the type checker only
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from lewm.v1 import planner_pb2 as pb
+from lewm_serve.api.context import RequestContext, printable_or_none, request_id_from
+from lewm_serve.api.fields import RequestModel, parse
+from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest
+from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
+from lewm_serve.constants import Endpoint
+from lewm_serve.errors import (
+    BodyTooLarge,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    MalformedMessage,
+    ServiceError,
+    UnknownRoute,
+    shorten,
+)
+from lewm_serve.observability.logging import log
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.planner.planner import Planner
+from lewm_serve.transports.exchange import Exchange, RequestMemory, record
+from lewm_serve.transports.grpc.messages import to_document, to_message_fields
+
+SERVICE = "lewm.v1.PlannerService"
+
+MAX_DETAIL_CHARACTERS = 1000
+"""gRPC sends details in a header, which must stay small."""
+
+Call = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[bytes, Call], Awaitable[bytes]]
+
+MessageT = TypeVar("MessageT", bound=Message)
+RequestT = TypeVar("RequestT", bound=RequestModel)
+ResponseT = TypeVar("ResponseT", EncodeResponse, PredictResponse, PlanResponse)
+
+
+class Methods:
+    """The handlers of all methods."""
+
+    def __init__(
+        self, planner: Planner, metrics: Metrics, memory: RequestMemory, max_bytes: int
+    ) -> None:
+        self.planner = planner
+        self.metrics = metrics
+        self.memory = memory
+        self.max_bytes = max_bytes
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
+        """gRPC's handler of each method, by the method's name."""
+        planner = self.planner
+        handlers = {
+            "Encode": self._inference_handler(
+                endpoint="encode",
+                request_message=pb.EncodeRequest,
+                request_model=EncodeRequest,
+                work=planner.encode,
+                response_message=pb.EncodeResponse,
+            ),
+            "Predict": self._inference_handler(
+                endpoint="predict",
+                request_message=pb.PredictRequest,
+                request_model=PredictRequest,
+                work=planner.predict,
+                response_message=pb.PredictResponse,
+            ),
+            "Plan": self._inference_handler(
+                endpoint="plan",
+                request_message=pb.PlanRequest,
+                request_model=PlanRequest,
+                work=planner.plan,
+                response_message=pb.PlanResponse,
+            ),
+            "ListModels": self._handler("models", self._list_models),
+            "GetModel": self._handler("models", self._get_model),
+        }
+        return {
+            name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in handlers.items()
+        }
+
+    def _inference_handler(
+        self,
+        *,
+        endpoint: Endpoint,
+        request_message: type[Message],
+        request_model: type[RequestT],
+        work: Callable[[RequestT, RequestContext], Awaitable[ResponseT]],
+        response_message: type[Message],
+    ) -> Handler:
+        async def answer(data: bytes, exchange: Exchange) -> Message:
+            message: Any = parse_message(request_message, data)
+            model = message.model if message.HasField("model") else None
+            exchange.model = self.planner.log_label(model)
+            request = parse(request_model, to_document(message))
+            response = await work(request, exchange.context)
+            exchange.response = response
+            return response_message(**to_message_fields(response))
+
+        return self._handler(endpoint, answer)
+
+    async def _list_models(self, data: bytes, _exchange: Exchange) -> Message:
+        to_document(parse_message(pb.ListModelsRequest, data))
+        models = [pb.Model(**to_message_fields(model)) for model in self.planner.models()]
+        return pb.ListModelsResponse(models=models)
+
+    async def _get_model(self, data: bytes, exchange: Exchange) -> Message:
+        request = parse_message(pb.GetModelRequest, data)
+        exchange.model = self.planner.log_label(request.name)
+        to_document(request)
+        model = self.planner.model(request.name)
+        return pb.GetModelResponse(model=pb.Model(**to_message_fields(model)))
+
+    def _handler(
+        self, endpoint: Endpoint, answer: Callable[[bytes, Exchange], Awaitable[Message]]
+    ) -> Handler:
+        """A handler that sends the errors of ``answer`` to the client and records the call."""
+
+        async def handle(data: bytes, call: Call) -> bytes:
+            context = call_context(call, endpoint)
+            exchange = Exchange(context)
+            error: ServiceError | None = None
+            try:
+                self._check_size(data)
+                with self.memory.reserve() as reservation:
+                    reservation.add(len(data))
+                    message = await answer(data, exchange)
+                call.set_trailing_metadata((("request_id", context.request_id),))
+                return self._serialize(message)
+            except ServiceError as service_error:
+                error = service_error
+            except asyncio.CancelledError:
+                remaining_s = call.time_remaining()
+                expired = remaining_s is not None and remaining_s <= 0
+                error = DeadlineExceeded("the call's deadline") if expired else Cancelled()
+                raise
+            except Exception:
+                log.exception("internal error", request_id=context.request_id)
+                error = Internal(context.request_id)
+            finally:
+                self._record_later(exchange, error)
+            await abort(call, error, context.request_id)
+
+        return handle
+
+    def _record_later(self, exchange: Exchange, error: ServiceError | None) -> None:
+        """Record the call once its answer is on its way."""
+        status = "OK"
+        if error is not None:
+            exchange.code, status = error.code, error.grpc_status
+        asyncio.get_running_loop().call_soon(record, self.metrics, exchange, status)
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > self.max_bytes:
+            detail = f"message: received {len(data)} bytes, expected at most {self.max_bytes}"
+            raise BodyTooLarge(detail)
+
+    def _serialize(self, message: Message) -> bytes:
+        started = time.monotonic()
+        data = message.SerializeToString()
+        self.metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
+        return data
+
+
+class UnknownMethods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Refuses every method that no other handler knows."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler that refuses the call without reading its messages."""
+
+        async def refuse(_messages: object, call: Call) -> None:
+            context = call_context(call, "other")
+            error = UnknownRoute(f"there is no {shorten(handler_call_details.method)}")
+            record(self.metrics, Exchange(context, code=error.code), error.grpc_status)
+            await abort(call, error, context.request_id)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def parse_message(kind: type[MessageT], data: bytes) -> MessageT:
+    """The message in ``data``.
+
+    Raises:
+        MalformedMessage: there is none.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        detail = f"message: received {len(data)} bytes, expected a {kind.DESCRIPTOR.full_name}"
+        raise MalformedMessage(detail) from None
+
+
+def call_context(call: Call, endpoint: Endpoint) -> RequestContext:
+    """The context of a call that has just arrived."""
+    now = time.monotonic()
+    remaining_s = call.time_remaining()
+    deadline = None
+    if remaining_s is not None and math.isfinite(remaining_s):
+        remaining_s = max(0.0, remaining_s)
+        deadline = now + remaining_s - travel_time_s(remaining_s)
+    headers = _first_headers(call)
+    return RequestContext(
+        request_id=request_id_from(headers.get("x-request-id")),
+        endpoint=endpoint,
+        protocol="grpc",
+        received=now,
+        deadline=deadline,
+        traceparent=printable_or_none(headers.get("traceparent")),
+    )
+
+
+def travel_time_s(remaining_s: float) -> float:
+    """How long before the call's deadline its answer has to leave, in seconds.
+
+    A tenth of the remaining time, at least 5 ms (for a local network), at most 250 ms, and never
+    more than half of the remaining time.
+    """
+    return min(max(0.005, 0.1 * remaining_s), 0.25, 0.5 * remaining_s)
+
+
+def _first_headers(call: Call) -> dict[str, str]:
+    """The call's text metadata. Of several values of one name, the first."""
+    headers: dict[str, str] = {}
+    for name, value in call.invocation_metadata() or ():
+        if isinstance(value, str):
+            headers.setdefault(name, value)
+    return headers
+
+
+async def abort(call: Call, error: ServiceError, request_id: str) -> NoReturn:
+    """End the call with the error's status. Code and request id are in the trailing metadata."""
+    trailing = [("code", error.code), ("request_id", request_id)]
+    if error.retry_after_s is not None:
+        trailing.append(("retry-after-ms", str(math.ceil(1000 * error.retry_after_s))))
+    status = grpc.StatusCode[error.grpc_status]
+    await call.abort(status, error.detail[:MAX_DETAIL_CHARACTERS], tuple(trailing))
+    raise AssertionError("abort does not return")

@@ -1,0 +1,91 @@
+"""The gRPC server: the planner's methods, health and reflection on one port."""
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+
+from lewm.v1 import planner_pb2 as pb
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.planner.planner import Planner
+from lewm_serve.settings import Settings
+from lewm_serve.transports.exchange import RequestMemory
+from lewm_serve.transports.grpc.methods import SERVICE, Methods, UnknownMethods
+
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a port in use is an error
+    # A robot may ping every 10 s, also without a call.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    # The server notices a robot that has left the network, and drops its plan.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Only uncompressed messages, because the size limit applies to compressed bytes.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+)
+
+LIBRARY_LIMIT_FACTOR = 2
+"""The library's own message limit is this many times ours, because it refuses larger messages
+without a code and a request id. A message beyond it gets RESOURCE_EXHAUSTED alone."""
+
+
+class GrpcServer:
+    """A `grpc.aio` server whose health service follows `set_ready`."""
+
+    def __init__(
+        self, planner: Planner, settings: Settings, metrics: Metrics, memory: RequestMemory
+    ) -> None:
+        limit = settings.max_body_bytes
+        self._server = grpc.aio.server(
+            options=(
+                *SERVER_OPTIONS,
+                ("grpc.max_receive_message_length", LIBRARY_LIMIT_FACTOR * limit),
+                ("grpc.max_send_message_length", limit),
+            )
+        )
+        handlers = Methods(planner, metrics, memory, limit).handlers()
+        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        self._server.add_generic_rpc_handlers((generic,))
+        self._health = health.HealthServicer()
+        add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
+        )
+        self._server.add_generic_rpc_handlers((UnknownMethods(metrics),))
+        assert pb.DESCRIPTOR.services_by_name["PlannerService"].full_name == SERVICE
+
+    def bind(self, host: str, port: int) -> int:
+        """Listen on a port (0: a free one) and return it.
+
+        Raises:
+            OSError: the port cannot be used.
+        """
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if bound == 0:
+            raise OSError(f"cannot listen on {address}")
+        return bound
+
+    async def start(self) -> None:
+        """Accept calls from now on. The health service says that the server is not ready."""
+        await self.set_ready(False)
+        await self._server.start()
+
+    async def set_ready(self, ready: bool) -> None:
+        """Set what the health service says about the whole server and the planner's service."""
+        serving = health_pb2.HealthCheckResponse.SERVING
+        status = serving if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Finish the calls in progress within the grace period, then close."""
+        await self._server.stop(grace_s)

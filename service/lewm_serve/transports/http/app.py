@@ -1,0 +1,160 @@
+"""The ASGI application: routes, request ids, the access log, and errors as problem documents.
+
+Every error is an `application/problem+json` document (RFC 9457), also on unknown routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import orjson
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lewm_serve.api.context import RequestContext, printable_or_none, request_id_from
+from lewm_serve.constants import Endpoint
+from lewm_serve.errors import (
+    BodyTooLarge,
+    Cancelled,
+    Internal,
+    MethodNotAllowed,
+    RequestTimeout,
+    ServiceError,
+    UnknownRoute,
+    retry_after_header,
+    shorten,
+)
+from lewm_serve.observability.logging import log
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.planner.planner import Planner
+from lewm_serve.settings import Settings
+from lewm_serve.transports.exchange import Exchange, RequestMemory, record
+from lewm_serve.transports.http import openapi
+from lewm_serve.transports.http.routes import (
+    exchange_of,
+    inference_routes,
+    model_routes,
+    operation_routes,
+)
+
+TITLE = "LeWM planner"
+API_VERSION = "1"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+ENDPOINT_OF_PATH: dict[str, Endpoint] = {
+    "encode": "encode",
+    "predict": "predict",
+    "plan": "plan",
+    "models": "models",
+}
+
+UNRECORDED_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+"""Machines ask for these every few seconds. They would drown the requests in log and metrics."""
+
+
+def create_app(
+    planner: Planner, settings: Settings, metrics: Metrics, memory: RequestMemory
+) -> ASGIApp:
+    """The application that serves a planner over HTTP."""
+    app = FastAPI(title=TITLE, version=API_VERSION, redirect_slashes=False, redoc_url=None)
+    for router in (
+        inference_routes(planner, settings, metrics, memory),
+        model_routes(planner),
+    ):
+        app.include_router(router)
+        app.include_router(router, prefix="/v1", include_in_schema=False)
+    app.include_router(operation_routes(planner, metrics))
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_exception)
+    openapi.install(app)
+    return ExchangeMiddleware(app, metrics)
+
+
+class ExchangeMiddleware:
+    """Starts an `Exchange` for each request, returns its request id, and records how it ended."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = Headers(scope=scope)
+        request_id = request_id_from(headers.get("x-request-id"))
+        exchange = Exchange(
+            RequestContext(
+                request_id=request_id,
+                endpoint=_endpoint_of(scope["path"]),
+                protocol="rest",
+                received=time.monotonic(),
+                traceparent=printable_or_none(headers.get("traceparent")),
+            )
+        )
+        scope["lewm.exchange"] = exchange
+        status = Cancelled.status
+
+        async def send_with_request_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_request_id)
+        except ClientDisconnect:
+            exchange.code = Cancelled.code
+        except asyncio.CancelledError:
+            exchange.code = Cancelled.code
+            raise
+        except Exception:
+            # The client got an answer already. The cause stays here.
+            log.exception("internal error", request_id=request_id)
+        finally:
+            if scope["path"] not in UNRECORDED_PATHS:
+                record(self.metrics, exchange, status)
+
+
+def _endpoint_of(path: str) -> Endpoint:
+    first_part = path.removeprefix("/v1").strip("/").partition("/")[0]
+    return ENDPOINT_OF_PATH.get(first_part, "other")
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return _problem_response(request, error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The router's own errors: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    path = shorten(request.url.path)
+    if error.status_code != 405:
+        return _problem_response(request, UnknownRoute(f"there is no {path}"))
+    detail = f"{path} does not take {shorten(request.method)}"
+    response = _problem_response(request, MethodNotAllowed(detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_exception(request: Request, _error: Exception) -> Response:
+    return _problem_response(request, Internal(exchange_of(request).context.request_id))
+
+
+def _problem_response(request: Request, error: ServiceError) -> Response:
+    exchange = exchange_of(request)
+    exchange.code = error.code
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = retry_after_header(error.retry_after_s)
+    if isinstance(error, BodyTooLarge | RequestTimeout):
+        headers["Connection"] = "close"  # the rest of the body is still on its way
+    body = orjson.dumps(error.problem(exchange.context.request_id))
+    return Response(body, error.status, headers, PROBLEM_MEDIA_TYPE)

@@ -1,0 +1,147 @@
+"""Request bodies to JSON documents, and responses to JSON bodies.
+
+FastAPI could read bodies and write responses too. It would hold a body of any size, wait for it for
+ever and take several times longer to write arrays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic_core import from_json
+from starlette.requests import Request
+
+from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
+from lewm_serve.errors import (
+    BodyTooLarge,
+    MalformedJson,
+    Overloaded,
+    RequestTimeout,
+    UnsupportedMediaType,
+    shorten,
+)
+from lewm_serve.transports.exchange import MemoryReservation, Response
+
+MAX_JSON_VALUES = 300_000
+"""Small values take 30 times their bytes once they are parsed. Larger arrays belong on gRPC."""
+
+DISCARD_LIMIT_FACTOR = 8
+DISCARD_TIMEOUT_S = 5.0
+"""How much of a refused body is read: this many times the limit, for this long."""
+
+
+async def read_body(
+    request: Request, *, limit: int, timeout_s: float, memory: MemoryReservation
+) -> bytearray:
+    """The whole body. Its bytes are counted in ``memory``.
+
+    Raises:
+        UnsupportedMediaType: it is not declared as JSON.
+        BodyTooLarge: it has more than ``limit`` bytes.
+        RequestTimeout: it does not arrive within ``timeout_s`` seconds.
+        Overloaded: the server holds too many bytes already.
+    """
+    _check_media_type(request)
+    announced = request.headers.get("content-length", "0")
+    if int(announced) > limit:
+        if "expect" not in request.headers:  # otherwise the client waits and sends nothing
+            await _discard_body(request, limit)
+        raise BodyTooLarge(f"body: received {announced} bytes, expected at most {limit}")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                memory.add(len(chunk))
+                body += chunk
+                if len(body) > limit:
+                    raise BodyTooLarge(
+                        f"body: received more than the {limit} bytes expected at most"
+                    )
+    except (BodyTooLarge, Overloaded):
+        await _discard_body(request, limit)
+        raise
+    except TimeoutError:
+        detail = f"body: received {len(body)} bytes in {timeout_s:g} s, expected all of it"
+        raise RequestTimeout(detail) from None
+    return body
+
+
+def parse_json(body: bytearray) -> object:
+    """The document in a body.
+
+    Raises:
+        MalformedJson: it is not JSON.
+        BodyTooLarge: it has too many values.
+    """
+    if body.count(b",") >= MAX_JSON_VALUES:
+        raise BodyTooLarge(
+            f"body: received more than the {MAX_JSON_VALUES} values expected at most; "
+            "use gRPC for large arrays"
+        )
+    try:
+        return from_json(body)
+    except ValueError as error:
+        raise MalformedJson(f"body: {error}") from None
+
+
+def response_to_json(response: Response, latent_encoding: str) -> bytes:
+    """The fields of a response in their order. Encoded latents are "float" or "base64"."""
+    document = dict(vars(response))
+    if isinstance(response, EncodeResponse) and latent_encoding == "base64":
+        document["latents"] = [
+            vars(item) | {"latent": _to_base64(item.latent)} for item in response.latents
+        ]
+    if isinstance(response, PlanResponse) and response.trajectory is None:
+        del document["trajectory"]
+    # orjson passes arrays that are not C-contiguous to `tolist`, which is slower.
+    return orjson.dumps(document, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def count_values(response: Response) -> int:
+    """The number of values in the arrays of a response."""
+    match response:
+        case EncodeResponse():
+            return sum(item.latent.size for item in response.latents)
+        case PredictResponse():
+            return response.latents.size
+        case PlanResponse():
+            trajectory = response.trajectory
+            return response.actions.size + (0 if trajectory is None else trajectory.size)
+
+
+def _to_base64(latent: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(latent.astype("<f4").tobytes()).decode("ascii")
+
+
+def _check_media_type(request: Request) -> None:
+    received = request.headers.get("content-type", "")
+    if received.partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType(
+            f"content-type: received {shorten(received)}, expected application/json"
+        )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise UnsupportedMediaType(
+            f"content-encoding: received {shorten(encoding)}, expected no encoding"
+        )
+
+
+async def _discard_body(request: Request, limit: int) -> None:
+    """Let the client finish sending a refused body, within reason.
+
+    If the connection were closed at once, the client could not read the answer.
+    """
+    received = 0
+    try:
+        async with asyncio.timeout(DISCARD_TIMEOUT_S):
+            while received < DISCARD_LIMIT_FACTOR * limit:
+                message = await request.receive()
+                received += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

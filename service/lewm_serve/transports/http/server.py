@@ -1,0 +1,77 @@
+"""The HTTP server: uvicorn on an event loop that `lewm_serve.server` runs and stops."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.settings import Settings
+from lewm_serve.transports.http.protocol import BoundedHttpProtocol
+
+KEEP_ALIVE_S = 75
+"""Longer than the idle timeout of common load balancers."""
+
+LISTEN_BACKLOG = 2048
+
+
+class _UvicornServer(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `lewm_serve.server`."""
+        yield
+
+
+class HttpServer:
+    """An ASGI application on a port."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        protocol: Any = partial(BoundedHttpProtocol, settings=settings, metrics=metrics)
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        self._server = _UvicornServer(config)
+        self._socket: socket.socket | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    def bind(self, host: str, port: int) -> int:
+        """Listen on a port (0: a free one) and return it.
+
+        Raises:
+            OSError: the port cannot be used.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        bound: int = self._socket.getsockname()[1]
+        return bound
+
+    async def start(self) -> None:
+        """Accept requests from now on."""
+        assert self._socket is not None, "bind first"
+        self._serving = asyncio.create_task(self._server.serve([self._socket]))
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(0.005)
+
+    async def stop(self, grace_s: float) -> None:
+        """Finish the requests in progress within the grace period, then close."""
+        if self._serving is None:
+            return
+        self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
+        self._server.should_exit = True
+        await self._serving

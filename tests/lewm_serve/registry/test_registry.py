@@ -1,0 +1,31 @@
+"""The models of a server, as far as they are refused before it is ready."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lewm_models.checkpoint import CARD
+from lewm_serve.registry.registry import ModelLoadError, Registry
+from lewm_serve.settings import Settings
+from tests.lewm_serve.checkpoint import write_random_model
+
+
+@pytest.mark.parametrize(
+    ("solver", "refusal"),
+    [
+        ({"name": "oracle"}, "solver.name: .*oracle.*, expected one of cem"),
+        ({"temperature": 0.0}, "temperature: received 0.0, expected more than 0"),
+        ({"momentum": 1.0}, "momentum: received 1.0, expected less than 1"),
+        ({"tolerance": -1.0}, "tolerance: received -1.0"),
+    ],
+)
+def test_a_card_may_not_name_what_a_request_may_not(
+    tmp_path: Path, solver: dict[str, Any], refusal: str
+) -> None:
+    folder = write_random_model(tmp_path / "random")
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps(card | {"solver": solver}))
+    with pytest.raises(ModelLoadError, match=f"^random: solver in its card: {refusal}"):
+        Registry.load(Settings(models=(folder,)))

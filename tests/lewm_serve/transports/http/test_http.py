@@ -1,0 +1,308 @@
+"""What only HTTP can get wrong: bodies, heads, routes, connections."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from lewm_serve.settings import Settings
+from lewm_serve.transports.http.routes import LARGE_BYTES, off_loop
+from tests.lewm_serve.cases import plan
+from tests.lewm_serve.endless import ENDLESS
+from tests.lewm_serve.frames import BLOCK, pixels, rows
+from tests.lewm_serve.process import ServerProcess
+from tests.patience import PATIENCE_S, wait_until
+
+JSON = {"content-type": "application/json"}
+LIMIT = Settings.model_fields["max_body_bytes"].default
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The response is a problem document that says so; its content."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem["code"] == code
+    assert problem["status"] == status
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert set(problem) <= {"type", "title", "status", "detail", "code", "request_id", "errors"}
+    return problem
+
+
+def connect(server: ServerProcess) -> socket.socket:
+    """A bare connection to the HTTP port."""
+    return socket.create_connection(("127.0.0.1", server.ready["http_port"]), timeout=PATIENCE_S)
+
+
+def exchange(server: ServerProcess, data: bytes) -> bytes:
+    """All that comes back until the server closes the connection, with data unread or not."""
+    answer = b""
+    with connect(server) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(65536):
+                answer += part
+    return answer
+
+
+def assert_serving(rest: httpx.Client) -> None:
+    """The server still answers."""
+    assert rest.post("/encode", json={"frames": [pixels()]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "unknown_route"),
+        ("GET", "/nowhere", 404, "unknown_route"),
+        ("POST", "/v2/plan", 404, "unknown_route"),
+        ("POST", "/plan/", 404, "unknown_route"),
+        ("GET", "/%ff%00/../../etc/passwd", 404, "unknown_route"),
+        ("GET", "/plan", 405, "method_not_allowed"),
+        ("DELETE", "/v1/encode", 405, "method_not_allowed"),
+        ("POST", "/models", 405, "method_not_allowed"),
+        ("GET", "/models/nobody", 404, "unknown_model"),
+        ("GET", "/v1/models/nobody", 404, "unknown_model"),
+    ],
+)
+def test_routes(rest: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+    response = rest.request(method, path)
+    assert_problem(response, status, code)
+    if status == 405:
+        assert response.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="open"),
+        pytest.param(b'{"frames": [', id="truncated"),
+        pytest.param(b"{'frames': []}", id="quotes"),
+        pytest.param(b'{"frames": [],}', id="comma"),
+        pytest.param(b"{} {}", id="two"),
+        pytest.param(b"[" * 100_000, id="deep-lists"),
+        pytest.param(b'{"a":' * 100_000, id="deep-objects"),
+        pytest.param(b"\xef\xbb\xbf{}", id="byte-order-mark"),
+        pytest.param(b'{"model": "\xff"}', id="not-utf-8"),
+        pytest.param(b'{"model": "\\ud800"}', id="lone-surrogate"),
+        pytest.param('{"frames": []}'.encode("utf-16"), id="utf-16"),
+        pytest.param(b'{"seed": ' + b"9" * 10_000 + b"}", id="long-number"),
+        pytest.param(b"\x00\x01\x02", id="binary"),
+    ],
+)
+def test_malformed_json(rest: httpx.Client, body: bytes) -> None:
+    assert_problem(rest.post("/plan", content=body, headers=JSON), 400, "malformed_json")
+
+
+@pytest.mark.parametrize("body", [b"null", b"3", b'"plan"', b"[]", b"true", b"NaN"])
+def test_not_an_object(rest: httpx.Client, body: bytes) -> None:
+    assert_problem(rest.post("/plan", content=body, headers=JSON), 422, "wrong_type")
+
+
+def test_of_duplicated_fields_the_last_counts(rest: httpx.Client) -> None:
+    body = json.dumps(plan()).replace('"seed": 7', '"seed": -1, "seed": 8')
+    response = rest.post("/plan", content=body, headers=JSON)
+    assert response.json()["seed"] == 8
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "text/plain"},
+        {"content-type": "multipart/form-data; boundary=x"},
+        {"content-type": "application/jsonp"},
+        JSON | {"content-encoding": "gzip"},
+    ],
+)
+def test_media_types(rest: httpx.Client, headers: dict[str, str]) -> None:
+    response = rest.post("/plan", content=b"{}", headers=headers)
+    assert_problem(response, 415, "unsupported_media_type")
+
+
+def test_media_type_with_charset(rest: httpx.Client) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    content = json.dumps({"frames": [pixels()]})
+    assert rest.post("/encode", content=content, headers=headers).status_code == 200
+
+
+def test_errors_name_field_value_and_expectation(rest: httpx.Client) -> None:
+    frame = {"pixels": {"data": "AAAA", "shape": [8, 8, 3]}}
+    problem = assert_problem(
+        rest.post("/encode", json={"frames": [pixels(), frame]}), 422, "shape_mismatch"
+    )
+    assert problem["errors"] == [
+        {
+            "field": "frames[1].pixels.data",
+            "code": "shape_mismatch",
+            "received": "3 bytes",
+            "expected": "192 bytes, height × width × 3",
+        }
+    ]
+    assert "frames[1].pixels.data" in problem["detail"]
+
+
+def test_unknown_fields_by_the_thousand_make_a_short_answer(rest: httpx.Client) -> None:
+    response = rest.post("/plan", json=plan(**{f"field{i}": i for i in range(50_000)}))
+    assert_problem(response, 422, "unknown_field")
+    assert len(response.content) < 4000
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["content-length", "chunked"])
+def test_oversized_body(rest: httpx.Client, announced: bool) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(LIMIT // (1 << 20) + 8):
+            yield bytes(1 << 20)
+
+    content = b"".join(chunks()) if announced else chunks()
+    response = rest.post("/plan", content=content, headers=JSON)
+    assert_problem(response, 413, "body_too_large")
+    assert response.headers["connection"] == "close"
+    assert_serving(rest)
+
+
+def test_too_many_values(rest: httpx.Client) -> None:
+    content = b'{"frames":[' + b"0," * 300_000 + b"0]}"
+    problem = assert_problem(
+        rest.post("/plan", content=content, headers=JSON), 413, "body_too_large"
+    )
+    assert "300000 values" in problem["detail"]
+
+
+def test_too_many_values_to_answer(rest: httpx.Client) -> None:
+    candidates = [rows(10 * BLOCK)] * 800  # 800 · 10 · 128 values
+    problem = assert_problem(
+        rest.post("/predict", json={"frames": [pixels()], "candidates": candidates}),
+        422,
+        "out_of_range",
+    )
+    assert problem["errors"][0]["field"] == "candidates"
+    assert "an answer of 1024000 values" in problem["detail"]
+    assert "use gRPC" in problem["detail"]
+
+
+def test_large_bodies_and_answers(rest: httpx.Client) -> None:
+    candidates = np.random.default_rng(0).uniform(-1, 1, (600, 4 * BLOCK, 2)).tolist()
+    request = {"frames": [pixels()], "candidates": candidates}
+    many = rest.post("/predict", json=request).json()["latents"]
+    few = rest.post("/predict", json=request | {"candidates": candidates[:2]}).json()["latents"]
+    assert np.shape(many) == (600, 4, 128)
+    assert np.allclose(many[:2], few, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "elsewhere"), [(LARGE_BYTES, False), (LARGE_BYTES + 1, True)])
+def test_large_work_is_done_off_the_loop(size: int, elsewhere: bool) -> None:
+    async def worker() -> bool:
+        return await off_loop(size, threading.get_ident) != threading.get_ident()
+
+    assert asyncio.run(worker()) is elsewhere
+
+
+def test_expectation_is_refused_before_the_body(server: ServerProcess) -> None:
+    head = (
+        b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % (LIMIT + 1)
+    )
+    assert exchange(server, head).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"POST /plan HTTP/1.1\r\nContent-Length: many\r\n\r\n",
+        b"POST /plan HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET /" + b"a" * 700_000,
+        b"GET / HTTP/1.1\r\nX: " + b"a" * 700_000,
+    ],
+)
+def test_garbage_on_the_port(server: ServerProcess, rest: httpx.Client, data: bytes) -> None:
+    answer = exchange(server, data)
+    assert answer.startswith(b"HTTP/1.1 400")
+    request_id = json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"]
+    (line,) = server.logged(request_id)
+    assert (line["endpoint"], line["code"], line["status"]) == ("other", "malformed_http", 400)
+    name = 'lewm_requests_total{code="malformed_http",endpoint="other",protocol="rest"}'
+    assert name in rest.get("/metrics").text
+    assert_serving(rest)
+
+
+def test_aborted_uploads(server: ServerProcess, rest: httpx.Client) -> None:
+    head = b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    for length in (0, 10, 100_000):
+        with connect(server) as connection:
+            connection.sendall(head + b"Content-Length: 1000000\r\n\r\n" + b"[" * length)
+    assert_serving(rest)
+
+
+def test_errors_keep_the_connection(server: ServerProcess) -> None:
+    limits = httpx.Limits(max_connections=1)
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S, limits=limits) as client:
+        for _ in range(3):
+            assert_problem(client.post("/plan", content=b"{", headers=JSON), 400, "malformed_json")
+            assert_serving(client)
+
+
+def test_plan_is_dropped_when_its_client_goes(server: ServerProcess, rest: httpx.Client) -> None:
+    cancelled = 'lewm_requests_total{code="cancelled",endpoint="plan",protocol="rest"}'
+    active = "lewm_active_plans"
+    before = server.figure(cancelled)
+    wait_until(lambda: server.figure(active) == 0)
+    body = json.dumps(plan(solver=ENDLESS)).encode()
+    head = b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with connect(server) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: server.figure(active) == 1)
+    wait_until(lambda: server.figure(cancelled) == before + 1)
+    wait_until(lambda: server.figure(active) == 0)
+    assert_serving(rest)
+
+
+@pytest.mark.parametrize("path", ["/encode", "/nowhere", "/healthz", "/models"])
+def test_request_id_is_returned(rest: httpx.Client, path: str) -> None:
+    response = rest.get(path, headers={"x-request-id": "robot 7, step 12"})
+    assert response.headers["x-request-id"] == "robot 7, step 12"
+
+
+@pytest.mark.parametrize("received", ["", "x" * 129, "tab\there", "\x80\xff"])
+def test_unfit_request_id_is_replaced(rest: httpx.Client, received: str) -> None:
+    headers = {b"x-request-id": received.encode("latin-1")}
+    response = rest.get("/readyz", headers=headers)
+    assert response.headers["x-request-id"] != received
+    assert len(response.headers["x-request-id"]) == 32
+
+
+def test_log_line(server: ServerProcess, rest: httpx.Client) -> None:
+    headers = {"x-request-id": "logged", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-0-01"}
+    rest.post("/encode", json={"frames": [pixels()]}, headers=headers)
+    (line,) = server.logged("logged")
+    assert line["traceparent"] == headers["traceparent"]
+    assert (line["endpoint"], line["protocol"], line["code"]) == ("encode", "rest", "ok")
+    assert line["model"] == server.ready["models"][0]
+    assert set(line["timing_ms"]) == {"queue", "decode", "encode", "solve", "total"}
+
+
+def test_versioned_path(rest: httpx.Client) -> None:
+    plans = [rest.post(path, json=plan()).json()["actions"] for path in ("/plan", "/v1/plan")]
+    assert plans[0] == plans[1]
+
+
+def test_base64_latents_are_the_same_numbers(rest: httpx.Client) -> None:
+    request = {"frames": [pixels()]}
+    numbers = rest.post("/encode", json=request).json()["latents"][0]["latent"]
+    packed = rest.post("/encode", json=request | {"encoding": "base64"}).json()
+    data = base64.b64decode(packed["latents"][0]["latent"])
+    assert np.array_equal(np.frombuffer(data, "<f4"), np.asarray(numbers, np.float32))
