@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lewm_client import PlannerClient
-from lewm_client.answers import LatentIds, PlanResponse
+from lewm_client import LatentIds, PlannerClient, PlanResponse
 from lewm_serve.cli.remote_planner import RemotePlanner, two_room_model
 from tests.lewm_serve.checkpoint import NAME
 from tests.lewm_serve.process import ServerProcess
