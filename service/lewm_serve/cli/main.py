@@ -1,6 +1,8 @@
 """`lewm`, the one program. What a command needs is imported when it runs."""
 
 import os
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -33,8 +35,21 @@ app.command("demo")(demo)
 app.add_typer(models, name="models")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lewm-serve {metadata.version('lewm-serve')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
     """Latent world models that plan: train, measure and serve them."""
 
 
