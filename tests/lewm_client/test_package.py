@@ -8,6 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "client"
+PROJECT = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
+LOWEST_VERSIONS: dict[str, str] = dict(
+    requirement.split(">=") for requirement in PROJECT["dependencies"]
+)
+"""The lowest allowed version of each dependency."""
 
 IMPORT_AND_LIST_NEW_MODULES = """
 import sys
@@ -37,6 +42,14 @@ def test_minimum_versions_are_those_of_the_generated_code() -> None:
     grpcio = re.search(r"^GRPC_GENERATED_VERSION = '(\S+)'$", services, re.MULTILINE)
     assert protobuf is not None
     assert grpcio is not None
-    project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
-    assert f"protobuf>={protobuf[1]}" in project["dependencies"]
-    assert f"grpcio>={grpcio[1]}" in project["dependencies"]
+    assert LOWEST_VERSIONS["protobuf"] == protobuf[1]
+    assert LOWEST_VERSIONS["grpcio"] == grpcio[1]
+
+
+def test_compatibility_table_has_the_lowest_versions() -> None:
+    (row,) = re.findall(r"^\| 0\.2 .*$", (CLIENT / "README.md").read_text(), re.MULTILINE)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3:] == [
+        PROJECT["requires-python"].replace(">=", "≥ "),
+        *(f"≥ {LOWEST_VERSIONS[name]}" for name in ("grpcio", "protobuf", "numpy")),
+    ]

@@ -1,6 +1,6 @@
 """Print a plan of the embedded model as JSON. This also runs where only the client is installed.
 
-Usage: make_plan.py TARGET START_IMAGE GOAL_IMAGE
+Usage: make_plan.py TARGET
 """
 
 import json
@@ -12,15 +12,19 @@ from google.protobuf.json_format import MessageToDict
 
 from lewm_client import PlannerClient
 
+PROGRAM = Path(__file__)
+FRAMES = PROGRAM.parents[2] / "docs" / "frames"
+
 TIMEOUT_S = 300.0
 """Much longer than a plan takes, so that the deadline does not end the search."""
 
 
-def make_plan(target: str, start: Path, goal: Path) -> dict[str, Any]:
-    """Plan from a start image to a goal image; the parts of the plan that the tests look at."""
+def make_plan(target: str) -> dict[str, Any]:
+    """Ask a server for a plan and return the parts of it that the tests look at."""
+    start, goal = ((FRAMES / name).read_bytes() for name in ("start.png", "goal.png"))
     with PlannerClient(target) as client:
         (model,) = client.models()
-        plan = client.plan([start.read_bytes()], goal.read_bytes(), seed=7, timeout_s=TIMEOUT_S)
+        plan = client.plan([start], goal, seed=7, timeout_s=TIMEOUT_S)
     card = MessageToDict(model.card)
     return {
         "model": plan.model,
@@ -37,5 +41,4 @@ def make_plan(target: str, start: Path, goal: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _, target, start, goal = sys.argv
-    print(json.dumps(make_plan(target, Path(start), Path(goal))))
+    print(json.dumps(make_plan(sys.argv[1])))

@@ -12,10 +12,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.lewm_serve.process import ServerProcess
+from tests.packaging import make_plan
 from tests.packaging.distributions import Distribution, pyproject
 from tests.packaging.environments import Environment
-from tests.packaging.make_plan import make_plan
-from tests.packaging.test_installed import GOAL, MAKE_PLAN, START
 
 PROJECT = pyproject("lewm-client")["project"]
 OLDEST_PYTHON: str = PROJECT["requires-python"].removeprefix(">=")
@@ -42,7 +41,7 @@ def makes_environments(interpreter: str, version: str) -> bool:
 
 def oldest_requirements() -> list[str]:
     """The lowest allowed version of each dependency."""
-    return [re.sub(r">=", "==", requirement) for requirement in PROJECT["dependencies"]]
+    return [requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +69,9 @@ def test_a_plan_on_the_oldest_python(
     ):
         environment = Environment(Path(folder) / "environment", oldest_python)
         environment.install(str(distributions["lewm-client"].wheel), *oldest_requirements())
-        arguments = ["-I", str(MAKE_PLAN), server.target, str(START), str(GOAL)]
+        arguments = ["-I", str(make_plan.PROGRAM), server.target]
         plan = json.loads(environment.run("python", arguments, cwd=tmp_path))
-        expected = make_plan(server.target, START, GOAL)
+        expected = make_plan.make_plan(server.target)
     assert plan["status"] == "completed"
     assert len(plan["actions"]) == plan["solver"]["horizon"] * plan["action_block"]
     # Both requests have the same seed, so the actions are the same, bit for bit.

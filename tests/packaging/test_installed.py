@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from lewm_serve.backends.native.library import NoLibrary, library
+from tests.packaging import make_plan
 from tests.packaging.distributions import VERSION
-from tests.packaging.environments import ROOT, Environment, clean_variables
+from tests.packaging.environments import Environment, clean_variables
 from tests.patience import PATIENCE_S
-
-START, GOAL = ROOT / "docs" / "frames" / "start.png", ROOT / "docs" / "frames" / "goal.png"
-MAKE_PLAN = Path(__file__).with_name("make_plan.py")
 
 PRINT_FILES_OF_PACKAGES = """
 import lewm.v1, lewm_client, lewm_models, lewm_serve
@@ -71,8 +69,8 @@ def test_a_plan_of_the_embedded_model(installed: Environment, tmp_path: Path) ->
             ready_line = server.stdout.readline()
             assert ready_line, log.read_text()
             ready = json.loads(ready_line)
-            arguments = [f"127.0.0.1:{ready['grpc_port']}", str(START), str(GOAL)]
-            output = installed.run("python", ["-I", str(MAKE_PLAN), *arguments], cwd=working_folder)
+            arguments = ["-I", str(make_plan.PROGRAM), f"127.0.0.1:{ready['grpc_port']}"]
+            output = installed.run("python", arguments, cwd=working_folder)
         finally:
             server.terminate()
         assert server.wait(PATIENCE_S) == 0
