@@ -43,11 +43,11 @@ test: $(READY) ## Run all tests
 benchmark: $(READY) ## Benchmark this machine: a table and benchmarks/*.json
 	$(BIN)/lewm benchmark
 
-check: $(READY) ## Formatting, lint, types, proto lint
+check: $(READY) ## Formatting, lint, types, proto files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	cd proto && ../$(BIN)/buf lint
+	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against last_release.txtpb
 
 format: $(READY) ## Format and sort imports
 	$(BIN)/ruff check --fix .

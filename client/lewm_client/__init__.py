@@ -1,4 +1,4 @@
-"""The planner from a robot's side: numpy, gRPC and protobuf, nothing else.
+"""A client for robots. It needs numpy, grpcio and protobuf, nothing else.
 
     with PlannerClient("127.0.0.1:50051") as client:
         pilot = Pilot(client, goal_frame, steps=5, timeout_s=0.5, fallback="hold")
@@ -9,15 +9,29 @@ A frame is an array (H, W, 3) of uint8, the bytes of a PNG or JPEG image, a late
 of floats, or the `latent_id` of an earlier response.
 """
 
-from lewm_client.answers import EncodeResponse, PlanResponse, PredictResponse
 from lewm_client.client import PlannerClient
 from lewm_client.errors import PlannerError
-from lewm_client.frames import FrameLike, frame, tensor
-from lewm_client.pilot import Move, Pilot, Setback, rest_of_plan
+from lewm_client.messages import FrameLike, frame, tensor
+from lewm_client.pilot import LocalFallback, Move, Pilot, Setback, rest_of_plan
+from lewm_client.responses import (
+    EncodedLatent,
+    EncodeResponse,
+    FallbackReport,
+    Health,
+    LatentIds,
+    PlanResponse,
+    PredictResponse,
+    Timing,
+)
 
 __all__ = [
     "EncodeResponse",
+    "EncodedLatent",
+    "FallbackReport",
     "FrameLike",
+    "Health",
+    "LatentIds",
+    "LocalFallback",
     "Move",
     "Pilot",
     "PlanResponse",
@@ -25,6 +39,7 @@ __all__ = [
     "PlannerError",
     "PredictResponse",
     "Setback",
+    "Timing",
     "frame",
     "rest_of_plan",
     "tensor",

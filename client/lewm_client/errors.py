@@ -1,15 +1,34 @@
-"""What a call can end in besides an answer."""
+"""The error that a call raises when it gets no response."""
 
 from __future__ import annotations
 
 import grpc
 
+TEMPORARY_STATUSES = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+)
+"""Statuses that say nothing against the request itself."""
+
+PERMANENT_CODES = ("body_too_large",)
+"""Codes of requests that fail every time, although their status is a temporary one."""
+
 
 class PlannerError(Exception):
-    """What the server, or the way to it, refused.
+    """The server refused the request, or could not be reached.
 
-    `code` is the service's own (`invalid_image`, `overloaded`, …), or the gRPC status in lower
-    case where the server did not answer. `retry_after_s` is None where no retry is promised.
+    Attributes:
+        status: the gRPC status.
+        code: the server's code for programs (`invalid_image`, `overloaded`, …). Where the server
+            sent none, the gRPC status in lower case (`unavailable`, `deadline_exceeded`, …).
+        detail: a sentence for people. It names the field, the value and what was expected.
+        request_id: the request's id in the server's log, empty where the server sent none.
+        retry_after_s: seconds after which the server expects to have room, None where it did not
+            say.
     """
 
     def __init__(self, error: grpc.Call) -> None:
@@ -18,24 +37,11 @@ class PlannerError(Exception):
         self.detail = error.details() or ""
         self.code = str(trailing.get("code", self.status.name.lower()))
         self.request_id = str(trailing.get("request_id", ""))
-        after = trailing.get("retry-after-ms")
-        self.retry_after_s = None if after is None else float(after) / 1000
+        after_ms = trailing.get("retry-after-ms")
+        self.retry_after_s = None if after_ms is None else float(after_ms) / 1000
         super().__init__(f"{self.code}: {self.detail}")
 
     @property
     def temporary(self) -> bool:
-        """Whether the same request may be answered another time: the request is not at fault."""
-        return self.status in TEMPORARY and self.code not in ITS_OWN_FAULT
-
-
-TEMPORARY = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-)
-
-ITS_OWN_FAULT = ("body_too_large",)
-"""What shares a status with those, and would be refused another time as well."""
+        """Whether the same request may succeed later. If not, the request itself is wrong."""
+        return self.status in TEMPORARY_STATUSES and self.code not in PERMANENT_CODES

@@ -1,4 +1,4 @@
-"""Receding horizon: run the first steps of a plan, look again, and search on from the rest."""
+"""Receding horizon: run the first actions of a plan, look again, and plan on from the rest."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from lewm_client.answers import PlanResponse
 from lewm_client.client import PlannerClient
 from lewm_client.errors import PlannerError
-from lewm_client.frames import FrameLike
+from lewm_client.messages import FrameLike
+from lewm_client.responses import FloatArray, PlanResponse
 
-FloatArray = NDArray[np.float32]
+MIN_TIMEOUT_S = 1e-3
+"""The timeout of a call that has no time left; a timeout of 0 is refused."""
 
-LEAST_S = 1e-3
-"""A timeout that is over at once, and still one."""
+Source = Literal["plan", "fallback", "local"]
 
 
 @dataclass(frozen=True)
 class Setback:
-    """A plan that did not come: why, and what a local fallback can act by.
+    """What a local fallback knows when the server sent no plan.
 
-    ``rest`` (R, action_dim) is what was not yet run of the last good plan, R may be 0; ``state``
-    is what `Pilot.step` was given.
+    Attributes:
+        error: why there is no plan.
+        rest: (R, action_dim), the actions of the last good plan that are not run yet; R may be 0.
+        frames: the frames that `Pilot.step` was given.
+        state: the state that `Pilot.step` was given.
     """
 
     error: PlannerError
@@ -36,11 +39,15 @@ class Setback:
 
 
 LocalFallback = Callable[[Setback], ArrayLike]
-"""Actions (R, action_dim), R ≥ 1, that need no server. It may raise, the setback's error say."""
+"""Returns actions (R, action_dim), R ≥ 1, without a server; may raise `Setback.error` instead."""
 
 
 def rest_of_plan(setback: Setback) -> FloatArray:
-    """The rest of the last good plan, while there is any; then the error is raised."""
+    """Return the rest of the last good plan.
+
+    Raises:
+        PlannerError: the setback's error, where nothing is left of the plan.
+    """
     if not len(setback.rest):
         raise setback.error
     return setback.rest
@@ -48,39 +55,48 @@ def rest_of_plan(setback: Setback) -> FloatArray:
 
 @dataclass(frozen=True)
 class Move:
-    """What to do until the next look.
+    """The actions to run before the next look.
 
-    ``actions`` (1 … steps, action_dim) in the environment's units. ``source`` says whose they are:
-    the planner's, those of the server's fallback controller, or the local fallback's, when
-    ``plan`` is None and ``error`` says why.
+    Attributes:
+        actions: (1 … steps, action_dim), in the environment's units.
+        source: who made the actions: the planner (`plan`), the server's fallback controller
+            (`fallback`), or the local fallback (`local`).
+        plan: the server's response, None where the source is `local`.
+        error: why there is no plan, where the source is `local`.
     """
 
     actions: FloatArray
-    source: Literal["plan", "fallback", "local"]
+    source: Source
     plan: PlanResponse | None = None
     error: PlannerError | None = None
 
 
 class Pilot:
-    """Drives one robot to one goal; one thread at a time.
+    """Drives one robot to one goal. Only one thread at a time may use it.
 
-    The goal's frame is sent once and named by its `latent_id` from then on. Of each plan the first
-    ``steps`` actions are run, and the search for the next begins at the rest. A plan from frames
-    that were `anomalous`, which comes without a fallback alone, is run so far and not gone on with.
+    The first ``steps`` actions of each plan are run, and the search for the next plan starts at the
+    remaining ones. The goal's frame is sent once; later requests name it by its `latent_id`.
+
+    A plan whose health is `anomalous` is returned like any other, but the next search does not
+    start at it. Such a plan arrives only where no fallback is set.
 
     Args:
-        client: the connection, which many pilots may share.
-        goal: what the robot should see.
-        steps: actions of a plan that are run before the next look.
-        timeout_s: of each `step`, and the deadline of its plan.
-        fallback: the controller by which the server answers when it cannot plan; "tail" becomes
-            "hold" while there is no plan to go on with.
-        local: what is done when no answer comes in time, or the server is full or gone. It is not
-            asked about requests that are wrong: those errors are raised.
+        client: the connection; many pilots may share it.
+        goal: what the robot should see at the end.
+        steps: how many actions of a plan are run before the next look.
+        timeout_s: the longest that a `step` takes, and the deadline of its plan.
+        fallback: the controller by which the server answers when it cannot plan. "tail" becomes
+            "hold" while there is no earlier plan.
+        local: the fallback that runs on the robot. It is used when no response comes in time and
+            when the server is overloaded, failing or gone. It is not used when the request is
+            wrong: that error is raised.
         settings: further arguments of `PlannerClient.plan`, such as `model` and `solver`.
 
     Attributes:
-        last: the server's latest answer, None before the first.
+        last: the server's latest response, None before the first.
+
+    Raises:
+        ValueError: ``steps`` is less than 1.
     """
 
     last: PlanResponse | None = None
@@ -116,44 +132,44 @@ class Pilot:
         state: ArrayLike | None = None,
         seed: int | None = None,
     ) -> Move:
-        """What to do next, by what the robot sees; within ``timeout_s``, whatever the server does.
+        """Choose the next actions from what the robot sees; returns within ``timeout_s``.
 
         Args:
             frames: oldest first, one action block apart.
-            past_actions: what was run between them.
+            past_actions: the actions that were run between the frames.
             state: what the fallback controller needs to know, (n,).
-            seed: of the search.
+            seed: the seed of the search.
 
         Raises:
-            PlannerError: the request is wrong, or the local fallback raised it.
+            PlannerError: the request is wrong, or the local fallback raised the error.
+            ValueError: the local fallback returned no actions, or not in the shape
+                (R, action_dim).
         """
         try:
             plan = self._plan(frames, past_actions, state, seed)
         except PlannerError as error:
             if not error.temporary:
                 raise
-            setback = Setback(error, self._rest, frames, state)
+            setback = Setback(error=error, rest=self._rest, frames=frames, state=state)
             actions = np.asarray(self._local(setback), np.float32)
-            return self._move(actions, "local", error=error)
+            return Move(self._next_actions(actions, "local"), "local", error=error)
         self.last = plan
         if plan.fallback is not None:
-            return self._move(plan.actions, "fallback", plan=plan)
-        if plan.health.status != "anomalous":  # by what is not to be trusted nobody goes on
+            return Move(self._next_actions(plan.actions, "fallback"), "fallback", plan=plan)
+        if plan.health.status != "anomalous":
             self._rest = plan.actions
-        return self._move(plan.actions, "plan", plan=plan)
+        return Move(self._next_actions(plan.actions, "plan"), "plan", plan=plan)
 
-    def _move(
-        self,
-        actions: FloatArray,
-        source: Literal["plan", "fallback", "local"],
-        **why: Any,
-    ) -> Move:
-        """The first steps; the last good plan goes by, whoever acts meanwhile."""
+    def _next_actions(self, actions: FloatArray, source: Source) -> FloatArray:
+        """Take the first ``steps`` actions, and as many off the rest of the last good plan.
+
+        The rest gets shorter also when other actions are run, so that it stays in time.
+        """
         if actions.ndim != 2 or not len(actions):
             raise ValueError(f"{source}: expected actions (R, action_dim), got {actions.shape}")
-        run = actions[: self._steps]
-        self._rest = self._rest[len(run) :]
-        return Move(run, source, **why)
+        next_actions = actions[: self._steps]
+        self._rest = self._rest[len(next_actions) :]
+        return next_actions
 
     def _plan(
         self,
@@ -162,29 +178,36 @@ class Pilot:
         state: ArrayLike | None,
         seed: int | None,
     ) -> PlanResponse:
-        rest = self._rest if len(self._rest) else None
-        controller = self._fallback
-        if controller == "tail" and rest is None:
-            controller = "hold"
+        """Call the planner, and once more with the goal's frame if the server forgot its latent."""
         deadline = time.monotonic() + self._timeout_s
-        asked = {
+        arguments = self._plan_arguments(past_actions, state, seed)
+        try:
+            plan = self._client.plan(frames, self._goal_id or self._goal, **arguments)
+        except PlannerError as error:
+            if error.code != "unknown_latent" or self._goal_id is None:
+                raise
+            arguments["timeout_s"] = max(MIN_TIMEOUT_S, deadline - time.monotonic())
+            plan = self._client.plan(frames, self._goal, **arguments)
+        if plan.latent_ids is not None:
+            self._goal_id = plan.latent_ids.goal
+        return plan
+
+    def _plan_arguments(
+        self, past_actions: ArrayLike | None, state: ArrayLike | None, seed: int | None
+    ) -> dict[str, Any]:
+        """The keyword arguments of `PlannerClient.plan`; the pilot's ``settings`` come last."""
+        rest = self._rest if len(self._rest) else None
+        arguments: dict[str, Any] = {
             "past_actions": past_actions,
             "warm_start": rest,
             "seed": seed,
             "timeout_s": self._timeout_s,
-            **({} if controller == "none" else {"fallback": {"controller": controller}}),
-            **self._settings,
         }
-        if state is not None and "fallback" in asked:
-            asked["fallback"] = {**asked["fallback"], "state": state}
-        try:
-            plan = self._client.plan(frames, self._goal_id or self._goal, **asked)
-        except PlannerError as error:
-            if error.code != "unknown_latent" or self._goal_id is None:
-                raise
-            # The server keeps latents for a while only.
-            asked["timeout_s"] = max(LEAST_S, deadline - time.monotonic())
-            plan = self._client.plan(frames, self._goal, **asked)
-        if plan.latent_ids is not None:
-            self._goal_id = plan.latent_ids.goal
-        return plan
+        if self._fallback != "none":
+            nothing_to_continue = self._fallback == "tail" and rest is None
+            controller = "hold" if nothing_to_continue else self._fallback
+            arguments["fallback"] = {"controller": controller}
+        arguments.update(self._settings)
+        if state is not None and "fallback" in arguments:
+            arguments["fallback"] = {**arguments["fallback"], "state": state}
+        return arguments

@@ -1,4 +1,4 @@
-"""The client against servers that die, come back, or never answer."""
+"""The client with servers that refuse, never answer, die or come back."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ import pytest
 
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import PlannerClient, PlannerError
-from lewm_client.retries import call
+from lewm_client.client import call_with_retries
 from tests.lewm_serve.checkpoint import write_random_model
 from tests.lewm_serve.process import ServerProcess
 from tests.patience import PATIENCE_S
@@ -19,75 +19,118 @@ from tests.patience import PATIENCE_S
 FRAME = np.zeros((64, 64, 3), np.uint8)
 
 
-class Refusal(grpc.RpcError):
-    """What gRPC raises."""
+class FakeRpcError(grpc.RpcError):
+    """An error as gRPC raises it."""
 
-    def __init__(self, status: grpc.StatusCode, **trailing: str) -> None:
-        self.status, self.trailing = status, tuple(trailing.items())
+    def __init__(self, status: grpc.StatusCode, detail: str = "", **trailing: str) -> None:
+        self._status = status
+        self._detail = detail
+        self._trailing = trailing
 
     def code(self) -> grpc.StatusCode:
-        return self.status
+        return self._status
 
     def details(self) -> str:
-        return ""
+        return self._detail
 
     def trailing_metadata(self) -> Any:
-        return tuple((name.replace("_", "-"), value) for name, value in self.trailing)
+        return tuple(self._trailing.items())
 
 
-class Method:
-    """A method that refuses so many times, and then answers."""
+RETRY_AFTER_MINUTE = {"retry-after-ms": "60000"}
+UNAVAILABLE = FakeRpcError(grpc.StatusCode.UNAVAILABLE)
 
-    def __init__(self, refusals: int, refusal: Refusal) -> None:
-        self.refusals, self.refusal = refusals, refusal
+
+class FakeMethod:
+    """A gRPC method that fails a number of times and then responds."""
+
+    def __init__(self, failures: int, error: FakeRpcError) -> None:
+        self._failures = failures
+        self._error = error
         self.timeouts: list[float] = []
 
     def __call__(self, _request: pb.EncodeRequest, timeout: float) -> pb.EncodeResponse:
         self.timeouts.append(timeout)
-        if len(self.timeouts) <= self.refusals:
-            raise self.refusal
-        return pb.EncodeResponse()
+        if len(self.timeouts) <= self._failures:
+            raise self._error
+        return pb.EncodeResponse(model="fake")
 
 
-def attempts(method: Method, retries: int, timeout_s: float = PATIENCE_S) -> int:
-    """How often a call that fails was tried."""
+def attempts_until_error(error: FakeRpcError, retries: int, timeout_s: float = PATIENCE_S) -> int:
+    """How often a method that always fails is called."""
+    method = FakeMethod(100, error)
     with pytest.raises(PlannerError):
-        call(method, pb.EncodeRequest(), timeout_s, retries)
+        call_with_retries(method, pb.EncodeRequest(), timeout_s=timeout_s, retries=retries)
     return len(method.timeouts)
 
 
-def test_unavailable_is_tried_again_within_one_timeout() -> None:
-    method = Method(2, Refusal(grpc.StatusCode.UNAVAILABLE))
-    call(method, pb.EncodeRequest(), PATIENCE_S, 3)
-    assert len(method.timeouts) == 3
-    assert PATIENCE_S >= method.timeouts[0] > method.timeouts[1] > method.timeouts[2]
+def test_unavailable_is_retried_within_one_timeout() -> None:
+    method = FakeMethod(2, UNAVAILABLE)
+    response = call_with_retries(method, pb.EncodeRequest(), timeout_s=PATIENCE_S, retries=3)
+    assert response.model == "fake"
+    first, second, third = method.timeouts
+    assert PATIENCE_S >= first > second > third
 
 
-def test_attempts_are_bounded() -> None:
-    unavailable = Refusal(grpc.StatusCode.UNAVAILABLE)
-    assert attempts(Method(9, unavailable), 2) == 3
-    assert attempts(Method(9, unavailable), 0) == 1
-    patient = Refusal(grpc.StatusCode.UNAVAILABLE, retry_after_ms="60000")
-    assert attempts(Method(9, patient), 5, timeout_s=30) == 1  # it would be too late
+def test_number_of_attempts_is_limited() -> None:
+    assert attempts_until_error(UNAVAILABLE, retries=2) == 3
+    assert attempts_until_error(UNAVAILABLE, retries=0) == 1
+
+
+def test_no_retry_that_would_be_after_the_timeout() -> None:
+    error = FakeRpcError(grpc.StatusCode.UNAVAILABLE, **RETRY_AFTER_MINUTE)
+    assert attempts_until_error(error, retries=5, timeout_s=30) == 1
 
 
 @pytest.mark.parametrize(
     "status",
-    set(grpc.StatusCode) - {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE},
+    [
+        status
+        for status in grpc.StatusCode
+        if status not in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
+    ],
     ids=lambda status: status.name,
 )
-def test_nothing_else_is_tried_again(status: grpc.StatusCode) -> None:
-    assert attempts(Method(9, Refusal(status)), 5) == 1
+def test_other_errors_are_not_retried(status: grpc.StatusCode) -> None:
+    assert attempts_until_error(FakeRpcError(status), retries=5) == 1
+
+
+def test_error_of_the_server() -> None:
+    trailing = {"code": "overloaded", "request_id": "r-1", "retry-after-ms": "250"}
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    error = PlannerError(FakeRpcError(status, "the queue is full", **trailing))  # type: ignore[arg-type]
+    assert (error.status, error.code, error.request_id) == (status, "overloaded", "r-1")
+    assert (error.detail, error.retry_after_s) == ("the queue is full", 0.25)
+    assert str(error) == "overloaded: the queue is full"
+    assert error.temporary
+
+
+def test_error_without_the_servers_metadata() -> None:
+    error = PlannerError(UNAVAILABLE)  # type: ignore[arg-type]
+    assert (error.code, error.request_id, error.retry_after_s) == ("unavailable", "", None)
+    assert error.temporary
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, "shape_mismatch"),
+        (grpc.StatusCode.NOT_FOUND, "unknown_model"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "body_too_large"),
+    ],
+)
+def test_error_of_a_wrong_request_is_not_temporary(status: grpc.StatusCode, code: str) -> None:
+    assert not PlannerError(FakeRpcError(status, code=code)).temporary  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, np.inf, np.nan])
-def test_a_call_without_an_end_is_refused(timeout_s: float, silent: str) -> None:
-    with PlannerClient(silent) as client, pytest.raises(ValueError, match="timeout_s"):
+def test_a_call_without_a_finite_timeout_is_refused(timeout_s: float, silent_target: str) -> None:
+    with PlannerClient(silent_target) as client, pytest.raises(ValueError, match="timeout_s"):
         client.models(timeout_s)
 
 
-def test_a_server_that_never_answers(silent: str) -> None:
-    with PlannerClient(silent) as client, pytest.raises(PlannerError) as caught:
+def test_a_server_that_never_answers(silent_target: str) -> None:
+    with PlannerClient(silent_target) as client, pytest.raises(PlannerError) as caught:
         client.encode([FRAME], timeout_s=0.5)
     assert caught.value.temporary
     assert caught.value.code in ("deadline_exceeded", "unavailable")
@@ -99,7 +142,7 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
     with (
         ServerProcess(tmp_path / "first.log", *flags).wait_ready() as first,
         PlannerClient(first.target) as client,
-        PlannerClient(first.target, retries=1000) as patient,
+        PlannerClient(first.target, retries=1000) as patient_client,
         ThreadPoolExecutor(1) as pool,
     ):
         assert client.encode([FRAME]).latents
@@ -109,9 +152,9 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
             client.encode([FRAME], timeout_s=5)
         assert caught.value.status is grpc.StatusCode.UNAVAILABLE
 
-        asking = pool.submit(patient.encode, [FRAME], timeout_s=PATIENCE_S)
+        encoding = pool.submit(patient_client.encode, [FRAME], timeout_s=PATIENCE_S)
         port = first.target.rpartition(":")[2]
         with ServerProcess(tmp_path / "second.log", *flags, "--grpc-port", port).wait_ready():
-            # It waited through the death, the start and the loading.
-            assert asking.result(PATIENCE_S).latents
+            # This call began while there was no server, and went on while the model was loading.
+            assert encoding.result(PATIENCE_S).latents
             assert client.encode([FRAME]).latents

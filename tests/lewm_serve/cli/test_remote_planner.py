@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lewm_client import PlannerClient
-from lewm_client.answers import LatentIds, PlanResponse
-from lewm_serve.cli.closed_loop import RemotePlanner, two_room_model
+from lewm_client import LatentIds, PlannerClient, PlanResponse
+from lewm_serve.cli.closed_loop import RemotePlanner, find_two_room_model
 from tests.lewm_serve.checkpoint import NAME
 from tests.lewm_serve.process import ServerProcess
 
@@ -70,6 +69,6 @@ def test_a_goal_the_server_has_forgotten_is_sent_again(server: ServerProcess) ->
 
 def test_a_model_is_found_by_name_or_default(server: ServerProcess) -> None:
     with PlannerClient(server.target) as client:
-        assert two_room_model(client, None) == two_room_model(client, NAME)
+        assert find_two_room_model(client, None) == find_two_room_model(client, NAME)
         with pytest.raises(ValueError, match=f"no model other.*{NAME}"):
-            two_room_model(client, "other")
+            find_two_room_model(client, "other")

@@ -8,8 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lewm_client import PlannerClient
-from lewm_client.answers import FallbackReport, Health
+from lewm_client import FallbackReport, Health, PlannerClient
 from lewm_models.environments import two_room
 from lewm_models.environments.two_room_motion import simulate
 from lewm_models.environments.two_room_waypoint import WaypointController

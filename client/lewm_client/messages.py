@@ -1,0 +1,146 @@
+"""Requests to protobuf messages, and messages to responses."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lewm.v1 import planner_pb2 as pb
+from lewm_client.responses import (
+    EncodedLatent,
+    EncodeResponse,
+    FallbackReport,
+    FloatArray,
+    Health,
+    HealthStatus,
+    LatentIds,
+    PlanResponse,
+    PlanStatus,
+    PredictResponse,
+    Timing,
+)
+
+FrameLike = NDArray[Any] | bytes | str
+"""Pixels (H, W, 3) of uint8, the bytes of a PNG or JPEG, a latent (D,), or a `latent_id`."""
+
+
+def tensor(values: ArrayLike) -> pb.Tensor:
+    """Make a message of numbers: little-endian float32, row-major."""
+    array = np.asarray(values, "<f4")
+    return pb.Tensor(shape=array.shape, data=array.tobytes())
+
+
+def optional_tensor(values: ArrayLike | None) -> pb.Tensor | None:
+    """Make a message of numbers, or None of None."""
+    return None if values is None else tensor(values)
+
+
+def frame(source: FrameLike) -> pb.Frame:
+    """Make a message of a frame.
+
+    Raises:
+        TypeError: the pixels are not uint8.
+    """
+    if isinstance(source, str):
+        return pb.Frame(latent_id=source)
+    if isinstance(source, bytes):
+        return pb.Frame(image=source)
+    array = np.asarray(source)
+    if array.ndim == 1:
+        return pb.Frame(latent=tensor(array))
+    if array.dtype != np.uint8:
+        raise TypeError(f"the frame has dtype {array.dtype}, expected uint8 pixels")
+    return pb.Frame(pixels=pb.Pixels(shape=array.shape, data=array.tobytes()))
+
+
+def encode_response(message: pb.EncodeResponse) -> EncodeResponse:
+    """Read the response to Encode."""
+    return EncodeResponse(
+        request_id=message.request_id,
+        model=message.model,
+        model_version=message.model_version,
+        latents=tuple(_encoded_latent(latent) for latent in message.latents),
+        health=_health(message.health),
+        timing_ms=_timing(message.timing_ms),
+    )
+
+
+def predict_response(message: pb.PredictResponse) -> PredictResponse:
+    """Read the response to Predict."""
+    return PredictResponse(
+        request_id=message.request_id,
+        model=message.model,
+        model_version=message.model_version,
+        latents=_array(message.latents),
+        health=_health(message.health),
+        timing_ms=_timing(message.timing_ms),
+    )
+
+
+def plan_response(message: pb.PlanResponse) -> PlanResponse:
+    """Read the response to Plan."""
+    has = message.HasField
+    return PlanResponse(
+        request_id=message.request_id,
+        model=message.model,
+        model_version=message.model_version,
+        backend=message.backend,
+        precision=message.precision,
+        actions=_array(message.actions),
+        action_block=message.action_block,
+        cost=message.cost if has("cost") else None,
+        status=cast(PlanStatus, message.status),
+        iterations=message.iterations,
+        candidates=message.candidates,
+        solver={field.name: value for field, value in message.solver.ListFields()},
+        seed=message.seed,
+        latent_ids=_latent_ids(message.latent_ids) if has("latent_ids") else None,
+        health=_health(message.health),
+        fallback=_fallback_report(message.fallback) if has("fallback") else None,
+        timing_ms=_timing(message.timing_ms),
+        trajectory=_array(message.trajectory) if has("trajectory") else None,
+    )
+
+
+def _array(message: pb.Tensor) -> FloatArray:
+    """Copy the message's numbers, so that the caller may write to the array."""
+    return np.frombuffer(message.data, "<f4").reshape(tuple(message.shape)).astype(np.float32)
+
+
+def _encoded_latent(message: pb.EncodedLatent) -> EncodedLatent:
+    return EncodedLatent(
+        latent=_array(message.latent),
+        latent_id=message.latent_id,
+        norm=message.norm,
+        cached=message.cached,
+        norm_zscore=message.norm_zscore if message.HasField("norm_zscore") else None,
+    )
+
+
+def _health(message: pb.Health) -> Health:
+    optional = ("latent_norm", "latent_norm_zscore", "surprise", "sigreg", "latent_mahalanobis")
+    return Health(
+        status=cast(HealthStatus, message.status),
+        reasons=tuple(message.reasons),
+        **{name: getattr(message, name) for name in optional if message.HasField(name)},
+    )
+
+
+def _timing(message: pb.Timing) -> Timing:
+    return Timing(
+        queue=message.queue,
+        decode=message.decode,
+        encode=message.encode,
+        solve=message.solve,
+        total=message.total,
+    )
+
+
+def _latent_ids(message: pb.LatentIds) -> LatentIds:
+    return LatentIds(frames=tuple(message.frames), goal=message.goal)
+
+
+def _fallback_report(message: pb.FallbackReport) -> FallbackReport:
+    return FallbackReport(controller=message.controller, reason=message.reason)
