@@ -1,10 +1,14 @@
 """One token a frame against 196: LeWM beside a predictor of DINO-WM's shapes, on the same plan.
 
 DINO-WM (arXiv 2411.04983) predicts the 196 patch tokens of DINOv2 ViT-S/14, 384 wide plus 10 each
-for proprioception and action, with 6 blocks of plain attention over 3 frames. Weights are random
-and its encoder is left out: only shapes matter to how long a roll-out takes. A plan takes it
-minutes to hours on a CPU, so a few candidates are timed, in turns with LeWM's iterations, and
-scaled to the plan's; a roll-out that large gains nothing from a larger batch.
+for proprioception and action, with 6 blocks of plain attention over 3 frames. Its weights are
+random and its encoder is left out, because only the shapes decide how long a roll-out takes. A plan
+takes it minutes to hours on a CPU. So a few candidates are timed, in turns with LeWM's iterations,
+and scaled to the plan's; a roll-out that large gains nothing from a larger batch.
+
+No target; the paper publishes 200 times the tokens and 48 times the time. Two minutes.
+
+    python -m benchmarks.dino_wm [--quick]
 """
 
 from __future__ import annotations
@@ -18,23 +22,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.plain_rollout import plain_rollout
-from benchmarks.plan_speed import SOLVER
-from benchmarks.report import Figure, Report
-from benchmarks.run import Run
-from benchmarks.search import Search
-from benchmarks.served import describe_served, load_served, random_folder
-from benchmarks.turns import median_ratio, on_threads, take_turns
+from benchmarks.comparison import median_ratio, time_in_turns, with_threads
+from benchmarks.flops import PAPER_CEM
+from benchmarks.in_process import (
+    SearchLoop,
+    describe_model,
+    load_like_server,
+    plain_rollout,
+    random_model_folder,
+)
+from benchmarks.report import Measurement, Report, RunOptions, run_as_program
 from lewm_models import checkpoint
 
 ROUNDS = 3
-CANDIDATES = 2
-PUBLISHED_TOKENS, PUBLISHED_TIME = 200, 48
+TIMED_CANDIDATES = 2
+PUBLISHED_TOKEN_RATIO, PUBLISHED_TIME_RATIO = 200, 48
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The predictor's widths, depth and counts, as published."""
+    """The predictor's published widths, depth and counts."""
 
     patches: int = 196
     width: int = 384 + 10 + 10
@@ -64,7 +71,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Tokens (S, n, W), mask (n, n), True where a token may look → (S, n, W)."""
+        """Tokens (S, n, W) → (S, n, W). ``mask`` (n, n) is True where a token may attend."""
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.to_qkv(self.norm(x)).chunk(3, dim=-1)
@@ -75,7 +82,11 @@ class Block(nn.Module):
 
 
 class PatchPredictor(nn.Module):
-    """Predicts the next frame's patch tokens from those of up to three frames."""
+    """Predicts the patch tokens of the next frame from those of up to three frames.
+
+    Axes: S candidates, T steps, P patches of a frame, W token width, A one action block, n = up to
+    3 · P tokens.
+    """
 
     def __init__(self, shapes: Shapes, block_width: int) -> None:
         super().__init__()
@@ -96,13 +107,13 @@ class PatchPredictor(nn.Module):
         latest = frame.expand(len(candidates), -1, -1)
         for step in range(candidates.shape[1]):
             action = embedded[:, step, None].expand(-1, self.shapes.patches, -1)
-            acted = torch.cat([latest[..., : -self.shapes.action_width], action], dim=-1)
-            window = [*window, acted][-self.shapes.frames :]
+            with_action = torch.cat([latest[..., : -self.shapes.action_width], action], dim=-1)
+            window = [*window, with_action][-self.shapes.frames :]
             latest = self(torch.cat(window, dim=1))[:, -self.shapes.patches :]
         return latest
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens of up to three frames (S, n·P, W) → those predicted after each of them."""
+        """Tokens of up to three frames (S, n, W) → the predicted tokens of the frame after each."""
         count = tokens.shape[1]
         x = tokens + self.positions[:count]
         mask = self.get_buffer("mask")[:count, :count]
@@ -111,56 +122,73 @@ class PatchPredictor(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-def measure(run: Run) -> Report:
+def measure(options: RunOptions) -> Report:
     """See the module."""
-    rounds, candidates = (1, 1) if run.quick else (ROUNDS, CANDIDATES)
-    run.say("loading and warming up")
-    with random_folder("paper") as folder:
-        model = load_served(folder)
-        reference = checkpoint.load(folder).model
+    rounds, candidate_count = (1, 1) if options.quick else (ROUNDS, TIMED_CANDIDATES)
+    options.show_progress("loading and warming up")
+    with random_model_folder("paper") as folder:
+        model = load_like_server(folder)
+        plain_model = checkpoint.load(folder).model
     config = model.card.config
     generator = torch.Generator().manual_seed(0)
     latent, goal = torch.randn(2, config.latent_dim, generator=generator)
     shapes = Shapes()
-    patches = PatchPredictor(shapes, config.block_width).eval()
+    dino_wm = PatchPredictor(shapes, config.block_width).eval()
     frame = torch.randn(shapes.patches, shapes.width, generator=generator)
-    few = torch.randn(candidates, SOLVER.horizon, config.block_width, generator=generator)
+    candidates = torch.randn(
+        candidate_count, PAPER_CEM.horizon, config.block_width, generator=generator
+    )
     cores = len(os.sched_getaffinity(0))
-    search = Search(model, SOLVER, latent, goal)
-    plain = Search(model, SOLVER, latent, goal, predict=partial(plain_rollout, reference))
-    seconds = take_turns(
+    search = SearchLoop(model, PAPER_CEM, latents=latent[None], goal=goal)
+    plain_search = SearchLoop(
+        model,
+        PAPER_CEM,
+        latents=latent[None],
+        goal=goal,
+        rollout=partial(plain_rollout, plain_model),
+    )
+    seconds = time_in_turns(
         {
             "LeWM as served": search.iterate,
-            "LeWM plain": on_threads(cores, plain.iterate),
-            "DINO-WM": on_threads(cores, lambda: patches.rollout(frame, few)),
+            "LeWM plain": with_threads(cores, plain_search.iterate),
+            "DINO-WM": with_threads(cores, lambda: dino_wm.rollout(frame, candidates)),
         },
         rounds,
-        run.say,
+        options.show_progress,
     )
-    scale = SOLVER.samples / candidates
-    iteration = [value * scale for value in seconds["DINO-WM"]]
-    plan_s = SOLVER.iterations * statistics.median(iteration)
-    scaled = f"{candidates} candidates timed, scaled to {SOLVER.samples * SOLVER.iterations}"
+    scale = PAPER_CEM.samples / candidate_count
+    dino_wm_iterations = [value * scale for value in seconds["DINO-WM"]]
+    plan_candidates = PAPER_CEM.samples * PAPER_CEM.iterations
+    scaled = f"{candidate_count} candidates timed, scaled to {plan_candidates}"
     return Report(
         (
-            Figure(
+            Measurement(
                 "DINO-WM's shapes against ours: tokens a frame",
                 float(shapes.patches),
                 "times",
-                note=f"published {PUBLISHED_TOKENS}",
+                note=f"published {PUBLISHED_TOKEN_RATIO}",
             ),
-            Figure(
+            Measurement(
                 "DINO-WM's shapes against ours: time a plan",
-                median_ratio(iteration, seconds["LeWM as served"]),
+                median_ratio(dino_wm_iterations, seconds["LeWM as served"]),
                 "times",
-                note=f"published {PUBLISHED_TIME}, on a GPU; {scaled}",
+                note=f"published {PUBLISHED_TIME_RATIO}, on a GPU; {scaled}",
             ),
-            Figure(
-                "the same, both rolled out plainly",
-                median_ratio(iteration, seconds["LeWM plain"]),
+            Measurement(
+                "time a plan, both with a plain roll-out",
+                median_ratio(dino_wm_iterations, seconds["LeWM plain"]),
                 "times",
             ),
-            Figure("a plan with DINO-WM's shapes", plan_s, "s", note=scaled),
+            Measurement(
+                "a plan with DINO-WM's shapes",
+                PAPER_CEM.iterations * statistics.median(dino_wm_iterations),
+                "s",
+                note=scaled,
+            ),
         ),
-        {"served": describe_served(model), "rounds_s": seconds, "candidates": candidates},
+        {"served": describe_model(model), "rounds_s": seconds, "candidates": candidate_count},
     )
+
+
+if __name__ == "__main__":
+    run_as_program(measure, __doc__)

@@ -1,10 +1,14 @@
-"""Two-Room in closed loop while something is wrong: with and without fallbacks, over gRPC.
+"""Robots in Two-Room in closed loop while something is wrong, with and without fallbacks.
 
-`python -m benchmarks.fallbacks` starts a server of the embedded model and drives the same episodes
-with every pair of fault and controller. From the second look on, and for four looks, the camera is
-at fault; or the robot is carried somewhere else before the second look, once.
-`benchmarks/fallbacks.json` keeps what was measured, fault by fault: a run of some faults leaves
-those of the others.
+A server of the embedded model plans over gRPC. The same episodes are driven under every pair of
+fault and fallback controller; a robot plans once per action block. From the second plan on, and for
+four plans, the camera shows a fault. Or the robot is moved elsewhere once, before the second plan.
+
+There is no target. `benchmarks/fallbacks.json` keeps the results by fault, and a run of some faults
+leaves those of the others. `docs/latent-health.md` shows them. 100 episodes of `paper` under all
+faults take half an hour.
+
+    python -m benchmarks.fallbacks [--protocol paper|cross-room] [--episodes N] [--faults NAME…]
 """
 
 from __future__ import annotations
@@ -23,23 +27,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.machine import describe_machine
-from benchmarks.results import Result, now
+from benchmarks.report import Report
+from benchmarks.results import Result, describe_machine, now
 from lewm_client import Pilot, PlannerClient
 from lewm_models.environments import two_room
 from lewm_models.evaluation.faults import CAMERA_FAULTS
 from lewm_models.evaluation.interval import wilson_interval
 from lewm_models.evaluation.protocol import PROTOCOLS, Episodes
-from lewm_serve.cli.closed_loop import TIMEOUT_S, png
+from lewm_serve.cli.closed_loop import PLAN_TIMEOUT_S, to_png
 from lewm_serve.cli.local_server import local_server
 
-FOLDER = Path(__file__).parent
+RESULTS_FOLDER = Path(__file__).parent
 BLOCK = 5
 HISTORY = 3
-FAULTY = range(1, 5)
-"""The looks at which the camera is at fault."""
+FAULTY_PLANS = range(1, 5)
+"""The plans of an episode at which the camera shows a fault."""
+
 CONTROLLERS = ("none", "hold", "tail", "waypoint")
-CAMERAS = (
+TESTED_CAMERA_FAULTS = (
     "black",
     "pure noise",
     "noise, deviation 80",
@@ -47,13 +52,20 @@ CAMERAS = (
     "camera turned by 4 px",
     "occlusion of 40 px",
 )
-FROZEN, CARRIED = "frozen", "carried off"
-FAULTS = ("none", *CAMERAS, FROZEN, CARRIED)
+NO_FAULT, FROZEN, MOVED = "none", "frozen", "carried off"
+FAULTS = (NO_FAULT, *TESTED_CAMERA_FAULTS, FROZEN, MOVED)
 
 
 @dataclass(frozen=True)
-class Drive:
-    """One episode: whether it ended at the goal, and what happened on the way."""
+class Episode:
+    """How one episode went.
+
+    Attributes:
+        reached: whether the robot ended at the goal.
+        steps: how many actions it ran.
+        wall_hits: how many of them a wall ended early.
+        fallback_steps: how many of them came from the fallback controller.
+    """
 
     reached: bool
     steps: int
@@ -62,10 +74,10 @@ class Drive:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """N episodes under one fault with one controller; steps and hits are of all of them.
+class Summary:
+    """Episodes under one fault with one controller; steps and hits are sums.
 
-    ``ran`` names the model's backend and its precision.
+    ``ran`` names the backend of the model and its precision.
     """
 
     protocol: str
@@ -79,129 +91,165 @@ class Cell:
     wall_hits: int
     fallback_steps: int
 
-    @classmethod
-    def of(
-        cls, protocol: str, fault: str, fallback: str, ran: str, drives: Sequence[Drive]
-    ) -> Cell:
-        """Sum episodes up."""
-        reached, *sums = (
-            sum(getattr(one, name) for one in drives)
-            for name in ("reached", "steps", "wall_hits", "fallback_steps")
-        )
-        interval = wilson_interval(reached, len(drives))
-        return cls(protocol, fault, fallback, ran, len(drives), reached, interval, *sums)
+
+def summarise(
+    episodes: Sequence[Episode], *, protocol: str, fault: str, fallback: str, ran: str
+) -> Summary:
+    """Sum up episodes."""
+    reached = sum(episode.reached for episode in episodes)
+    return Summary(
+        protocol=protocol,
+        fault=fault,
+        fallback=fallback,
+        ran=ran,
+        episodes=len(episodes),
+        reached=reached,
+        interval_95=wilson_interval(reached, len(episodes)),
+        steps=sum(episode.steps for episode in episodes),
+        wall_hits=sum(episode.wall_hits for episode in episodes),
+        fallback_steps=sum(episode.fallback_steps for episode in episodes),
+    )
 
 
-def drive(client: PlannerClient, tasks: Episodes, index: int, fault: str, controller: str) -> Drive:
-    """Run an episode, looking once an action block, with the model's history.
+def drive(
+    client: PlannerClient, tasks: Episodes, index: int, *, fault: str, controller: str
+) -> Episode:
+    """Run one episode, with a plan per action block from the model's history of frames.
 
-    After a fallback the history begins anew: a frame that was not to be planned from would make
-    the next requests anomalous as well.
+    The history starts anew after a fallback. Otherwise the frame that must not be planned from
+    would make the next requests anomalous as well.
     """
     generator = torch.Generator().manual_seed(index)
     task = slice(index, index + 1)
     room = two_room.VectorTwoRoom(tasks.starts[task], tasks.goals[task])
-    goal = png(room.goal_frames()[0].numpy())
-    pilot = Pilot(client, goal, steps=BLOCK, timeout_s=TIMEOUT_S, fallback=controller)
+    goal = to_png(room.goal_frames()[0].numpy())
+    pilot = Pilot(client, goal, steps=BLOCK, timeout_s=PLAN_TIMEOUT_S, fallback=controller)
     shown = room.frames()
     frames: list[bytes] = []
-    past: list[NDArray[np.float32]] = []
-    steps = hits = under = look = 0
+    past_actions: list[NDArray[np.float32]] = []
+    steps = wall_hits = fallback_steps = plan = 0
     while steps < tasks.budget:
-        if fault == CARRIED and look == FAULTY[0]:
+        if fault == MOVED and plan == FAULTY_PLANS[0]:
             room.positions = two_room.sample_positions(1, generator)
-        shown = see(room, shown, fault if look in FAULTY else "none", generator)
-        frames = [*frames, png(shown[0].numpy())][-HISTORY:]
-        past = past[-(len(frames) - 1) :] if len(frames) > 1 else []
-        state = torch.cat([room.positions[0], room.goals[0]]).tolist()
-        move = pilot.step(frames, np.concatenate(past) if past else None, state=state, seed=look)
+        shown = camera_frame(room, shown, fault if plan in FAULTY_PLANS else NO_FAULT, generator)
+        frames = [*frames, to_png(shown[0].numpy())][-HISTORY:]
+        past_actions = past_actions[-(len(frames) - 1) :] if len(frames) > 1 else []
+        move = pilot.step(
+            frames,
+            np.concatenate(past_actions) if past_actions else None,
+            state=torch.cat([room.positions[0], room.goals[0]]).tolist(),
+            seed=plan,
+        )
+        is_fallback = move.source == "fallback"
         for action in torch.from_numpy(move.actions[: tasks.budget - steps]):
-            hits += hits_wall(room.positions, action[None])
+            wall_hits += hits_wall(room.positions, action[None])
             reached = bool(room.step(action[None]))
-            steps, under = steps + 1, under + (move.source == "fallback")
+            steps, fallback_steps = steps + 1, fallback_steps + is_fallback
             if reached:
-                return Drive(True, steps, hits, under)
-        past.append(move.actions)
-        if move.source == "fallback":
-            frames, past = [], []
-        look += 1
-    return Drive(False, steps, hits, under)
+                return Episode(True, steps, wall_hits, fallback_steps)
+        past_actions.append(move.actions)
+        if is_fallback:
+            frames, past_actions = [], []
+        plan += 1
+    return Episode(False, steps, wall_hits, fallback_steps)
 
 
-def see(
-    room: two_room.VectorTwoRoom, before: Tensor, fault: str, generator: torch.Generator
+def camera_frame(
+    room: two_room.VectorTwoRoom, last_frame: Tensor, fault: str, generator: torch.Generator
 ) -> Tensor:
-    """What the camera shows (1, 224, 224, 3), which showed ``before`` at the look before."""
+    """What the camera shows (1, 224, 224, 3). ``last_frame`` is what it showed before."""
     if fault == FROZEN:
-        return before
-    frames = room.frames()
-    return CAMERA_FAULTS[fault](frames, generator) if fault in CAMERAS else frames
+        return last_frame
+    frame = room.frames()
+    return CAMERA_FAULTS[fault](frame, generator) if fault in TESTED_CAMERA_FAULTS else frame
 
 
 def hits_wall(position: Tensor, action: Tensor) -> bool:
-    """Whether the wall or the border, and nothing else, ends a move (1, 2) short."""
-    free = position + action.clamp(-1, 1) * two_room.SPEED
-    return not torch.allclose(two_room.move(position, action), free, atol=1e-3)
+    """Whether the wall or the border ends a move (1, 2) early."""
+    unblocked = position + action.clamp(-1, 1) * two_room.SPEED
+    return not torch.allclose(two_room.move(position, action), unblocked, atol=1e-3)
 
 
-def measure(protocol: str, episodes: int, seed: int, faults: Sequence[str]) -> Iterator[list[Cell]]:
+def measure_faults(
+    protocol: str, episodes: int, seed: int, faults: Sequence[str]
+) -> Iterator[list[Summary]]:
     """Drive under one fault after another, each with every controller."""
     tasks = PROTOCOLS[protocol](episodes, seed)
     with local_server() as server, PlannerClient(server.target) as client:
-        [served] = client.models()
-        ran = f"{served.backend}, {served.precision}"
+        [model] = client.models()
         for fault in faults:
-            cells = []
-            for name in CONTROLLERS:
-                drives = [drive(client, tasks, index, fault, name) for index in range(len(tasks))]
-                cells.append(Cell.of(protocol, fault, name, ran, drives))
-            yield cells
+            yield [
+                summarise(
+                    [
+                        drive(client, tasks, index, fault=fault, controller=controller)
+                        for index in range(len(tasks))
+                    ],
+                    protocol=protocol,
+                    fault=fault,
+                    fallback=controller,
+                    ran=f"{model.backend}, {model.precision}",
+                )
+                for controller in CONTROLLERS
+            ]
 
 
-def merged(known: Sequence[dict[str, Any]], fresh: Sequence[Cell]) -> list[dict[str, Any]]:
-    """All cells, the fresh ones in place of those of the same protocol and fault, in order."""
-    replaced = {(cell.protocol, cell.fault) for cell in fresh}
+def replace_summaries(
+    known: Sequence[dict[str, Any]], new: Sequence[Summary]
+) -> list[dict[str, Any]]:
+    """All summaries in order. The new ones replace those of the same protocol and fault."""
+    replaced = {(summary.protocol, summary.fault) for summary in new}
     kept = [cell for cell in known if (cell["protocol"], cell["fault"]) not in replaced]
     order = sorted(PROTOCOLS, reverse=True)
     return sorted(
-        [*kept, *map(asdict, fresh)],
+        [*kept, *map(asdict, new)],
         key=lambda cell: (order.index(cell["protocol"]), FAULTS.index(cell["fault"])),
     )
 
 
-def table(cells: Sequence[dict[str, Any]]) -> str:
-    """In Markdown, a row for each fault of each protocol: goals reached, and walls hit."""
-    head = ("protocol", "fault", *CONTROLLERS)
-    lines = [head, ["---"] * 2 + ["--:"] * len(CONTROLLERS)]
+def markdown_table(summaries: Sequence[dict[str, Any]]) -> str:
+    """A row per protocol and fault: goals reached, walls hit, share of the fallback's steps."""
+    lines: list[Sequence[str]] = [
+        ("protocol", "fault", *CONTROLLERS),
+        ["---"] * 2 + ["--:"] * len(CONTROLLERS),
+    ]
     rows: dict[tuple[str, str], list[str]] = {}
-    for cell in cells:
-        share = cell["fallback_steps"] / cell["steps"]
-        reached = f"{cell['reached']} of {cell['episodes']}"
-        rows.setdefault((cell["protocol"], cell["fault"]), []).append(
-            f"{reached}; {cell['wall_hits']}; {100 * share:.0f} %"
+    for summary in summaries:
+        fallback_share = summary["fallback_steps"] / summary["steps"]
+        rows.setdefault((summary["protocol"], summary["fault"]), []).append(
+            f"{summary['reached']} of {summary['episodes']}; {summary['wall_hits']}; "
+            f"{100 * fallback_share:.0f} %"
         )
-    lines += [[*names, *figures] for names, figures in rows.items()]
+    lines += [[*names, *cells] for names, cells in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
-    """Drive, keep what was found, and print all of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Drive, keep the results, and print all of them as a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="paper")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", nargs="*", choices=FAULTS, default=FAULTS)
     options = parser.parse_args()
-    path = FOLDER / "fallbacks.json"
-    cells = json.loads(path.read_text())["details"]["cells"] if path.exists() else []
+    path = RESULTS_FOLDER / "fallbacks.json"
+    summaries = json.loads(path.read_text())["details"]["cells"] if path.exists() else []
     start, machine = time.monotonic(), describe_machine()
-    for fresh in measure(options.protocol, options.episodes, options.seed, options.faults):
+    for new in measure_faults(options.protocol, options.episodes, options.seed, options.faults):
         seconds = time.monotonic() - start
-        print(f"{seconds:5.0f} s  {options.protocol}, {fresh[0].fault}", file=sys.stderr)
-        cells = merged(cells, fresh)
-        details = {"seed": options.seed, "cells": cells}
-        Result("fallbacks", now(), False, seconds, machine, (), details).write(FOLDER)
-    print(table(cells))
+        print(f"{seconds:5.0f} s  {options.protocol}, {new[0].fault}", file=sys.stderr)
+        summaries = replace_summaries(summaries, new)
+        result = Result(
+            benchmark="fallbacks",
+            taken=now(),
+            quick=False,
+            seconds=seconds,
+            machine=machine,
+            report=Report((), {"seed": options.seed, "cells": summaries}),
+        )
+        result.write(RESULTS_FOLDER)
+    print(markdown_table(summaries))
 
 
 if __name__ == "__main__":

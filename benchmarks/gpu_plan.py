@@ -1,16 +1,18 @@
-"""Plans on a GPU: one alone, and many at once, by the engine and the backend without a web stack.
+"""Plans on a GPU: one alone and many at once, by engine and backend, without a web stack.
 
-    python -m benchmarks.gpu_plan                      # on a GPU
-    python -m benchmarks.gpu_plan --device cpu --quick # goes the same way, with a small model
+Clients are threads. Each submits a plan, waits for it and submits the next, as the transports do
+for robots. The model has the paper's size and random weights; a plan is CEM, 300 candidates × 30
+iterations over a horizon of 5, between random latents.
 
-Clients are threads that submit a plan, wait for it and submit the next, as the transports do for
-robots; paper size, CEM 300 × 30 × 5, goals and frames as latents.
+Targets: one plan takes at most 30 ms at p50; 32 clients get at least 60 plans per second; 8 clients
+get at least 5 times the throughput of one. One minute. Without a GPU the report says so.
+
+    python -m benchmarks.gpu_plan                       # on a machine with torch and a GPU
+    python -m benchmarks.gpu_plan --device cpu --quick  # the same code with a small model
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import threading
 import time
@@ -18,8 +20,15 @@ from dataclasses import asdict, replace
 
 import torch
 
-from benchmarks.report import Figure, Report, at_least, at_most
-from benchmarks.run import Run
+from benchmarks.flops import PAPER_CEM
+from benchmarks.report import (
+    Measurement,
+    Report,
+    RunOptions,
+    at_least,
+    at_most,
+    run_as_program,
+)
 from lewm_models.card import SolverDefaults
 from lewm_models.config import PRESETS, LeWMConfig
 from lewm_models.random_weights import random_card, random_model
@@ -27,54 +36,55 @@ from lewm_serve.backends.backend import Backend
 from lewm_serve.backends.choice import Choice, Wanted, choose_backend
 from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.engine import Engine
-from lewm_serve.engine.jobs import PlanJob
-from lewm_serve.engine.latency_model import LatencyModel, Shape
+from lewm_serve.engine.jobs import PlanJob, Search
+from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.engine.scheduler import Scheduler
-from lewm_serve.solvers import make_solver
+from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import Problem
 
-SOLVER = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
 QUICK_CONFIG = replace(PRESETS["edge"], encoder_depth=1, predictor_depth=1)
-QUICK_SOLVER = SolverDefaults("cem", samples=16, iterations=3, elites=4, horizon=5)
-PLANS, SECONDS = 100, 10.0
-QUICK_PLANS, QUICK_SECONDS = 3, 0.5
-FEW, MANY = 8, 32
-PLAN_MS, PLANS_PER_S, GAIN = 30.0, 60.0, 5.0
-NAMES = (
-    "GPU: one plan, p50",
-    f"GPU: {MANY} clients",
-    f"GPU: {FEW} clients, throughput against one client",
-)
+QUICK_CEM = SolverDefaults("cem", samples=16, iterations=3, elites=4, horizon=5)
+PLANS, CLIENT_SECONDS = 100, 10.0
+QUICK_PLANS, QUICK_CLIENT_SECONDS = 3, 0.5
+MIN_PLANS_PER_CLIENT = 2
+FEW_CLIENTS, MANY_CLIENTS = 8, 32
+MAX_PLAN_MS, MIN_PLANS_PER_S, MIN_THROUGHPUT_RATIO = 30.0, 60.0, 5.0
+STOP_TIMEOUT_S = 10.0
 
 
-def measure(run: Run) -> Report:
-    """See the module; without the device, figures that say so."""
-    device = torch.device(run.device)
+def measure(options: RunOptions) -> Report:
+    """See the module."""
+    device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        note = "not taken: this machine has no CUDA device"
-        return Report(_figures(None, None, None, note))
-    config, solver, plans, seconds = (
-        (QUICK_CONFIG, QUICK_SOLVER, QUICK_PLANS, QUICK_SECONDS)
-        if run.quick
-        else (PRESETS["paper"], SOLVER, PLANS, SECONDS)
+        note = "not measured: this machine has no CUDA device"
+        return Report(_measurements(None, None, None, note=note))
+    config, solver, plans, client_s = (
+        (QUICK_CONFIG, QUICK_CEM, QUICK_PLANS, QUICK_CLIENT_SECONDS)
+        if options.quick
+        else (PRESETS["paper"], PAPER_CEM, PLANS, CLIENT_SECONDS)
     )
-    run.say("loading and warming up")
-    choice = _load(config, device)
-    planner = InEngine(choice.backend, config, solver)
+    options.show_progress("loading and warming up")
+    choice = _choose_backend(config, device)
+    planner = EnginePlanner(choice.backend, config, solver)
     try:
-        planner.clients(1, seconds / 10)
-        run.say("one plan after another")
-        alone = [planner.plan(seed) for seed in range(plans)]
+        planner.run_clients(1, client_s / 10)
+        options.show_progress("one plan after another")
+        plan_s = [planner.plan(seed) for seed in range(plans)]
         rates = {}
-        for clients in (1, FEW, MANY):
-            run.say(f"{clients} clients")
-            rates[clients] = planner.clients(clients, seconds)
+        for clients in (1, FEW_CLIENTS, MANY_CLIENTS):
+            options.show_progress(f"{clients} clients")
+            rates[clients] = planner.run_clients(clients, client_s)
     finally:
         planner.stop()
-    note = "" if device.type == "cuda" else f"tried out on {device}: no figure"
-    one = 1000 * statistics.median(alone)
+    note = "" if device.type == "cuda" else f"tried on {device}: not a result"
+    measurements = _measurements(
+        1000 * statistics.median(plan_s),
+        rates[MANY_CLIENTS],
+        rates[FEW_CLIENTS] / rates[1],
+        note=note,
+    )
     return Report(
-        _figures(one, rates[MANY], rates[FEW] / rates[1], note),
+        measurements,
         {
             "config": asdict(config),
             "solver": asdict(solver),
@@ -86,38 +96,40 @@ def measure(run: Run) -> Report:
                 f"{way.backend.name} {way.backend.precision} on {way.threads}": way.plan_s
                 for way in choice.ways
             },
-            "plan_s": alone,
+            "plan_s": plan_s,
             "plans_per_s": rates,
         },
     )
 
 
-def _figures(
-    one_ms: float | None, many: float | None, gain: float | None, note: str
-) -> tuple[Figure, ...]:
-    one, rate, throughput = NAMES
-    if one_ms is not None and note:  # tried out, and held to nothing
-        return (
-            Figure(one, one_ms, "ms", note=note),
-            Figure(rate, many, "plans/s", note=note),
-            Figure(throughput, gain, "times", note=note),
-        )
-    return (
-        at_most(one, one_ms, "ms", PLAN_MS, note),
-        at_least(rate, many, "plans/s", PLANS_PER_S, note),
-        at_least(throughput, gain, "times", GAIN, note),
+def _measurements(
+    plan_ms: float | None, rate: float | None, throughput_ratio: float | None, *, note: str
+) -> tuple[Measurement, ...]:
+    measurements = (
+        at_most("GPU: one plan, p50", plan_ms, "ms", MAX_PLAN_MS, note=note),
+        at_least(f"GPU: {MANY_CLIENTS} clients", rate, "plans/s", MIN_PLANS_PER_S, note=note),
+        at_least(
+            f"GPU: {FEW_CLIENTS} clients, throughput against one client",
+            throughput_ratio,
+            "times",
+            MIN_THROUGHPUT_RATIO,
+            note=note,
+        ),
     )
+    if plan_ms is not None and note:  # values that were only tried have no target
+        return tuple(replace(measurement, target=None) for measurement in measurements)
+    return measurements
 
 
-class InEngine:
-    """Plans through the engine, between random latents."""
+class EnginePlanner:
+    """Plans through the engine, between random latents. Threads may share it."""
 
     def __init__(self, backend: Backend, config: LeWMConfig, solver: SolverDefaults) -> None:
         self.backend = backend
         self._config = config
         self._solver = solver
-        self._pace = LatencyModel()
-        self._pace.measure(backend, config)
+        self._latency = LatencyModel()
+        self._latency.measure(backend, config)
         generator = torch.Generator().manual_seed(0)
         self._latent, self._goal = torch.randn(2, config.latent_dim, generator=generator)
         self._engine = Engine(Scheduler())
@@ -125,36 +137,44 @@ class InEngine:
 
     def plan(self, seed: int) -> float:
         """Seconds of one plan, from submission to answer."""
-        start = torch.zeros(self._solver.horizon, self._config.block_width)
-        bound = torch.ones(self._config.block_width)
+        width = self._config.block_width
+        bound = torch.ones(width)
+        start = torch.zeros(self._solver.horizon, width)
         problem = Problem(-bound, bound, start, self._config.action_dim)
-        solver = make_solver(self._solver, problem, seed)
         began = time.perf_counter()
-        ticket = QueuedRequest(
-            self._pace,
+        request = QueuedRequest(
+            self._latency,
             time.monotonic(),
-            rows=solver.workload(),
-            shape=Shape(self._solver.horizon, solver=self._solver.name),
+            candidates=SOLVERS[self._solver.name].candidates_per_ask(self._solver),
+            shape=RolloutShape(self._solver.horizon, solver=self._solver.name),
         )
-        past = torch.empty(0, self._config.block_width)
-        latents = self._latent.unsqueeze(0)
-        job = PlanJob(self.backend, ticket, solver, latents, past, self._goal)
+        job = PlanJob(
+            backend=self.backend,
+            request=request,
+            latents=self._latent.unsqueeze(0),
+            past_actions=torch.empty(0, width),
+            goal=self._goal,
+            search=Search(self._solver, problem, seed),
+        )
         self._engine.submit(job).result()
         return time.perf_counter() - began
 
-    def clients(self, count: int, seconds: float) -> float:
-        """Plans a second with so many clients, two plans each at least, from answer to answer."""
+    def run_clients(self, count: int, seconds: float) -> float:
+        """Plans per second of this many clients, from the first answer to the last.
+
+        Each client makes at least two plans.
+        """
         ends: list[float] = []
         until = time.perf_counter() + seconds
 
-        def client(seed: int) -> None:
+        def run_client(seed: int) -> None:
             plans = 0
-            while plans < 2 or time.perf_counter() < until:
+            while plans < MIN_PLANS_PER_CLIENT or time.perf_counter() < until:
                 self.plan(seed)
                 ends.append(time.perf_counter())
                 plans += 1
 
-        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(count)]
+        threads = [threading.Thread(target=run_client, args=(seed,)) for seed in range(count)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -162,25 +182,14 @@ class InEngine:
         return (len(ends) - 1) / (max(ends) - min(ends))
 
     def stop(self) -> None:
-        """End the engine's thread."""
-        self._engine.stop(10)
+        """Stop the engine."""
+        self._engine.stop(STOP_TIMEOUT_S)
 
 
-def _load(config: LeWMConfig, device: torch.device) -> Choice:
+def _choose_backend(config: LeWMConfig, device: torch.device) -> Choice:
     card = random_card("random", config, {})
     return choose_backend(random_model(config), card, None, device, Wanted(threads=1))
 
 
-def main() -> None:
-    """Measure here and print the report as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    report = measure(Run(arguments.quick, print, device=arguments.device))
-    figures = [figure.to_json() for figure in report.figures]
-    print(json.dumps({"figures": figures, "details": report.details}, indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    run_as_program(measure, __doc__)

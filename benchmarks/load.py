@@ -1,14 +1,15 @@
-"""Clients that put a server under load, from a process of their own.
+"""Load on a server: many gRPC clients in a process of their own.
 
-What a client sees is measured from the moment at which it wanted to send (for an open loop, that
-is fixed beforehand), so a client that is held up cannot hide how long others would have waited
-(coordinated omission).
+The latency of a call counts from the moment at which it was due. In an open loop that moment is
+fixed beforehand, so a delayed client cannot hide how long others would have waited (coordinated
+omission).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -19,153 +20,193 @@ from typing import TypeVar, cast
 import grpc
 import numpy as np
 
-from benchmarks.frames import fresh, jpeg, rendered
-from benchmarks.workers import worker_processes
+from benchmarks.clients import new_jpegs, two_room_pictures
+from benchmarks.processes import worker_processes
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 
-R = TypeVar("R")
-LEAST = 3
-"""Plans of each client of a closed loop, however slow they are."""
+ResultT = TypeVar("ResultT")
 
-PATIENCE_S = 120.0
-"""When no deadline is set: far longer than any plan, so that a dead server ends the benchmark."""
+MIN_CALLS_PER_CLIENT = 3
+"""A client of a closed loop makes at least this many calls, however slow they are."""
+
+CALL_TIMEOUT_S = 120.0
+"""The timeout of a call without a deadline: far longer than a plan, so that a dead server ends the
+benchmark."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request: seconds since the load began, and how it ended.
+    """One call of Plan. Times are seconds since the load began.
 
-    ``outcome`` is the plan's status, or the service's error code, or `late` where the client's own
-    deadline ended the call.
+    Attributes:
+        due_s: when it should be sent.
+        sent_s: when it was sent.
+        ended_s: when it ended.
+        outcome: the status of the plan, or the service's error code, or `late` if the client's
+            own deadline ended the call.
     """
 
-    wanted_s: float
+    due_s: float
     sent_s: float
     ended_s: float
     outcome: str
 
     @property
     def latency_s(self) -> float:
-        """How long the client waited."""
-        return self.ended_s - self.wanted_s
+        """Seconds from the moment at which it was due to its end."""
+        return self.ended_s - self.due_s
 
     @property
-    def whole(self) -> bool:
-        """Whether the plan got all the iterations it asked for, in time."""
+    def is_complete(self) -> bool:
+        """Whether the plan got all its iterations, in time."""
         return self.outcome in ("completed", "converged")
 
 
 def poisson_schedule(rate: float, seconds: float, seed: int) -> list[float]:
-    """Moments (s) at which independent clients send, ``rate`` a second on average."""
+    """Times (s) at which independent clients send, on average ``rate`` per second."""
     generator = np.random.default_rng(seed)
-    expected = rate * seconds
-    # Ten deviations more than expected are always enough.
-    gaps = generator.exponential(1 / rate, int(expected + 10 * expected**0.5 + 10))
-    moments = np.cumsum(gaps)
-    return [float(moment) for moment in moments[moments < seconds]]
+    mean_count = rate * seconds
+    # Ten standard deviations above the mean are always enough.
+    gaps = generator.exponential(1 / rate, int(mean_count + 10 * mean_count**0.5 + 10))
+    times = np.cumsum(gaps)
+    return [float(moment) for moment in times[times < seconds]]
+
+
+def steady_calls(calls: Sequence[Call]) -> list[Call]:
+    """The calls of a closed loop that were due after the first answer.
+
+    From then on as many calls are in the queue as there are clients.
+
+    Raises:
+        RuntimeError: a call failed, so latency and throughput would not be those of plans.
+    """
+    if failed := Counter(call.outcome for call in calls if not call.is_complete):
+        raise RuntimeError(f"plans failed under a closed loop: {dict(failed)}")
+    first_answer = min(call.ended_s for call in calls)
+    return [call for call in calls if call.due_s >= first_answer]
+
+
+def throughput(calls: Sequence[Call]) -> float:
+    """Plans per second, from the first answer to the last."""
+    ends = sorted(call.ended_s for call in calls)
+    return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
 class LoadProcess:
-    """Runs load against the gRPC server at ``target``, one at a time, in another process."""
+    """Puts load on the gRPC server at ``target`` from another process, one load at a time."""
 
     def __init__(self, pool: ProcessPoolExecutor, target: str) -> None:
         self._pool = pool
         self._target = target
 
-    def closed(self, clients: int, seconds: float) -> list[Call]:
+    def closed_loop(self, clients: int, seconds: float) -> list[Call]:
         """Clients that send the next request when the last one is answered."""
-        return self._run(partial(_closed, self._target, clients, seconds))
+        return self._run(partial(_closed_loop, self._target, clients, seconds))
 
-    def open(self, moments: Sequence[float], deadline_s: float) -> list[Call]:
-        """Requests at these moments, whatever became of those before, each with a deadline."""
-        return self._run(partial(_open, self._target, tuple(moments), deadline_s))
+    def open_loop(self, due_times: Sequence[float], deadline_s: float) -> list[Call]:
+        """Requests at these times (s), whatever happens to earlier ones, each with a deadline."""
+        return self._run(partial(_open_loop, self._target, tuple(due_times), deadline_s))
 
-    def _run(self, work: Callable[[], R]) -> R:
+    def warm_up(self) -> None:
+        """Make the first calls of a connection, which are slower than later ones."""
+        self.closed_loop(2, 1.0)
+
+    def _run(self, work: Callable[[], ResultT]) -> ResultT:
         return self._pool.submit(work).result()
 
 
 @contextmanager
 def load_process(target: str) -> Iterator[LoadProcess]:
-    """The process, for as long as it is needed."""
+    """The process, for the duration of the block."""
     with worker_processes(1) as pool:
         yield LoadProcess(pool, target)
 
 
-def _closed(target: str, clients: int, seconds: float) -> list[Call]:
-    return asyncio.run(_run_closed(target, clients, seconds))
+def _closed_loop(target: str, clients: int, seconds: float) -> list[Call]:
+    return asyncio.run(_run_closed_loop(target, clients, seconds))
 
 
-def _open(target: str, moments: Sequence[float], deadline_s: float) -> list[Call]:
-    return asyncio.run(_run_open(target, moments, deadline_s))
+def _open_loop(target: str, due_times: Sequence[float], deadline_s: float) -> list[Call]:
+    return asyncio.run(_run_open_loop(target, due_times, deadline_s))
 
 
-async def _run_closed(target: str, clients: int, seconds: float) -> list[Call]:
+async def _run_closed_loop(target: str, clients: int, seconds: float) -> list[Call]:
     async with grpc.aio.insecure_channel(target) as channel:
         robots = await _Robots.connect(channel)
+        end = robots.began + seconds
 
         async def client() -> list[Call]:
             calls: list[Call] = []
-            while (now := time.perf_counter()) < robots.began + seconds or len(calls) < LEAST:
-                calls.append(await robots.plan(now, PATIENCE_S))
+            while (now := time.perf_counter()) < end or len(calls) < MIN_CALLS_PER_CLIENT:
+                calls.append(await robots.plan(now, CALL_TIMEOUT_S))
             return calls
 
-        each = await asyncio.gather(*(client() for _ in range(clients)))
-        return [call for calls in each for call in calls]
+        calls_by_client = await asyncio.gather(*(client() for _ in range(clients)))
+        return [call for calls in calls_by_client for call in calls]
 
 
-async def _run_open(target: str, moments: Sequence[float], deadline_s: float) -> list[Call]:
+async def _run_open_loop(target: str, due_times: Sequence[float], deadline_s: float) -> list[Call]:
     async with grpc.aio.insecure_channel(target) as channel:
         robots = await _Robots.connect(channel)
 
-        async def client(moment: float) -> Call:
-            wanted = robots.began + moment
-            await asyncio.sleep(wanted - time.perf_counter())
-            return await robots.plan(wanted, deadline_s)
+        async def client(due_time: float) -> Call:
+            due = robots.began + due_time
+            await asyncio.sleep(due - time.perf_counter())
+            return await robots.plan(due, deadline_s)
 
-        return list(await asyncio.gather(*map(client, moments)))
+        return list(await asyncio.gather(*map(client, due_times)))
 
 
 @cache
 def _frames() -> Iterator[bytes]:
-    """This process's frames: what one load has sent is not new in the next."""
-    return fresh([jpeg(picture) for picture in rendered()])
+    """The frames of this process: no load sends one that an earlier load has sent."""
+    return new_jpegs(two_room_pictures())
 
 
 class _Robots:
-    """Many robots with one goal, which the server knows; each request has a new frame."""
+    """Robots with the same goal, which the server knows. Each request has a new frame.
 
-    def __init__(self, stub: PlannerServiceStub, goal: str) -> None:
+    Attributes:
+        began: when the load began, a reading of `time.perf_counter`.
+    """
+
+    def __init__(self, stub: PlannerServiceStub, goal_id: str) -> None:
         self._stub = stub
-        self._goal = pb.Frame(latent_id=goal)
+        self._goal = pb.Frame(latent_id=goal_id)
         self.began = time.perf_counter()
 
     @classmethod
     async def connect(cls, channel: grpc.aio.Channel) -> _Robots:
-        """Have the goal encoded; the load begins."""
+        """Have the goal encoded and begin the load."""
         stub = PlannerServiceStub(channel)  # type: ignore[no-untyped-call]
         goal = pb.EncodeRequest(frames=[pb.Frame(image=next(_frames()))])
-        encoded = await stub.Encode(goal, timeout=PATIENCE_S)
+        encoded = await stub.Encode(goal, timeout=CALL_TIMEOUT_S)
         return cls(stub, encoded.latents[0].latent_id)
 
-    async def plan(self, wanted: float, deadline_s: float) -> Call:
-        """Plan, to be answered ``deadline_s`` after the moment ``wanted``."""
+    async def plan(self, due: float, deadline_s: float) -> Call:
+        """Ask for a plan that is to arrive ``deadline_s`` after the moment ``due``."""
         request = pb.PlanRequest(frames=[pb.Frame(image=next(_frames()))], goal=self._goal)
         sent = time.perf_counter()
-        left = max(0.0, wanted + deadline_s - sent)
+        timeout_s = max(0.0, due + deadline_s - sent)
         try:
-            answer = await self._stub.Plan(request, timeout=left)
+            answer = await self._stub.Plan(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             outcome = _error_code(error)
         else:
             outcome = answer.status
         ended = time.perf_counter()
-        return Call(wanted - self.began, sent - self.began, ended - self.began, outcome)
+        return Call(
+            due_s=due - self.began,
+            sent_s=sent - self.began,
+            ended_s=ended - self.began,
+            outcome=outcome,
+        )
 
 
 def _error_code(error: grpc.aio.AioRpcError) -> str:
-    trailing = dict(cast(Iterable[tuple[str, str]], error.trailing_metadata() or ()))
-    if "code" in trailing:
-        return trailing["code"]
-    late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    return "late" if late else error.code().name.lower()
+    metadata = dict(cast(Iterable[tuple[str, str]], error.trailing_metadata() or ()))
+    if "code" in metadata:
+        return metadata["code"]
+    is_late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    return "late" if is_late else error.code().name.lower()

@@ -1,34 +1,52 @@
-"""Where the time of a plan goes: by part of an iteration, and by kind of operation in the roll-out.
+"""Where the time of a plan goes: by part of an iteration, and by kind of operation.
 
-A few iterations of the paper-size plan, and of the embedded model's default one, by the solver and
-the backend of the server, without the engine. Parts are timed by the clock; operations by torch's
-profiler in a run of their own, which is slower, so their shares are what counts.
+A few iterations of the paper-size plan and of the embedded model's default plan run in this
+process, with the solver and the backend of a server but without the engine. The parts of an
+iteration are timed by the clock. The operations of the roll-out are timed by a profiler in a run of
+their own: torch's, ONNX Runtime's, or the clock in the native code. Profilers slow a run down, so
+only the shares of the operations count.
+
+No target. Half a minute.
+
+    python -m benchmarks.profile [--quick]
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
+import json
 import re
+import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.onnx_profile import profile_sessions
-from benchmarks.plan_speed import SOLVER
-from benchmarks.report import Figure, Report
-from benchmarks.run import Run
-from benchmarks.search import Predict, Search, served_rollout
-from benchmarks.served import describe_served, load_served, random_folder
+from benchmarks.flops import PAPER_CEM
+from benchmarks.in_process import (
+    Rollout,
+    SearchLoop,
+    backend_rollout,
+    describe_model,
+    load_like_server,
+    random_model_folder,
+)
+from benchmarks.report import Measurement, Report, RunOptions, run_as_program
 from lewm_models.card import SolverDefaults
 from lewm_serve.registry.registry import LoadedModel
 
-ITERATIONS = 5
+MAX_ITERATIONS = 5
 REPEATS = 5
-KINDS = (
+
+OPERATION_KINDS = (
     ("between nodes", r"between"),
     ("fused element-wise", r"cpp_fused|triton"),
     ("matrix products", r"mm$|linear|gemm|matmul|conv|products"),
@@ -42,150 +60,200 @@ KINDS = (
     ),
     ("element-wise", r"mul|add|sum|sub|div|pow"),
 )
-OTHER = "other"
+"""The kinds of operations, and what their names match. The first match counts."""
+
+OTHER_KIND = "other"
+BETWEEN_NODES = "between nodes"
+
+RunRollout = Callable[[], None]
 
 
-def measure(run: Run) -> Report:
+def measure(options: RunOptions) -> Report:
     """See the module."""
-    run.say("embedded model")
-    embedded = load_served()
-    plans = {"embedded": dissect(embedded, embedded.card.solver, run)}
-    if not run.quick:
-        run.say("paper size: loading and warming up")
-        with random_folder("paper") as folder:
-            paper = load_served(folder)
-        plans["paper size"] = dissect(paper, SOLVER, run)
+    options.show_progress("embedded model")
+    embedded = load_like_server()
+    profiles = {"embedded": profile_plan(embedded, embedded.card.solver, options)}
+    if not options.quick:
+        options.show_progress("paper size: loading and warming up")
+        with random_model_folder("paper") as folder:
+            paper = load_like_server(folder)
+        profiles["paper size"] = profile_plan(paper, PAPER_CEM, options)
     return Report(
         tuple(
-            Figure(f"{plan}, share of {part}", 100 * share, "%")
-            for plan, found in plans.items()
-            for part, share in (found["parts"] | found["operations"]).items()
+            Measurement(f"{plan}, share of {part}", 100 * share, "%")
+            for plan, shares in profiles.items()
+            for part, share in (shares["parts"] | shares["operations"]).items()
         ),
-        plans,
+        profiles,
     )
 
 
-def dissect(model: LoadedModel, solver: SolverDefaults, run: Run) -> dict[str, Any]:
-    """Shares of the parts of an iteration, and of the kinds of operations in its roll-out."""
-    iterations = min(ITERATIONS, solver.iterations)
-    run.say(f"{model.name}: parts of an iteration")
-    parts = _parts(model, solver, iterations)
-    run.say(f"{model.name}: operations of the roll-out")
-    operations = _operations(model, solver, iterations)
+def profile_plan(model: LoadedModel, solver: SolverDefaults, options: RunOptions) -> dict[str, Any]:
+    """The shares of the parts of an iteration, and of the operations of its roll-out."""
+    iterations = min(MAX_ITERATIONS, solver.iterations)
+    options.show_progress(f"{model.name}: parts of an iteration")
+    parts = _time_parts(model, solver, iterations)
+    options.show_progress(f"{model.name}: operations of the roll-out")
+    operations = _time_operations(model, solver, iterations)
     return {
-        "served": describe_served(model),
+        "served": describe_model(model),
         "iteration_ms": 1000 * sum(parts.values()) / iterations,
         "parts": _shares(parts),
         "operations": _shares(operations),
     }
 
 
-def kind(operation: str) -> str:
-    """The kind of an operation, from torch's or ONNX's name of it."""
+def operation_kind(operation: str) -> str:
+    """The kind of an operation, from its name in torch, ONNX or the native code."""
     lower = operation.lower()
-    return next((name for name, pattern in KINDS if re.search(pattern, lower)), OTHER)
+    matching = (kind for kind, pattern in OPERATION_KINDS if re.search(pattern, lower))
+    return next(matching, OTHER_KIND)
 
 
-def _search(
-    model: LoadedModel, solver: SolverDefaults, predict: Predict | None = None
-) -> tuple[Search, Tensor]:
+def _random_latents(model: LoadedModel) -> tuple[Tensor, Tensor]:
+    """The context latents (1, D) and the goal (D,)."""
     generator = torch.Generator().manual_seed(0)
     latent, goal = torch.randn(2, model.card.config.latent_dim, generator=generator)
-    return Search(model, solver, latent, goal, predict=predict), latent.unsqueeze(0)
+    return latent.unsqueeze(0), goal
 
 
-def _parts(model: LoadedModel, solver: SolverDefaults, iterations: int) -> dict[str, float]:
-    """Seconds in the solver and in the roll-out."""
-    seconds = dict.fromkeys(("roll-out", "solver"), 0.0)
-    rollout = served_rollout(model.backend)
+def _time_parts(model: LoadedModel, solver: SolverDefaults, iterations: int) -> dict[str, float]:
+    """Seconds in the roll-out and in the solver."""
+    latents, goal = _random_latents(model)
+    rollout, rollout_s = backend_rollout(model.backend), 0.0
 
-    def timed(latents: Tensor, candidates: Tensor) -> Tensor:
+    def timed_rollout(latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+        nonlocal rollout_s
         start = time.perf_counter()
-        predicted = rollout(latents, candidates)
-        seconds["roll-out"] += time.perf_counter() - start
+        predicted = rollout(latents, past_actions, candidates)
+        rollout_s += time.perf_counter() - start
         return predicted
 
-    def run() -> float:
-        search, _ = _search(model, solver, timed)
+    def time_search() -> float:
+        search = SearchLoop(model, solver, latents=latents, goal=goal, rollout=timed_rollout)
         start = time.perf_counter()
-        for _ in range(iterations):
-            search.iterate()
+        search.iterate(iterations)
         return time.perf_counter() - start
 
-    run()  # caches are cold, which does not count
-    seconds["roll-out"] = 0.0
-    whole = sum(run() for _ in range(REPEATS))
-    seconds["solver"] = whole - seconds["roll-out"]
-    return {part: value / REPEATS for part, value in seconds.items()}
+    time_search()  # fills caches
+    rollout_s = 0.0
+    total_s = sum(time_search() for _ in range(REPEATS))
+    return {"roll-out": rollout_s / REPEATS, "solver": (total_s - rollout_s) / REPEATS}
 
 
-def _operations(model: LoadedModel, solver: SolverDefaults, iterations: int) -> dict[str, float]:
-    """Time in each kind, largest first; what counts are the shares."""
-    search, latents = _search(model, solver)
-    candidates = search.solver.ask()
-    by_name = {"onnx": _onnx_operations, "native": _native_operations}.get(
-        model.backend.name, _torch_operations
-    )
-    kinds: dict[str, float] = defaultdict(float)
-    for operation, microseconds in by_name(model, latents, candidates, iterations).items():
-        kinds[kind(operation)] += microseconds
-    return dict(sorted(kinds.items(), key=lambda item: -item[1]))
-
-
-def _torch_operations(
-    model: LoadedModel, latents: Tensor, candidates: Tensor, iterations: int
+def _time_operations(
+    model: LoadedModel, solver: SolverDefaults, iterations: int
 ) -> dict[str, float]:
-    rollout = served_rollout(model.backend)
-    rollout(latents, candidates)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(iterations):
-            rollout(latents, candidates)
-    return {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    """Time in each kind of operation, largest first. Only the shares count."""
+    latents, goal = _random_latents(model)
+    candidates = SearchLoop(model, solver, latents=latents, goal=goal).solver.ask()
 
-
-def _onnx_operations(
-    model: LoadedModel, latents: Tensor, candidates: Tensor, iterations: int
-) -> dict[str, float]:
-    """By backends of its own, on one thread; what takes time besides nodes is "between nodes"."""
-    original: Any = model.backend
-
-    def make() -> Callable[[], None]:
-        rollout = served_rollout(type(original)(original.model, torch.device(original.device)))
-
+    def repeat(rollout: Rollout) -> RunRollout:
         def run() -> None:
             for _ in range(iterations):
-                rollout(latents, candidates)
+                rollout(latents, candidates[0, :0], candidates)
 
         return run
 
-    plain = make()
-    plain()
+    profilers = {"onnx": _profile_onnx, "native": _profile_native}
+    profiler = profilers.get(model.backend.name, _profile_torch)
+    kinds: dict[str, float] = defaultdict(float)
+    for operation, duration in profiler(model.backend, repeat).items():
+        kinds[operation_kind(operation)] += duration
+    return dict(sorted(kinds.items(), key=lambda item: -item[1]))
+
+
+def _profile_torch(backend: Any, repeat: Callable[[Rollout], RunRollout]) -> dict[str, float]:
+    """Microseconds in each operation, by torch's profiler."""
+    run = repeat(backend_rollout(backend))
+    run()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    return {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+
+
+def _profile_onnx(backend: Any, repeat: Callable[[Rollout], RunRollout]) -> dict[str, float]:
+    """Microseconds in each node, on one thread. The rest of a roll-out is "between nodes".
+
+    The nodes are those of new backends, because profiling is an option of new sessions.
+    """
+
+    def make() -> RunRollout:
+        return repeat(backend_rollout(type(backend)(backend.model, torch.device(backend.device))))
+
+    run = make()
+    run()
     start = time.perf_counter()
-    plain()
-    microseconds = 1e6 * (time.perf_counter() - start)  # writing a profile takes time too
-    nodes = profile_sessions(make)
-    return nodes | {"between nodes": max(0.0, microseconds - nodes.total())}
+    run()
+    # Without the profiler, because it takes time to write a profile.
+    microseconds = 1e6 * (time.perf_counter() - start)
+    nodes = profile_onnx_nodes(make)
+    return nodes | {BETWEEN_NODES: max(0.0, microseconds - nodes.total())}
 
 
-def _native_operations(
-    model: LoadedModel, latents: Tensor, candidates: Tensor, iterations: int
-) -> dict[str, float]:
-    """By the code's own clock, on one thread; what is not its own is "between nodes"."""
+def _profile_native(backend: Any, repeat: Callable[[Rollout], RunRollout]) -> dict[str, float]:
+    """Clock ticks in each kind of native work, on one thread. The rest is "between nodes"."""
     from lewm_serve.backends.native.library import read_ticks
 
-    backend: Any = model.backend
     threads, backend.threads = backend.threads, 1
-    rollout = served_rollout(backend)
-    rollout(latents, candidates)
+    run = repeat(backend_rollout(backend))
+    run()
     begin, before = read_ticks()
-    for _ in range(iterations):
-        rollout(latents, candidates)
+    run()
     end, after = read_ticks()
     backend.threads = threads
-    spent = {name: float(after[name] - before[name]) for name in after}
-    return spent | {"between nodes": end - begin - sum(spent.values())}
+    ticks = {kind: float(after[kind] - before[kind]) for kind in after}
+    return ticks | {BETWEEN_NODES: end - begin - sum(ticks.values())}
 
 
-def _shares(seconds: dict[str, float]) -> dict[str, float]:
-    whole = sum(seconds.values())
-    return {name: value / whole for name, value in seconds.items()}
+def profile_onnx_nodes(make: Callable[[], Callable[[], object]]) -> Counter[str]:
+    """Microseconds in each type of ONNX node, by ONNX Runtime's profiler.
+
+    ``make`` makes sessions and returns what runs them. Profiling is an option of a new session, and
+    the profile is written when the session ends.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        with _profiled_sessions(Path(name)):
+            run = make()
+            run()
+            del run
+            gc.collect()
+        files = sorted(Path(name).glob("*.json"))
+        return sum((_read_onnx_profile(file) for file in files), Counter())
+
+
+@contextmanager
+def _profiled_sessions(folder: Path) -> Iterator[None]:
+    """Sessions that are made during the block write profiles into the folder."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    original = onnxruntime.SessionOptions
+    count = 0
+
+    def profiled_options() -> object:
+        nonlocal count
+        count += 1
+        options = original()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / f"session-{count}")
+        return options
+
+    with patch.object(onnxruntime, "SessionOptions", profiled_options):
+        yield
+
+
+def _read_onnx_profile(file: Path) -> Counter[str]:
+    """Microseconds by type of node."""
+    durations: Counter[str] = Counter()
+    for event in json.loads(file.read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+            durations[event["args"]["op_name"]] += event["dur"]
+    return durations
+
+
+def _shares(values: dict[str, float]) -> dict[str, float]:
+    total = sum(values.values())
+    return {name: value / total for name, value in values.items()}
+
+
+if __name__ == "__main__":
+    run_as_program(measure, __doc__)

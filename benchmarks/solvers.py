@@ -1,8 +1,14 @@
 """The default solver of the embedded model against the paper's CEM, on the same episodes.
 
-Closed-loop Two-Room episodes, protocol `paper`, from pixels; both solvers get the same episodes and
-the same seeds. In process, without a server, an episode a core at a time. Each result is written
-down as it comes, and a run that was cut off goes on where it was.
+Both drive 500 closed-loop episodes of Two-Room (protocol `paper`) from pixels, with the same seeds.
+They plan in process, without a server, with one episode per core at a time. Each result is written
+to `runs/benchmarks` as soon as it is there, so a run that was interrupted continues. The interval
+is that of a difference of paired proportions (Newcombe 1998, method 10).
+
+Targets: the success rate is at most 2 points lower (lower end of the 95 % interval), with at most
+0.05 of CEM's candidates per plan. Half an hour.
+
+    python -m benchmarks.solvers [--quick]
 """
 
 from __future__ import annotations
@@ -20,12 +26,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.paired import Pairs
-from benchmarks.report import Figure, Report, at_least, at_most
-from benchmarks.run import Run
-from benchmarks.search import Search
-from benchmarks.served import load_served
-from benchmarks.workers import worker_processes
+from benchmarks.comparison import PairedOutcomes
+from benchmarks.flops import PAPER_CEM
+from benchmarks.in_process import SearchLoop, load_like_server
+from benchmarks.processes import worker_processes
+from benchmarks.report import (
+    Measurement,
+    Report,
+    RunOptions,
+    at_least,
+    at_most,
+    run_as_program,
+)
 from lewm_models import checkpoint
 from lewm_models.card import SolverDefaults, read_card
 from lewm_models.checkpoint import PRETRAINED
@@ -34,15 +46,15 @@ from lewm_models.evaluation.protocol import paper_episodes
 from lewm_models.preprocessing import resize
 from lewm_serve.registry.registry import LoadedModel
 
-PAPER_CEM = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
+MODEL_FOLDER = PRETRAINED / "two-room"
 EPISODES, QUICK_EPISODES = 500, 20
 SEED = 0
-MARGIN, SHARE = -2.0, 0.05
+MIN_DIFFERENCE_POINTS, MAX_CANDIDATES_RATIO = -2.0, 0.05
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """How one episode went; ``candidates`` are those of each plan."""
+    """How one episode went. ``candidates`` holds the number of candidates of each plan."""
 
     solver: dict[str, Any]
     episode: int
@@ -51,95 +63,106 @@ class EpisodeResult:
     seconds: float
 
 
-def measure(run: Run) -> Report:
+def measure(options: RunOptions) -> Report:
     """See the module."""
-    folder = PRETRAINED / "two-room"
-    own = read_card(folder / checkpoint.CARD).solver
-    count = QUICK_EPISODES if run.quick else EPISODES
-    record = Record.of(folder, run.folder)
-    results = compare(run, record, (own, PAPER_CEM), count)
-    ours, papers = (
-        [results[name(solver), index] for index in range(count)] for solver in (own, PAPER_CEM)
+    default_solver = read_card(MODEL_FOLDER / checkpoint.CARD).solver
+    count = QUICK_EPISODES if options.quick else EPISODES
+    results = run_all_episodes(
+        EpisodeRecord.for_weights(MODEL_FOLDER, options.state_folder),
+        (default_solver, PAPER_CEM),
+        count,
+        options,
     )
-    pairs = Pairs.of([result.reached for result in ours], [result.reached for result in papers])
-    low, high = pairs.interval()
-    each, each_papers = candidates_a_plan(ours), candidates_a_plan(papers)
-    rates = {
-        solver.name: sum(result.reached for result in part) / count
-        for solver, part in ((own, ours), (PAPER_CEM, papers))
-    }
-    counted = f"{pairs.first} and {pairs.second} episodes only one of them reached"
+    ours, papers = (
+        [results[solver_key(solver), index] for index in range(count)]
+        for solver in (default_solver, PAPER_CEM)
+    )
+    outcomes = PairedOutcomes.count(
+        [result.reached for result in ours], [result.reached for result in papers]
+    )
+    low, high = outcomes.interval()
+    candidates, paper_candidates = mean_candidates(ours), mean_candidates(papers)
+    only_one = f"goals that only one of the two reached: {outcomes.first} and {outcomes.second}"
     return Report(
         (
             at_least(
-                f"{own.name} against CEM 300 × 30, success: the interval's lower end",
+                f"success of {default_solver.name} minus that of CEM 300 × 30, "
+                "lower end of the interval",
                 100 * low,
                 "points",
-                MARGIN,
-                f"{count} episodes, difference {100 * pairs.difference:+.1f} points "
+                MIN_DIFFERENCE_POINTS,
+                note=f"{count} episodes, difference {100 * outcomes.difference:+.1f} points "
                 f"(95 %: {100 * low:+.1f} to {100 * high:+.1f})",
             ),
             at_most(
-                f"{own.name} against CEM 300 × 30: candidates a plan",
-                each / each_papers,
+                f"{default_solver.name} against CEM 300 × 30: candidates a plan",
+                candidates / paper_candidates,
                 "of CEM's",
-                SHARE,
-                f"{each:.0f} against {each_papers:.0f}",
+                MAX_CANDIDATES_RATIO,
+                note=f"{candidates:.0f} against {paper_candidates:.0f}",
             ),
             *(
-                Figure(f"{solver} reaches", 100 * rate, "% of the goals", note=counted)
-                for solver, rate in rates.items()
+                Measurement(
+                    f"{solver.name} reaches",
+                    100 * sum(result.reached for result in solver_results) / count,
+                    "% of the goals",
+                    note=only_one,
+                )
+                for solver, solver_results in ((default_solver, ours), (PAPER_CEM, papers))
             ),
         ),
         {
             "episodes": count,
             "seed": SEED,
-            "solvers": [asdict(own), asdict(PAPER_CEM)],
-            "pairs": asdict(pairs),
+            "solvers": [asdict(default_solver), asdict(PAPER_CEM)],
+            "pairs": asdict(outcomes),
             "interval_points": [100 * low, 100 * high],
-            "plan_s": {
-                "own": statistics.median(r.seconds / len(r.candidates) for r in ours),
-                "cem": statistics.median(r.seconds / len(r.candidates) for r in papers),
-            },
+            "plan_s": {"own": _median_plan_s(ours), "cem": _median_plan_s(papers)},
         },
     )
 
 
-def candidates_a_plan(results: Sequence[EpisodeResult]) -> float:
-    """The mean over all plans."""
+def mean_candidates(results: Sequence[EpisodeResult]) -> float:
+    """The mean number of candidates of a plan."""
     return statistics.mean(count for result in results for count in result.candidates)
 
 
-class Record:
-    """Results by solver and episode, a line of JSON each."""
+def _median_plan_s(results: Sequence[EpisodeResult]) -> float:
+    return statistics.median(result.seconds / len(result.candidates) for result in results)
+
+
+def solver_key(solver: SolverDefaults) -> str:
+    """All settings as a string. Results of other settings are other results."""
+    return json.dumps(asdict(solver))
+
+
+class EpisodeRecord:
+    """Results by solver and episode in a file, one line of JSON each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     @classmethod
-    def of(cls, model: Path, folder: Path) -> Record:
-        """The record of one model's weights: another default solver on its card changes nothing."""
+    def for_weights(cls, model: Path, folder: Path) -> EpisodeRecord:
+        """The record of a model's weights. It does not depend on the solver in its card."""
         weights = hashlib.sha256((model / checkpoint.WEIGHTS).read_bytes()).hexdigest()
         return cls(folder / f"solvers-{weights[:16]}.jsonl")
 
     def read(self) -> dict[tuple[str, int], EpisodeResult]:
-        """What is there; a line that was cut off is left out."""
-        found = {}
-        for line in self._lines():
+        """The results so far. Incomplete lines are left out."""
+        results = {}
+        for line in self._path.read_text().splitlines() if self._path.exists() else []:
             try:
                 values = json.loads(line)
             except ValueError:
                 continue
             values["candidates"] = tuple(values["candidates"])
             result = EpisodeResult(**values)
-            found[name(SolverDefaults(**result.solver)), result.episode] = result
-        return found
-
-    def _lines(self) -> list[str]:
-        return self._path.read_text().splitlines() if self._path.exists() else []
+            results[solver_key(SolverDefaults(**result.solver)), result.episode] = result
+        return results
 
     def add(self, result: EpisodeResult) -> None:
-        """Write one down, on a line of its own even after one that was cut off."""
+        """Write one result, on a new line even if the last line is incomplete."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a+b") as file:
             file.seek(0, os.SEEK_END)
@@ -150,62 +173,67 @@ class Record:
             file.write(json.dumps(asdict(result)).encode() + b"\n")
 
 
-def name(solver: SolverDefaults) -> str:
-    """The settings in one string: results of other settings are other results."""
-    return json.dumps(asdict(solver))
-
-
-def compare(
-    run: Run, record: Record, solvers: Sequence[SolverDefaults], count: int
+def run_all_episodes(
+    record: EpisodeRecord, solvers: Sequence[SolverDefaults], count: int, options: RunOptions
 ) -> dict[tuple[str, int], EpisodeResult]:
-    """All results, those that are missing after running them."""
+    """The results of ``count`` episodes with each solver. Only those not in the record are run."""
     results = record.read()
     missing = [
         (solver, index)
         for index in range(count)
         for solver in solvers
-        if (name(solver), index) not in results
+        if (solver_key(solver), index) not in results
     ]
-    for left, result in _run_missing(missing):
+    for left, result in _run_episodes(missing):
         record.add(result)
-        results[name(SolverDefaults(**result.solver)), result.episode] = result
-        run.say(f"{left} of {len(solvers) * count} episodes left")
+        results[solver_key(SolverDefaults(**result.solver)), result.episode] = result
+        options.show_progress(f"{left} of {len(solvers) * count} episodes left")
     return results
 
 
-def _run_missing(
+def _run_episodes(
     missing: Sequence[tuple[SolverDefaults, int]],
 ) -> Iterator[tuple[int, EpisodeResult]]:
-    """Results as they come, each with how many are left."""
+    """Results as they arrive, each with the number of episodes that are left."""
     if not missing:
         return
     workers = min(len(missing), len(os.sched_getaffinity(0)))
-    with worker_processes(workers, _prepare) as pool:
-        running = [pool.submit(_run_one, solver, index) for solver, index in missing]
+    with worker_processes(workers, _load_model) as pool:
+        running = [pool.submit(_run_episode, solver, index) for solver, index in missing]
         for done, future in enumerate(as_completed(running), start=1):
             yield len(missing) - done, future.result()
 
 
 _model: LoadedModel
+"""The model of a worker process."""
 
 
-def _prepare() -> None:
-    """Load the model in a worker process, on one thread: there is a worker for each core."""
+def _load_model() -> None:
+    """Load the model of a worker process, on one thread: there is a worker for each core."""
     global _model
     torch.set_num_threads(1)
-    _model = load_served(PRETRAINED / "two-room", threads=1)
+    _model = load_like_server(MODEL_FOLDER, threads=1)
 
 
-def _run_one(solver: SolverDefaults, index: int) -> EpisodeResult:
-    planner = InProcess(_model, solver)
+def _run_episode(solver: SolverDefaults, index: int) -> EpisodeResult:
+    planner = InProcessPlanner(_model, solver)
     start = time.perf_counter()
-    outcome = run_episode(planner, paper_episodes(index + 1, SEED), index, SEED)
-    seconds = time.perf_counter() - start
-    return EpisodeResult(asdict(solver), index, outcome.reached, tuple(planner.candidates), seconds)
+    outcome = run_episode(planner, paper_episodes(index + 1, SEED), index, seed=SEED)
+    return EpisodeResult(
+        solver=asdict(solver),
+        episode=index,
+        reached=outcome.reached,
+        candidates=tuple(planner.candidates),
+        seconds=time.perf_counter() - start,
+    )
 
 
-class InProcess:
-    """A robot's planner without a server; see `lewm_models.evaluation.episode.Planner`."""
+class InProcessPlanner:
+    """Plans for a robot without a server; see `lewm_models.evaluation.episode.Planner`.
+
+    Attributes:
+        candidates: the number of candidates of each plan so far.
+    """
 
     def __init__(self, model: LoadedModel, solver: SolverDefaults) -> None:
         self._model = model
@@ -213,12 +241,18 @@ class InProcess:
         self.candidates: list[int] = []
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
-        """Plan as the server would, from one frame."""
+        """The actions that a server would return for one frame, and the seconds of the plan."""
         start = time.perf_counter()
         frames = torch.stack([torch.from_numpy(frame), torch.from_numpy(goal_frame)])
         size = self._model.card.config.image_size
         latent, goal = self._model.backend.encode(resize(frames, size))
-        search = Search(self._model, self._solver, latent, goal, seed)
+        search = SearchLoop(
+            self._model, self._solver, latents=latent.unsqueeze(0), goal=goal, seed=seed
+        )
         actions = self._model.to_rows(search.run().actions)
         self.candidates.append(search.solver.candidates)
         return actions, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    run_as_program(measure, __doc__)

@@ -1,7 +1,12 @@
-"""How long `lewm serve` takes to be ready, for the first time and for the second.
+"""How long `lewm serve` takes until it is ready, at the first start and at the second.
 
-The first start finds caches of compiled code empty (a folder of its own stands in for the user's),
-the second finds what the first one left. Files that the system has read before stay in memory.
+A new folder stands in for the user's caches of compiled code, so the first start finds them empty
+and the second finds what the first one left. Files that the system has read before are still in
+memory.
+
+Targets: at most 120 s for the first start and 15 s for the second. Half a minute.
+
+    python -m benchmarks.startup [--quick]
 """
 
 from __future__ import annotations
@@ -13,35 +18,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.report import Report, at_most
-from benchmarks.run import Run
-from benchmarks.served import random_folder
+from benchmarks.in_process import random_model_folder
+from benchmarks.report import Report, RunOptions, at_most, run_as_program
 from lewm_serve.cli.local_server import local_server
 
-CACHES = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
-FIRST_S, SECOND_S = 120.0, 15.0
+CACHE_VARIABLES = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
+MAX_READY_S = {"first": 120.0, "second": 15.0}
 
 
-def measure(run: Run) -> Report:
+def measure(options: RunOptions) -> Report:
     """See the module."""
-    figures = []
-    for preset in ("edge",) if run.quick else ("edge", "paper"):
-        with random_folder(preset) as folder, empty_caches():
-            for start, bound in (("first", FIRST_S), ("second", SECOND_S)):
-                run.say(f"{preset}: {start} start")
+    measurements = []
+    for preset in ("edge",) if options.quick else ("edge", "paper"):
+        with random_model_folder(preset) as folder, empty_caches():
+            for start, max_ready_s in MAX_READY_S.items():
+                options.show_progress(f"{preset}: {start} start")
                 began = time.perf_counter()
                 with local_server(folder):
-                    seconds = time.perf_counter() - began
-                figures.append(at_most(f"{start} start, size {preset}", seconds, "s", bound))
-    return Report(tuple(figures))
+                    ready_s = time.perf_counter() - began
+                measurements.append(
+                    at_most(f"{start} start, size {preset}", ready_s, "s", max_ready_s)
+                )
+    return Report(tuple(measurements))
 
 
 @contextmanager
 def empty_caches() -> Iterator[None]:
-    """Processes started meanwhile keep what they compile in a new folder."""
-    before = {name: os.environ.get(name) for name in CACHES}
+    """Processes that start during the block keep compiled code in a new folder."""
+    before = {name: os.environ.get(name) for name in CACHE_VARIABLES}
     with tempfile.TemporaryDirectory(prefix="lewm-caches-") as folder:
-        for name in CACHES:
+        for name in CACHE_VARIABLES:
             os.environ[name] = str(Path(folder) / name.lower())
         try:
             yield
@@ -51,3 +57,7 @@ def empty_caches() -> Iterator[None]:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+if __name__ == "__main__":
+    run_as_program(measure, __doc__)

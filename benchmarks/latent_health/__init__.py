@@ -1,1 +1,6 @@
-"""How well the embedded model's health tells faults from ordinary frames, and what that costs."""
+"""How well the embedded model's health tells faulty frames from ordinary ones, and its cost.
+
+    python -m benchmarks.latent_health [--quick]
+
+See `benchmarks.latent_health.measure` for what is measured.
+"""

@@ -1,4 +1,4 @@
-"""What the monitor adds to a plan, ordinary or with a fallback named."""
+"""How much longer a plan takes because its frames' health is assessed."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from benchmarks.latent_health.requests import Requests, plan
+from benchmarks.in_process import SearchLoop, predict_newest
+from benchmarks.latent_health.requests import Requests
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.health import LatentScores, Monitor
 from lewm_serve.registry.registry import LoadedModel
 
-BARE, ORDINARY, GUARDED = "without the monitor", "ordinary", "with a fallback named"
-KINDS = (BARE, ORDINARY, GUARDED)
-SERIES = 10
+NO_MONITOR, ORDINARY, WITH_FALLBACK = "without the monitor", "ordinary", "with a fallback named"
+PLAN_KINDS = (NO_MONITOR, ORDINARY, WITH_FALLBACK)
+PLANS_PER_SERIES = 10
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class Cost:
     """What the monitor costs plans of one kind; medians in milliseconds.
 
-    ``plan_ms`` is how long the plan took with the monitor, ``bare_ms`` without, and ``share`` what
-    it is longer by. ``assess_ms`` is the monitor's own work, in whichever thread; ``predict_ms``
-    went into predicting the newest frame, some of which a search after it is spared.
+    Attributes:
+        kind: the kind of plan.
+        plan_ms: how long a plan takes with the monitor.
+        bare_ms: how long it takes without.
+        share: by what share of ``bare_ms`` it takes longer.
+        assess_ms: the work of the monitor itself, in whichever thread.
+        predict_ms: the one-step prediction of the newest frame. A search after it is shorter,
+            because it uses parts of the prediction.
+        runs: the number of plans.
     """
 
     kind: str
@@ -43,102 +50,137 @@ class Cost:
     runs: int
 
 
-class Spent:
-    """Seconds that a plan and parts of it took, in whichever thread."""
+class Durations:
+    """Seconds of one plan and of its parts, in whichever thread they ran."""
 
     def __init__(self) -> None:
-        self.plan = self.assess = self.predict = 0.0
+        self.seconds = {"plan": 0.0, "assess": 0.0, "predict": 0.0}
 
-    def on(self, part: str, work: Callable[[], T]) -> T:
-        """Do the work, and count it as that part."""
-        began = time.perf_counter()
+    def measure(
+        self, part: Literal["plan", "assess", "predict"], work: Callable[[], ResultT]
+    ) -> ResultT:
+        """Do the work and add its duration to the part."""
+        start = time.perf_counter()
         result = work()
-        setattr(self, part, getattr(self, part) + time.perf_counter() - began)
+        self.seconds[part] += time.perf_counter() - start
         return result
 
 
-def cost(model: LoadedModel, asked: Requests, series: int) -> list[Cost]:
-    """Plans with a full history by the model's own solver, and the monitor's work for them.
+def measure_cost(model: LoadedModel, requests: Requests, series: int) -> list[Cost]:
+    """The cost for plans without and with a fallback, each from a full history of frames.
 
-    A plan is the search, in a thread of its own as in a server, without decoding, encoding or any
-    transport. The kinds take turns, a series of plans of one kind after another, each with a
-    request of its own; the first of a series does not count.
+    A plan is the search by the model's own solver, in a thread of its own as in a server, without
+    decoding, encoding and transport. The kinds take turns, with a series of plans each, every plan
+    from another request. The first plan of a series is not counted.
     """
     monitor = Monitor(Metrics())
     monitor.watch(model)
-    taken: dict[str, list[Spent]] = {kind: [] for kind in KINDS}
+    durations: dict[str, list[Durations]] = {kind: [] for kind in PLAN_KINDS}
     with ThreadPoolExecutor(1) as engine:
-        for number in range(len(KINDS) * series):
-            kind = KINDS[number % len(KINDS)]
-            for place in range(1 + SERIES):
-                index = (number * (1 + SERIES) + place) % len(asked)
-                shown = torch.cat([asked.latents[index], asked.latents[-1 - index, -1:]])
-                one = Watched(model, monitor, kind, shown, asked.actions[index])
-                spent = Spent()
-                spent.on("plan", partial(one.run, engine, spent))
+        for number in range(len(PLAN_KINDS) * series):
+            kind = PLAN_KINDS[number % len(PLAN_KINDS)]
+            for place in range(1 + PLANS_PER_SERIES):
+                index = (number * (1 + PLANS_PER_SERIES) + place) % len(requests)
+                plan = MonitoredPlan(
+                    model,
+                    monitor,
+                    kind=kind,
+                    latents=requests.latents[index],
+                    goal=requests.latents[-1 - index, -1],
+                    past_actions=requests.actions[index],
+                )
+                plan.durations.measure("plan", partial(plan.run, engine))
                 if place > 0:
-                    taken[kind].append(spent)
-    bare_ms = _median([spent.plan for spent in taken[BARE]])
-    return [_cost(kind, taken[kind], bare_ms) for kind in KINDS[1:]]
+                    durations[kind].append(plan.durations)
+    bare_ms = _median_ms(durations[NO_MONITOR], "plan")
+    return [_cost(kind, durations[kind], bare_ms) for kind in PLAN_KINDS[1:]]
 
 
-@dataclass(frozen=True)
-class Watched:
-    """One plan from the latents (H + 1, D) of frames and goal, as `lewm_serve.planner.planner` does."""
+class MonitoredPlan:
+    """One plan, with the calls of the monitor that `lewm_serve.planner.planner` makes for it.
 
-    model: LoadedModel
-    monitor: Monitor
-    kind: str
-    shown: Tensor
-    actions: Tensor
+    Args:
+        model: the model.
+        monitor: the monitor.
+        kind: one of `PLAN_KINDS`.
+        latents: the context latents (H, D).
+        goal: the goal's latent (D,).
+        past_actions: the action blocks (H − 1, A) between the frames.
+    """
 
-    def run(self, engine: ThreadPoolExecutor, spent: Spent) -> None:
-        """Plan, and do for it what the monitor has to do."""
-        scores: LatentScores | None = None
-        if self.kind == GUARDED:
-            scores = spent.on("assess", self._look)
-            spent.on("assess", partial(self.monitor.is_anomalous, self.model, scores))
-        surprise, expected = engine.submit(self._search, scores, spent).result()
-        if self.kind == ORDINARY:
-            scores = spent.on("assess", self._look)
-        if scores is not None:
-            spent.on("assess", partial(self._assess, scores, surprise, expected))
-
-    def _search(
-        self, scores: LatentScores | None, spent: Spent
-    ) -> tuple[float | None, Tensor | None]:
-        """As the engine does: the surprise that a guard saw, or else what was expected."""
-        surprise: float | None = None
-        if scores is not None:
-            surprise = spent.on("assess", partial(self._guard, scores, self._expect(spent)))
-        plan(self.model, self.shown[:-1], self.actions, self.shown[-1], 0)
-        return surprise, self._expect(spent) if self.kind == ORDINARY else None
-
-    def _expect(self, spent: Spent) -> Tensor:
-        latents, actions = self.shown[None, :-1], self.actions[None]
-        return spent.on("predict", lambda: self.model.backend.expect(latents, actions)[0])
-
-    def _look(self) -> LatentScores:
-        return self.monitor.score(self.model, self.shown, len(self.shown) - 1)
-
-    def _guard(self, scores: LatentScores, expected: Tensor) -> float | None:
-        surprise = scores.surprise(expected)
-        self.monitor.is_anomalous(self.model, scores, surprise)
-        return surprise
-
-    def _assess(
-        self, scores: LatentScores, surprise: float | None, expected: Tensor | None
+    def __init__(
+        self,
+        model: LoadedModel,
+        monitor: Monitor,
+        *,
+        kind: str,
+        latents: Tensor,
+        goal: Tensor,
+        past_actions: Tensor,
     ) -> None:
-        told = scores.surprise(expected) if surprise is None else surprise
-        self.monitor.assess(self.model, scores, told)
+        self.durations = Durations()
+        self._model = model
+        self._monitor = monitor
+        self._kind = kind
+        self._latents = latents
+        self._goal = goal
+        self._latents_and_goal = torch.cat([latents, goal[None]])
+        self._past_actions = past_actions
+
+    def run(self, engine: ThreadPoolExecutor) -> None:
+        """Plan. The search runs in the engine's thread."""
+        scores: LatentScores | None = None
+        if self._kind == WITH_FALLBACK:
+            scores = self.durations.measure("assess", self._score)
+        surprise = engine.submit(self._search).result()
+        if self._kind == ORDINARY:
+            scores = self.durations.measure("assess", self._score)
+        if scores is not None:
+            assess = partial(self._monitor.assess, self._model, scores, surprise=surprise)
+            self.durations.measure("assess", assess)
+
+    def _search(self) -> float | None:
+        """Search, and return the surprise. A request with a fallback needs it before."""
+        surprise = self._surprise() if self._kind == WITH_FALLBACK else None
+        search = SearchLoop(
+            self._model,
+            self._model.card.solver,
+            latents=self._latents,
+            goal=self._goal,
+            past_actions=self._past_actions,
+        )
+        search.run()
+        return self._surprise() if self._kind == ORDINARY else surprise
+
+    def _surprise(self) -> float:
+        predict = partial(
+            predict_newest, self._model, self._latents[None], self._past_actions[None]
+        )
+        (predicted,) = self.durations.measure("predict", predict)
+        return self.durations.measure("assess", partial(surprise_of, self._latents, predicted))
+
+    def _score(self) -> LatentScores:
+        return self._monitor.score(self._model, self._latents_and_goal, len(self._latents))
 
 
-def _cost(kind: str, taken: list[Spent], bare_ms: float) -> Cost:
-    parts = ([getattr(one, part) for one in taken] for part in ("plan", "assess", "predict"))
-    plan_ms, assess_ms, predict_ms = map(_median, parts)
-    return Cost(kind, plan_ms, bare_ms, plan_ms / bare_ms - 1, assess_ms, predict_ms, len(taken))
+def surprise_of(latents: Tensor, predicted: Tensor) -> float:
+    """The distance of the newest of latents (H, D) from its one-step prediction (D,)."""
+    distance: float = torch.linalg.vector_norm(latents[-1] - predicted).item()
+    return distance
 
 
-def _median(seconds: list[float]) -> float:
-    """In milliseconds."""
-    return 1000 * statistics.median(seconds)
+def _cost(kind: str, durations: list[Durations], bare_ms: float) -> Cost:
+    plan_ms = _median_ms(durations, "plan")
+    return Cost(
+        kind=kind,
+        plan_ms=plan_ms,
+        bare_ms=bare_ms,
+        share=plan_ms / bare_ms - 1,
+        assess_ms=_median_ms(durations, "assess"),
+        predict_ms=_median_ms(durations, "predict"),
+        runs=len(durations),
+    )
+
+
+def _median_ms(durations: list[Durations], part: str) -> float:
+    return 1000 * statistics.median(one.seconds[part] for one in durations)

@@ -1,4 +1,13 @@
-"""False alarms on ordinary requests, detection of faults, and what the monitor costs."""
+"""False alarms on ordinary requests, detection of faults, and the cost of the monitor.
+
+Requests look like those of robots: three frames one action block apart, the actions between them,
+and a goal. All seeds are new to training and calibration. Ordinary requests come from robots that
+move in several ways, with frames sent as PNG or JPEG; every health but `ok` is a false alarm.
+Faulty requests have two good frames and a faulty newest one; those called `anomalous` are detected.
+
+The target of false alarms is 1 in 1,000; that of the cost is 2 % of a plan. A run takes a quarter
+of an hour on two cores.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.in_process import predict_newest
 from benchmarks.latent_health import faults
-from benchmarks.latent_health.cost import cost
+from benchmarks.latent_health.cost import measure_cost, surprise_of
 from benchmarks.latent_health.requests import (
     BLOCK,
     HISTORY,
@@ -18,46 +28,37 @@ from benchmarks.latent_health.requests import (
     Requests,
     as_jpeg,
     as_png,
-    data_motion,
     encode,
     encode_motion,
     full_speed_motion,
+    make_requests,
     planned_motion,
-    predicted,
-    requests,
     straight_motion,
+    training_motion,
 )
 from lewm_models.calibration.calibrate import fixed_directions
 from lewm_models.card import Calibration
 from lewm_models.evaluation.interval import wilson_interval
-from lewm_serve.planner.health import KINDS, LatentStream, judge, score
+from lewm_serve.constants import ANOMALY_KINDS
+from lewm_serve.planner.health import LatentStream, assess, score_latents
 from lewm_serve.registry.registry import LoadedModel
 
 SEED = 700_000
-SERVED = 3
-"""The first sets of ordinary requests: frames as they are served, PNG and JPEG."""
-STEPS = 150
+TRAINING_MOTION_SETS = 3
+"""The first sets of ordinary requests move as in the training data; a last row sums them up."""
 
-
-@dataclass(frozen=True)
-class Detection:
-    """How R requests of one kind were judged.
-
-    ``rates`` are the shares of requests that were anomalous (``all``) and by which score;
-    ``ratios`` the 5 %, 50 % and 95 % quantiles of each score of the newest frame over its limit;
-    ``sigreg`` is that of a window full of such frames, over its limit.
-    """
-
-    name: str
-    requests: int
-    rates: dict[str, float]
-    ratios: dict[str, list[float]]
-    sigreg: float | None
+EPISODE_STEPS = 150
+PREDICTION_BATCH = 256
+REQUEST_SCORES = ("norm", "mahalanobis", "surprise")
+"""The scores of one request. SIGReg is a score of the stream of requests."""
 
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """Ordinary requests that were not called ok, and the interval of their share."""
+    """Ordinary requests whose health was not `ok`, and the 95 % interval of their rate.
+
+    ``by_kind`` counts the scores that were above their limits.
+    """
 
     name: str
     requests: int
@@ -67,142 +68,203 @@ class FalseAlarms:
     by_kind: dict[str, int]
 
 
-def false_alarms(
-    model: LoadedModel, name: str, motion: Motion, latents: Tensor, robots: int, every: int
-) -> tuple[FalseAlarms, Requests]:
-    """Judge a request for each frame with history, in the order of ``robots`` served in turns.
+@dataclass(frozen=True)
+class Detection:
+    """How requests of one kind were assessed.
 
-    Every answer is one, those that SIGReg of the stream alone makes `degraded` included.
+    Attributes:
+        rates: the share of anomalous requests (``all``), and of those above the limit of a score.
+        ratios: the 5 %, 50 % and 95 % quantiles of each score of the newest frame over its limit.
+        sigreg: SIGReg of a window full of such newest frames, over its limit.
     """
-    asked = requests(model, motion, latents, every)
-    expected = predicted(model, asked)
+
+    name: str
+    requests: int
+    rates: dict[str, float]
+    ratios: dict[str, list[float]]
+    sigreg: float | None
+
+
+def measure(
+    model: LoadedModel, quick: bool, show_progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """All results as JSON values. ``quick`` takes few requests; the results then mean little."""
+    episodes, few_episodes, sample_size = (4, 4, 40) if quick else (80, 60, 1000)
+    ordinary: list[FalseAlarms] = []
+    for name, motion, send, robots, every in (
+        ("PNG frames, 8 robots", _training_motion(episodes, 0), as_png, 8, 1),
+        ("JPEG 90 frames, 8 robots", _training_motion(episodes, 1), as_jpeg(90), 8, 1),
+        ("JPEG 75 frames, 8 robots", _training_motion(episodes, 2), as_jpeg(75), 8, 1),
+        ("one robot alone", _training_motion(episodes, 3), as_png, 1, BLOCK),
+        ("planned by the model, 8 robots", planned_motion(model, episodes, SEED), as_png, 8, 1),
+        (
+            "straight to goals, 8 robots",
+            straight_motion(few_episodes, EPISODE_STEPS, SEED + 4),
+            as_png,
+            8,
+            1,
+        ),
+        (
+            "full speed, 8 robots",
+            full_speed_motion(few_episodes, EPISODE_STEPS, SEED + 5),
+            as_png,
+            8,
+            BLOCK,
+        ),
+    ):
+        show_progress(f"ordinary: {name}")
+        requests = make_requests(model, motion, encode_motion(model, motion, send), every)
+        episode_count = len(motion.positions)
+        ordinary.append(count_false_alarms(model, name, requests, episode_count, robots))
+    show_progress("faults")
+    motion = _training_motion(episodes, 10)
+    requests = make_requests(model, motion, encode_motion(model, motion))
+    generator = torch.Generator().manual_seed(SEED)
+    sample = _sample(requests, sample_size, generator)
+    detections = [detect(model, "no fault", sample)]
+    for name, frames in faults.faulty_frames(sample.positions[:, -1], generator):
+        show_progress(f"fault: {name}")
+        detections.append(detect(model, name, sample.with_newest(encode(model, frames))))
+    stopped, passed = faults.wall_crossings(model, sample_size, generator)
+    detections.append(detect(model, "stopped by the wall (no fault)", stopped))
+    detections.append(detect(model, "through the wall", passed))
+    for name, faulty in (
+        *faults.teleports(model, sample, generator),
+        *faults.freezes(_sample(requests, 4 * sample_size, generator)),
+    ):
+        if len(faulty):
+            detections.append(detect(model, name, faulty))
+    show_progress("cost")
+    costs = measure_cost(model, sample, series=2 if quick else 60)
+    return {
+        "history": HISTORY,
+        "ordinary": [
+            asdict(alarms) for alarms in (*ordinary, _total(ordinary[:TRAINING_MOTION_SETS]))
+        ],
+        "faults": [asdict(detection) for detection in detections],
+        "cost": [asdict(cost) for cost in costs],
+    }
+
+
+def count_false_alarms(
+    model: LoadedModel, name: str, requests: Requests, episodes: int, robots: int
+) -> FalseAlarms:
+    """Assess ordinary requests of some episodes, which ``robots`` robots send in turns.
+
+    Requests that are `degraded` by SIGReg of the stream alone count too.
+    """
+    predicted = _predict_newest(model, requests)
     calibration = model.card.calibration
     assert calibration is not None
     assert calibration.sigreg_window is not None
-    stream = LatentStream(fixed_directions(latents.shape[-1]), calibration.sigreg_window)
+    directions = fixed_directions(requests.latents.shape[-1])
+    stream = LatentStream(directions, calibration.sigreg_window)
     alarms = 0
-    by_kind: dict[str, int] = dict.fromkeys(KINDS, 0)
-    for index in _in_turns(len(motion.positions), len(asked) // len(motion.positions), robots):
-        own = asked.latents[index]
-        stream.add(own, 1)
-        # The goal: the frame at the end of another request, like any that a client may send.
-        shown = torch.cat([own, asked.latents[index - 1, -1:]])
-        scores = score(calibration, model.reference, shown, len(own))
-        judged = judge(calibration, scores, scores.surprise(expected[index]), stream.sigreg)
-        alarms += judged.health.status != "ok"
-        for kind in judged.kinds:
+    by_kind: dict[str, int] = dict.fromkeys(ANOMALY_KINDS, 0)
+    for index in _in_turns(episodes, len(requests) // episodes, robots):
+        latents = requests.latents[index]
+        stream.add(latents, 1)
+        # The goal is the last frame of another request: any frame that a client may send.
+        latents_and_goal = torch.cat([latents, requests.latents[index - 1, -1:]])
+        scores = score_latents(calibration, model.reference, latents_and_goal, len(latents))
+        surprise = surprise_of(latents, predicted[index])
+        assessment = assess(calibration, scores, surprise=surprise, sigreg=stream.sigreg)
+        alarms += assessment.health.status != "ok"
+        for kind in assessment.anomalous_kinds:
             by_kind[kind] += 1
-    interval = wilson_interval(alarms, len(asked))
-    rate = alarms / len(asked)
-    return FalseAlarms(name, len(asked), alarms, rate, interval, by_kind), asked
+    return _false_alarms(name, len(requests), alarms, by_kind)
 
 
-def _in_turns(episodes: int, each: int, robots: int) -> Iterator[int]:
-    """Indices of requests when so many robots have one episode each at a time."""
-    for first in range(0, episodes, robots):
-        for request in range(each):
-            for episode in range(first, min(first + robots, episodes)):
-                yield episode * each + request
-
-
-def detection(model: LoadedModel, name: str, asked: Requests) -> Detection:
-    """Judge requests, each by itself."""
-    expected = predicted(model, asked)
+def detect(model: LoadedModel, name: str, requests: Requests) -> Detection:
+    """Assess requests, each by itself."""
     calibration = model.card.calibration
     assert calibration is not None
-    judged = []
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS[:3]}
-    for own, prediction in zip(asked.latents, expected, strict=True):
-        scores = score(calibration, model.reference, own)
-        surprise = scores.surprise(prediction)
-        judged.append(judge(calibration, scores, surprise))
-        newest = score(calibration, model.reference, own[-1:])
+    assessments = []
+    newest_scores: dict[str, list[float]] = {kind: [] for kind in REQUEST_SCORES}
+    for latents, predicted in zip(requests.latents, _predict_newest(model, requests), strict=True):
+        surprise = surprise_of(latents, predicted)
+        scores = score_latents(calibration, model.reference, latents)
+        assessments.append(assess(calibration, scores, surprise=surprise))
+        newest = score_latents(calibration, model.reference, latents[-1:])
         assert newest.zscores[0] is not None
-        assert newest.distance is not None
-        assert surprise is not None
-        found["norm"].append(abs(newest.zscores[0]))
-        found["mahalanobis"].append(newest.distance)
-        found["surprise"].append(surprise)
+        assert newest.mahalanobis is not None
+        newest_scores["norm"].append(abs(newest.zscores[0]))
+        newest_scores["mahalanobis"].append(newest.mahalanobis)
+        newest_scores["surprise"].append(surprise)
     limits = {
         "norm": calibration.zscore_limit,
         "mahalanobis": calibration.mahalanobis_limit or torch.nan,
         "surprise": calibration.surprise_limit or torch.nan,
     }
-    rates = {kind: sum(kind in one.kinds for one in judged) / len(judged) for kind in found}
-    anomalous = sum(one.health.status == "anomalous" for one in judged)
-    levels = torch.tensor([0.05, 0.5, 0.95])
-    ratios = {
-        kind: (torch.tensor(values).quantile(levels) / limits[kind]).tolist()
-        for kind, values in found.items()
-    }
-    rates = {"all": anomalous / len(judged), **rates}
-    return Detection(name, len(asked), rates, ratios, _stream_sigreg(calibration, asked))
+    count = len(requests)
+    rates = {"all": sum(one.health.status == "anomalous" for one in assessments) / count}
+    for kind in REQUEST_SCORES:
+        rates[kind] = sum(kind in one.anomalous_kinds for one in assessments) / count
+    quantiles = torch.tensor([0.05, 0.5, 0.95])
+    return Detection(
+        name=name,
+        requests=count,
+        rates=rates,
+        ratios={
+            kind: (torch.tensor(values).quantile(quantiles) / limits[kind]).tolist()
+            for kind, values in newest_scores.items()
+        },
+        sigreg=_stream_sigreg(calibration, requests),
+    )
 
 
-def _stream_sigreg(calibration: Calibration, asked: Requests) -> float | None:
+def _training_motion(episodes: int, set_number: int) -> Motion:
+    return training_motion(episodes, EPISODE_STEPS, SEED + set_number)
+
+
+def _in_turns(episodes: int, requests_per_episode: int, robots: int) -> Iterator[int]:
+    """Indices of requests in the order in which robots with one episode each send them."""
+    for first in range(0, episodes, robots):
+        for request in range(requests_per_episode):
+            for episode in range(first, min(first + robots, episodes)):
+                yield episode * requests_per_episode + request
+
+
+def _predict_newest(model: LoadedModel, requests: Requests) -> Tensor:
+    """One-step predictions (R, D) of the newest latents."""
+    batches = zip(
+        torch.split(requests.latents, PREDICTION_BATCH),
+        torch.split(requests.actions, PREDICTION_BATCH),
+        strict=True,
+    )
+    return torch.cat([predict_newest(model, latents, actions) for latents, actions in batches])
+
+
+def _stream_sigreg(calibration: Calibration, requests: Requests) -> float | None:
     if calibration.sigreg_window is None or calibration.sigreg_limit is None:
         return None
-    stream = LatentStream(
-        fixed_directions(asked.latents.shape[-1]), calibration.sigreg_window, kept=1.0
-    )
-    stream.add(asked.latents[:, -1], len(asked))
+    directions = fixed_directions(requests.latents.shape[-1])
+    stream = LatentStream(directions, calibration.sigreg_window, share=1.0)
+    stream.add(requests.latents[:, -1], len(requests))
     return None if stream.sigreg is None else stream.sigreg / calibration.sigreg_limit
 
 
-def measure(model: LoadedModel, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every figure, as JSON. ``quick`` looks at a few requests of each kind, which mean little."""
-    episodes, few, count = (4, 4, 40) if quick else (80, 60, 1000)
-    ordinary: list[FalseAlarms] = []
-    for name, motion, send, robots, every in (
-        ("PNG frames, 8 robots", data_motion(episodes, STEPS, SEED), as_png, 8, 1),
-        ("JPEG 90 frames, 8 robots", data_motion(episodes, STEPS, SEED + 1), as_jpeg(90), 8, 1),
-        ("JPEG 75 frames, 8 robots", data_motion(episodes, STEPS, SEED + 2), as_jpeg(75), 8, 1),
-        ("one robot alone", data_motion(episodes, STEPS, SEED + 3), as_png, 1, BLOCK),
-        ("planned by the model, 8 robots", planned_motion(model, episodes, SEED), as_png, 8, 1),
-        ("straight to goals, 8 robots", straight_motion(few, STEPS, SEED + 4), as_png, 8, 1),
-        ("full speed, 8 robots", full_speed_motion(few, STEPS, SEED + 5), as_png, 8, BLOCK),
-    ):
-        say(f"ordinary: {name}")
-        latents = encode_motion(model, motion, send)
-        ordinary.append(false_alarms(model, name, motion, latents, robots, every)[0])
-    say("faults")
-    motion = data_motion(episodes, STEPS, SEED + 10)
-    asked = requests(model, motion, encode_motion(model, motion))
-    generator = torch.Generator().manual_seed(SEED)
-    chosen = torch.randperm(len(asked), generator=generator)[:count]
-    sample = Requests(asked.latents[chosen], asked.actions[chosen], asked.positions[chosen])
-    found = [detection(model, "no fault", sample)]
-    for name, frames in faults.faulty_frames(sample.positions[:, -1], generator):
-        say(f"fault: {name}")
-        found.append(detection(model, name, sample.with_newest(encode(model, frames))))
-    stopped, passed = faults.wall_crossings(model, count, generator)
-    found.append(detection(model, "stopped by the wall (no fault)", stopped))
-    found.append(detection(model, "through the wall", passed))
-    for name, moved in (
-        *faults.teleports(model, sample, generator),
-        *faults.freezes(_some(asked, generator, 4 * count)),
-    ):
-        if len(moved):
-            found.append(detection(model, name, moved))
-    say("cost")
-    spent = cost(model, sample, 2 if quick else 60)
-    return {
-        "history": HISTORY,
-        "ordinary": [asdict(one) for one in (*ordinary, _total(ordinary[:SERVED]))],
-        "faults": [asdict(one) for one in found],
-        "cost": [asdict(one) for one in spent],
-    }
+def _false_alarms(name: str, requests: int, alarms: int, by_kind: dict[str, int]) -> FalseAlarms:
+    return FalseAlarms(
+        name=name,
+        requests=requests,
+        alarms=alarms,
+        rate=alarms / requests,
+        interval_95=wilson_interval(alarms, requests),
+        by_kind=by_kind,
+    )
 
 
 def _total(parts: Sequence[FalseAlarms]) -> FalseAlarms:
-    """Of all of the data's motion, in whichever format its frames were sent."""
-    asked, alarms = sum(one.requests for one in parts), sum(one.alarms for one in parts)
-    by_kind = {kind: sum(one.by_kind[kind] for one in parts) for kind in parts[0].by_kind}
-    interval = wilson_interval(alarms, asked)
-    return FalseAlarms("all frames of 8 robots", asked, alarms, alarms / asked, interval, by_kind)
+    """The sum of the sets that move as in the training data, whatever their image format."""
+    return _false_alarms(
+        "all frames of 8 robots",
+        requests=sum(part.requests for part in parts),
+        alarms=sum(part.alarms for part in parts),
+        by_kind={kind: sum(part.by_kind[kind] for part in parts) for kind in ANOMALY_KINDS},
+    )
 
 
-def _some(asked: Requests, generator: torch.Generator, count: int) -> Requests:
-    """So many of the requests, at random."""
-    chosen = torch.randperm(len(asked), generator=generator)[:count]
-    return Requests(asked.latents[chosen], asked.actions[chosen], asked.positions[chosen])
+def _sample(requests: Requests, count: int, generator: torch.Generator) -> Requests:
+    """At most ``count`` of the requests, chosen at random."""
+    return requests.select(torch.randperm(len(requests), generator=generator)[:count])

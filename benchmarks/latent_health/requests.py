@@ -1,9 +1,13 @@
-"""Requests with a full history, from Two-Room episodes of seeds that no training has."""
+"""Requests with a full history of frames, from Two-Room episodes that no training has seen.
+
+Axes: E episodes, L steps, R requests, H context frames, D latent_dim, A one action block. Positions
+are (x, y) in pixels.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.in_process import SearchLoop
 from lewm_models.environments import two_room
 from lewm_models.environments.two_room_motion import simulate
 from lewm_models.environments.two_room_policy import waypoint_actions
@@ -18,12 +23,12 @@ from lewm_models.evaluation.protocol import evaluation_generator, paper_episodes
 from lewm_models.preprocessing import resize
 from lewm_serve.frames.decode import decode_image
 from lewm_serve.registry.registry import LoadedModel
-from lewm_serve.solvers import make_solver
-from lewm_serve.solvers.solver import Problem
 
 BLOCK, HISTORY = 5, 3
-AGENTS_AT_ONCE = 50
 MAX_PIXELS = 224 * 224
+
+SendFrames = Callable[[Tensor], Tensor]
+"""Frames (N, 224, 224, 3) to those that the server decodes."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,36 @@ class Motion:
     actions: Tensor
 
 
-def data_motion(episodes: int, steps: int, seed: int) -> Motion:
-    """As the training data moves, from seeds that no training has."""
+def training_motion(episodes: int, steps: int, seed: int) -> Motion:
+    """Robots that move as in the training data, from seeds that no training has."""
     positions, actions = simulate(episodes, steps, evaluation_generator(seed))
     return Motion(positions.transpose(0, 1).contiguous(), actions.transpose(0, 1).contiguous())
 
 
-def _driven(
+def straight_motion(episodes: int, steps: int, seed: int) -> Motion:
+    """Robots that move straight to their goals, through the door, without noise."""
+
+    def choose(rooms: two_room.VectorTwoRoom, _step: int) -> Tensor:
+        return waypoint_actions(rooms.positions, rooms.goals)
+
+    return _simulate(episodes, steps, seed, choose)
+
+
+def full_speed_motion(episodes: int, steps: int, seed: int) -> Motion:
+    """Robots at full speed along both axes, in a new direction with each action block.
+
+    No training data moves like this.
+    """
+    generator = evaluation_generator(seed + 1)
+    shape = (-(-steps // BLOCK), episodes, 2)
+    directions = torch.rand(shape, generator=generator).sub(0.5).sign()
+    return _simulate(episodes, steps, seed, lambda _rooms, step: directions[step // BLOCK])
+
+
+def _simulate(
     episodes: int, steps: int, seed: int, choose: Callable[[two_room.VectorTwoRoom, int], Tensor]
 ) -> Motion:
+    """Robots that ``choose`` moves from random starts to one goal after another."""
     generator = evaluation_generator(seed)
     rooms = two_room.VectorTwoRoom(
         two_room.sample_positions(episodes, generator), two_room.sample_goals(episodes, generator)
@@ -53,71 +79,47 @@ def _driven(
         rooms.step(actions[-1])
         positions.append(rooms.positions)
         arrived = rooms.distances() < two_room.GOAL_RADIUS / 2
-        fresh = two_room.sample_goals(episodes, generator)
-        rooms.goals = torch.where(arrived[:, None], fresh, rooms.goals)
+        new_goals = two_room.sample_goals(episodes, generator)
+        rooms.goals = torch.where(arrived[:, None], new_goals, rooms.goals)
     return Motion(torch.stack(positions, 1), torch.stack(actions, 1))
 
 
-def straight_motion(episodes: int, steps: int, seed: int) -> Motion:
-    """Straight to the goal, through the door, without noise."""
-    return _driven(
-        episodes, steps, seed, lambda rooms, _: waypoint_actions(rooms.positions, rooms.goals)
-    )
-
-
-def full_speed_motion(episodes: int, steps: int, seed: int) -> Motion:
-    """At full speed along both axes, another way with each block: as far off the data as can be."""
-    generator = evaluation_generator(seed + 1)
-    shape = (-(-steps // BLOCK), episodes, 2)
-    ways = torch.rand(shape, generator=generator).sub(0.5).sign()
-    return _driven(episodes, steps, seed, lambda _, step: ways[step // BLOCK])
-
-
-def plan(
-    model: LoadedModel, latents: Tensor, past_actions: Tensor, goal: Tensor, seed: int
-) -> Tensor:
-    """The best blocks (T, A), z-scored, that the model's own solver finds from latents (H, D)."""
-    settings = model.card.solver
-    start = torch.zeros(settings.horizon, model.card.config.block_width)
-    problem = Problem(model.low, model.high, start, model.card.config.action_dim)
-    search = make_solver(settings, problem, seed)
-    while not search.done:
-        candidates = search.ask()
-        future = model.backend.rollout(latents[None], past_actions[None], candidates[None])[0]
-        search.tell(candidates, (future[:, -1] - goal).square().sum(-1))
-    assert search.best is not None
-    return search.best.actions
-
-
 def planned_motion(model: LoadedModel, episodes: int, seed: int, plans: int = 2) -> Motion:
-    """As the planner moves the robots of the `paper` protocol, each plan to its end."""
+    """Robots that the planner moves in the protocol `paper`; each plan is run to its end."""
     tasks = paper_episodes(episodes, seed)
     rooms = two_room.VectorTwoRoom(tasks.starts, tasks.goals)
     goals = encode(model, rooms.goal_frames())
-    none = torch.empty(0, model.card.config.block_width)
     positions, actions = [rooms.positions], []
     for number in range(plans):
         latents = encode(model, rooms.frames())
-        found = [
-            torch.from_numpy(model.to_rows(plan(model, one[None], none, goal, number)))
-            for one, goal in zip(latents, goals, strict=True)
+        plan_rows = [
+            torch.from_numpy(_plan_rows(model, latent, goal, number))
+            for latent, goal in zip(latents, goals, strict=True)
         ]
-        for action in torch.stack(found, 1):
-            actions.append(action)
-            rooms.step(action)
+        for step_actions in torch.stack(plan_rows, 1):
+            actions.append(step_actions)
+            rooms.step(step_actions)
             positions.append(rooms.positions)
     return Motion(torch.stack(positions, 1), torch.stack(actions, 1))
 
 
+def _plan_rows(
+    model: LoadedModel, latent: Tensor, goal: Tensor, seed: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """The actions (T · block, 2) that the model's own solver finds from one frame."""
+    search = SearchLoop(model, model.card.solver, latents=latent[None], goal=goal, seed=seed)
+    return model.to_rows(search.run().actions)
+
+
 def as_png(frames: Tensor) -> Tensor:
-    """Lossless: nothing changes."""
+    """Frames that are sent without loss."""
     return frames
 
 
-def as_jpeg(quality: int) -> Callable[[Tensor], Tensor]:
-    """Frames (N, H, H, 3) as the server decodes them, sent as JPEG of that quality."""
+def as_jpeg(quality: int) -> SendFrames:
+    """Frames that are sent as JPEG images of this quality."""
 
-    def sent(frames: Tensor) -> Tensor:
+    def send(frames: Tensor) -> Tensor:
         decoded = []
         for frame in frames.numpy():
             file = io.BytesIO()
@@ -125,26 +127,27 @@ def as_jpeg(quality: int) -> Callable[[Tensor], Tensor]:
             decoded.append(np.array(decode_image(file.getvalue(), MAX_PIXELS, "frame")))
         return torch.from_numpy(np.stack(decoded))
 
-    return sent
+    return send
 
 
 def encode(model: LoadedModel, frames: Tensor) -> Tensor:
-    """FrameLatents (N, D) of frames (N, 224, 224, 3), resized as those that are served."""
+    """Latents (N, D) of frames (N, 224, 224, 3), which are resized as a server does."""
     return model.backend.encode(resize(frames, model.card.config.image_size))
 
 
-def encode_motion(
-    model: LoadedModel, motion: Motion, send: Callable[[Tensor], Tensor] = as_png
-) -> Tensor:
-    """FrameLatents (E, L + 1, D) of every position."""
+def encode_motion(model: LoadedModel, motion: Motion, send: SendFrames = as_png) -> Tensor:
+    """Latents (E, L + 1, D) of the frames at every position."""
     return torch.stack([encode(model, send(two_room.render(path))) for path in motion.positions])
 
 
 @dataclass(frozen=True)
 class Requests:
-    """R requests: ``latents`` (R, H, D), ``actions`` (R, H − 1, A) z-scored, and where it was.
+    """R requests, each with a full history. The last frame of each is the newest.
 
-    ``positions`` (R, H, 2); the last frame is the newest.
+    Attributes:
+        latents: (R, H, D).
+        actions: the z-scored action blocks (R, H − 1, A) between the frames.
+        positions: where the robot was at each frame (R, H, 2).
     """
 
     latents: Tensor
@@ -154,33 +157,28 @@ class Requests:
     def __len__(self) -> int:
         return len(self.latents)
 
+    def select(self, chosen: Tensor) -> Requests:
+        """The requests that an index or a mask chooses."""
+        return Requests(self.latents[chosen], self.actions[chosen], self.positions[chosen])
+
     def with_newest(self, latents: Tensor) -> Requests:
         """The same requests with other newest latents (R, D)."""
-        return Requests(
-            torch.cat([self.latents[:, :-1], latents[:, None]], 1), self.actions, self.positions
-        )
+        changed = torch.cat([self.latents[:, :-1], latents[:, None]], 1)
+        return Requests(changed, self.actions, self.positions)
 
 
-def requests(model: LoadedModel, motion: Motion, latents: Tensor, every: int = 1) -> Requests:
-    """A request for each frame that has a history, every so many steps; episode after episode."""
+def make_requests(model: LoadedModel, motion: Motion, latents: Tensor, every: int = 1) -> Requests:
+    """A request at every ``every``-th frame that has a full history, episode after episode.
+
+    ``latents`` (E, L + 1, D) are those of the motion.
+    """
     newest = torch.arange((HISTORY - 1) * BLOCK, motion.positions.shape[1], every)
     frames = newest[:, None] + BLOCK * torch.arange(1 - HISTORY, 1)
     steps = frames[:, :1] + torch.arange((HISTORY - 1) * BLOCK)
-    rows = motion.actions[:, steps]  # (E, R, (H − 1) · block, 2)
+    rows = motion.actions[:, steps]  # (E, requests of an episode, (H − 1) · block, 2)
     blocks = model.to_blocks(rows.clamp(-1, 1).numpy())
     return Requests(
         latents[:, frames].flatten(0, 1),
         blocks.flatten(0, 1),
         motion.positions[:, frames].flatten(0, 1),
     )
-
-
-def predicted(model: LoadedModel, asked: Requests) -> Tensor:
-    """The newest latents (R, D) as predicted from those before them."""
-    return torch.cat(list(_predicted(model, asked)))
-
-
-def _predicted(model: LoadedModel, asked: Requests) -> Iterator[Tensor]:
-    for begin in range(0, len(asked), 256):
-        part = slice(begin, begin + 256)
-        yield model.backend.expect(asked.latents[part], asked.actions[part])
