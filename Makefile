@@ -40,8 +40,8 @@ demo: $(READY) ## Drive simulated robots to their goals from camera frames, writ
 test: $(READY) ## Run all tests
 	$(BIN)/pytest
 
-benchmark: $(READY) ## Benchmark this machine: a table and benchmarks/*.json
-	$(BIN)/lewm benchmark
+benchmark: $(READY) ## Benchmark this machine: a table and benchmarks/*.json. NAMES="plan_speed cache": only these
+	$(BIN)/python -m benchmarks $(NAMES)
 
 check: $(READY) ## Formatting, lint, types, proto files
 	$(BIN)/ruff format --check .
