@@ -84,8 +84,8 @@ def compare_answers(
         if errors:
             return 0, [f"only one of the two checkouts runs the backend {backend}: {errors[0]}"]
         old_server, new_server = servers
-        names, old_answers = _all_answers(old_server)
-        _, new_answers = _all_answers(new_server)
+        names, old_answers = ask_all(old_server)
+        _, new_answers = ask_all(new_server)
         differences = [
             f"{name}: {difference}"
             for name, old_answer, new_answer in zip(names, old_answers, new_answers, strict=True)
@@ -127,7 +127,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Answer:
     return fields
 
 
-def _all_answers(server: LocalServer) -> tuple[list[str], list[Answer]]:
+def ask_all(server: LocalServer) -> tuple[list[str], list[Answer]]:
     """The names of the requests, over gRPC and over REST, and the answers of a server to them."""
     names: list[str] = []
     answers: list[Answer] = []

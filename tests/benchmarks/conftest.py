@@ -1,4 +1,4 @@
-"""A server whose plans take no time, to put load on."""
+"""A server whose plans take almost no time."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,28 +6,25 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.in_process import random_model_folder
 from lewm_models import checkpoint
 from lewm_models.card import SolverDefaults, read_card
-from tests.lewm_serve.checkpoint import write_random_model
-from tests.lewm_serve.process import ServerProcess
+from lewm_serve.cli.local_server import LocalServer, local_server
 
-QUICK = SolverDefaults(samples=4, iterations=1, elites=2)
-
-
-@pytest.fixture(scope="session")
-def quick_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights that hardly searches."""
-    folder = write_random_model(tmp_path_factory.mktemp("benchmarks") / "quick")
-    card = read_card(folder / checkpoint.CARD)
-    checkpoint.write_card(folder, replace(card, solver=QUICK))
-    return folder
+SHORT_SEARCH = SolverDefaults(samples=4, iterations=1, elites=2)
 
 
 @pytest.fixture(scope="session")
-def quick_server(
-    tmp_path_factory: pytest.TempPathFactory, quick_folder: Path
-) -> Iterator[ServerProcess]:
-    """A ready server of it."""
-    log = tmp_path_factory.mktemp("benchmarks") / "log.jsonl"
-    with ServerProcess(log, "--models", str(quick_folder)) as process:
-        yield process.wait_ready()
+def quick_folder() -> Iterator[Path]:
+    """A model with random weights whose default search is short."""
+    with random_model_folder("edge") as folder:
+        card = read_card(folder / checkpoint.CARD)
+        checkpoint.write_card(folder, replace(card, solver=SHORT_SEARCH))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def quick_server(quick_folder: Path) -> Iterator[LocalServer]:
+    """A server of this model, always on the same backend."""
+    with local_server(quick_folder, backend="onnx", threads=1) as server:
+        yield server

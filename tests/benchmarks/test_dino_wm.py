@@ -8,7 +8,7 @@ from lewm_models.config import PRESETS
 SMALL = Shapes(patches=4, width=14, action_width=2, depth=2, heads=2, head_dim=4, mlp=8)
 
 
-def test_the_published_shapes() -> None:
+def test_the_shapes_are_the_published_ones() -> None:
     shapes = Shapes()
     predictor = PatchPredictor(shapes, PRESETS["paper"].block_width)
     assert (shapes.patches, shapes.width, shapes.frames) == (196, 404, 3)
@@ -18,7 +18,7 @@ def test_the_published_shapes() -> None:
     )
 
 
-def test_a_frame_sees_itself_and_those_before_it() -> None:
+def test_a_frame_attends_to_itself_and_earlier_frames() -> None:
     generator = torch.Generator().manual_seed(0)
     predictor = PatchPredictor(SMALL, 6).eval()
     tokens = torch.randn(1, 12, 14, generator=generator)
@@ -36,7 +36,7 @@ def test_a_frame_sees_itself_and_those_before_it() -> None:
     assert not torch.allclose(before[:, 4], after[:, 4])
 
 
-def test_actions_lead_to_other_frames() -> None:
+def test_other_actions_predict_other_frames() -> None:
     generator = torch.Generator().manual_seed(0)
     predictor = PatchPredictor(SMALL, 6).eval()
     frame = torch.randn(4, 14, generator=generator)
