@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 from lewm_serve.cli.main import app
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]

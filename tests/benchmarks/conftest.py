@@ -8,8 +8,8 @@ import pytest
 
 from lewm_models import checkpoint
 from lewm_models.card import SolverDefaults, read_card
-from tests.lewm_serve.checkpoint import write_random_model
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.random_model import write_random_model
+from tests.lewm_serve.support.server_process import ServerProcess
 
 QUICK = SolverDefaults(samples=4, iterations=1, elites=2)
 

@@ -6,7 +6,7 @@ import pytest
 from benchmarks.closed_loop import steady, throughput
 from benchmarks.load import LEAST, Call, load_process, poisson_schedule
 from benchmarks.overload import in_time
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.server_process import ServerProcess
 
 
 def test_a_poisson_schedule_is_fixed_by_its_seed() -> None:

@@ -12,7 +12,7 @@ from lewm_models.environments.two_room import VectorTwoRoom
 from lewm_models.evaluation.protocol import paper_episodes
 from lewm_serve.cli.closed_loop import RemotePlanner
 from tests.benchmarks.conftest import QUICK
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.server_process import ServerProcess
 
 
 def some_result(episode: int) -> EpisodeResult:

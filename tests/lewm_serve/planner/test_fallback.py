@@ -18,9 +18,9 @@ from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.fallback import REASONS
 from lewm_serve.planner.planner import Planner
 from lewm_serve.registry.registry import LoadedModel
-from tests.lewm_serve.checkpoint import NAME
-from tests.lewm_serve.frames import pixels
-from tests.lewm_serve.planner.planning import HOLD, ask, figure, planning
+from tests.lewm_serve.support.random_model import MODEL_NAME
+from tests.lewm_serve.support.frames import pixels
+from tests.lewm_serve.support.running_planner import HOLD, ask, figure, planning
 from tests.patience import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,7 +33,7 @@ async def started(model_folder: Path) -> AsyncIterator[tuple[Planner, Metrics]]:
 
 
 def counted(metrics: Metrics, reason: str, controller: str = "hold") -> float:
-    labels = {"model": NAME, "controller": controller, "reason": reason}
+    labels = {"model": MODEL_NAME, "controller": controller, "reason": reason}
     return figure(metrics, "lewm_fallbacks_total", **labels)
 
 

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from lewm_serve.solvers import SOLVERS
-from tests.lewm_serve.frames import (
+from tests.lewm_serve.support.frames import (
     ACTION_DIM,
-    BLOCK,
+    ACTION_BLOCK,
     LATENT_DIM,
     base64_of,
     encoded,
@@ -49,7 +49,7 @@ def plan(**changes: Any) -> Document:
 
 def predict(**changes: Any) -> Document:
     """A prediction of two steps, changed."""
-    request = {"frames": [pixels(0)], "actions": rows(2 * BLOCK)} | changes
+    request = {"frames": [pixels(0)], "actions": rows(2 * ACTION_BLOCK)} | changes
     return {name: value for name, value in request.items() if value is not ...}
 
 
@@ -122,9 +122,9 @@ def is_whole_plan(document: Document) -> bool:
     """Everything a plan's answer must hold."""
     inside = all(-1 <= value <= 1 for row in document["actions"] for value in row)
     return (
-        shape(document["actions"]) == (5 * BLOCK, ACTION_DIM)
+        shape(document["actions"]) == (5 * ACTION_BLOCK, ACTION_DIM)
         and inside
-        and document["action_block"] == BLOCK
+        and document["action_block"] == ACTION_BLOCK
         and math.isfinite(document["cost"])
         and document["status"] == "completed"
         and document["iterations"] == 2
@@ -167,22 +167,22 @@ GOOD = [
     Case(
         "candidates",
         "predict",
-        predict(actions=..., candidates=[rows(2 * BLOCK, a) for a in (-0.5, 0.0, 0.5)]),
+        predict(actions=..., candidates=[rows(2 * ACTION_BLOCK, a) for a in (-0.5, 0.0, 0.5)]),
         check=lambda d: shape(d["latents"]) == (3, 2, LATENT_DIM),
     ),
     Case(
         "history",
         "predict",
-        predict(frames=[pixels(0), pixels(1), pixels(2)], past_actions=rows(2 * BLOCK)),
+        predict(frames=[pixels(0), pixels(1), pixels(2)], past_actions=rows(2 * ACTION_BLOCK)),
     ),
     Case("whole", "plan", plan(), check=is_whole_plan),
     Case("images", "plan", plan(frames=[image("JPEG")], goal=image("PNG", 1))),
     Case("latents", "plan", plan(frames=[latent(0.1)], goal=latent(0.2))),
-    Case("history", "plan", plan(frames=[pixels(0), pixels(1)], past_actions=rows(BLOCK))),
+    Case("history", "plan", plan(frames=[pixels(0), pixels(1)], past_actions=rows(ACTION_BLOCK))),
     Case("no-past", "plan", plan(past_actions=[])),
     Case("nulls", "plan", plan(past_actions=None, deadline_ms=None, priority=None)),
-    Case("warm-start", "plan", plan(warm_start=rows(2 * BLOCK))),
-    Case("horizon-one", "plan", solver(horizon=1), check=lambda d: len(d["actions"]) == BLOCK),
+    Case("warm-start", "plan", plan(warm_start=rows(2 * ACTION_BLOCK))),
+    Case("horizon-one", "plan", solver(horizon=1), check=lambda d: len(d["actions"]) == ACTION_BLOCK),
     Case("one-elite", "plan", solver(elites=1), check=lambda d: math.isfinite(d["cost"])),
     *(
         Case(f"solver-{name}", "plan", searched_by(name), check=partial(is_found_by, name))
@@ -304,11 +304,11 @@ BAD_REQUESTS = [
     refused("no-actions", "predict", predict(actions=...), "missing_field"),
     refused("empty-actions", "predict", predict(actions=[]), "shape_mismatch"),
     refused("both", "predict", predict(candidates=[rows(5)]), "conflicting_fields", only="rest"),
-    refused("half-block", "predict", predict(actions=rows(BLOCK + 1)), "shape_mismatch"),
-    refused("wide-actions", "predict", predict(actions=[[0.0] * 3] * BLOCK), "shape_mismatch"),
-    refused("flat-actions", "predict", predict(actions=[0.0] * BLOCK), "shape_mismatch"),
-    refused("nan-actions", "predict", predict(actions=rows(BLOCK, math.nan)), "not_finite"),
-    refused("inf-actions", "predict", predict(actions=rows(BLOCK, math.inf)), "not_finite"),
+    refused("half-block", "predict", predict(actions=rows(ACTION_BLOCK + 1)), "shape_mismatch"),
+    refused("wide-actions", "predict", predict(actions=[[0.0] * 3] * ACTION_BLOCK), "shape_mismatch"),
+    refused("flat-actions", "predict", predict(actions=[0.0] * ACTION_BLOCK), "shape_mismatch"),
+    refused("nan-actions", "predict", predict(actions=rows(ACTION_BLOCK, math.nan)), "not_finite"),
+    refused("inf-actions", "predict", predict(actions=rows(ACTION_BLOCK, math.inf)), "not_finite"),
     refused(
         "ragged-actions",
         "predict",
@@ -316,18 +316,18 @@ BAD_REQUESTS = [
         "shape_mismatch",
         only="rest",
     ),
-    refused("many-steps", "predict", predict(actions=rows(51 * BLOCK)), "out_of_range"),
+    refused("many-steps", "predict", predict(actions=rows(51 * ACTION_BLOCK)), "out_of_range"),
     refused(
         "many-candidates",
         "predict",
-        predict(actions=..., candidates=[rows(BLOCK)] * 4097),
+        predict(actions=..., candidates=[rows(ACTION_BLOCK)] * 4097),
         "out_of_range",
     ),
     refused("no-past", "predict", predict(frames=[pixels(0), pixels(1)]), "missing_field"),
     refused(
         "long-history",
         "predict",
-        predict(frames=[latent()] * 4, past_actions=rows(3 * BLOCK)),
+        predict(frames=[latent()] * 4, past_actions=rows(3 * ACTION_BLOCK)),
         "shape_mismatch",
     ),
     refused("unknown-model", "predict", predict(model="m"), "unknown_model", 404),
@@ -339,16 +339,16 @@ BAD_PLANS = [
     refused("empty-goal", "plan", plan(goal={}), "missing_field"),
     refused("goal-type", "plan", plan(goal=[]), "wrong_type", only="rest"),
     refused("goal-id", "plan", plan(goal={"latent_id": "x"}), "unknown_latent", 404),
-    refused("past-without-frames", "plan", plan(past_actions=rows(BLOCK)), "shape_mismatch"),
+    refused("past-without-frames", "plan", plan(past_actions=rows(ACTION_BLOCK)), "shape_mismatch"),
     refused(
         "short-past",
         "plan",
-        plan(frames=[pixels(0), pixels(1)], past_actions=rows(BLOCK - 1)),
+        plan(frames=[pixels(0), pixels(1)], past_actions=rows(ACTION_BLOCK - 1)),
         "shape_mismatch",
     ),
-    refused("long-warm-start", "plan", plan(warm_start=rows(6 * BLOCK)), "shape_mismatch"),
+    refused("long-warm-start", "plan", plan(warm_start=rows(6 * ACTION_BLOCK)), "shape_mismatch"),
     refused("wide-warm-start", "plan", plan(warm_start=[[0.0] * 3]), "shape_mismatch"),
-    refused("nan-warm-start", "plan", plan(warm_start=rows(BLOCK, math.nan)), "not_finite"),
+    refused("nan-warm-start", "plan", plan(warm_start=rows(ACTION_BLOCK, math.nan)), "not_finite"),
     refused("elites", "plan", solver(samples=8, elites=9), "out_of_range"),
     refused("no-samples", "plan", solver(samples=0), "out_of_range"),
     refused("negative-samples", "plan", solver(samples=-1), "out_of_range"),

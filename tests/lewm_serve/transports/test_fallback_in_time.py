@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from lewm_client import PlannerClient, PlannerError
-from tests.lewm_serve.cases import SOLVER, plan
-from tests.lewm_serve.frames import picture
-from tests.lewm_serve.process import ServerProcess
-from tests.lewm_serve.troubled import PROGRAM, STUCK
+from tests.lewm_serve.support.requests import SOLVER, plan
+from tests.lewm_serve.support.frames import picture
+from tests.lewm_serve.support.server_process import ServerProcess
+from tests.lewm_serve.support.faulty_lewm import FAULTY_LEWM, STUCK_HORIZON
 from tests.patience import PATIENCE_S
 
 HOLD = {"controller": "hold"}
@@ -65,7 +65,7 @@ def robots(
     log = tmp_path_factory.mktemp("troubled") / "log.jsonl"
     flags = ("--models", str(model_folder), "--max-samples", str(SAMPLES))
     with ExitStack() as stack:
-        server = stack.enter_context(ServerProcess(log, *flags, program=PROGRAM)).wait_ready()
+        server = stack.enter_context(ServerProcess(log, *flags, program=FAULTY_LEWM)).wait_ready()
         rest = stack.enter_context(httpx.Client(base_url=server.url, timeout=PATIENCE_S))
         rpc = stack.enter_context(PlannerClient(server.target, retries=0))
         robots = {"rest": Robot(rest), "grpc": Robot(rpc)}
@@ -85,5 +85,5 @@ def test_an_iteration_that_is_longer_than_the_deadline(
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
 def test_an_engine_that_is_stuck_in_a_step(robots: dict[str, Robot], protocol: str) -> None:
     """From the first attempt on, for good."""
-    robot, stuck = robots[protocol], SOLVER | {"horizon": STUCK}
+    robot, stuck = robots[protocol], SOLVER | {"horizon": STUCK_HORIZON}
     assert any(robot.is_answered_in_time(deadline_s, stuck) for deadline_s in DEADLINES_S)

@@ -1,4 +1,4 @@
-"""Frames as JSON documents hold them."""
+"""Pictures, and frames as JSON documents hold them. The sizes are those of the random model."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 IMAGE_SIZE = 64
 LATENT_DIM = 128
-BLOCK = 5
+ACTION_BLOCK = 5
 ACTION_DIM = 2
 
 
@@ -24,8 +24,15 @@ def picture(seed: int = 0, height: int = IMAGE_SIZE, width: int | None = None) -
 
 
 def base64_of(data: bytes) -> str:
-    """Base64 as JSON carries it."""
+    """Base64 as a JSON string."""
     return base64.b64encode(data).decode()
+
+
+def encoded(image_format: str, seed: int = 0, **size: Any) -> bytes:
+    """The bytes of a picture as PNG, JPEG or another format."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(seed, **size)).save(buffer, image_format)
+    return buffer.getvalue()
 
 
 def pixels(seed: int = 0, height: int = IMAGE_SIZE, width: int | None = None) -> dict[str, Any]:
@@ -34,36 +41,24 @@ def pixels(seed: int = 0, height: int = IMAGE_SIZE, width: int | None = None) ->
     return {"pixels": {"data": base64_of(array.tobytes()), "shape": list(array.shape)}}
 
 
-def encoded(kind: str, seed: int = 0, **options: Any) -> bytes:
-    """The bytes of a picture as PNG or JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture(seed, **options)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def image(kind: str = "PNG", seed: int = 0, **options: Any) -> dict[str, Any]:
+def image(image_format: str = "PNG", seed: int = 0, **size: Any) -> dict[str, Any]:
     """A frame of an encoded image."""
-    return {"image": base64_of(encoded(kind, seed, **options))}
+    return {"image": base64_of(encoded(image_format, seed, **size))}
 
 
 def latent(value: float = 0.1) -> dict[str, Any]:
-    """A frame whose latent is known."""
+    """A frame given by its latent."""
     return {"latent": [value] * LATENT_DIM}
 
 
-def rows(count: int, value: float = 0.25) -> list[list[float]]:
-    """Rows of actions."""
-    return [[value] * ACTION_DIM for _ in range(count)]
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
     """One chunk of a PNG file."""
     checksum = struct.pack(">I", zlib.crc32(kind + data))
     return struct.pack(">I", len(data)) + kind + data + checksum
 
 
 def png(width: int, height: int, *chunks: bytes, rows: bytes = b"") -> bytes:
-    """A PNG file of 8-bit grey with that header."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + body + chunk(b"IEND", b"")
+    """A PNG file of 8-bit grey whose header announces this size."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + body + png_chunk(b"IEND", b"")

@@ -1,4 +1,4 @@
-"""The same JSON documents over both protocols, so that one table tests them."""
+"""Sends the same JSON documents over both protocols, so that one table of cases tests them."""
 
 import base64
 import json
@@ -14,7 +14,8 @@ from google.protobuf.message import Message
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import PlannerClient, PlannerError
 
-UNKNOWN_FIELD = b"\x92\x3f\x01a"  # field 1010, which no message has
+UNKNOWN_FIELD = b"\x92\x3f\x01a"
+"""The bytes of field 1010, which no message has."""
 
 GRPC_STATUS = {
     200: grpc.StatusCode.OK,
@@ -26,11 +27,20 @@ GRPC_STATUS = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+"""The gRPC status that the contract gives for each HTTP status."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: the protocol's status, the code (`ok` without error), the document."""
+    """An answer of either protocol.
+
+    Attributes:
+        status: the protocol's own status.
+        code: ``ok``, or the code of the error.
+        request_id: the request id.
+        detail: the error's sentence for people.
+        document: the response as REST renders it; for errors over REST, the problem document.
+    """
 
     status: object
     code: str
@@ -40,19 +50,19 @@ class Answer:
 
 
 class Driver(Protocol):
-    """One protocol."""
+    """Sends requests over one protocol."""
 
     name: str
 
     def status(self, http_status: int) -> object:
         """The protocol's own status for an HTTP status."""
 
-    def ask(self, method: str, document: dict[str, Any]) -> Answer:
-        """Send a request as JSON would hold it."""
+    def send(self, method: str, document: dict[str, Any]) -> Answer:
+        """Send a JSON document to a method ("encode", "predict" or "plan")."""
 
 
 def raw_call(client: PlannerClient, method: str) -> Callable[..., bytes]:
-    """A gRPC method that takes and gives bytes."""
+    """A gRPC method that takes and returns bytes."""
     call: Callable[..., bytes] = client.channel.unary_unary(method)  # type: ignore[call-arg]
     return call
 
@@ -66,11 +76,11 @@ class RestDriver:
         self.client = client
 
     def status(self, http_status: int) -> object:
-        """The same."""
+        """See `Driver.status`."""
         return http_status
 
-    def ask(self, method: str, document: dict[str, Any]) -> Answer:
-        """POST, with NaN and infinities as the literals that many clients write."""
+    def send(self, method: str, document: dict[str, Any]) -> Answer:
+        """See `Driver.send`. NaN and infinities are the literals that many clients write."""
         headers = {"content-type": "application/json"}
         response = self.client.post(f"/{method}", content=json.dumps(document), headers=headers)
         body = response.json()
@@ -82,8 +92,8 @@ class RestDriver:
         return Answer(response.status_code, body["code"], body["request_id"], body["detail"], body)
 
 
-class RpcDriver:
-    """Writes the document as a message, and the answer as a document."""
+class GrpcDriver:
+    """Turns the document into a message, and the answer into a document."""
 
     name = "grpc"
 
@@ -91,25 +101,26 @@ class RpcDriver:
         self.client = client
 
     def status(self, http_status: int) -> object:
-        """As the contract's table has it."""
+        """See `Driver.status`."""
         return GRPC_STATUS[http_status]
 
-    def ask(self, method: str, document: dict[str, Any]) -> Answer:
-        """Call the method of that name."""
+    def send(self, method: str, document: dict[str, Any]) -> Answer:
+        """See `Driver.send`."""
         name = method.capitalize()
-        data = _write(getattr(pb, f"{name}Request"), document)
-        kind = getattr(pb, f"{name}Response")
+        data = _to_message_bytes(getattr(pb, f"{name}Request"), document)
+        response_message = getattr(pb, f"{name}Response")
         call = raw_call(self.client, f"/lewm.v1.PlannerService/{name}")
         try:
-            body = read(kind.FromString(call(data)))  # a timeout would be the plan's deadline
+            # Without a timeout, because that would be the plan's deadline.
+            body = to_document(response_message.FromString(call(data)))
         except grpc.RpcError as error:
-            refused = PlannerError(error)  # type: ignore[arg-type]
-            return Answer(refused.status, refused.code, refused.request_id, refused.detail, {})
+            refusal = PlannerError(error)  # type: ignore[arg-type]
+            return Answer(refusal.status, refusal.code, refusal.request_id, refusal.detail, {})
         return Answer(grpc.StatusCode.OK, "ok", body["request_id"], "", body)
 
 
-def _write(kind: type[Message], document: dict[str, Any]) -> bytes:
-    """The message that says what the document says; unknown fields become an unknown number."""
+def _to_message_bytes(kind: type[Message], document: dict[str, Any]) -> bytes:
+    """The bytes of the document's message. Unknown fields become an unknown field number."""
     message = kind()
     unknown = b""
     for name, value in document.items():
@@ -125,34 +136,37 @@ def _write(kind: type[Message], document: dict[str, Any]) -> bytes:
             else:
                 setattr(message, name, content)
         else:
-            inner = getattr(pb, field.message_type.name)
+            part_kind = getattr(pb, field.message_type.name)
             for item in value if field.is_repeated else [value]:
-                place = getattr(message, name)
-                place = place.add() if field.is_repeated else place
-                place.MergeFromString(_tensor(item) if inner is pb.Tensor else _write(inner, item))
-                place.SetInParent()
+                part = getattr(message, name)
+                part = part.add() if field.is_repeated else part
+                is_tensor = part_kind is pb.Tensor
+                part.MergeFromString(
+                    _to_tensor_bytes(item) if is_tensor else _to_message_bytes(part_kind, item)
+                )
+                part.SetInParent()
     return message.SerializeToString() + unknown
 
 
-def _tensor(rows: Any) -> bytes:
+def _to_tensor_bytes(rows: Any) -> bytes:
     array = np.asarray(rows, "<f4")
     return pb.Tensor(shape=array.shape, data=array.tobytes()).SerializeToString()
 
 
-def read(message: Message) -> dict[str, Any]:
-    """A message as the document that REST answers; what is left out is None."""
+def to_document(message: Message) -> dict[str, Any]:
+    """A message as the document that REST would send. Fields that are left out are None."""
     document: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.is_repeated:
-            document[field.name] = [_plain(item) for item in value]
+            document[field.name] = [_to_plain(item) for item in value]
         else:
-            given = not field.has_presence or message.HasField(field.name)
-            document[field.name] = _plain(value) if given else None
+            is_present = not field.has_presence or message.HasField(field.name)
+            document[field.name] = _to_plain(value) if is_present else None
     return document
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, pb.Tensor):
         return np.frombuffer(value.data, "<f4").reshape(tuple(value.shape)).tolist()
-    return read(value) if isinstance(value, Message) else value
+    return to_document(value) if isinstance(value, Message) else value

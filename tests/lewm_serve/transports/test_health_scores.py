@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from lewm_client import FallbackReport, Health, PlannerClient
 from lewm_models.environments import two_room
-from lewm_models.environments.two_room_motion import simulate
+from lewm_models.environments.two_room_policy import simulate_trajectories
 from lewm_models.environments.two_room_waypoint import WaypointController
 from lewm_models.evaluation.protocol import evaluation_generator
 from lewm_serve.cli.local_server import LocalServer, local_server
-from tests.lewm_serve.cases import plan
-from tests.lewm_serve.drivers import Driver
-from tests.lewm_serve.frames import BLOCK, pixels, rows
+from tests.lewm_serve.support.requests import plan
+from tests.lewm_serve.support.drivers import Driver
+from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels, rows
 
 Frames = NDArray[np.uint8]
 Actions = NDArray[np.float32]
@@ -39,9 +39,9 @@ def robot(embedded: LocalServer) -> Iterator[PlannerClient]:
 @pytest.fixture(scope="module")
 def moves() -> tuple[Frames, Actions]:
     """Three frames of a robot, one action block apart, one of a goal, and the actions between."""
-    positions, actions = simulate(1, 4 * BLOCK, evaluation_generator(5))
-    shown = two_room.render(positions[[0, BLOCK, 2 * BLOCK, 4 * BLOCK], 0])
-    return shown.numpy(), actions[: 2 * BLOCK, 0].clamp(-1, 1).numpy()
+    positions, actions = simulate_trajectories(1, 4 * ACTION_BLOCK, evaluation_generator(5))
+    shown = two_room.render(positions[[0, ACTION_BLOCK, 2 * ACTION_BLOCK, 4 * ACTION_BLOCK], 0])
+    return shown.numpy(), actions[: 2 * ACTION_BLOCK, 0].clamp(-1, 1).numpy()
 
 
 def health(robot: PlannerClient, frames: Frames, goal: Frames, past: Actions) -> Health:
@@ -56,11 +56,11 @@ def test_an_ordinary_history_is_ok(robot: PlannerClient, moves: tuple[Frames, Ac
     assert told.latent_mahalanobis is not None
     # The newest latent against that which the model itself predicts for those actions.
     names = [latent.latent_id for latent in robot.encode(list(frames[:3])).latents]
-    predicted = robot.predict(names[:2], past_actions=past[:BLOCK], actions=past[BLOCK:])
+    predicted = robot.predict(names[:2], past_actions=past[:ACTION_BLOCK], actions=past[ACTION_BLOCK:])
     seen = robot.encode([names[2]]).latents[0]
     surprise = float(np.linalg.norm(seen.latent - predicted.latents[0]))
     assert told.surprise == pytest.approx(surprise, rel=1e-3)
-    assert robot.predict(names, past_actions=past, actions=past[:BLOCK]).health.surprise == (
+    assert robot.predict(names, past_actions=past, actions=past[:ACTION_BLOCK]).health.surprise == (
         pytest.approx(surprise, rel=1e-3)
     )
 
@@ -109,7 +109,7 @@ def test_a_robot_with_a_dead_camera_drives_by_what_it_knows(
     assert (answer.status, answer.health.status) == ("fallback", "anomalous")
     assert answer.fallback == FallbackReport("waypoint", "anomalous")
     assert answer.cost is None
-    expected = WaypointController().actions(np.array(state, np.float32), BLOCK)
+    expected = WaypointController().actions(np.array(state, np.float32), ACTION_BLOCK)
     assert np.array_equal(answer.actions, expected)
     well = robot.plan([frames[2]], frames[3], solver=QUICK, seed=0, fallback=wanted)
     assert (well.status, well.fallback) == ("completed", None)
@@ -121,8 +121,8 @@ def test_a_robot_with_a_dead_camera_drives_by_what_it_knows(
 
 
 def test_an_uncalibrated_model_says_so_and_is_surprised_all_the_same(driver: Driver) -> None:
-    request = plan(frames=[pixels(0), pixels(1)], past_actions=rows(BLOCK))
-    told = driver.ask("plan", request).document["health"]
+    request = plan(frames=[pixels(0), pixels(1)], past_actions=rows(ACTION_BLOCK))
+    told = driver.send("plan", request).document["health"]
     assert told["status"] == "uncalibrated"
     assert told["surprise"] > 0
     assert (told["latent_norm_zscore"], told["latent_mahalanobis"]) == (None, None)

@@ -15,7 +15,7 @@ from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from lewm_serve.transports.exchange import RequestMemory
 from lewm_serve.transports.http.app import create_app
-from tests.lewm_serve.cases import plan
+from tests.lewm_serve.support.requests import plan
 
 
 @asynccontextmanager

@@ -15,26 +15,37 @@ import httpx
 
 from tests.patience import PATIENCE_S, wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
+"""The repository."""
+
+FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
+
+COMPARABLE = ("--backend", "onnx", "--threads", "1")
+"""Two servers that are compared must run alike, not each with its own fastest backend."""
 
 
 class ServerProcess:
-    """`lewm serve` on free ports; `ready` is its ready line, or until then where it listens.
+    """`lewm serve` on free ports.
 
-    ``program`` is the module that stands for `lewm`.
+    Args:
+        log: the file for its standard error.
+        flags: flags of `lewm serve`.
+        program: the module that is run instead of `lewm`.
+        environment: environment variables.
+
+    Attributes:
+        ready: the ready line; before that, the log line that names the ports.
+        lines: the lines on its standard output, and an empty one at the end.
     """
 
     def __init__(
         self, log: Path, *flags: str, program: str = "lewm_serve.cli.main", **environment: str
     ) -> None:
         self.log = log
-        command = [sys.executable, "-m", program, "serve"]
-        ports = ["--http-port", "0", "--grpc-port", "0", "--log-format", "json"]
-        # Two servers that are compared have to run alike, not each as it happens to be faster.
-        alike = ["--backend", "onnx", "--threads", "1"]
+        command = [sys.executable, "-m", program, "serve", "--log-format", "json"]
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*command, *ports, *alike, *flags],
+                [*command, *FREE_PORTS, *COMPARABLE, *flags],
                 cwd=ROOT,
                 env=os.environ | environment,
                 stdout=subprocess.PIPE,
@@ -55,10 +66,10 @@ class ServerProcess:
 
     def wait_listening(self) -> Self:
         """Wait until its ports are open, which is before it is ready."""
-        wait_until(lambda: self._said("listening") or self.process.poll() is not None)
-        if not self._said("listening"):
+        wait_until(lambda: self._events("listening") or self.process.poll() is not None)
+        if not self._events("listening"):
             raise RuntimeError(f"the server did not start:\n{self.errors()}")
-        (self.ready,) = self._said("listening")
+        (self.ready,) = self._events("listening")
         return self
 
     def wait_ready(self) -> Self:
@@ -70,75 +81,87 @@ class ServerProcess:
         return self
 
     @property
+    def http_port(self) -> int:
+        """The port of REST."""
+        port: int = self.ready["http_port"]
+        return port
+
+    @property
+    def grpc_port(self) -> int:
+        """The port of gRPC."""
+        port: int = self.ready["grpc_port"]
+        return port
+
+    @property
     def url(self) -> str:
-        """Where REST is served."""
-        return f"http://127.0.0.1:{self.ready['http_port']}"
+        """The address of REST."""
+        return f"http://127.0.0.1:{self.http_port}"
 
     @property
     def target(self) -> str:
-        """Where gRPC is served."""
-        return f"127.0.0.1:{self.ready['grpc_port']}"
+        """The address of gRPC."""
+        return f"127.0.0.1:{self.grpc_port}"
 
     def errors(self) -> str:
-        """What the server wrote on standard error so far."""
+        """What the server has written to standard error."""
         return self.log.read_text()
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """The log, a dictionary a line."""
-        whole, _, _ = self.errors().rpartition("\n")  # the last line may be in the making
-        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        """The lines of the log as dictionaries."""
+        complete, _, _ = self.errors().rpartition("\n")  # the last line may still be written
+        return [json.loads(line) for line in complete.splitlines() if line.startswith("{")]
 
-    def _said(self, event: str) -> list[dict[str, Any]]:
+    def _events(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.log_lines() if line["event"] == event]
 
-    def logged(self, request_id: str, count: int = 1) -> list[dict[str, Any]]:
-        """The lines of a request; a line may be written a moment after its answer is sent."""
+    def wait_logged(self, request_id: str, count: int = 1) -> list[dict[str, Any]]:
+        """The log lines of a request. A line may be written shortly after its answer is sent."""
         lines: list[dict[str, Any]] = []
 
-        def written() -> bool:
+        def are_written() -> bool:
             lines[:] = [line for line in self.log_lines() if line.get("request_id") == request_id]
             return len(lines) >= count
 
-        wait_until(written)
+        wait_until(are_written)
         return lines
 
     def get(self, path: str) -> httpx.Response:
-        """What it answers on a connection of its own."""
+        """The answer to a GET request on a connection of its own."""
         return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S)
 
-    def figure(self, name: str) -> float:
-        """One figure of `/metrics`, by its name and labels as they stand there."""
+    def metric(self, series: str) -> float:
+        """The value of one series of `/metrics`, by its name and labels as they are written."""
         lines = self.get("/metrics").text.splitlines()
-        (value,) = (line.split()[-1] for line in lines if line.startswith(f"{name} "))
+        (value,) = (line.split()[-1] for line in lines if line.startswith(f"{series} "))
         return float(value)
 
-    def growth(self, work: Callable[[], object]) -> int:
-        """By how many MiB its memory grows while the work is done, at most."""
+    def memory_growth_mib(self, work: Callable[[], object]) -> int:
+        """The most MiB by which its memory grows while the work is done."""
         process = Path("/proc", str(self.process.pid))
-        (process / "clear_refs").write_text("5")  # the highest so far is what there is now
+        (process / "clear_refs").write_text("5")  # VmHWM starts again at the present value
 
-        def memory(field: str) -> int:
+        def memory_mib(field: str) -> int:
             lines = (process / "status").read_text().splitlines()
             return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(field))
 
-        before = memory("VmRSS")
+        before = memory_mib("VmRSS")
         work()
-        return memory("VmHWM") - before
+        return memory_mib("VmHWM") - before
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         self.process.send_signal(number)
 
     def wait_draining(self) -> None:
-        """Wait until it refuses what comes, having been asked to stop."""
+        """Wait until it refuses new requests after a signal to stop."""
         wait_until(lambda: self.get("/readyz").json().get("code") == "draining")
 
     def wait_stopped(self) -> int:
-        """Wait until it ends; its exit code."""
+        """Wait until it ends, and return its exit code."""
         return self.process.wait(PATIENCE_S)
 
     def stop(self) -> int:
-        """Ask the server to stop; its exit code."""
+        """Ask the server to stop, and return its exit code."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         try:

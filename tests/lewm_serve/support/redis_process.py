@@ -1,4 +1,4 @@
-"""A real Redis in a process of its own, which can be hurt."""
+"""A real Redis in a process of its own, which can be made to fail."""
 
 import shutil
 import signal
@@ -15,7 +15,7 @@ PASSWORD = "correct-horse"
 
 
 class RedisProcess:
-    """`redis-server` on a free port, without persistence, with a password."""
+    """`redis-server` on a free port, with a password and without persistence."""
 
     def __init__(self) -> None:
         if shutil.which("redis-server") is None:
@@ -27,11 +27,11 @@ class RedisProcess:
 
     @property
     def url(self) -> str:
-        """Where it is, with the password it started with."""
+        """Its URL, with the first password."""
         return f"redis://:{PASSWORD}@127.0.0.1:{self.port}/1"
 
     def start(self) -> None:
-        """Start, empty, on the port it has had before; ready when this returns."""
+        """Start it, empty, on the same port as before, and wait until it answers."""
         flags = ["--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", PASSWORD]
         self.process = subprocess.Popen(
             ["redis-server", *flags, "--save", "", "--appendonly", "no"],
@@ -52,19 +52,19 @@ class RedisProcess:
         self.process.wait()
 
     def freeze(self) -> None:
-        """Stop it in its tracks: connections stay open, nothing is answered."""
+        """Suspend it: connections stay open, but nothing is answered."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """End the suspension."""
         self.process.send_signal(signal.SIGCONT)
 
-    def fill(self, full: bool) -> None:
-        """Refuse all writes for want of memory, or take them again."""
+    def set_full(self, full: bool) -> None:
+        """Refuse all writes for lack of memory, or accept them again."""
         self.admin.config_set("maxmemory", "1" if full else "0")
 
     def set_password(self, password: str) -> None:
-        """Change the password and cut all connections, which would stay authenticated."""
+        """Change the password and close all connections, which would stay authenticated."""
         self.admin.config_set("requirepass", password)
         self.admin.client_kill_filter(_type="normal", skipme=True)
         self.admin.close()
