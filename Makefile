@@ -43,10 +43,11 @@ test: $(READY) ## Run all tests
 benchmark: $(READY) ## Benchmark this machine: a table and benchmarks/*.json. NAMES="plan_speed cache": only these
 	$(BIN)/python -m benchmarks $(NAMES)
 
-check: $(READY) ## Formatting, lint, types, proto files
+check: $(READY) ## Formatting, lint, types, layers, proto files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against last_release.txtpb
 
 format: $(READY) ## Format and sort imports

@@ -1,105 +1,110 @@
-"""The fleet: traffic, errors, latency by stage, saturation, the cache."""
+"""The dashboard of all servers: traffic, errors, latency by stage, saturation, cache."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from deploy.grafana.panels import board, figure, series
+from deploy.grafana.panels import new_dashboard, single_number, time_series
 
-ON = 'instance=~"$instance"'
-RATE = "[$__rate_interval]"
+SELECTED = 'instance=~"$instance"'
+INTERVAL = "[$__rate_interval]"
 
 
 def fleet() -> Dashboard:
-    """What the robots ask for and how the servers bear it."""
-    made = board(
+    """The dashboard *LeWM: fleet*."""
+    board = new_dashboard(
         "lewm-fleet",
         "LeWM: fleet",
         "Traffic, errors, latency, saturation and cache of the planning servers.",
         {"instance": 'label_values(up{job="lewm"}, instance)'},
     )
-    for part in (_traffic, _latency, _saturation, _cache):
-        part(made)
-    return made
+    for add_row in (_add_traffic, _add_latency, _add_saturation, _add_cache):
+        add_row(board)
+    return board
 
 
-def _traffic(made: Dashboard) -> None:
-    requests = f"lewm_requests_total{{{ON}"
-    made.with_row(Row("Traffic and errors"))
-    made.with_panel(figure("Servers up", "", "none", f'sum(up{{job="lewm", {ON}}})', "LewmAllDown"))
-    made.with_panel(
-        figure(
+def _add_traffic(board: Dashboard) -> None:
+    requests = f"lewm_requests_total{{{SELECTED}"
+    board.with_row(Row("Traffic and errors"))
+    board.with_panel(
+        single_number("Servers up", "", "none", f'sum(up{{job="lewm", {SELECTED}}})', "LewmAllDown")
+    )
+    board.with_panel(
+        single_number(
             "Requests failed, 1 h",
-            "Share that failed by the servers' fault, of all servers.",
+            "Share of requests that failed by a fault of the server. All servers.",
             "percentunit",
             "lewm:unavailable:ratio_rate1h",
             "LewmAvailabilityFastBurn",
         )
     )
-    made.with_panel(
-        figure(
+    board.with_panel(
+        single_number(
             "Plans over 1 s, 1 h",
-            "Share of plans, of all servers.",
+            "Share of plans. All servers.",
             "percentunit",
             "lewm:slow_plans:ratio_rate1h",
             "LewmLatencyFastBurn",
         )
     )
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Requests",
-            "Answered in a second, failures included.",
+            "Answered requests per second, including errors.",
             "reqps",
             (
-                f"sum by (endpoint, protocol) (rate({requests}}}{RATE}))",
+                f"sum by (endpoint, protocol) (rate({requests}}}{INTERVAL}))",
                 "{{endpoint}} {{protocol}}",
             ),
             runbook="LewmNoTraffic",
         )
     )
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Errors",
-            "By code; those of the client included.",
+            "By code, including errors of the client.",
             "reqps",
-            (f'sum by (code) (rate({requests}, code!="ok"}}{RATE}))', "{{code}}"),
+            (f'sum by (code) (rate({requests}, code!="ok"}}{INTERVAL}))', "{{code}}"),
             runbook="LewmAvailabilityFastBurn",
         )
     )
-    made.with_panel(
-        series(
-            "Plans by how they ended",
+    board.with_panel(
+        time_series(
+            "Plans by status",
             "",
             "reqps",
-            (f"sum by (status) (rate(lewm_plan_status_total{{{ON}}}{RATE}))", "{{status}}"),
+            (
+                f"sum by (status) (rate(lewm_plan_status_total{{{SELECTED}}}{INTERVAL}))",
+                "{{status}}",
+            ),
             runbook="LewmFallbacks",
         )
     )
 
 
-def _latency(made: Dashboard) -> None:
-    made.with_row(Row("Latency"))
-    for share in (0.5, 0.99):
-        buckets = f"rate(lewm_request_duration_seconds_bucket{{{ON}}}{RATE})"
-        made.with_panel(
-            series(
-                f"Request, p{100 * share:.0f}",
-                "From the whole request read to the answer.",
+def _add_latency(board: Dashboard) -> None:
+    board.with_row(Row("Latency"))
+    for quantile in (0.5, 0.99):
+        buckets = f"rate(lewm_request_duration_seconds_bucket{{{SELECTED}}}{INTERVAL})"
+        board.with_panel(
+            time_series(
+                f"Request, p{100 * quantile:.0f}",
+                "From the end of the request body to the answer.",
                 "s",
                 (
-                    f"histogram_quantile({share}, sum by (le, endpoint) ({buckets})) >= 0",
+                    f"histogram_quantile({quantile}, sum by (le, endpoint) ({buckets})) >= 0",
                     "{{endpoint}}",
                 ),
                 runbook="LewmLatencyFastBurn",
             )
         )
     stages = "lewm_stage_duration_seconds"
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Mean time by stage",
-            "Where a request's time goes.",
+            "The mean time that a request spends in each stage.",
             "s",
             (
-                f"sum by (stage) (rate({stages}_sum{{{ON}}}{RATE}))"
-                f" / (sum by (stage) (rate({stages}_count{{{ON}}}{RATE})) > 0)",
+                f"sum by (stage) (rate({stages}_sum{{{SELECTED}}}{INTERVAL}))"
+                f" / (sum by (stage) (rate({stages}_count{{{SELECTED}}}{INTERVAL})) > 0)",
                 "{{stage}}",
             ),
             runbook="LewmLatencyFastBurn",
@@ -107,83 +112,96 @@ def _latency(made: Dashboard) -> None:
     )
 
 
-def _saturation(made: Dashboard) -> None:
-    made.with_row(Row("Saturation"))
-    made.with_panel(
-        series(
+def _add_saturation(board: Dashboard) -> None:
+    board.with_row(Row("Saturation"))
+    board.with_panel(
+        time_series(
             "Waiting and active",
             "",
             "none",
-            (f"sum by (endpoint) (lewm_queued_requests{{{ON}}})", "waiting: {{endpoint}}"),
-            (f"sum(lewm_active_plans{{{ON}}})", "active plans"),
+            (f"sum by (endpoint) (lewm_queued_requests{{{SELECTED}}})", "waiting: {{endpoint}}"),
+            (f"sum(lewm_active_plans{{{SELECTED}}})", "active plans"),
             runbook="LewmQueueGrowing",
         )
     )
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Work",
             "",
             "cps",
-            (f"sum(rate(lewm_candidates_total{{{ON}}}{RATE}))", "candidates"),
-            (f"sum(rate(lewm_predictor_tokens_total{{{ON}}}{RATE}))", "predictor tokens"),
+            (f"sum(rate(lewm_candidates_total{{{SELECTED}}}{INTERVAL}))", "candidates"),
+            (
+                f"sum(rate(lewm_predictor_tokens_total{{{SELECTED}}}{INTERVAL}))",
+                "predictor tokens",
+            ),
             runbook="LewmEngineStuck",
         )
     )
     rows = "lewm_batch_rows"
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Mean rows of a batch",
             "",
             "none",
             (
-                f"sum by (kind) (rate({rows}_sum{{{ON}}}{RATE}))"
-                f" / (sum by (kind) (rate({rows}_count{{{ON}}}{RATE})) > 0)",
+                f"sum by (kind) (rate({rows}_sum{{{SELECTED}}}{INTERVAL}))"
+                f" / (sum by (kind) (rate({rows}_count{{{SELECTED}}}{INTERVAL})) > 0)",
                 "{{kind}}",
             ),
         )
     )
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Engine up",
-            "0 for good once it has died: fallbacks alone are answered.",
+            "0 after the engine has died, until a restart. Only fallbacks answer then.",
             "bool",
-            (f"lewm_engine_up{{{ON}}}", "{{instance}}"),
+            (f"lewm_engine_up{{{SELECTED}}}", "{{instance}}"),
             runbook="LewmEngineDead",
         )
     )
-    made.with_panel(series("Bytes held", "", "bytes", (f"lewm_held_bytes{{{ON}}}", "{{instance}}")))
+    board.with_panel(
+        time_series(
+            "Bytes held",
+            "Bytes of the requests in progress.",
+            "bytes",
+            (f"lewm_held_bytes{{{SELECTED}}}", "{{instance}}"),
+        )
+    )
 
 
-def _cache(made: Dashboard) -> None:
-    looked_up = f"lewm_cache_requests_total{{{ON}"
-    made.with_row(Row("Cache"))
-    made.with_panel(
-        series(
+def _add_cache(board: Dashboard) -> None:
+    looked_up = f"lewm_cache_requests_total{{{SELECTED}"
+    board.with_row(Row("Cache"))
+    board.with_panel(
+        time_series(
             "Hits",
-            "Share of the latents looked up that the tier knew.",
+            "Share of the looked-up latents that the tier knows.",
             "percentunit",
             (
-                f'sum by (tier) (rate({looked_up}, result="hit"}}{RATE}))'
-                f" / (sum by (tier) (rate({looked_up}}}{RATE})) > 0)",
+                f'sum by (tier) (rate({looked_up}, result="hit"}}{INTERVAL}))'
+                f" / (sum by (tier) (rate({looked_up}}}{INTERVAL})) > 0)",
                 "{{tier}}",
             ),
         )
     )
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Errors",
-            "Requests are answered all the same.",
+            "Requests are answered nevertheless.",
             "cps",
-            (f"sum by (tier) (rate(lewm_cache_errors_total{{{ON}}}{RATE}))", "{{tier}}"),
+            (
+                f"sum by (tier) (rate(lewm_cache_errors_total{{{SELECTED}}}{INTERVAL}))",
+                "{{tier}}",
+            ),
             runbook="LewmCacheDown",
         )
     )
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Up",
             "",
             "bool",
-            (f"lewm_cache_up{{{ON}}}", "{{instance}} {{tier}}"),
+            (f"lewm_cache_up{{{SELECTED}}}", "{{instance}} {{tier}}"),
             runbook="LewmCacheDown",
         )
     )

@@ -1,4 +1,4 @@
-"""Writes the dashboards: `python -m deploy.grafana.generate`."""
+"""Write the dashboards: `python -m deploy.grafana.generate`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 
 
 def documents() -> dict[str, str]:
-    """Each dashboard's JSON, by the name of its file."""
+    """The JSON of each dashboard, by file name."""
     boards = {"fleet.json": fleet(), "model.json": model()}
     encoder = JSONEncoder(indent=2, sort_keys=True)
     return {name: encoder.encode(board.build()) + "\n" for name, board in boards.items()}

@@ -1,79 +1,85 @@
-"""The model: how ordinary what it sees is, and what took over where it was not."""
+"""The dashboard of one model: the health of its latents, and the fallbacks."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from deploy.grafana.panels import board, figure, heat_map, series
+from deploy.grafana.panels import heat_map, new_dashboard, single_number, time_series
 
-ON = 'instance=~"$instance", model=~"$model"'
-RATE = "[$__rate_interval]"
+SELECTED = 'instance=~"$instance", model=~"$model"'
+INTERVAL = "[$__rate_interval]"
 
 
 def model() -> Dashboard:
-    """Latent health and fallbacks."""
-    made = board(
+    """The dashboard *LeWM: model*."""
+    board = new_dashboard(
         "lewm-model",
         "LeWM: model",
-        "Latents, their health, and fallbacks. What the scores tell: docs/latent-health.md.",
+        "Latents, their health, and fallbacks. docs/latent-health.md explains the scores.",
         {
             "instance": 'label_values(up{job="lewm"}, instance)',
             "model": "label_values(lewm_model_info, model)",
         },
     )
-    for part in (_latents, _prediction, _trust):
-        part(made)
-    return made
+    for add_row in (_add_latents, _add_prediction, _add_anomalies):
+        add_row(board)
+    return board
 
 
-def _latents(made: Dashboard) -> None:
-    made.with_row(Row("Latents"))
-    made.with_panel(
-        heat_map("Norms", "Of every latent served.", "none", f"lewm_latent_norm_bucket{{{ON}}}")
-    )
-    made.with_panel(
-        series(
-            "z-score of the norm",
-            "Furthest frame of the newest request, in deviations of the calibration.",
+def _add_latents(board: Dashboard) -> None:
+    board.with_row(Row("Latents"))
+    board.with_panel(
+        heat_map(
+            "Norms",
+            "Norm of the latent of each frame. Goals are not counted.",
             "none",
-            (f"lewm_latent_norm_zscore{{{ON}}}", "{{instance}} {{model}}"),
+            f"lewm_latent_norm_bucket{{{SELECTED}}}",
+        )
+    )
+    board.with_panel(
+        time_series(
+            "z-score of the norm",
+            "The most unusual frame of the newest request.",
+            "none",
+            (f"lewm_latent_norm_zscore{{{SELECTED}}}", "{{instance}} {{model}}"),
             runbook="LewmAnomalies",
         )
     )
-    made.with_panel(
+    board.with_panel(
         heat_map(
             "Mahalanobis distance",
-            "Furthest frame of each request.",
+            "The most unusual frame of each request.",
             "none",
-            f"lewm_latent_mahalanobis_bucket{{{ON}}}",
+            f"lewm_latent_mahalanobis_bucket{{{SELECTED}}}",
         )
     )
 
 
-def _prediction(made: Dashboard) -> None:
-    made.with_row(Row("Prediction and distribution"))
-    made.with_panel(
+def _add_prediction(board: Dashboard) -> None:
+    board.with_row(Row("Prediction and distribution"))
+    board.with_panel(
         heat_map(
             "Surprise",
-            "Distance of the newest latent from the predicted one; only requests with a history.",
+            "Distance between the newest latent and its one-step prediction, if there are several "
+            "frames.",
             "none",
-            f"lewm_surprise_bucket{{{ON}}}",
+            f"lewm_surprise_bucket{{{SELECTED}}}",
         )
     )
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "SIGReg",
-            "Of the recent stream: how far from the Gaussian that training aims at.",
+            "SIGReg of the recent latents: how much their distribution differs from a Gaussian.",
             "none",
-            (f"lewm_latent_sigreg{{{ON}}}", "{{instance}} {{model}}"),
+            (f"lewm_latent_sigreg{{{SELECTED}}}", "{{instance}} {{model}}"),
             runbook="LewmDrift",
         )
     )
-    made.with_panel(
-        series(
-            "Models served",
+    board.with_panel(
+        time_series(
+            "Loaded models",
             "",
             "none",
             (
-                f"sum by (model, version, backend, precision) (lewm_model_info{{{ON}}})",
+                f"sum by (model, version, backend, precision) (lewm_model_info{{{SELECTED}}})",
                 "{{model}} {{version}} {{backend}} {{precision}}",
             ),
             runbook="LewmNotReady",
@@ -81,51 +87,54 @@ def _prediction(made: Dashboard) -> None:
     )
 
 
-def _trust(made: Dashboard) -> None:
-    made.with_row(Row("Anomalies and fallbacks"))
-    made.with_panel(
-        figure(
+def _add_anomalies(board: Dashboard) -> None:
+    board.with_row(Row("Anomalies and fallbacks"))
+    board.with_panel(
+        single_number(
             "Anomalous requests, 5 m",
-            "Share of the requests to the model whose frames were looked at, of all servers.",
+            "Share of the model's requests, of those whose frames were assessed. All servers.",
             "percentunit",
             'lewm:anomalous_requests:ratio_rate5m{model=~"$model"}',
             "LewmAnomalies",
         )
     )
-    made.with_panel(
-        figure(
-            "Plans by a fallback, 5 m",
-            "Share of all plans, of all servers and models.",
+    board.with_panel(
+        single_number(
+            "Plans with a fallback, 5 m",
+            "Share of all plans. All servers and models.",
             "percentunit",
             "lewm:fallback_plans:ratio_rate5m",
             "LewmFallbacks",
         )
     )
-    made.with_panel(
-        series(
+    board.with_panel(
+        time_series(
             "Requests by health",
-            "Those whose frames were looked at.",
-            "reqps",
-            (f"sum by (status) (rate(lewm_health_total{{{ON}}}{RATE}))", "{{status}}"),
-            runbook="LewmAnomalies",
-        )
-    )
-    made.with_panel(
-        series(
-            "Anomalies",
-            "By the kind of score that was beyond its limit.",
-            "reqps",
-            (f"sum by (kind) (rate(lewm_anomalies_total{{{ON}}}{RATE}))", "{{kind}}"),
-            runbook="LewmAnomalies",
-        )
-    )
-    made.with_panel(
-        series(
-            "Fallbacks",
-            "By controller and reason.",
+            "Requests whose frames were assessed.",
             "reqps",
             (
-                f"sum by (controller, reason) (rate(lewm_fallbacks_total{{{ON}}}{RATE}))",
+                f"sum by (status) (rate(lewm_health_total{{{SELECTED}}}{INTERVAL}))",
+                "{{status}}",
+            ),
+            runbook="LewmAnomalies",
+        )
+    )
+    board.with_panel(
+        time_series(
+            "Anomalies",
+            "By the kind of score that was above its limit.",
+            "reqps",
+            (f"sum by (kind) (rate(lewm_anomalies_total{{{SELECTED}}}{INTERVAL}))", "{{kind}}"),
+            runbook="LewmAnomalies",
+        )
+    )
+    board.with_panel(
+        time_series(
+            "Fallbacks",
+            "Plans with a fallback, by controller and reason.",
+            "reqps",
+            (
+                f"sum by (controller, reason) (rate(lewm_fallbacks_total{{{SELECTED}}}{INTERVAL}))",
                 "{{controller}}: {{reason}}",
             ),
             runbook="LewmFallbacks",

@@ -1,4 +1,4 @@
-"""The few kinds of panels that the dashboards are made of."""
+"""An empty dashboard, and the kinds of panels on it."""
 
 from grafana_foundation_sdk.builders import (
     common,
@@ -12,17 +12,19 @@ from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSou
 from grafana_foundation_sdk.models.heatmap import HeatmapColorScale
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-SOURCE = DataSourceRef(type_val="prometheus", uid="prometheus")
-WIDTH = 8  # of a grid of 24
-HEIGHT = 8
+DATA_SOURCE = DataSourceRef(type_val="prometheus", uid="prometheus")
+PANEL_WIDTH = 8  # the grid has 24 columns
+PANEL_HEIGHT = 8
 
 
-def board(uid: str, title: str, about: str, variables: dict[str, str]) -> dashboard.Dashboard:
-    """An empty dashboard; ``variables`` maps a template variable to the query of its values."""
-    made = (
+def new_dashboard(
+    uid: str, title: str, description: str, variables: dict[str, str]
+) -> dashboard.Dashboard:
+    """An empty dashboard. ``variables`` maps each template variable to the query of its values."""
+    board = (
         dashboard.Dashboard(title)
         .uid(uid)
-        .description(about)
+        .description(description)
         .tags(["lewm"])
         .time("now-1h", "now")
         .refresh("30s")
@@ -31,73 +33,73 @@ def board(uid: str, title: str, about: str, variables: dict[str, str]) -> dashbo
         .link(dashboard.DashboardLink("Runbooks").url("${runbooks}").target_blank(True))
     )
     for name, values in variables.items():
-        made.with_variable(
+        board.with_variable(
             dashboard.QueryVariable(name)
             .label(name.capitalize())
-            .datasource(SOURCE)
+            .datasource(DATA_SOURCE)
             .query(values)
             .multi(True)
             .include_all(True)
             .all_value(".*")
         )
-    return made.with_variable(
+    return board.with_variable(
         dashboard.TextBoxVariable("runbooks")
-        .label("Where docs/runbooks.md is served")
+        .label("Address of docs/runbooks.md")
         .default_value("/public/runbooks.html")
     )
 
 
 def query(expression: str, legend: str) -> prometheus.Dataquery:
-    """A query over the time shown."""
+    """A query over the displayed time."""
     return prometheus.Dataquery().expr(expression).legend_format(legend).range()
 
 
-def series(
-    title: str, about: str, unit: str, *queries: tuple[str, str], runbook: str | None = None
+def time_series(
+    title: str, description: str, unit: str, *queries: tuple[str, str], runbook: str | None = None
 ) -> timeseries.Panel:
-    """Lines over time; each query is an expression and its legend."""
+    """A panel of lines over time. Each query is an expression and its legend."""
     panel = (
         timeseries.Panel()
         .title(title)
-        .description(about)
-        .datasource(SOURCE)
+        .description(description)
+        .datasource(DATA_SOURCE)
         .unit(unit)
-        .span(WIDTH)
-        .height(HEIGHT)
+        .span(PANEL_WIDTH)
+        .height(PANEL_HEIGHT)
         .fill_opacity(8)
         .legend(common.VizLegendOptions().show_legend(True))
-        .targets([query(*each) for each in queries])
+        .targets([query(expression, legend) for expression, legend in queries])
     )
     return panel.links([_runbook(runbook)]) if runbook else panel
 
 
-def figure(
-    title: str, about: str, unit: str, expression: str, runbook: str | None = None
+def single_number(
+    title: str, description: str, unit: str, expression: str, runbook: str | None = None
 ) -> stat.Panel:
-    """One number."""
+    """A panel of one number."""
     panel = (
         stat.Panel()
         .title(title)
-        .description(about)
-        .datasource(SOURCE)
+        .description(description)
+        .datasource(DATA_SOURCE)
         .unit(unit)
-        .span(WIDTH)
-        .height(HEIGHT // 2)
+        .span(PANEL_WIDTH)
+        .height(PANEL_HEIGHT // 2)
         .targets([query(expression, "")])
     )
     return panel.links([_runbook(runbook)]) if runbook else panel
 
 
-def heat_map(title: str, about: str, unit: str, buckets: str) -> heatmap.Panel:
-    """A histogram over time; ``buckets`` selects its buckets."""
+def heat_map(title: str, description: str, unit: str, buckets: str) -> heatmap.Panel:
+    """A panel of a histogram over time. ``buckets`` selects the buckets."""
     cells = f"sum by (le) (increase({buckets}[$__rate_interval]))"
     return (
         heatmap.Panel()
         .title(title)
-        .description(about)
-        .datasource(SOURCE)
-        .span(WIDTH)
-        .height(HEIGHT)
+        .description(description)
+        .datasource(DATA_SOURCE)
+        .span(PANEL_WIDTH)
+        .height(PANEL_HEIGHT)
         .calculate(False)
         .color(heatmap.HeatmapColorOptions().scale(HeatmapColorScale.EXPONENTIAL).exponent(0.5))
         .y_axis(heatmap.YAxisConfig().unit(unit))

@@ -1,4 +1,4 @@
-"""A model's card, `model.json`: everything about a model that its tensors do not say."""
+"""The model card, `model.json`: everything about a model that its tensors do not show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lewm_models.config import LeWMConfig, is_finite
 
-TOP_LEVEL = (
+TOP_LEVEL_FIELDS = (
     "image_size",
     "latent_dim",
     "history",
@@ -19,12 +19,14 @@ TOP_LEVEL = (
     "action_dim",
     "action_block",
 )
-"""Hyper-parameters that clients need; the card shows them outside ``architecture``."""
+"""Hyper-parameters that clients need. In a card they stand beside ``architecture``, not in it."""
+
+ACTION_FIELDS = ("action_mean", "action_std", "action_low", "action_high")
 
 RESERVED_CONTROLLERS = ("none", "hold", "tail")
-"""What a plan request may name as its fallback with any model."""
+"""Fallbacks that exist for every model, so that no model's controller may have their names."""
 
-ACTION_STATISTICS = ("action_mean", "action_std", "action_low", "action_high")
+MAX_NAME_LENGTH = 64
 
 
 class CardError(ValueError):
@@ -33,10 +35,10 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class SolverDefaults:
-    """What a plan request that leaves its solver settings out gets.
+    """The solver settings of a plan request that does not give its own.
 
-    What is None is left to the defaults of the solver that a plan is made by; a solver takes no
-    notice of settings that it does not have.
+    A setting that is None has the solver's own default. A solver ignores settings that it does not
+    have.
     """
 
     name: str = "cem"
@@ -54,12 +56,14 @@ class SolverDefaults:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of held-out frames, steps and windows, and the limits beyond which one is an anomaly.
+    """The distributions of ordinary scores, and the limits above which a score is anomalous.
 
-    Norms are judged by the size of their z-score. ``…_quantiles`` are taken at
-    `lewm_models.calibration.tail.LEVELS`; ``reference`` is the SHA-256 of the file beside the card
-    that Mahalanobis distances are measured by. What was not calibrated is None: older cards know
-    norms alone, and frames without actions give no surprise.
+    ``frames``, ``steps`` and ``windows`` count what norms and distances, surprise, and SIGReg were
+    measured on.
+    ``zscore_limit`` applies to the absolute z-score of a latent's norm. The ``…_quantiles`` are
+    taken at `lewm_models.calibration.limits.QUANTILE_LEVELS`. ``reference`` is the SHA-256 of
+    `calibration.safetensors`, which the Mahalanobis distance needs. A score that was not calibrated
+    is None: older cards have the norm only, and frames without actions give no surprise.
     """
 
     frames: int
@@ -82,14 +86,28 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Names, statistics and provenance of one model.
+    """Name, statistics and provenance of one model.
 
-    ``action_mean``, ``action_std``, ``action_low``, ``action_high`` hold one number a raw action
-    dimension, in the environment's units; ``action_neutral``, too, is what a robot that has no plan
-    does, None for what is nearest to zero. ``controllers`` are the fallback controllers that the
-    model brings, by entry point. ``crop`` says what is done with frames that are not
-    square: null refuses them, "center" takes their central square. ``extra`` keeps fields this
-    version does not know, as they came.
+    Args:
+        name: 1 to 64 letters, digits, dots, dashes or underscores.
+        config: the hyper-parameters.
+        action_mean: one number per action dimension, as all fields ``action_…``, in the
+            environment's units.
+        action_std: with ``action_mean``, what actions are z-scored with.
+        action_low: with ``action_high``, the bounds of every planned action.
+        action_high: see ``action_low``.
+        action_neutral: the action of a robot without a plan; None means the action nearest to zero
+            within the bounds.
+        controllers: entry-point names of the fallback controllers for this model.
+        crop: None refuses frames that are not square; "center" takes their central square.
+        solver: the defaults of plan requests.
+        calibration: None if the model is not calibrated.
+        provenance: where the model comes from and how to make it again.
+        figures: measured results, by protocol.
+        extra: fields that this version does not know, unchanged.
+
+    Raises:
+        CardError: a value is impossible; the message starts with the field's name.
     """
 
     name: str
@@ -110,24 +128,10 @@ class ModelCard:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _is_name(self.name):
             raise CardError(
-                "name: expected 1 to 64 letters, digits, dots, dashes or underscores, "
-                f"got {self.name!r}"
+                f"name: expected 1 to {MAX_NAME_LENGTH} letters, digits, dots, dashes or "
+                f"underscores, got {self.name!r}"
             )
-        for name in ACTION_STATISTICS:
-            values = getattr(self, name)
-            if len(values) != self.config.action_dim or not all(map(is_finite, values)):
-                raise CardError(
-                    f"{name}: expected {self.config.action_dim} finite numbers (action_dim), "
-                    f"got {list(values)}"
-                )
-        if min(self.action_std) <= 0:
-            raise CardError(f"action_std: expected numbers above 0, got {list(self.action_std)}")
-        if any(low >= high for low, high in zip(self.action_low, self.action_high, strict=True)):
-            raise CardError(
-                f"action_low: expected numbers below action_high {list(self.action_high)}, "
-                f"got {list(self.action_low)}"
-            )
-        self._check_neutral()
+        self._check_actions()
         for name in self.controllers:
             if not isinstance(name, str) or not _is_name(name) or name in RESERVED_CONTROLLERS:
                 raise CardError(
@@ -137,26 +141,36 @@ class ModelCard:
         if self.crop not in (None, "center"):
             raise CardError(f'crop: expected null or "center", got {self.crop!r}')
 
-    def _check_neutral(self) -> None:
-        neutral = self.action_neutral
-        if neutral is None:
-            return
-        if len(neutral) != self.config.action_dim or not all(map(is_finite, neutral)):
+    def _check_actions(self) -> None:
+        for name in ACTION_FIELDS:
+            self._check_action_numbers(name, getattr(self, name))
+        if min(self.action_std) <= 0:
+            raise CardError(f"action_std: expected numbers above 0, got {list(self.action_std)}")
+        if any(low >= high for low, high in zip(self.action_low, self.action_high, strict=True)):
             raise CardError(
-                f"action_neutral: expected {self.config.action_dim} finite numbers (action_dim), "
-                f"got {list(neutral)}"
+                f"action_low: expected numbers below action_high {list(self.action_high)}, "
+                f"got {list(self.action_low)}"
             )
-        bounds = zip(self.action_low, neutral, self.action_high, strict=True)
-        if not all(low <= value <= high for low, value, high in bounds):
+        if self.action_neutral is not None:
+            self._check_action_numbers("action_neutral", self.action_neutral)
+            bounded = zip(self.action_low, self.action_neutral, self.action_high, strict=True)
+            if not all(low <= value <= high for low, value, high in bounded):
+                raise CardError(
+                    "action_neutral: expected numbers within action_low and action_high, "
+                    f"got {list(self.action_neutral)}"
+                )
+
+    def _check_action_numbers(self, name: str, values: tuple[float, ...]) -> None:
+        if len(values) != self.config.action_dim or not all(map(is_finite, values)):
             raise CardError(
-                "action_neutral: expected numbers within action_low and action_high, "
-                f"got {list(neutral)}"
+                f"{name}: expected {self.config.action_dim} finite numbers (action_dim), "
+                f"got {list(values)}"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The card as it is written to `model.json` and shown to clients."""
+        """The card as `model.json` holds it and as clients see it."""
         architecture = asdict(self.config)
-        top_level = {name: architecture.pop(name) for name in TOP_LEVEL}
+        top_level = {name: architecture.pop(name) for name in TOP_LEVEL_FIELDS}
         body = asdict(self)
         for name in ("name", "config", "extra"):
             del body[name]
@@ -164,6 +178,7 @@ class ModelCard:
             name: value for name, value in body["solver"].items() if value is not None
         }
         card = {"name": self.name, **top_level, **body, "architecture": architecture, **self.extra}
+        # JSON has lists where dataclasses have tuples.
         return json.loads(json.dumps(card))  # type: ignore[no-any-return]
 
     @classmethod
@@ -171,45 +186,47 @@ class ModelCard:
         """Read a card.
 
         Raises:
-            CardError: a field is missing or of the wrong kind.
+            CardError: a field is missing or wrong; the message names it.
         """
-        known = dict(card)
-        architecture = _take(known, "architecture", dict)
-        architecture |= {name: _take(known, name) for name in TOP_LEVEL if name in known}
+        rest = dict(card)
+        architecture = {
+            **_pop(rest, "architecture", dict),
+            **{name: rest.pop(name) for name in TOP_LEVEL_FIELDS if name in rest},
+        }
+        if rest.get("action_neutral") is None:
+            rest.pop("action_neutral", None)
         return cls(
             config=config_from_json(architecture),
-            **{name: _numbers(known, name) for name in ACTION_STATISTICS},
-            name=_take(known, "name", str),
+            **{name: tuple(_pop(rest, name, list)) for name in ACTION_FIELDS},
+            name=_pop(rest, "name", str),
             action_neutral=(
-                _numbers(known, "action_neutral")
-                if known.get("action_neutral") is not None
-                else known.pop("action_neutral", None)
+                tuple(_pop(rest, "action_neutral", list)) if "action_neutral" in rest else None
             ),
-            controllers=tuple(_take(known, "controllers", list)) if "controllers" in known else (),
-            crop=known.pop("crop", None),
-            solver=_part(SolverDefaults, known, "solver") or SolverDefaults(),
-            calibration=_part(Calibration, known, "calibration"),
-            provenance=_take(known, "provenance", dict) if "provenance" in known else {},
-            figures=_take(known, "figures", dict) if "figures" in known else {},
-            extra=known,
+            controllers=tuple(_pop(rest, "controllers", list)) if "controllers" in rest else (),
+            crop=rest.pop("crop", None),
+            solver=_pop_nested(rest, "solver", SolverDefaults) or SolverDefaults(),
+            calibration=_pop_nested(rest, "calibration", Calibration),
+            provenance=_pop(rest, "provenance", dict) if "provenance" in rest else {},
+            figures=_pop(rest, "figures", dict) if "figures" in rest else {},
+            extra=rest,
         )
 
     def with_figures(self, **figures: Any) -> ModelCard:
-        """The same card with measured figures added."""
+        """The same card with these measured results added."""
         return replace(self, figures={**self.figures, **figures})
 
 
 def config_from_json(architecture: Mapping[str, Any]) -> LeWMConfig:
-    """Hyper-parameters from a card's fields.
+    """Hyper-parameters from JSON values. Pixel statistics that are missing are ImageNet's.
 
     Raises:
-        CardError: one is unknown, of the wrong kind or inconsistent.
+        CardError: a field is missing, unknown or wrong.
     """
     names = {field.name for field in fields(LeWMConfig)}
     if unknown := sorted(set(architecture) - names):
         raise CardError(f"architecture: unknown fields {unknown}")
-    # ImageNet's statistics are assumed where nothing is said; a wrong guess of any other field
-    # could fit the tensors and still give another model.
+    # Only the pixel statistics have a default here. With a wrong guess of another field, such as
+    # the number of heads, the tensors might still fit and the model would be another one.
     if missing := sorted(names - set(architecture) - {"pixel_mean", "pixel_std"}):
         raise CardError(f"{', '.join(missing)}: missing")
     values: dict[str, Any] = {
@@ -226,7 +243,7 @@ def read_card(path: Path) -> ModelCard:
     """Read `model.json`.
 
     Raises:
-        CardError: it is missing, is no JSON, or a field is wrong.
+        CardError: the file is missing or is not JSON, or a field is wrong.
     """
     return ModelCard.from_json(read_json(path))
 
@@ -235,38 +252,36 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CardError: there is no such file, or it holds something else.
+        CardError: the file is missing or holds something else.
     """
     try:
         content = json.loads(path.read_text())
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CardError(f"{path}: is no valid JSON: {error}") from error
+        raise CardError(f"{path}: is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise CardError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
 def _is_name(name: str) -> bool:
-    return 0 < len(name) <= 64 and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+    allowed = all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+    return 0 < len(name) <= MAX_NAME_LENGTH and allowed
 
 
-def _take(card: dict[str, Any], name: str, kind: type | None = None) -> Any:
+def _pop(card: dict[str, Any], name: str, kind: type) -> Any:
+    """Remove a required field from the card and return it."""
     if name not in card:
         raise CardError(f"{name}: is missing")
     value = card.pop(name)
-    if kind is not None and not isinstance(value, kind):
+    if not isinstance(value, kind):
         raise CardError(f"{name}: expected {kind.__name__}, got {value!r:.80}")
     return value
 
 
-def _numbers(card: dict[str, Any], name: str) -> tuple[float, ...]:
-    return tuple(_take(card, name, list))
-
-
-def _part(kind: type, card: dict[str, Any], name: str) -> Any:
-    """A nested dataclass of plain numbers and strings, or None where the card has none."""
+def _pop_nested(card: dict[str, Any], name: str, kind: type) -> Any:
+    """Remove a nested object from the card and return it as a dataclass, None if it is absent."""
     value = card.pop(name, None)
     if value is None:
         return None
@@ -276,17 +291,17 @@ def _part(kind: type, card: dict[str, Any], name: str) -> Any:
     if unknown := sorted(set(value) - set(types)):
         raise CardError(f"{name}: unknown fields {unknown}, known are {sorted(types)}")
     for key, entry in value.items():
-        if not _fits(types[key], entry):
+        if not _has_type(entry, types[key]):
             raise CardError(f"{name}.{key}: expected {types[key]}, got {entry!r:.80}")
-    read = {key: tuple(entry) if type(entry) is list else entry for key, entry in value.items()}
+    values = {key: tuple(entry) if type(entry) is list else entry for key, entry in value.items()}
     try:
-        return kind(**read)
+        return kind(**values)
     except TypeError as error:
         raise CardError(f"{name}: {error}") from error
 
 
-def _fits(annotation: str, entry: object) -> bool:
-    """Whether a JSON value is what a dataclass's field says: a number, a string, a list, null."""
+def _has_type(entry: object, annotation: str) -> bool:
+    """Whether a JSON value fits a dataclass field's annotation; integers must be at least 1."""
     kind = annotation.removesuffix(" | None")
     if entry is None:
         return kind != annotation

@@ -1,8 +1,8 @@
-"""A model on disk: a folder with `model.json` (the card), `model.safetensors` and what its
-calibration measures by.
+"""Model folders: how a model, its card and its calibration are kept on disk.
 
-`frames.safetensors` may lie beside them: a few frames of what the model sees, by which a server
-finds out whether a lower precision will do. They are no part of the version.
+A folder holds `model.json` (the card) and `model.safetensors` (the weights, float32). A calibrated
+model has `calibration.safetensors` too. `frames.safetensors` may hold a few frames that the model
+typically sees; a server uses them to find out whether a lower precision is accurate enough.
 """
 
 from __future__ import annotations
@@ -19,29 +19,34 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from lewm_models.calibration.reference import LatentReference, digest
+from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import CardError, ModelCard, read_card
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
 
-CARD = "model.json"
-WEIGHTS = "model.safetensors"
-FRAMES = "frames.safetensors"
-REFERENCE = "calibration.safetensors"
+CARD_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+FRAMES_FILE = "frames.safetensors"
+REFERENCE_FILE = "calibration.safetensors"
+
 PRETRAINED = Path(__file__).parent / "pretrained"
-"""The models that come with the project."""
+"""The folder of the models that come with the project."""
 
 
 class CheckpointError(ValueError):
-    """A model that cannot be loaded; the message names the file, field or tensor."""
+    """A model that cannot be loaded; the message names the file, the field or the tensor."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in ``eval()`` mode; ``version`` is a hash of weights and card.
+    """A loaded model, in ``eval()`` mode.
 
-    ``reference`` is there where the card's calibration names one; ``frames``
-    (N, size, size, 3) uint8, N of at least 2, may be.
+    Args:
+        model: float32, on the CPU.
+        card: its card.
+        version: the hash that `version` computes.
+        reference: what Mahalanobis distances are measured with, if the card's calibration names it.
+        frames: (N, H, H, 3) uint8, N ≥ 2, H the model's image size; None if the folder has none.
     """
 
     model: LeWM
@@ -55,75 +60,82 @@ def save(
     folder: Path,
     model: LeWM,
     card: ModelCard,
+    *,
     reference: LatentReference | None = None,
     frames: Tensor | None = None,
 ) -> str:
-    """Write card, weights, float32, the calibration's reference and frames; give the version."""
+    """Write a complete model folder and return the model's version.
+
+    Each file is replaced as a whole. The files of a reference or of frames that are None are
+    removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    _replace(folder / WEIGHTS, to_bytes(tensors))
+    _replace(folder / WEIGHTS_FILE, to_bytes(tensors))
     write_calibration(folder, card, reference)
     if frames is None:
-        (folder / FRAMES).unlink(missing_ok=True)
+        (folder / FRAMES_FILE).unlink(missing_ok=True)
     else:
-        write_frames(folder, frames)
+        _replace(folder / FRAMES_FILE, to_bytes({"frames": frames.contiguous()}))
     return version(folder)
 
 
 def write_calibration(folder: Path, card: ModelCard, reference: LatentReference | None) -> None:
-    """Write what a calibration changes: the card, and the reference that it names."""
+    """Write the card and the reference that its calibration names, and no other file."""
     if reference is None:
-        (folder / REFERENCE).unlink(missing_ok=True)
+        (folder / REFERENCE_FILE).unlink(missing_ok=True)
     else:
-        _replace(folder / REFERENCE, reference.to_bytes())
+        _replace(folder / REFERENCE_FILE, reference.to_bytes())
     write_card(folder, card)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Write `model.json` alone, as after an evaluation."""
-    _replace(folder / CARD, (json.dumps(card.to_json(), indent=2) + "\n").encode())
-
-
-def write_frames(folder: Path, frames: Tensor) -> None:
-    """Write `frames.safetensors` alone."""
-    _replace(folder / FRAMES, to_bytes({"frames": frames.contiguous()}))
+    """Write `model.json`, and no other file."""
+    _replace(folder / CARD_FILE, (json.dumps(card.to_json(), indent=2) + "\n").encode())
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, with the mode that the umask gives."""
+    """Write a file completely or not at all. A process that has the old file open keeps it."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(content)
     part.replace(path)
 
 
 def version(folder: Path) -> str:
-    """16 hexadecimal digits that change with any weight and any field of the card.
+    """The model's version, 16 hexadecimal digits: a hash of the weights and the card.
 
-    The card holds a hash of its calibration's reference, which is thereby covered too.
+    The card holds the hash of the calibration's reference, so the version depends on that too. It
+    does not depend on the frames, nor on the layout of `model.json`.
     """
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes())
-    digest.update(json.dumps(read_card(folder / CARD).to_json(), sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    content = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes())
+    content.update(json.dumps(read_card(folder / CARD_FILE).to_json(), sort_keys=True).encode())
+    return content.hexdigest()[:16]
 
 
 def load(folder: Path) -> Checkpoint:
     """Read a model folder.
 
     Raises:
-        CheckpointError: a file is missing or broken, or a tensor unknown, missing or mis-shaped.
+        CheckpointError: a file is missing or broken, or a tensor is missing, unknown or wrong.
     """
     try:
-        card = read_card(folder / CARD)
-        tensors = load_file(folder / WEIGHTS)
-        reference = _reference(folder, card)
+        card = read_card(folder / CARD_FILE)
+        tensors = load_file(folder / WEIGHTS_FILE)
+        reference = _read_reference(folder / REFERENCE_FILE, card)
     except CardError as error:
         raise CheckpointError(str(error)) from error
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: there is no such file") from error
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: there is no such file") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
-    frames = _read_frames(folder / FRAMES, card.config.image_size)
-    return Checkpoint(assemble(card.config, tensors), card, version(folder), reference, frames)
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from error
+    frames = _read_frames(folder / FRAMES_FILE, card.config.image_size)
+    return Checkpoint(
+        model=model_of_tensors(card.config, tensors),
+        card=card,
+        version=version(folder),
+        reference=reference,
+        frames=frames,
+    )
 
 
 def _read_frames(path: Path, size: int) -> Tensor | None:
@@ -133,8 +145,8 @@ def _read_frames(path: Path, size: int) -> Tensor | None:
         frames = load_file(path)["frames"]
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    right = frames.ndim == 4 and len(frames) > 1 and tuple(frames.shape[1:]) == (size, size, 3)
-    if not right or frames.dtype != torch.uint8:
+    has_shape = frames.ndim == 4 and len(frames) > 1 and frames.shape[1:] == (size, size, 3)
+    if not has_shape or frames.dtype != torch.uint8:
         raise CheckpointError(
             f"{path}: expected at least 2 frames, uint8 of shape (N, {size}, {size}, 3), "
             f"got {frames.dtype} of shape {tuple(frames.shape)}"
@@ -142,43 +154,47 @@ def _read_frames(path: Path, size: int) -> Tensor | None:
     return frames
 
 
-def _reference(folder: Path, card: ModelCard) -> LatentReference | None:
+def _read_reference(path: Path, card: ModelCard) -> LatentReference | None:
     if card.calibration is None or card.calibration.reference is None:
         return None
-    path = folder / REFERENCE
     try:
         content = path.read_bytes()
-        if digest(content) != card.calibration.reference:
-            raise ValueError("is not the one that the card was written with; calibrate again")
+        if sha256_of(content) != card.calibration.reference:
+            raise ValueError("does not belong to the card's calibration; calibrate again")
         return LatentReference.from_bytes(content, card.config.latent_dim)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{path}: {reason}") from error
 
 
-def assemble(
-    config: LeWMConfig, tensors: Mapping[str, Tensor], spelling: Callable[[str], str] = str
+def model_of_tensors(
+    config: LeWMConfig, tensors: Mapping[str, Tensor], name_for_errors: Callable[[str], str] = str
 ) -> LeWM:
-    """A model of these tensors, each checked by name, shape, kind and finiteness, in ``eval()``.
+    """Make a model with these weights, in ``eval()`` mode, after checking each tensor.
 
-    ``spelling`` gives the name by which an error calls a tensor.
+    Args:
+        config: the hyper-parameters.
+        tensors: the complete state dict.
+        name_for_errors: gives the name that an error message uses for a key of the state dict.
 
     Raises:
-        CheckpointError: a tensor is unknown, missing, mis-shaped, no float, or not finite.
+        CheckpointError: a tensor is missing, unknown, not finite, or has another shape or type.
     """
-    # Without memory, since a width read from a broken file may be anything.
+    # The meta device allocates nothing: a width from a broken file may be huge.
     with torch.device("meta"):
         expected = LeWM(config).state_dict()
     if unknown := sorted(set(tensors) - set(expected)):
-        raise CheckpointError(f"{spelling(unknown[0])}: unknown tensor ({len(unknown)} in all)")
+        name = name_for_errors(unknown[0])
+        raise CheckpointError(f"{name}: unknown tensor ({len(unknown)} in all)")
     if missing := sorted(set(expected) - set(tensors)):
-        raise CheckpointError(f"{spelling(missing[0])}: missing tensor ({len(missing)} in all)")
+        name = name_for_errors(missing[0])
+        raise CheckpointError(f"{name}: missing tensor ({len(missing)} in all)")
     for key, tensor in tensors.items():
-        name, shape, kind = spelling(key), tuple(expected[key].shape), expected[key].dtype
+        name, shape, dtype = name_for_errors(key), tuple(expected[key].shape), expected[key].dtype
         if tuple(tensor.shape) != shape:
             raise CheckpointError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-        if tensor.is_floating_point() != kind.is_floating_point or tensor.is_complex():
-            raise CheckpointError(f"{name}: expected {kind}, got {tensor.dtype}")
+        if tensor.is_floating_point() != dtype.is_floating_point or tensor.is_complex():
+            raise CheckpointError(f"{name}: expected {dtype}, got {tensor.dtype}")
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name}: holds values that are not finite")
     model = LeWM(config)
@@ -186,15 +202,15 @@ def assemble(
     return model.eval()
 
 
-def folders(path: Path) -> list[Path]:
-    """The model folders that a path names: itself, or those directly inside it.
+def model_folders(path: Path) -> list[Path]:
+    """The model folders at a path: the path itself, or those directly inside it.
 
     Raises:
-        CheckpointError: it is neither.
+        CheckpointError: the path is not a model folder and holds none.
     """
-    if (path / CARD).is_file():
+    if (path / CARD_FILE).is_file():
         return [path]
-    inside = sorted(entry.parent for entry in path.glob(f"*/{CARD}")) if path.is_dir() else []
+    inside = sorted(entry.parent for entry in path.glob(f"*/{CARD_FILE}")) if path.is_dir() else []
     if not inside:
-        raise CheckpointError(f"{path}: is no model folder and holds none (no {CARD})")
+        raise CheckpointError(f"{path}: is not a model folder and holds none (no {CARD_FILE})")
     return inside

@@ -1,4 +1,4 @@
-"""Hyper-parameters of LeWM and the presets that ship with the project."""
+"""Hyper-parameters of LeWM, and the two presets of this project."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class LeWMConfig:
-    """Every width, depth and count that fixes the shapes of a LeWM (arXiv 2603.19312).
+    """The hyper-parameters of one LeWM (arXiv 2603.19312).
 
-    The defaults are the paper's model: ViT-Tiny/14 on 224 px frames, one 192-wide latent a frame,
-    a causal predictor of 6 blocks over 3 frames.
+    The defaults are those of the paper: ViT-Tiny/14 on frames of 224 px, one latent of 192 numbers
+    per frame, and a causal predictor of 6 blocks over 3 frames. Fields that end in ``_mlp`` are
+    hidden widths; ``history`` counts frames, and ``action_block`` counts actions between two
+    frames. The names are those of `model.json`.
+
+    Raises:
+        ValueError: a value is impossible; the message starts with the field's name.
     """
 
     image_size: int = 224
@@ -29,7 +34,7 @@ class LeWMConfig:
     history: int = 3
 
     predictor_width: int = 192
-    predictor_output: int = 192
+    predictor_output: int = 192  # width between the predictor and pred_proj
     predictor_depth: int = 6
     predictor_heads: int = 16
     predictor_head_dim: int = 64
@@ -39,7 +44,7 @@ class LeWMConfig:
 
     action_dim: int = 2
     action_block: int = 5
-    action_smoothed: int = 10
+    action_smoothed: int = 10  # width after the first linear map of the action encoder
     action_mlp: int = 768
 
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -71,17 +76,17 @@ class LeWMConfig:
 
     @property
     def tokens(self) -> int:
-        """Encoder tokens a frame: the patches and CLS."""
+        """Encoder tokens per frame: the CLS token and the patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
     @property
     def block_width(self) -> int:
-        """Values in one action block: ``action_dim * action_block``."""
+        """Numbers in one action block: ``action_dim · action_block``."""
         return self.action_dim * self.action_block
 
 
 def is_finite(value: object) -> bool:
-    """Whether this is a number (no bool) that a float can hold."""
+    """Whether the value is an int or a float (not a bool) and finite as a float."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
@@ -91,7 +96,9 @@ def is_finite(value: object) -> bool:
 
 
 PRESETS: dict[str, LeWMConfig] = {
+    # The model of the paper.
     "paper": LeWMConfig(),
+    # A small model that plans in real time on a CPU.
     "edge": LeWMConfig(
         image_size=64,
         patch_size=16,

@@ -1,11 +1,12 @@
-"""LeWM: a joint-embedding predictive world model, whole, in one file.
+"""LeWM, a joint-embedding predictive world model: the complete architecture in one file.
 
-A frame becomes one latent (ViT, CLS token, projector); a causal transformer, conditioned on action
-blocks by adaptive LayerNorm, predicts the next latent. Source: arXiv 2603.19312. Modules are named
-so that the state dict has the keys of the field's public checkpoints (transformers 5 spelling).
+The encoder (a ViT, its CLS token and a projector) turns a frame into one latent. The predictor, a
+causal transformer conditioned on action blocks by adaptive LayerNorm, predicts the next latent.
+Source: arXiv 2603.19312. The keys of the state dict are those of the field's public checkpoints, as
+transformers 5 writes them.
 
 Axes: B batch, N frames, P encoder tokens, T time steps, S candidates, D latent_dim,
-A = action_dim · action_block (one z-scored action block, time-major).
+A = action_dim · action_block: the numbers of one z-scored action block, in the order of time.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Embeddings(nn.Module):
 
 
 class EncoderAttention(nn.Module):
+    """Self-attention of all tokens of a frame."""
+
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
         width = config.encoder_width
@@ -55,6 +58,7 @@ class EncoderAttention(nn.Module):
         self.o_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, P, width) → the same shape."""
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -87,7 +91,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ViT as in Hugging Face's ``ViTModel`` without a pooler; the output is the CLS token."""
+    """The ViT of Hugging Face's ``ViTModel`` without its pooler; it returns the CLS token."""
 
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
@@ -104,7 +108,7 @@ class Encoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Linear, BatchNorm, GELU, Linear: what SIGReg shapes into an isotropic Gaussian."""
+    """Linear, BatchNorm, GELU, Linear. SIGReg trains its outputs to be isotropic Gaussian."""
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
         super().__init__()
@@ -116,7 +120,7 @@ class Projector(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, input_dim) → (N, output_dim); in training the N rows are BatchNorm's batch."""
+        """(N, input_dim) → (N, output_dim). In training, BatchNorm normalises over the N rows."""
         return self.net(x)  # type: ignore[no-any-return]
 
 
@@ -131,12 +135,15 @@ class ActionEncoder(nn.Module):
         )
 
     def forward(self, actions: Tensor) -> Tensor:
-        """(B, T, A) → (B, T, D). A convolution of kernel 1 is a matrix product."""
+        """(B, T, A) → (B, T, D)."""
+        # A convolution of kernel size 1 is a matrix product.
         smoothed = F.linear(actions, self.patch_embed.weight.squeeze(-1), self.patch_embed.bias)
         return self.embed(smoothed)  # type: ignore[no-any-return]
 
 
 class PredictorAttention(nn.Module):
+    """Causal self-attention over the time steps of a window, with its own LayerNorm."""
+
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
         width, heads, head_dim = (
@@ -148,7 +155,7 @@ class PredictorAttention(nn.Module):
         self.dropout = config.dropout
         self.norm = nn.LayerNorm(width)
         self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
-        # The public code leaves the output projection out when one head is as wide as the model.
+        # As in the public code, one head as wide as the model has no output projection.
         self.to_out: nn.Module = nn.Identity()
         if heads > 1 or head_dim != width:
             self.to_out = nn.Sequential(
@@ -156,6 +163,7 @@ class PredictorAttention(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width) → the same shape."""
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.to_qkv(self.norm(x)).chunk(3, dim=-1)
@@ -182,7 +190,7 @@ class PredictorMLP(nn.Module):
 
 
 class PredictorBlock(nn.Module):
-    """Transformer block conditioned by AdaLN-zero: shift, scale and gate from the action."""
+    """A transformer block with AdaLN-zero: shift, scale and gate come from the action."""
 
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
@@ -194,6 +202,7 @@ class PredictorBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Tokens and action embeddings (B, T, width) → tokens of the same shape."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(
             6, dim=-1
         )
@@ -202,16 +211,19 @@ class PredictorBlock(nn.Module):
 
 
 class Transformer(nn.Module):
+    """The predictor's blocks, with projections where two widths differ."""
+
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
-        narrow, wide, out = config.latent_dim, config.predictor_width, config.predictor_output
-        self.input_proj = nn.Linear(narrow, wide) if narrow != wide else nn.Identity()
-        self.cond_proj = nn.Linear(narrow, wide) if narrow != wide else nn.Identity()
+        latent, width, output = config.latent_dim, config.predictor_width, config.predictor_output
+        self.input_proj = nn.Linear(latent, width) if latent != width else nn.Identity()
+        self.cond_proj = nn.Linear(latent, width) if latent != width else nn.Identity()
         self.layers = nn.ModuleList(PredictorBlock(config) for _ in range(config.predictor_depth))
-        self.norm = nn.LayerNorm(wide)
-        self.output_proj = nn.Linear(wide, out) if wide != out else nn.Identity()
+        self.norm = nn.LayerNorm(width)
+        self.output_proj = nn.Linear(width, output) if width != output else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Latents and action embeddings (B, T, D) → (B, T, predictor_output)."""
         x = self.input_proj(x)
         condition = self.cond_proj(condition)
         for layer in self.layers:
@@ -220,6 +232,8 @@ class Transformer(nn.Module):
 
 
 class Predictor(nn.Module):
+    """A transformer over latents with learnt positions."""
+
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
         self.pos_embedding = nn.Parameter(torch.zeros(1, config.history, config.latent_dim))
@@ -232,7 +246,7 @@ class Predictor(nn.Module):
 
 
 class LeWM(nn.Module):
-    """Encoder, action encoder and predictor. Call ``eval()`` before anything is served."""
+    """The complete model. Call ``eval()`` before you encode or predict outside of training."""
 
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
@@ -247,11 +261,15 @@ class LeWM(nn.Module):
             self.register_buffer(name, statistic, persistent=False)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames (N, H, W, 3) uint8, RGB, already of the model's image size → latents (N, D)."""
+        """Frames (N, H, H, 3) uint8 RGB, H = image_size → latents (N, D).
+
+        Raises:
+            ValueError: the frames have another shape or type.
+        """
         return self.projector(self.features(frames))  # type: ignore[no-any-return]
 
     def features(self, frames: Tensor) -> Tensor:
-        """Frames as in `encode` → CLS tokens (N, encoder_width), before the projector."""
+        """Frames as in `encode` → CLS tokens (N, encoder_width), the input of the projector."""
         size = self.config.image_size
         if frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != (size, size, 3):
             raise ValueError(
@@ -263,10 +281,14 @@ class LeWM(nn.Module):
         return self.encoder(pixels.to(self.encoder.embeddings.cls_token.dtype))  # type: ignore[no-any-return]
 
     def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
-        """The latent after each step of a window.
+        """Predict the latent that follows each step of a window.
 
-        ``latents`` (B, T, D), oldest first, T ≤ history; ``actions`` (B, T, A), z-scored: the
-        block that leaves each latent → (B, T, D); position t has seen steps 0 … t.
+        Args:
+            latents: (B, T, D), the oldest first, 1 ≤ T ≤ history.
+            actions: (B, T, A), z-scored; the block that is executed after each latent.
+
+        Returns:
+            (B, T, D). The prediction at step t uses steps 0 to t only.
 
         Raises:
             ValueError: a tensor has another shape.
@@ -276,7 +298,7 @@ class LeWM(nn.Module):
             raise ValueError(
                 f"latents: expected shape (B, 1 to {history}, {width}), got {tuple(latents.shape)}"
             )
-        _check_shape("actions", actions, *latents.shape[:2], self.config.block_width)
+        _check_shape("actions", actions, (*latents.shape[:2], self.config.block_width))
         return self._predict(latents, self.action_encoder(actions))
 
     def _predict(self, latents: Tensor, action_embeddings: Tensor) -> Tensor:
@@ -284,12 +306,18 @@ class LeWM(nn.Module):
         return self.pred_proj(hidden.flatten(0, 1)).view_as(latents)  # type: ignore[no-any-return]
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-        """Imagine what each candidate leads to; the eager reference of every backend.
+        """Predict the latents that each candidate leads to; the reference for all backends.
 
-        ``latents`` (H, D), 1 ≤ H ≤ history, oldest first; ``past_actions`` (H − 1, A), the blocks
-        executed between them; ``candidates`` (S, T, A), the blocks to come, all z-scored
-        → predicted latents (S, T, D). The window slides over the last ``history`` latents and
-        positions restart at 0 in each window, as in the public code.
+        The window slides over the last ``history`` latents. As in the public code, positions start
+        at 0 in each window.
+
+        Args:
+            latents: (H, D), 1 ≤ H ≤ history: the context frames, the oldest first.
+            past_actions: (H − 1, A), z-scored: the blocks executed between the context frames.
+            candidates: (S, T, A), z-scored: the blocks of each candidate.
+
+        Returns:
+            (S, T, D), the predicted latents.
 
         Raises:
             ValueError: a tensor has another shape.
@@ -304,15 +332,15 @@ class LeWM(nn.Module):
                 f"candidates: expected shape (S, T, {self.config.block_width}) with T of at least "
                 f"1, got {tuple(candidates.shape)}"
             )
-        _check_shape("candidates", candidates, *candidates.shape[:2], self.config.block_width)
-        _check_shape("past_actions", past_actions, len(latents) - 1, self.config.block_width)
-        samples, horizon, _ = candidates.shape
-        context = len(latents)
+        context, (samples, horizon, _) = len(latents), candidates.shape
+        block_width = self.config.block_width
+        _check_shape("candidates", candidates, (samples, horizon, block_width))
+        _check_shape("past_actions", past_actions, (context - 1, block_width))
         past = past_actions.expand(samples, -1, -1)
         embeddings = self.action_encoder(torch.cat([past, candidates], dim=1))
         window = list(latents.unsqueeze(1).expand(-1, samples, -1))
         for step in range(context, context + horizon):
-            first = max(0, step - self.config.history)
+            first = max(0, step - history)
             predicted = self._predict(
                 torch.stack(window[first:step], dim=1), embeddings[:, first:step]
             )
@@ -320,17 +348,18 @@ class LeWM(nn.Module):
         return torch.stack(window[context:], dim=1)
 
 
-def _check_shape(name: str, tensor: Tensor, *shape: int) -> None:
-    # Most mis-shapes would fail by themselves, but some broadcast and predict something else.
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    # Most wrong shapes fail by themselves, but some broadcast and give a wrong prediction.
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
 
 def initialise(model: LeWM, generator: torch.Generator) -> None:
-    """Fresh weights for training, reproducible from the generator's seed.
+    """Set the initial weights for training; the same seed gives the same weights.
 
-    Positions are N(0, 1) and the AdaLN linears zero, as in the paper; all other matrices are
-    N(0, 0.02²) truncated at two deviations in the encoder (ViT) and uniform ±1/√fan_in elsewhere.
+    As in the paper, positions are N(0, 1) and the AdaLN linears are zero. All other matrices are
+    N(0, 0.02²), truncated at two standard deviations, in the encoder, and uniform ±1/√fan_in
+    elsewhere.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("position_embeddings") or name.endswith("pos_embedding"):

@@ -1,4 +1,4 @@
-"""Whether a model folder can be served: what `lewm models verify` checks."""
+"""The checks of ``lewm models verify``: whether a model folder can be served."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from lewm_models.checkpoint import Checkpoint, CheckpointError, load
 from lewm_models.lewm import LeWM
 
-NOTICEABLE = 1e-4
-"""A change of a latent, relative to its own size, that is more than rounding."""
+MIN_RELATIVE_CHANGE = 1e-4
+"""A smaller change of a latent, relative to its norm, may be rounding."""
 
-CANDIDATES = 8
+ROLLOUT_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A check that passed, and what it saw."""
+    """The name of a check that passed, and what it measured."""
 
     check: str
     detail: str
@@ -28,39 +28,40 @@ class Finding:
 
 @torch.inference_mode()
 def verify(folder: Path) -> Iterator[Finding]:
-    """Yield each check as it passes; the last is the version.
+    """Yield a finding after each check that passes; the last one holds the version.
 
     Raises:
         CheckpointError: a check failed; the message says which and why.
     """
-    loaded = load(folder)
-    model, config = loaded.model, loaded.card.config
+    checkpoint = load(folder)
+    model, config = checkpoint.model, checkpoint.card.config
     yield Finding(
         "card",
-        f"{loaded.card.name}, frames of {config.image_size} px, latents of "
+        f"{checkpoint.card.name}, frames of {config.image_size} px, latents of "
         f"{config.latent_dim}, blocks of {config.action_block} × {config.action_dim}",
     )
-    state = model.state_dict()
-    values = sum(parameter.numel() for parameter in model.parameters())
-    yield Finding("tensors", f"{len(state)}, {values:,} weights, all finite")
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    yield Finding("tensors", f"{len(model.state_dict())}, {weights:,} weights, all finite")
 
-    latents = _encode(model)
-    yield Finding("encode", f"frames change the latent by {_change(latents):.2g} of its norm")
-    predicted = _rollouts(loaded, latents)
+    latents = _encode_test_frames(model)
+    change = _relative_change(latents)
+    yield Finding("encode", f"frames change the latent by {change:.2g} of its norm")
+
+    predicted = _roll_out_random_actions(checkpoint, latents)
     yield Finding("roll-out", f"{predicted.shape[1]} steps from 1 and {config.history} frames")
-    change = _change(predicted[:, 0])
-    if change < NOTICEABLE:
+
+    change = _relative_change(predicted[:, 0])
+    if change < MIN_RELATIVE_CHANGE:
         raise CheckpointError(
-            "actions: change the predicted latent by "
-            f"{change:.2g} of its norm, expected at least {NOTICEABLE:g}; an untrained model's "
-            "gates (adaLN_modulation) are zero"
+            f"actions: change the predicted latent by {change:.2g} of its norm, expected at least "
+            f"{MIN_RELATIVE_CHANGE:g}; the gates (adaLN_modulation) of an untrained model are zero"
         )
     yield Finding("actions", f"change the predicted latent by {change:.2g} of its norm")
-    yield Finding("version", loaded.version)
+    yield Finding("version", checkpoint.version)
 
 
-def _encode(model: LeWM) -> Tensor:
-    """Latents of ``history`` or more different frames: black, white, noise."""
+def _encode_test_frames(model: LeWM) -> Tensor:
+    """The latents (history + 1, D) of a black frame, a white one and noise."""
     size = model.config.image_size
     generator = torch.Generator().manual_seed(0)
     shape = (1 + model.config.history, size, size, 3)
@@ -69,30 +70,30 @@ def _encode(model: LeWM) -> Tensor:
     latents = model.encode(frames)
     if not bool(latents.isfinite().all()):
         raise CheckpointError("encode: gives latents that are not finite")
-    if _change(latents) < NOTICEABLE:
+    if _relative_change(latents) < MIN_RELATIVE_CHANGE:
         raise CheckpointError("encode: gives a black, a white and a noisy frame the same latent")
     return latents
 
 
-def _rollouts(loaded: Checkpoint, latents: Tensor) -> Tensor:
-    """Predictions (S, T, D) from one frame; those from a full history are checked on the way."""
-    model, config = loaded.model, loaded.card.config
+def _roll_out_random_actions(checkpoint: Checkpoint, latents: Tensor) -> Tensor:
+    """Roll out from one context frame and from a full history; return the first (S, T, D)."""
+    model, config = checkpoint.model, checkpoint.card.config
     generator = torch.Generator().manual_seed(1)
-    steps = loaded.card.solver.horizon
-    candidates = torch.randn(CANDIDATES, steps, config.block_width, generator=generator)
+    steps = checkpoint.card.solver.horizon
+    candidates = torch.randn(ROLLOUT_CANDIDATES, steps, config.block_width, generator=generator)
     past = torch.randn(config.history - 1, config.block_width, generator=generator)
-    single = model.rollout(latents[:1], past[:0], candidates)
-    full = model.rollout(latents[: config.history], past, candidates)
-    for context, predicted in ((1, single), (config.history, full)):
+    from_one = model.rollout(latents[:1], past[:0], candidates)
+    from_history = model.rollout(latents[: config.history], past, candidates)
+    for context, predicted in ((1, from_one), (config.history, from_history)):
         if not bool(predicted.isfinite().all()):
             raise CheckpointError(
                 f"roll-out: gives latents that are not finite within {steps} steps from "
                 f"{context} frames"
             )
-    return single
+    return from_one
 
 
-def _change(latents: Tensor) -> float:
-    """How far latents (N, D) lie from the first one, on average, relative to their norm."""
-    apart = (latents[1:] - latents[:1]).norm(dim=-1).mean()
-    return float(apart / latents.norm(dim=-1).mean().clamp_min(1e-30))
+def _relative_change(latents: Tensor) -> float:
+    """The mean distance of latents (N, D) from the first one, divided by their mean norm."""
+    distance = (latents[1:] - latents[:1]).norm(dim=-1).mean()
+    return float(distance / latents.norm(dim=-1).mean().clamp_min(1e-30))

@@ -54,7 +54,6 @@ INVALID_REQUEST_CODES = (
     "shape_mismatch",
     "unknown_field",
     "unknown_solver",
-    "unsupported",
     "wrong_type",
 )
 

@@ -14,9 +14,10 @@ import pytest
 
 from deploy.grafana.generate import FOLDER, documents
 from tests.deploy.promtool import ALERTS, RULES, need
-from tests.lewm_serve.frames import BLOCK, base64_of, pixels, rows
-from tests.lewm_serve.process import ServerProcess
-from tests.lewm_serve.redis_process import RedisProcess
+from tests.lewm_serve.support.frames import ACTION_BLOCK, base64_of, pixels
+from tests.lewm_serve.support.server_process import ServerProcess
+from tests.lewm_serve.support.redis_process import RedisProcess
+from tests.lewm_serve.support.requests import rows
 from tests.patience import PATIENCE_S, wait_until
 
 FILLED = {"$__rate_interval": "1m", "$instance": ".*", "$model": "two-room"}
@@ -118,8 +119,8 @@ def load(server: ServerProcess) -> None:
         many = [{"latent": known[i % 2]["latent"]} for i in range(32)]
         for _ in range(64):
             ask("/encode", frames=many)
-        past = rows(BLOCK)
-        ask("/predict", frames=[pixels(0), black], past_actions=past, actions=rows(BLOCK))
+        past = rows(ACTION_BLOCK)
+        ask("/predict", frames=[pixels(0), black], past_actions=past, actions=rows(ACTION_BLOCK))
         ask("/plan", frames=[black], goal=pixels(1), solver=QUICK, seed=1)
         ask("/plan", frames=[pixels(0)], goal=pixels(1), solver=QUICK, seed=1)
         hold = {"controller": "hold"}

@@ -12,8 +12,8 @@ import pytest
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import PlannerClient, PlannerError
 from lewm_client.client import call_with_retries
-from tests.lewm_serve.checkpoint import write_random_model
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.random_model import write_random_model
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
 
 FRAME = np.zeros((64, 64, 3), np.uint8)

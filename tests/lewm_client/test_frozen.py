@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from lewm_client import Move, Pilot, PlannerClient, PlannerError
-from tests.lewm_serve.checkpoint import write_random_model
-from tests.lewm_serve.frames import picture
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.random_model import write_random_model
+from tests.lewm_serve.support.frames import picture
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 FRAME, GOAL = picture(0), picture(1)
@@ -42,7 +42,7 @@ def make_pilot(client: PlannerClient, settings: dict[str, Any], timeout_s: float
 
 def wait_until_planning(server: ServerProcess, stepping: Future[Move]) -> None:
     """Wait until the server is searching, or the step is over."""
-    wait_until(lambda: stepping.done() or server.figure("lewm_active_plans") == 1)
+    wait_until(lambda: stepping.done() or server.metric("lewm_active_plans") == 1)
 
 
 def test_a_server_that_freezes_during_a_call(tmp_path: Path) -> None:

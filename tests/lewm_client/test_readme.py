@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lewm_client import PlanResponse, PredictResponse
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]

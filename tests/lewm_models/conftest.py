@@ -1,4 +1,4 @@
-"""Small models run fastest, and the same everywhere, on one thread."""
+"""All tests of the package run on one thread: small models are fastest on one."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Small models and cards, and public checkpoint folders made from them."""
+"""Small models and their cards, and public checkpoints made from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_card, random_model
 
-PARITY = Path(__file__).parents[1] / "parity"
+PARITY_FOLDER = Path(__file__).parents[1] / "parity"
 
 TINY = LeWMConfig(
     image_size=16,
@@ -36,45 +36,45 @@ TINY = LeWMConfig(
     action_smoothed=5,
     action_mlp=14,
 )
-"""Every part of the paper's model at a few thousand values, and no two widths that could be mixed
-up by chance but those that have to be equal."""
+"""All parts of the paper's model in a few thousand weights. Most widths differ from each other, so
+that code that confuses two of them fails."""
 
 
-def tiny(seed: int = 0, **changes: Any) -> LeWM:
-    """A model of random weights; ``changes`` replace hyper-parameters of `TINY`."""
+def tiny_model(seed: int = 0, **changes: Any) -> LeWM:
+    """A model with random weights; ``changes`` replace hyper-parameters of `TINY`."""
     return random_model(replace(TINY, **changes), seed)
 
 
-def card_of(model: LeWM, name: str = "example") -> ModelCard:
-    """A card with plain statistics."""
+def example_card(model: LeWM, name: str = "example") -> ModelCard:
+    """A card with action statistics that change nothing."""
     return random_card(name, model.config, {})
 
 
-def statistics(config: LeWMConfig = TINY, **others: Any) -> dict[str, Any]:
-    """The card file of an import: what a public checkpoint lacks."""
-    each = config.action_dim
+def import_card(config: LeWMConfig = TINY, **more_fields: Any) -> dict[str, Any]:
+    """The card that an import needs: what a public checkpoint does not contain."""
+    action_dim = config.action_dim
     return {
         "name": "imported",
-        "action_dim": each,
+        "action_dim": action_dim,
         "action_block": config.action_block,
-        "action_mean": [0.25] * each,
-        "action_std": [0.5] * each,
-        "action_low": [-1.0] * each,
-        "action_high": [1.0] * each,
-        **others,
+        "action_mean": [0.25] * action_dim,
+        "action_std": [0.5] * action_dim,
+        "action_low": [-1.0] * action_dim,
+        "action_high": [1.0] * action_dim,
+        **more_fields,
     }
 
 
-def published(config: LeWMConfig = TINY) -> dict[str, Any]:
-    """The `config.json` of a public checkpoint. What its `_target_` names must not be imported."""
-    boobytrap = "tests.lewm_models.boobytrap.Trap"
-    heads = {
+def public_config(config: LeWMConfig = TINY) -> dict[str, Any]:
+    """The `config.json` of a public checkpoint. Its ``_target_`` names must not be imported."""
+    target = "tests.lewm_models.forbidden_import.Target"
+    projectors = {
         name: {
-            "_target_": boobytrap,
+            "_target_": target,
             "input_dim": input_dim,
             "output_dim": config.latent_dim,
             "hidden_dim": hidden_dim,
-            "norm_fn": {"_target_": boobytrap, "_partial_": True},
+            "norm_fn": {"_target_": target, "_partial_": True},
         }
         for name, input_dim, hidden_dim in (
             ("projector", config.encoder_width, config.projector_mlp),
@@ -82,16 +82,16 @@ def published(config: LeWMConfig = TINY) -> dict[str, Any]:
         )
     }
     return {
-        "_target_": boobytrap,
+        "_target_": target,
         "encoder": {
-            "_target_": boobytrap,
+            "_target_": target,
             "size": "tiny",
             "patch_size": config.patch_size,
             "image_size": config.image_size,
             "num_attention_heads": config.encoder_heads,
         },
         "predictor": {
-            "_target_": boobytrap,
+            "_target_": target,
             "num_frames": config.history,
             "input_dim": config.latent_dim,
             "hidden_dim": config.predictor_width,
@@ -104,22 +104,23 @@ def published(config: LeWMConfig = TINY) -> dict[str, Any]:
             "emb_dropout": 0.0,
         },
         "action_encoder": {
-            "_target_": boobytrap,
+            "_target_": target,
             "input_dim": config.block_width,
             "emb_dim": config.latent_dim,
         },
-        **heads,
+        **projectors,
     }
 
 
-def publish(
+def write_public_checkpoint(
     folder: Path,
     tensors: dict[str, Tensor],
     config: dict[str, Any],
-    weights: str = "weights.pt",
+    *,
+    weights_file: str = "weights.pt",
 ) -> Path:
-    """Write a public checkpoint folder."""
+    """Write the folder of a public checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(tensors, folder / weights)
+    torch.save(tensors, folder / weights_file)
     (folder / "config.json").write_text(json.dumps(config))
     return folder

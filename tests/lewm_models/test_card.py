@@ -1,8 +1,7 @@
-"""A card says everything the tensors do not, and is refused by the name of what is wrong."""
+"""A card is read back unchanged, and a wrong one is refused with the name of the field."""
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from lewm_models.card import Calibration, CardError, ModelCard, SolverDefaults, 
 from lewm_models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.lewm_models.examples import TINY
 
-Change = Callable[[dict[str, Any]], object]
 
-
-def whole_card() -> ModelCard:
+def full_card() -> ModelCard:
+    """A card with a value in every field."""
     return ModelCard(
         name="two-room_0.1",
         config=TINY,
@@ -23,6 +21,8 @@ def whole_card() -> ModelCard:
         action_std=(0.5, 2.0),
         action_low=(-1.0, -3.0),
         action_high=(1.0, 4.0),
+        action_neutral=(0.5, 0.0),
+        controllers=("waypoint",),
         crop="center",
         solver=SolverDefaults(samples=64, tolerance=0.1, momentum=0.2),
         calibration=Calibration(
@@ -40,13 +40,20 @@ def whole_card() -> ModelCard:
     )
 
 
-def test_a_card_survives_its_json() -> None:
-    card = whole_card()
+def test_a_card_is_read_back_from_its_json() -> None:
+    card = full_card()
     assert ModelCard.from_json(json.loads(json.dumps(card.to_json()))) == card
 
 
-def test_what_clients_need_stands_at_the_top() -> None:
-    card = whole_card().to_json()
+def test_reading_a_card_does_not_change_the_json() -> None:
+    card = full_card().to_json()
+    before = json.dumps(card)
+    ModelCard.from_json(card)
+    assert json.dumps(card) == before
+
+
+def test_fields_that_clients_need_are_at_the_top_level() -> None:
+    card = full_card().to_json()
     assert card["image_size"] == 16
     assert card["latent_dim"] == 8
     assert card["history"] == 3
@@ -58,33 +65,35 @@ def test_what_clients_need_stands_at_the_top() -> None:
     assert not set(card) & set(card["architecture"])
 
 
-def test_pixel_statistics_are_imagenet_s_where_nothing_is_said() -> None:
-    card = whole_card().to_json()
+def test_missing_pixel_statistics_are_those_of_imagenet() -> None:
+    card = full_card().to_json()
     del card["pixel_mean"], card["pixel_std"]
     read = ModelCard.from_json(card)
     assert (read.config.pixel_mean, read.config.pixel_std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert read.to_json()["pixel_std"] == list(IMAGENET_STD)
 
 
-def test_what_may_be_left_out_has_a_default() -> None:
-    card = whole_card().to_json()
-    for name in ("crop", "solver", "calibration", "provenance", "figures", "licence"):
+def test_optional_fields_have_defaults() -> None:
+    card = full_card().to_json()
+    optional = ("action_neutral", "controllers", "crop", "solver", "calibration")
+    for name in (*optional, "provenance", "figures", "licence"):
         del card[name]
     read = ModelCard.from_json(card)
     assert read.solver == SolverDefaults()
+    assert (read.action_neutral, read.controllers) == (None, ())
     assert (read.crop, read.calibration, read.provenance, read.figures) == (None, None, {}, {})
 
 
-def test_settings_that_are_left_to_the_solver_are_not_written() -> None:
-    solver = whole_card().to_json()["solver"]
+def test_solver_settings_that_are_none_are_not_written() -> None:
+    solver = full_card().to_json()["solver"]
     assert solver["momentum"] == 0.2
     assert "temperature" not in solver
-    card = whole_card().to_json() | {"solver": {"momentum": None}}
+    card = full_card().to_json() | {"solver": {"momentum": None}}
     assert ModelCard.from_json(card).solver == SolverDefaults()
 
 
-def test_figures_are_added() -> None:
-    card = whole_card().with_figures(cross_room={"success": 0.3})
+def test_with_figures_adds_results() -> None:
+    card = full_card().with_figures(cross_room={"success": 0.3})
     assert card.figures == {"paper": {"success": 0.95}, "cross_room": {"success": 0.3}}
 
 
@@ -93,7 +102,7 @@ def test_figures_are_added() -> None:
     ["name", "architecture", "action_block", "history", "action_mean", "action_std", "action_low"],
 )
 def test_a_missing_field_is_named(name: str) -> None:
-    card = whole_card().to_json()
+    card = full_card().to_json()
     del card[name]
     with pytest.raises(CardError, match=f"{name}.*missing"):
         ModelCard.from_json(card)
@@ -121,6 +130,14 @@ def test_a_missing_field_is_named(name: str) -> None:
         ("action_block", 2.5),
         ("pixel_mean", [0.5]),
         ("pixel_std", [0.5, 0.5, "x"]),
+        ("action_neutral", [0.5]),
+        ("action_neutral", [0.5, math.nan]),
+        ("action_neutral", [0.5, 4.5]),
+        ("action_neutral", 0.5),
+        ("controllers", "waypoint"),
+        ("controllers", ["hold"]),
+        ("controllers", ["way point"]),
+        ("controllers", [3]),
         ("crop", "left"),
         ("architecture", []),
         ("solver", []),
@@ -131,7 +148,7 @@ def test_a_missing_field_is_named(name: str) -> None:
 )
 def test_a_wrong_field_is_named(field: str, value: Any) -> None:
     with pytest.raises(CardError, match=f"^{field}: expected"):
-        ModelCard.from_json({**whole_card().to_json(), field: value})
+        ModelCard.from_json({**full_card().to_json(), field: value})
 
 
 @pytest.mark.parametrize(
@@ -155,36 +172,36 @@ def test_a_wrong_field_is_named(field: str, value: Any) -> None:
         ("architecture", "norm", "rms"),
     ],
 )
-def test_a_wrong_entry_is_named(field: str, entry: str, value: Any) -> None:
-    card = whole_card().to_json()
+def test_a_wrong_entry_of_a_nested_field_is_named(field: str, entry: str, value: Any) -> None:
+    card = full_card().to_json()
     card[field][entry] = value
     with pytest.raises(CardError, match=rf"^{field}[.:].*{entry}"):
         ModelCard.from_json(card)
 
 
-def test_a_calibration_is_whole() -> None:
-    card = whole_card().to_json()
+def test_a_calibration_without_a_required_entry_is_refused() -> None:
+    card = full_card().to_json()
     del card["calibration"]["norm_std"]
     with pytest.raises(CardError, match=r"^calibration: .*norm_std"):
         ModelCard.from_json(card)
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
-        (b"{", "is no valid JSON"),
-        (b"[" * 100_000, "is no valid JSON"),
-        (b"\xff\xfe{}", "is no valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"\xff\xfe{}", "is not valid JSON"),
         (b"[1]", "expected a JSON object, got list"),
     ],
     ids=["cut off", "deep", "not UTF-8", "a list"],
 )
-def test_a_file_that_holds_no_object_is_refused(
-    tmp_path: Path, content: bytes, complaint: str
+def test_a_file_without_a_json_object_is_refused(
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "model.json"
     path.write_bytes(content)
-    with pytest.raises(CardError, match=rf"model\.json: {complaint}"):
+    with pytest.raises(CardError, match=rf"model\.json: {message}"):
         read_card(path)
 
 

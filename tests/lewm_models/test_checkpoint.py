@@ -1,4 +1,4 @@
-"""Model folders: what is written is read again, and what is broken is named."""
+"""What is written to a model folder is read back, and what is broken in one is named."""
 
 import json
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lewm_models import checkpoint
-from lewm_models.calibration.reference import LatentReference, digest
+from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import Calibration
 from lewm_models.checkpoint import CheckpointError
-from tests.lewm_models.examples import TINY, card_of, tiny
+from tests.lewm_models.examples import TINY, example_card, tiny_model
 
 TENSOR = "predictor.transformer.norm.weight"
 COUNT = "projector.net.1.num_batches_tracked"
@@ -23,28 +23,29 @@ COUNT = "projector.net.1.num_batches_tracked"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    model = tiny()
-    checkpoint.save(tmp_path / "example", model, card_of(model))
+    """The folder of an uncalibrated model without frames."""
+    model = tiny_model()
+    checkpoint.save(tmp_path / "example", model, example_card(model))
     return tmp_path / "example"
 
 
 def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(folder / checkpoint.WEIGHTS)
+    tensors = load_file(folder / checkpoint.WEIGHTS_FILE)
     change(tensors)
-    save_file(tensors, folder / checkpoint.WEIGHTS)
+    save_file(tensors, folder / checkpoint.WEIGHTS_FILE)
 
 
 def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / checkpoint.CARD
+    path = folder / checkpoint.CARD_FILE
     card = json.loads(path.read_text())
     change(card)
     path.write_text(json.dumps(card))
 
 
-def test_a_model_survives_its_folder(folder: Path) -> None:
-    model = tiny()
+def test_a_saved_model_is_loaded_unchanged(folder: Path) -> None:
+    model = tiny_model()
     loaded = checkpoint.load(folder)
-    assert loaded.card == card_of(model)
+    assert loaded.card == example_card(model)
     assert not loaded.model.training
     assert loaded.model.config == TINY
     state = loaded.model.state_dict()
@@ -52,14 +53,14 @@ def test_a_model_survives_its_folder(folder: Path) -> None:
         assert torch.equal(state[name], tensor)
 
 
-def test_frames_go_with_a_model_and_not_into_its_version(folder: Path) -> None:
+def test_frames_are_kept_but_do_not_change_the_version(folder: Path) -> None:
     loaded = checkpoint.load(folder)
     assert loaded.frames is None
     frames = torch.arange(2 * 16 * 16 * 3).reshape(2, 16, 16, 3).byte()
     assert checkpoint.save(folder, loaded.model, loaded.card, frames=frames) == loaded.version
-    kept = checkpoint.load(folder).frames
-    assert kept is not None
-    assert torch.equal(kept, frames)
+    loaded_frames = checkpoint.load(folder).frames
+    assert loaded_frames is not None
+    assert torch.equal(loaded_frames, frames)
     checkpoint.save(folder, loaded.model, loaded.card)
     assert checkpoint.load(folder).frames is None
 
@@ -68,75 +69,81 @@ def test_frames_go_with_a_model_and_not_into_its_version(folder: Path) -> None:
     "frames",
     [torch.zeros(1, 16, 16, 3).byte(), torch.zeros(2, 8, 8, 3).byte(), torch.zeros(2, 16, 16, 3)],
 )
-def test_frames_of_another_kind_are_refused(folder: Path, frames: Tensor) -> None:
-    save_file({"frames": frames}, folder / checkpoint.FRAMES)
+def test_wrong_frames_are_refused(folder: Path, frames: Tensor) -> None:
+    save_file({"frames": frames}, folder / checkpoint.FRAMES_FILE)
     with pytest.raises(CheckpointError, match="expected at least 2 frames"):
         checkpoint.load(folder)
-    (folder / checkpoint.FRAMES).write_bytes(b"broken")
+    (folder / checkpoint.FRAMES_FILE).write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load(folder)
 
 
-def test_saving_twice_gives_one_version(folder: Path) -> None:
+def test_saving_a_loaded_model_keeps_its_version(folder: Path) -> None:
     loaded = checkpoint.load(folder)
     assert checkpoint.save(folder, loaded.model, loaded.card) == loaded.version
     assert checkpoint.version(folder) == loaded.version
 
 
-def calibrated(folder: Path) -> LatentReference:
-    """Give the model in the folder a calibration."""
+def write_example_calibration(folder: Path) -> LatentReference:
+    """Calibrate the model in the folder with random latents."""
     loaded = checkpoint.load(folder)
     latents = torch.randn(50, TINY.latent_dim, generator=torch.Generator().manual_seed(0))
     reference = LatentReference.fit(latents)
     calibration = Calibration(
-        50, 2.0, 0.5, 3.0, mahalanobis_limit=9.0, reference=digest(reference.to_bytes())
+        frames=50,
+        norm_mean=2.0,
+        norm_std=0.5,
+        zscore_limit=3.0,
+        mahalanobis_limit=9.0,
+        reference=sha256_of(reference.to_bytes()),
     )
     card = replace(loaded.card, calibration=calibration)
     checkpoint.write_calibration(folder, card, reference)
     return reference
 
 
-def test_a_calibration_s_reference_belongs_to_the_model(folder: Path) -> None:
+def test_the_reference_is_saved_and_changes_the_version(folder: Path) -> None:
     before = checkpoint.load(folder)
     assert before.reference is None
-    reference = calibrated(folder)
+    reference = write_example_calibration(folder)
     loaded = checkpoint.load(folder)
     assert loaded.reference is not None
     assert torch.equal(loaded.reference.whitening, reference.whitening)
     assert loaded.version != before.version
-    again = checkpoint.save(folder, loaded.model, loaded.card, loaded.reference)
-    assert again == loaded.version
+    version = checkpoint.save(folder, loaded.model, loaded.card, reference=loaded.reference)
+    assert version == loaded.version
     checkpoint.save(folder, loaded.model, before.card)
-    assert not (folder / checkpoint.REFERENCE).exists()
+    assert not (folder / checkpoint.REFERENCE_FILE).exists()
     assert checkpoint.load(folder).version == before.version
 
 
-def test_another_reference_than_the_card_s_is_refused(folder: Path) -> None:
-    calibrated(folder)
+def test_a_reference_of_another_calibration_is_refused(folder: Path) -> None:
+    write_example_calibration(folder)
     other = LatentReference(torch.zeros(TINY.latent_dim), torch.eye(TINY.latent_dim))
-    (folder / checkpoint.REFERENCE).write_bytes(other.to_bytes())
-    with pytest.raises(CheckpointError, match=r"calibration\.safetensors: is not the one"):
+    (folder / checkpoint.REFERENCE_FILE).write_bytes(other.to_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"calibration\.safetensors: does not belong to the card"
+    ):
         checkpoint.load(folder)
-    (folder / checkpoint.REFERENCE).unlink()
+    (folder / checkpoint.REFERENCE_FILE).unlink()
     with pytest.raises(CheckpointError, match=r"calibration\.safetensors: No such file"):
         checkpoint.load(folder)
 
 
-def test_a_card_without_the_file_s_name_does_not_need_it(folder: Path) -> None:
-    """As cards were before there was such a file."""
-    norms = {"frames": 10, "norm_mean": 2.0, "norm_std": 0.5, "zscore_limit": 3.0}
+def test_an_older_calibration_of_norms_needs_no_reference(folder: Path) -> None:
+    norms: dict[str, Any] = {"frames": 10, "norm_mean": 2.0, "norm_std": 0.5, "zscore_limit": 3.0}
     change_card(folder, lambda card: card.update(calibration=norms))
     loaded = checkpoint.load(folder)
-    assert loaded.card.calibration == Calibration(10, 2.0, 0.5, 3.0)
+    assert loaded.card.calibration == Calibration(**norms)
     assert loaded.reference is None
 
 
-def test_files_have_the_ordinary_mode_and_are_replaced_whole(folder: Path) -> None:
+def test_files_have_the_default_mode_and_are_replaced_as_a_whole(folder: Path) -> None:
     ordinary = folder / "ordinary"
     ordinary.touch()
-    written = [folder / checkpoint.CARD, folder / checkpoint.WEIGHTS]
+    written = [folder / checkpoint.CARD_FILE, folder / checkpoint.WEIGHTS_FILE]
     assert [path.stat().st_mode for path in written] == [ordinary.stat().st_mode] * 2
-    # A server that has the old weights mapped keeps them.
+    # A server that has mapped the old weights keeps them.
     before = [path.stat().st_ino for path in written]
     opened = [path.open("rb") for path in written]
     loaded = checkpoint.load(folder)
@@ -146,8 +153,8 @@ def test_files_have_the_ordinary_mode_and_are_replaced_whole(folder: Path) -> No
         file.close()
     assert {path.name for path in folder.iterdir()} == {
         "ordinary",
-        checkpoint.CARD,
-        checkpoint.WEIGHTS,
+        checkpoint.CARD_FILE,
+        checkpoint.WEIGHTS_FILE,
     }
 
 
@@ -170,7 +177,9 @@ def test_the_version_changes_with_any_weight(folder: Path, name: str) -> None:
         ("unheard_of", 1),
     ],
 )
-def test_the_version_changes_with_any_field(folder: Path, field: str, value: Any) -> None:
+def test_the_version_changes_with_any_field_of_the_card(
+    folder: Path, field: str, value: Any
+) -> None:
     before = checkpoint.version(folder)
     change_card(folder, lambda card: card.update({field: value}))
     assert checkpoint.version(folder) != before
@@ -178,12 +187,12 @@ def test_the_version_changes_with_any_field(folder: Path, field: str, value: Any
 
 def test_the_version_does_not_change_with_the_layout_of_the_card(folder: Path) -> None:
     before = checkpoint.version(folder)
-    path = folder / checkpoint.CARD
+    path = folder / checkpoint.CARD_FILE
     path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
     assert checkpoint.version(folder) == before
 
 
-def test_halves_are_read_as_float32(folder: Path) -> None:
+def test_float16_weights_are_loaded_as_float32(folder: Path) -> None:
     change_tensors(folder, lambda tensors: tensors.update({TENSOR: tensors[TENSOR].half()}))
     assert checkpoint.load(folder).model.state_dict()[TENSOR].dtype == torch.float32
 
@@ -194,7 +203,7 @@ def with_nan(tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
         (lambda t: t.pop(TENSOR), f"{TENSOR}: missing tensor"),
         (lambda t: t.update(stranger=torch.ones(1)), "stranger: unknown tensor"),
@@ -207,44 +216,44 @@ def with_nan(tensor: Tensor) -> Tensor:
     ],
 )
 def test_a_wrong_tensor_is_named(
-    folder: Path, change: Callable[[dict[str, Tensor]], object], complaint: str
+    folder: Path, change: Callable[[dict[str, Tensor]], object], message: str
 ) -> None:
     change_tensors(folder, change)
-    with pytest.raises(CheckpointError, match=complaint):
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load(folder)
 
 
-def test_a_wrong_card_is_refused_before_memory_is_asked_for(folder: Path) -> None:
+def test_a_huge_width_is_refused_without_allocating_it(folder: Path) -> None:
     change_card(folder, lambda card: card["architecture"].update(predictor_mlp=10**12))
     with pytest.raises(CheckpointError, match=r"predictor.transformer.layers.0.mlp.net.1"):
         checkpoint.load(folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "message"),
     [
-        (checkpoint.CARD, None, "cannot be read"),
-        (checkpoint.CARD, b"{}", "missing"),
-        (checkpoint.WEIGHTS, None, "there is no such file"),
-        (checkpoint.WEIGHTS, b"", "cannot be read"),
-        (checkpoint.WEIGHTS, b"\xff" * 100, "cannot be read"),
+        (checkpoint.CARD_FILE, None, "cannot be read"),
+        (checkpoint.CARD_FILE, b"{}", "missing"),
+        (checkpoint.WEIGHTS_FILE, None, "there is no such file"),
+        (checkpoint.WEIGHTS_FILE, b"", "cannot be read"),
+        (checkpoint.WEIGHTS_FILE, b"\xff" * 100, "cannot be read"),
     ],
 )
 def test_a_missing_or_broken_file_is_named(
-    folder: Path, name: str, content: bytes | None, complaint: str
+    folder: Path, name: str, content: bytes | None, message: str
 ) -> None:
     if content is None:
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=complaint):
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load(folder)
 
 
-def test_folders_are_found(folder: Path) -> None:
-    assert checkpoint.folders(folder) == [folder]
+def test_model_folders_are_found(folder: Path) -> None:
+    assert checkpoint.model_folders(folder) == [folder]
     (folder.parent / "empty").mkdir()
-    assert checkpoint.folders(folder.parent) == [folder]
-    for nothing in (folder.parent / "empty", folder.parent / "absent", folder / checkpoint.CARD):
-        with pytest.raises(CheckpointError, match="is no model folder and holds none"):
-            checkpoint.folders(nothing)
+    assert checkpoint.model_folders(folder.parent) == [folder]
+    for path in (folder.parent / "empty", folder.parent / "absent", folder / checkpoint.CARD_FILE):
+        with pytest.raises(CheckpointError, match="is not a model folder and holds none"):
+            checkpoint.model_folders(path)

@@ -1,4 +1,4 @@
-"""Hyper-parameters that cannot be are refused by name."""
+"""Impossible hyper-parameters are refused with their names."""
 
 import math
 from dataclasses import replace
@@ -27,19 +27,19 @@ from lewm_models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, LeWMConfig,
         ("pixel_std", (0.5, 0.5, 0.0)),
     ],
 )
-def test_an_impossible_value_is_refused_by_name(field: str, value: Any) -> None:
+def test_an_impossible_value_is_refused_with_its_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field}: expected"):
         replace(LeWMConfig(), **{field: value})
 
 
-def test_the_default_is_the_paper_s() -> None:
+def test_the_defaults_are_those_of_the_paper() -> None:
     paper = PRESETS["paper"]
     assert paper == LeWMConfig()
     assert (paper.tokens, paper.block_width) == (257, 10)
     assert (paper.pixel_mean, paper.pixel_std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def test_numbers_that_no_float_holds_are_not_finite() -> None:
+def test_only_numbers_that_a_float_can_hold_are_finite() -> None:
     assert is_finite(-3)
     assert is_finite(0.5)
     for value in (math.inf, math.nan, 10**400, True, "1", None):

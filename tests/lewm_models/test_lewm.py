@@ -1,4 +1,4 @@
-"""The model's shape and order of things; its figures are in `test_parity.py`."""
+"""Shapes, causality and initial weights of the model; its numbers are in `test_parity.py`."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lewm_models.config import PRESETS
 from lewm_models.lewm import LeWM, initialise
-from tests.lewm_models.examples import TINY, tiny
+from tests.lewm_models.examples import TINY, tiny_model
 
 BATCH = 4
 
@@ -21,7 +21,7 @@ def _no_gradients() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> LeWM:
-    return tiny()
+    return tiny_model()
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -48,13 +48,13 @@ def actions() -> Tensor:
 @pytest.mark.parametrize(
     ("preset", "tensors", "values"), [("paper", 303, 18_042_672), ("edge", 136, 2_321_136)]
 )
-def test_size_of_the_presets(preset: str, tensors: int, values: int) -> None:
+def test_presets_have_the_expected_size(preset: str, tensors: int, values: int) -> None:
     with torch.device("meta"):
         state = LeWM(PRESETS[preset]).state_dict()
     assert (len(state), sum(tensor.numel() for tensor in state.values())) == (tensors, values)
 
 
-def test_a_prediction_has_seen_its_own_step_and_those_before(
+def test_a_prediction_depends_on_its_own_and_earlier_steps_only(
     model: LeWM, latents: Tensor, actions: Tensor
 ) -> None:
     before = model.predict(latents, actions)
@@ -68,15 +68,17 @@ def test_a_prediction_has_seen_its_own_step_and_those_before(
             assert differs.tolist() == [position >= step for position in range(TINY.history)]
 
 
-def test_a_shorter_window_predicts_the_same(model: LeWM, latents: Tensor, actions: Tensor) -> None:
-    whole = model.predict(latents, actions)
+def test_a_shorter_window_gives_the_same_predictions(
+    model: LeWM, latents: Tensor, actions: Tensor
+) -> None:
+    full = model.predict(latents, actions)
     for steps in range(1, TINY.history):
-        part = model.predict(latents[:, :steps], actions[:, :steps])
-        torch.testing.assert_close(part, whole[:, :steps])
+        shorter = model.predict(latents[:, :steps], actions[:, :steps])
+        torch.testing.assert_close(shorter, full[:, :steps])
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
-def test_a_rollout_is_one_prediction_after_another(model: LeWM, context: int) -> None:
+def test_a_rollout_equals_successive_predictions(model: LeWM, context: int) -> None:
     horizon = 2 * TINY.history
     start = noise(context, TINY.latent_dim)
     past = noise(context - 1, TINY.block_width, seed=1)
@@ -85,12 +87,12 @@ def test_a_rollout_is_one_prediction_after_another(model: LeWM, context: int) ->
     assert rollout.shape == (BATCH, horizon, TINY.latent_dim)
     for candidate, predicted in zip(candidates, rollout, strict=True):
         blocks = torch.cat([past, candidate])
-        known = start
+        expected = start
         for step in range(context, context + horizon):
             window = slice(max(0, step - TINY.history), step)
-            following = model.predict(known[window][None], blocks[window][None])[0, -1:]
-            known = torch.cat([known, following])
-        torch.testing.assert_close(predicted, known[context:])
+            following = model.predict(expected[window][None], blocks[window][None])[0, -1:]
+            expected = torch.cat([expected, following])
+        torch.testing.assert_close(predicted, expected[context:])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_a_rollout_is_one_prediction_after_another(model: LeWM, context: int) ->
         ("actions", (2, 3, 8), (2, 3, 5)),
     ],
 )
-def test_a_mis_shaped_window_is_refused(
+def test_a_window_of_a_wrong_shape_is_refused(
     model: LeWM, name: str, latents_shape: tuple[int, ...], actions_shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected shape"):
@@ -128,7 +130,7 @@ def test_a_mis_shaped_window_is_refused(
         ("candidates", (1, 8), (0, 10), (5, 2, 2)),
     ],
 )
-def test_a_mis_shaped_rollout_is_refused(
+def test_a_rollout_of_wrong_shapes_is_refused(
     model: LeWM,
     name: str,
     latents_shape: tuple[int, ...],
@@ -150,40 +152,40 @@ def test_a_mis_shaped_rollout_is_refused(
     ],
     ids=["float", "no batch", "channels first", "not square", "grey"],
 )
-def test_a_mis_shaped_frame_is_refused(model: LeWM, wrong: Tensor) -> None:
+def test_frames_of_a_wrong_shape_are_refused(model: LeWM, wrong: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^frames: expected uint8 of shape \(N, 16, 16, 3\)"):
         model.encode(wrong)
 
 
-def test_pixels_are_normalised_by_the_card_s_statistics(model: LeWM) -> None:
-    other = tiny(pixel_mean=(0.1, 0.2, 0.3))
+def test_pixels_are_normalised_with_the_config_s_statistics(model: LeWM) -> None:
+    other = tiny_model(pixel_mean=(0.1, 0.2, 0.3))
     assert not torch.allclose(model.encode(frames()), other.encode(frames()))
     assert not any("pixel" in name for name in model.state_dict())
 
 
-def test_actions_change_a_random_model_and_none_that_was_just_initialised(
+def test_actions_matter_in_a_random_model_but_not_in_an_initialised_one(
     latents: Tensor, actions: Tensor
 ) -> None:
-    opened, fresh = tiny(), tiny()
-    initialise(fresh, torch.Generator().manual_seed(0))
+    random, initialised = tiny_model(), tiny_model()
+    initialise(initialised, torch.Generator().manual_seed(0))
     changes = [
         float((model.predict(latents, actions) - model.predict(latents, -actions)).abs().max())
-        for model in (opened, fresh)
+        for model in (random, initialised)
     ]
     assert changes[0] > 0.1
     assert changes[1] == 0
 
 
-def test_initial_weights_follow_from_the_seed() -> None:
+def test_initial_weights_depend_on_the_seed_only() -> None:
     first, again, other = (LeWM(TINY) for _ in range(3))
     for model, seed in ((first, 1), (again, 1), (other, 2)):
         initialise(model, torch.Generator().manual_seed(seed))
-    same = [torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)]
-    assert all(same)
+    for parameter, same in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, same)
     assert not torch.equal(first.predictor.pos_embedding, other.predictor.pos_embedding)
 
 
-def test_initial_positions_are_of_unit_size() -> None:
+def test_initial_positions_have_unit_deviation() -> None:
     model = LeWM(PRESETS["edge"])
     initialise(model, torch.Generator().manual_seed(0))
     for positions in (model.encoder.embeddings.position_embeddings, model.predictor.pos_embedding):
@@ -200,10 +202,10 @@ def test_initial_positions_are_of_unit_size() -> None:
         ({"predictor_heads": 1, "predictor_head_dim": 6}, {"attn.to_out"}, set()),
     ],
 )
-def test_projections_are_there_where_widths_differ(
+def test_projections_exist_only_between_different_widths(
     changes: dict[str, int], present: set[str], absent: set[str]
 ) -> None:
-    model = tiny(**changes)
+    model = tiny_model(**changes)
     names = " ".join(model.state_dict())
     assert all(name in names for name in present)
     assert not any(name in names for name in absent)
@@ -212,9 +214,10 @@ def test_projections_are_there_where_widths_differ(
     assert rollout.shape == (BATCH, 4, TINY.latent_dim)
 
 
-def test_serving_is_deterministic_and_training_is_not(
+def test_predictions_are_deterministic_except_in_training(
     model: LeWM, latents: Tensor, actions: Tensor
 ) -> None:
     assert torch.equal(model.predict(latents, actions), model.predict(latents, actions))
-    learning = tiny().train()
-    assert not torch.equal(learning.predict(latents, actions), learning.predict(latents, actions))
+    in_training = tiny_model().train()
+    first, second = (in_training.predict(latents, actions) for _ in range(2))
+    assert not torch.equal(first, second)

@@ -1,4 +1,4 @@
-"""Verification passes what can be served, and says what is wrong with the rest."""
+"""Verification accepts models that can be served, and says what is wrong with others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,57 +7,66 @@ import pytest
 import torch
 
 from lewm_models import checkpoint
-from lewm_models.checkpoint import CheckpointError
+from lewm_models.checkpoint import PRETRAINED, CheckpointError
 from lewm_models.lewm import LeWM, initialise
 from lewm_models.verification import verify
-from tests.lewm_models.examples import card_of, tiny
+from tests.lewm_models.examples import example_card, tiny_model
 
 
-def saved(folder: Path, model: LeWM) -> Path:
-    checkpoint.save(folder, model, card_of(model))
+def save_model(folder: Path, model: LeWM) -> Path:
+    checkpoint.save(folder, model, example_card(model))
     return folder
 
 
-def close_gates(model: LeWM) -> None:
+def set_gates_to_zero(model: LeWM) -> None:
     initialise(model, torch.Generator().manual_seed(0))
 
 
-def collapse(model: LeWM) -> None:
+def make_latents_equal(model: LeWM) -> None:
     model.get_parameter("projector.net.3.weight").data.zero_()
 
 
-def explode(model: LeWM) -> None:
+def make_predictions_overflow(model: LeWM) -> None:
     model.get_parameter("pred_proj.net.3.weight").data.fill_(3e38)
 
 
-def spoil_statistics(model: LeWM) -> None:
+def make_statistics_negative(model: LeWM) -> None:
     model.get_buffer("projector.net.1.running_var").fill_(-1)
 
 
 @pytest.mark.parametrize("history", [1, 3])
-def test_a_sound_model_passes_every_check(tmp_path: Path, history: int) -> None:
-    findings = list(verify(saved(tmp_path, tiny(history=history))))
+def test_a_good_model_passes_every_check(tmp_path: Path, history: int) -> None:
+    findings = list(verify(save_model(tmp_path, tiny_model(history=history))))
     checks = [finding.check for finding in findings]
     assert checks == ["card", "tensors", "encode", "roll-out", "actions", "version"]
     assert findings[-1].detail == checkpoint.version(tmp_path)
 
 
+def test_the_embedded_model_passes_and_keeps_its_version() -> None:
+    findings = list(verify(PRETRAINED / "two-room"))
+    # Caches that servers share use the version: it may only change with the model.
+    assert (findings[-1].check, findings[-1].detail) == ("version", "ccfce08e502fc1b3")
+
+
 @pytest.mark.parametrize(
-    ("damage", "complaint"),
+    ("damage", "message"),
     [
-        (close_gates, r"^actions: change the predicted latent by 0 of its norm"),
-        (collapse, r"^encode: gives a black, a white and a noisy frame the same latent"),
-        (spoil_statistics, r"^encode: gives latents that are not finite"),
-        (explode, r"^roll-out: gives latents that are not finite within 5 steps from 1 frames"),
+        (set_gates_to_zero, r"^actions: change the predicted latent by 0 of its norm"),
+        (make_latents_equal, r"^encode: gives a black, a white and a noisy frame the same latent"),
+        (make_statistics_negative, r"^encode: gives latents that are not finite"),
+        (
+            make_predictions_overflow,
+            r"^roll-out: gives latents that are not finite within 5 steps from 1 frames",
+        ),
     ],
 )
-def test_an_unsound_model_is_refused(
-    tmp_path: Path, damage: Callable[[LeWM], None], complaint: str
+def test_a_damaged_model_is_refused(
+    tmp_path: Path, damage: Callable[[LeWM], None], message: str
 ) -> None:
-    model = tiny()
+    model = tiny_model()
     damage(model)
-    with pytest.raises(CheckpointError, match=complaint):
-        list(verify(saved(tmp_path, model)))
+    with pytest.raises(CheckpointError, match=message):
+        list(verify(save_model(tmp_path, model)))
 
 
 def test_a_folder_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:

@@ -7,16 +7,16 @@ import httpx
 import pytest
 
 from lewm_client import PlannerClient
-from tests.lewm_serve.checkpoint import NAME, write_random_model
-from tests.lewm_serve.drivers import Driver, RestDriver, RpcDriver
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
+from tests.lewm_serve.support.drivers import Driver, RestDriver, GrpcDriver
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights."""
-    return write_random_model(tmp_path_factory.mktemp("models") / NAME)
+    return write_random_model(tmp_path_factory.mktemp("models") / MODEL_NAME)
 
 
 @pytest.fixture(scope="session")
@@ -45,4 +45,4 @@ def rpc(server: ServerProcess) -> Iterator[PlannerClient]:
 @pytest.fixture(scope="session", params=["rest", "grpc"])
 def driver(request: pytest.FixtureRequest, rest: httpx.Client, rpc: PlannerClient) -> Driver:
     """Both protocols in turn, each taking and giving JSON documents."""
-    return RestDriver(rest) if request.param == "rest" else RpcDriver(rpc)
+    return RestDriver(rest) if request.param == "rest" else GrpcDriver(rpc)

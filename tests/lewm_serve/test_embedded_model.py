@@ -16,7 +16,7 @@ LARGEST_MB = 12
 def test_it_is_small_and_its_card_is_full() -> None:
     size = sum(path.stat().st_size for path in FOLDER.iterdir())
     assert size <= LARGEST_MB * 1e6
-    card = read_card(FOLDER / checkpoint.CARD)
+    card = read_card(FOLDER / checkpoint.CARD_FILE)
     assert card.calibration is not None
     assert card.provenance["command"].startswith("lewm train --env two-room --preset edge")
     assert card.figures["paper"]["episodes"] == 500

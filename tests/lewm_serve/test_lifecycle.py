@@ -14,11 +14,11 @@ import pytest
 
 from lewm_client import PlannerClient, PlannerError
 from lewm_models import checkpoint
-from tests.lewm_serve.cases import plan
-from tests.lewm_serve.checkpoint import NAME, write_random_model
-from tests.lewm_serve.endless import endless_plan
-from tests.lewm_serve.frames import picture
-from tests.lewm_serve.process import ROOT, ServerProcess
+from tests.lewm_serve.support.requests import plan
+from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
+from tests.lewm_serve.support.endless_plan import endless_plan
+from tests.lewm_serve.support.frames import picture
+from tests.lewm_serve.support.server_process import ROOT, ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 LONG_GRACE = ("--grace-s", "600")
@@ -41,7 +41,7 @@ class HeldCard:
     """A model's card that the server cannot read on until `release`: a pipe in its place."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / checkpoint.CARD
+        self.path = folder / checkpoint.CARD_FILE
         self.content = self.path.read_bytes()
         self.path.unlink()
         os.mkfifo(self.path)
@@ -55,7 +55,7 @@ class HeldCard:
 
 
 def test_a_servers_life(tmp_path: Path) -> None:
-    card = HeldCard(write_random_model(tmp_path / "models" / NAME))
+    card = HeldCard(write_random_model(tmp_path / "models" / MODEL_NAME))
     flags = ("--models", str(tmp_path / "models"), *LONG_GRACE)
     with (
         ServerProcess(tmp_path / "log", *flags).wait_listening() as server,
@@ -71,14 +71,14 @@ def test_a_servers_life(tmp_path: Path) -> None:
             "event": "ready",
             "http_port": listening["http_port"],
             "grpc_port": listening["grpc_port"],
-            "models": [NAME],
+            "models": [MODEL_NAME],
         }
         assert rest.get("/readyz").status_code == 200
         assert rpc.encode([picture(0)], timeout_s=PATIENCE_S).latents
 
         with endless_plan(server) as before_it:
             inside = pool.submit(rest.post, "/plan", json=plan())
-            wait_until(lambda: server.figure('lewm_queued_requests{endpoint="plan"}') == 1)
+            wait_until(lambda: server.metric('lewm_queued_requests{endpoint="plan"}') == 1)
             server.signal(signal.SIGTERM)
             server.wait_draining()
             assert_draining(rest, rpc)
@@ -91,7 +91,7 @@ def test_a_servers_life(tmp_path: Path) -> None:
 
 
 def test_a_signal_while_it_loads_ends_it(tmp_path: Path) -> None:
-    HeldCard(write_random_model(tmp_path / "models" / NAME))
+    HeldCard(write_random_model(tmp_path / "models" / MODEL_NAME))
     with ServerProcess(tmp_path / "log", "--models", str(tmp_path / "models")) as server:
         server.wait_listening()
         assert server.stop() == 0, server.errors()

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.packaging import make_plan
 from tests.packaging.distributions import Distribution, pyproject
 from tests.packaging.environments import Environment

@@ -72,22 +72,22 @@ class PlannerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Predict(self, request, context):
-        """Imagines the latents that follow from frames and actions.
+        """Predicts the latents that follow from frames and actions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Plan(self, request, context):
-        """Finds actions that lead from the frames to the goal. The call's deadline is the plan's: the
-        best plan found by then is returned early enough to arrive.
+        """Finds actions that lead from the frames to the goal. The call's deadline is also the deadline
+        of the plan: the best plan so far is returned early enough to arrive in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Describes all models being served.
+        """Describes all loaded models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

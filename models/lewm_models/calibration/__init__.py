@@ -1,1 +1,1 @@
-"""What ordinary latents, steps and streams of a model look like, and where an alarm begins."""
+"""Calibration: what a model's latents look like on ordinary data, and the anomaly limits."""

@@ -1,202 +1,290 @@
-"""Calibrate a model on frames it was not trained on."""
+"""Calibrating a model on ordinary frames, which it was not trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lewm_models.calibration.reference import LatentReference, digest
-from lewm_models.calibration.tail import limit, quantiles
+from lewm_models.calibration.limits import anomaly_limit, quantiles
+from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
-from lewm_models.objective import random_directions, sigreg
+from lewm_models.loss import random_directions, sigreg
+from lewm_models.preprocessing import resize
+from lewm_models.training.recording import Recording
 
 FALSE_ALARM_RATE = 1e-3
-"""Of ordinary answers, the share that may be called anything but ok."""
+"""The share of answers about ordinary data that may have another health than ok."""
 
-MIN_FRAMES = 1000
-"""Fewer say nothing of what happens once in thousands."""
-MIN_STEPS = 500
+MIN_CALIBRATION_FRAMES = 1000
+"""With fewer frames, limits for rare scores cannot be estimated."""
+
+MIN_SURPRISE_STEPS = 500
+"""With fewer predicted steps, surprise is not calibrated."""
+
+MAX_RECORDED_FRAMES = 50_000
+"""The most frames taken from a recording; more would make the limits no better."""
+
+MIN_NORM_SPREAD = 1e-5
+"""The standard deviation of the norms, divided by their mean, below which it is rounding."""
+
+DISTANCE_FOLDS = 5
+"""The parts for the cross-validation of Mahalanobis distances."""
 
 SIGREG_WINDOW = 128
+"""Latents in one SIGReg of served frames."""
+
 SIGREG_DIRECTIONS = 64
 SIGREG_SEED = 0
-RUN = 32
-WINDOWS = 2000
 
-ROUNDING = 1e-5
-"""Norms that differ by less, in units of their mean, are the same norm."""
+SIGREG_RUN_FRAMES = 32
+"""Successive frames of one episode within a window of SIGReg."""
 
-ROWS = 256
-FOLDS = 5
+SIGREG_WINDOW_COUNT = 2000
+"""The windows that the distribution of SIGReg is measured on."""
+
+MODEL_BATCH = 256
+"""Frames or windows that the model computes at once."""
 
 
 @dataclass(frozen=True)
-class Episode:
-    """Frames (L + 1, H, H, 3) uint8 of the model's image size, one after another.
+class CalibrationEpisode:
+    """Successive frames, and the actions between them if they are known.
 
-    ``actions`` (L, action_dim) are those taken between them, in the environment's units, NaN where
-    there was none. Where they are not known, successive frames count as one action block apart.
+    Args:
+        frames: (L + 1, H, H, 3) uint8, H the model's image size.
+        actions: (L, action_dim) in the environment's units, one per step, NaN for a missing action.
+            Without actions, successive frames are taken to be one action block apart.
     """
 
     frames: Tensor
     actions: Tensor | None = None
 
 
-def judgements(history: int) -> int:
-    """How often an answer is judged at most: two scores a frame and goal, surprise and SIGReg."""
-    return 2 * (history + 1) + 2
+@dataclass(frozen=True)
+class _EncodedEpisode:
+    """The latents (L + 1, D) of an episode, and its actions."""
+
+    latents: Tensor
+    actions: Tensor | None
 
 
-def fixed_directions(latent_dim: int) -> Tensor:
-    """The directions (D, M) of every SIGReg of served latents, always the same."""
-    generator = torch.Generator().manual_seed(SIGREG_SEED)
-    return random_directions(latent_dim, SIGREG_DIRECTIONS, generator)
+def recorded_episodes(
+    recording: Recording, episodes: range, image_size: int
+) -> Iterator[CalibrationEpisode]:
+    """These episodes of a recording, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`."""
+    max_episodes = max(1, MAX_RECORDED_FRAMES // recording.frames.shape[1])
+    count = min(len(episodes), max_episodes)
+    for index in np.linspace(episodes.start, episodes.stop - 1, count).astype(np.int64):
+        yield CalibrationEpisode(
+            frames=resize(torch.from_numpy(np.array(recording.frames[index])), image_size),
+            actions=torch.from_numpy(np.array(recording.actions[index])),
+        )
 
 
 def calibrate(
-    model: LeWM, card: ModelCard, episodes: Iterable[Episode]
+    model: LeWM, card: ModelCard, episodes: Iterable[CalibrationEpisode]
 ) -> tuple[ModelCard, LatentReference]:
-    """The card with a calibration on these episodes, and the reference that belongs to it.
+    """Measure the scores of ordinary data and set the anomaly limits from `FALSE_ALARM_RATE`.
 
-    One rule sets all limits: an answer is judged by at most `judgements` scores, so each one's
-    limit is what ordinary data exceed at `FALSE_ALARM_RATE` divided by their number. Without
-    actions there is no distribution of surprise, and with few frames none of SIGReg. Frames are
-    looked at once, an episode at a time.
+    An answer is judged by at most `scores_per_answer` scores, so ordinary data may exceed each
+    limit at the rate `FALSE_ALARM_RATE` / `scores_per_answer`. Surprise is not calibrated without
+    enough actions, and SIGReg is not calibrated with fewer frames than one window.
+
+    Args:
+        model: on any device; it is left in ``eval()`` mode.
+        card: its card.
+        episodes: ordinary data; one episode at a time is read and encoded.
+
+    Returns:
+        The card with the calibration, and the reference of Mahalanobis distances that belongs to
+        it.
 
     Raises:
-        ValueError: there are fewer than `MIN_FRAMES` frames, or all look the same to the model.
+        ValueError: there are fewer than `MIN_CALIBRATION_FRAMES` frames, or all frames have the
+            same latent.
     """
-    seen = [(_encode(model, episode.frames), episode.actions) for episode in episodes]
-    frames = sum(len(latents) for latents, _ in seen)
-    if frames < MIN_FRAMES:
-        raise ValueError(f"calibration: expected at least {MIN_FRAMES} frames, got {frames}")
-    rate = FALSE_ALARM_RATE / judgements(card.config.history)
-    flat = torch.cat([latents for latents, _ in seen])
-    norms = flat.norm(dim=-1)
-    mean, std = norms.mean(), norms.std()
-    if not float(std) > ROUNDING * float(mean):
-        raise ValueError("calibration: the model gives all of the frames the same latent")
-    reference = LatentReference.fit(flat)
-    distances = held_out_distances(flat)
-    calibration = Calibration(
-        frames=frames,
-        norm_mean=float(mean),
-        norm_std=float(std),
-        zscore_limit=limit(((norms - mean) / std).abs(), rate),
-        norm_quantiles=quantiles(norms),
-        false_alarm_rate=FALSE_ALARM_RATE,
-        mahalanobis_limit=limit(distances, rate),
-        mahalanobis_quantiles=quantiles(distances),
-        reference=digest(reference.to_bytes()),
-    )
-    errors = [
-        one_step_errors(model, card, latents, actions, context)
-        for context in range(1, max(2, card.config.history))
-        for latents, actions in seen
-        if actions is not None
+    encoded = [
+        _EncodedEpisode(_encode(model, episode.frames), episode.actions) for episode in episodes
     ]
-    steps = torch.cat(errors) if errors else torch.empty(0)
-    if len(steps) >= MIN_STEPS:
-        calibration = replace(
-            calibration,
-            steps=len(steps),
-            surprise_limit=limit(steps, rate),
-            surprise_quantiles=quantiles(steps),
+    frames = sum(len(episode.latents) for episode in encoded)
+    if frames < MIN_CALIBRATION_FRAMES:
+        raise ValueError(
+            f"calibration: expected at least {MIN_CALIBRATION_FRAMES} frames, got {frames}"
         )
-    block = card.config.action_block
-    windows = window_scores([(own, block if actions is not None else 1) for own, actions in seen])
-    if len(windows):
+    rate = FALSE_ALARM_RATE / scores_per_answer(card.config.history)
+    latents = torch.cat([episode.latents for episode in encoded])
+    calibration, reference = _calibrate_latents(latents, rate)
+    surprises = _surprises(model, card, encoded)
+    if len(surprises) >= MIN_SURPRISE_STEPS:
         calibration = replace(
             calibration,
-            windows=len(windows),
+            steps=len(surprises),
+            surprise_limit=anomaly_limit(surprises, rate),
+            surprise_quantiles=quantiles(surprises),
+        )
+    # Served frames are one action block apart. Frames without actions are already so.
+    block = card.config.action_block
+    window_scores = sigreg_window_scores(
+        [(episode.latents, 1 if episode.actions is None else block) for episode in encoded]
+    )
+    if len(window_scores):
+        calibration = replace(
+            calibration,
+            windows=len(window_scores),
             sigreg_window=SIGREG_WINDOW,
-            sigreg_limit=limit(windows, rate),
-            sigreg_quantiles=quantiles(windows),
+            sigreg_limit=anomaly_limit(window_scores, rate),
+            sigreg_quantiles=quantiles(window_scores),
         )
     return replace(card, calibration=calibration), reference
 
 
-def held_out_distances(latents: Tensor) -> Tensor:
-    """Mahalanobis distances (N,) of latents (N, D), each by a reference fitted without its fold.
+def scores_per_answer(history: int) -> int:
+    """The most scores of one answer: two of each frame and of the goal, surprise and SIGReg."""
+    return 2 * (history + 1) + 2
 
-    Frames lie nearer to the covariance that they themselves made than new ones do. A fold is a run
-    of successive frames, since neighbours know each other.
-    """
-    folds = torch.tensor_split(latents, FOLDS)
-    return torch.cat(
-        [
-            LatentReference.fit(torch.cat(folds[:index] + folds[index + 1 :])).distances(fold)
-            for index, fold in enumerate(folds)
-        ]
+
+def _calibrate_latents(latents: Tensor, rate: float) -> tuple[Calibration, LatentReference]:
+    """Norms and Mahalanobis distances of latents (N, D)."""
+    norms = latents.norm(dim=-1)
+    mean, std = norms.mean(), norms.std()
+    if not float(std) > MIN_NORM_SPREAD * float(mean):
+        raise ValueError("calibration: the model gives all of the frames the same latent")
+    reference = LatentReference.fit(latents)
+    distances = held_out_distances(latents)
+    calibration = Calibration(
+        frames=len(latents),
+        norm_mean=float(mean),
+        norm_std=float(std),
+        zscore_limit=anomaly_limit(((norms - mean) / std).abs(), rate),
+        norm_quantiles=quantiles(norms),
+        false_alarm_rate=FALSE_ALARM_RATE,
+        mahalanobis_limit=anomaly_limit(distances, rate),
+        mahalanobis_quantiles=quantiles(distances),
+        reference=sha256_of(reference.to_bytes()),
     )
+    return calibration, reference
+
+
+def held_out_distances(latents: Tensor) -> Tensor:
+    """Mahalanobis distances (N,) of latents (N, D), by cross-validation.
+
+    Latents lie nearer to a distribution that was fitted to them than new latents do. So the
+    distances in each of `DISTANCE_FOLDS` folds are measured from a reference that is fitted to the
+    other folds. A fold holds successive frames, since those resemble each other.
+    """
+    folds = torch.tensor_split(latents, DISTANCE_FOLDS)
+    distances = []
+    for index, fold in enumerate(folds):
+        others = torch.cat(folds[:index] + folds[index + 1 :])
+        distances.append(LatentReference.fit(others).distances(fold))
+    return torch.cat(distances)
+
+
+def _surprises(model: LeWM, card: ModelCard, episodes: Sequence[_EncodedEpisode]) -> Tensor:
+    """The surprises (N,) of all predictions from 1 to history − 1 frames, or 1 if history is 1."""
+    surprises = [
+        one_step_errors(
+            model, card, latents=episode.latents, actions=episode.actions, context=context
+        )
+        for context in range(1, max(2, card.config.history))
+        for episode in episodes
+        if episode.actions is not None
+    ]
+    return torch.cat(surprises) if surprises else torch.empty(0)
 
 
 @torch.inference_mode()
 def one_step_errors(
-    model: LeWM, card: ModelCard, latents: Tensor, actions: Tensor, context: int
+    model: LeWM, card: ModelCard, *, latents: Tensor, actions: Tensor, context: int
 ) -> Tensor:
-    """How far (N,) each latent of an episode lies from that predicted from ``context`` before it.
+    """The surprises of an episode: distances of latents from their one-step predictions.
 
-    ``latents`` (L + 1, D) and ``actions`` (L, action_dim), one step apart; a prediction sees
-    latents one action block apart, and starts at every step.
+    Args:
+        model: in ``eval()`` mode, on any device.
+        card: its card.
+        latents: (L + 1, D), one step apart.
+        actions: (L, action_dim) in the environment's units, NaN for a missing action.
+        context: the frames that a prediction is made from, one action block apart.
+
+    Returns:
+        (L + 1 − context · action_block,): one prediction starts at each step.
     """
-    block, width = card.config.action_block, card.config.block_width
+    block, block_width = card.config.action_block, card.config.block_width
     starts = torch.arange(len(latents) - context * block)
     if len(starts) == 0:
         return torch.empty(0)
-    # A missing action becomes the mean action, as in training.
+    # As in training, a missing action counts as the mean action, which is 0 once z-scored.
     zscored = (actions - torch.tensor(card.action_mean)) / torch.tensor(card.action_std)
     taken = zscored.nan_to_num(0.0)[starts[:, None] + torch.arange(context * block)]
-    seen = latents[starts[:, None] + block * torch.arange(context + 1)]
+    blocks = taken.reshape(-1, context, block_width)
+    windows = latents[starts[:, None] + block * torch.arange(context + 1)]
     device = next(model.parameters()).device
     predicted = torch.cat(
         [
-            model.predict(window.to(device), blocks.to(device))[:, -1].cpu()
-            for window, blocks in zip(
-                torch.split(seen[:, :-1], ROWS),
-                torch.split(taken.reshape(-1, context, width), ROWS),
+            model.predict(batch_latents.to(device), batch_blocks.to(device))[:, -1].cpu()
+            for batch_latents, batch_blocks in zip(
+                torch.split(windows[:, :-1], MODEL_BATCH),
+                torch.split(blocks, MODEL_BATCH),
                 strict=True,
             )
         ]
     )
-    errors: Tensor = torch.linalg.vector_norm(seen[:, -1] - predicted, dim=-1)
+    errors: Tensor = torch.linalg.vector_norm(windows[:, -1] - predicted, dim=-1)
     return errors
 
 
-def window_scores(episodes: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """SIGReg (`WINDOWS`,) of windows put together from runs of successive served frames.
+def sigreg_window_scores(episodes: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """SIGReg of `SIGREG_WINDOW_COUNT` windows that resemble a stream of served frames.
 
-    An episode is latents (L, D) and how many steps lie between two frames that are served. A run
-    has `RUN` frames, or as many as an episode has: a window of a few runs is as dependent as the
-    stream of one robot that does one task after another, which is the most dependent one that a
-    service should call ordinary, and hence the widest spread of SIGReg. Runs are drawn at random,
-    since those that there are make few windows in a row, and many in other orders.
+    A window is made of a few runs of `SIGREG_RUN_FRAMES` successive frames, or fewer if an episode
+    is shorter. Such a window resembles the stream of one robot that does one task after another.
+    Of all streams that should count as ordinary, this one has the strongest dependence between
+    frames and so the widest distribution of SIGReg. The runs are drawn at random, because taken in
+    order they would give few windows.
+
+    Args:
+        episodes: latents (L, D) of each episode, and the number of steps between served frames.
+
+    Returns:
+        (`SIGREG_WINDOW_COUNT`,), or (0,) if there are fewer latents than in one window.
     """
     runs = [
         run
         for latents, stride in episodes
         for offset in range(stride)
-        for run in torch.split(latents[offset::stride], RUN)
+        for run in torch.split(latents[offset::stride], SIGREG_RUN_FRAMES)
     ]
-    directions = fixed_directions(runs[0].shape[1])
+    if sum(map(len, runs)) < SIGREG_WINDOW:
+        return torch.empty(0)
+    directions = fixed_sigreg_directions(runs[0].shape[1])
     generator = torch.Generator().manual_seed(SIGREG_SEED)
     scores = []
-    for _ in range(WINDOWS if sum(map(len, runs)) >= SIGREG_WINDOW else 0):
+    for _ in range(SIGREG_WINDOW_COUNT):
         window: list[Tensor] = []
         for index in torch.randperm(len(runs), generator=generator).tolist():
             window.append(runs[index])
             if sum(map(len, window)) >= SIGREG_WINDOW:
                 break
         scores.append(sigreg(torch.cat(window)[:SIGREG_WINDOW].unsqueeze(0), directions))
-    return torch.stack(scores) if scores else torch.empty(0)
+    return torch.stack(scores)
+
+
+def fixed_sigreg_directions(latent_dim: int) -> Tensor:
+    """The directions (D, M) for SIGReg of served frames, which are always the same."""
+    generator = torch.Generator().manual_seed(SIGREG_SEED)
+    return random_directions(latent_dim, SIGREG_DIRECTIONS, generator)
 
 
 @torch.inference_mode()
 def _encode(model: LeWM, frames: Tensor) -> Tensor:
+    """Frames (N, H, H, 3) → latents (N, D) on the CPU."""
     model.eval()
     device = next(model.parameters()).device
-    return torch.cat([model.encode(part.to(device)).cpu() for part in torch.split(frames, ROWS)])
+    return torch.cat(
+        [model.encode(batch.to(device)).cpu() for batch in torch.split(frames, MODEL_BATCH)]
+    )

@@ -1,1 +1,1 @@
-"""The tasks a model is trained and judged on, apart from how they are learnt or served."""
+"""Environments that models are trained and measured in, independent of models and of serving."""

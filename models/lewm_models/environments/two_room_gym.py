@@ -1,7 +1,7 @@
-"""Two-Room for one agent behind gymnasium's interface, registered as `lewm/TwoRoom-v0`.
+"""Two-Room for one agent as a gymnasium environment, registered as `lewm/TwoRoom-v0`.
 
-Importing this module registers it, as does `gymnasium.make` when given the module's name too:
-`lewm_models.environments.two_room_gym:lewm/TwoRoom-v0`.
+An import of this module registers the environment. `gymnasium.make` imports the module itself if
+the id is `lewm_models.environments.two_room_gym:lewm/TwoRoom-v0`.
 """
 
 from typing import Any, Literal
@@ -26,14 +26,14 @@ Action = NDArray[np.float32]
 
 
 class TwoRoomEnv(gymnasium.Env[Observation, Action]):
-    """A dot moves by up to 5 pixels an axis and step to a goal, perhaps through the door.
+    """An agent that moves to a goal, by up to 5 pixels per axis and step.
 
-    Observations are (agent x, agent y, goal x, goal y), (4,) float32 pixels. Actions are (2,)
-    float32 in [-1, 1]. An episode terminates, with a reward of 1, on the step that ends strictly
-    within 16 pixels of the goal; all other rewards are 0. It never truncates by itself.
+    Observations are (agent x, agent y, goal x, goal y), (4,) float32, in pixels. Actions are (2,)
+    float32 in [-1, 1]. The step that ends less than 16 pixels from the goal terminates the episode
+    with a reward of 1; all other rewards are 0. An episode is never truncated.
 
-    `info` holds `goal_frame`, (224, 224, 3) uint8, the agent drawn at the goal, and `distance`,
-    the pixels that are left.
+    `info` holds `goal_frame`, (224, 224, 3) uint8, which shows the agent at the goal, and
+    `distance`, the distance from the goal in pixels.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -42,9 +42,11 @@ class TwoRoomEnv(gymnasium.Env[Observation, Action]):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}")
         self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, IMAGE_SIZE - 1, (4,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
-        self._rooms: VectorTwoRoom | None = None
+        self.observation_space = gymnasium.spaces.Box(
+            0, IMAGE_SIZE - 1, shape=(4,), dtype=np.float32
+        )
+        self.action_space = gymnasium.spaces.Box(-1, 1, shape=(2,), dtype=np.float32)
+        self._environment: VectorTwoRoom | None = None
         self._goal_frame = np.empty(0, np.uint8)
 
     def reset(
@@ -53,12 +55,12 @@ class TwoRoomEnv(gymnasium.Env[Observation, Action]):
         """Start an episode.
 
         Args:
-            seed: where the random starts and goals of this and later episodes begin.
-            options: `position` and `goal`, each (x, y) in pixels, replace the random ones. One
-                that is given leaves the other as the seed would have it.
+            seed: of the random starts and goals of this and all later episodes.
+            options: `position` and `goal`, each (x, y) in pixels, replace the random ones. The
+                random value of one does not depend on whether the other is given.
 
         Raises:
-            ValueError: for any other option, or a point outside the image.
+            ValueError: another option, or a point outside the image.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -71,34 +73,38 @@ class TwoRoomEnv(gymnasium.Env[Observation, Action]):
             position = _point("position", options["position"])
         if "goal" in options:
             goal = _point("goal", options["goal"])
-        self._rooms = VectorTwoRoom(position, goal)
-        self._goal_frame = self._rooms.goal_frames()[0].numpy()
-        return self._observe(self._rooms), self._inform(self._rooms)
+        self._environment = VectorTwoRoom(position, goal)
+        self._goal_frame = self._environment.goal_frames()[0].numpy()
+        return self._observation(self._environment), self._info(self._environment)
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Move by an action, (2,), whose components are clipped to [-1, 1]."""
-        rooms = self._started()
-        reached = rooms.step(torch.as_tensor(action, dtype=torch.float32)[None])
+        """Move the agent by an action (2,); its components are clipped to [-1, 1]."""
+        environment = self._started()
+        reached = environment.step(torch.as_tensor(action, dtype=torch.float32)[None])
         terminated = bool(reached[0])
-        return self._observe(rooms), float(terminated), terminated, False, self._inform(rooms)
+        observation, info = self._observation(environment), self._info(environment)
+        return observation, float(terminated), terminated, False, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Draw the agent, (224, 224, 3) uint8, if the environment was made to."""
+        """A frame (224, 224, 3) uint8, or None without a render mode."""
         if self.render_mode is None:
             return None
         return self._started().frames()[0].numpy()
 
     def _started(self) -> VectorTwoRoom:
-        if self._rooms is None:
+        if self._environment is None:
             raise gymnasium.error.ResetNeeded("reset the environment before its first step")
-        return self._rooms
+        return self._environment
 
-    def _observe(self, rooms: VectorTwoRoom) -> Observation:
-        return torch.cat((rooms.positions[0], rooms.goals[0])).numpy()
+    def _observation(self, environment: VectorTwoRoom) -> Observation:
+        return torch.cat((environment.positions[0], environment.goals[0])).numpy()
 
-    def _inform(self, rooms: VectorTwoRoom) -> dict[str, Any]:
-        # A copy, so that nobody who draws on it spoils the frames still to be handed out.
-        return {"goal_frame": self._goal_frame.copy(), "distance": float(rooms.distances()[0])}
+    def _info(self, environment: VectorTwoRoom) -> dict[str, Any]:
+        # A copy, so that a caller who changes the frame does not change later ones.
+        return {
+            "goal_frame": self._goal_frame.copy(),
+            "distance": float(environment.distances()[0]),
+        }
 
 
 def _point(name: str, value: object) -> Tensor:

@@ -1,29 +1,41 @@
-"""The policy that gathers Two-Room's training data: through the door to the goal, very noisily."""
+"""The policy that Two-Room's training data are collected with, and the motion that it gives."""
 
 import torch
 from torch import Tensor
 
-from lewm_models.environments.two_room import DOOR_Y, WALL_X, distance, same_room
+from lewm_models.environments.two_room import (
+    DOOR_Y,
+    GOAL_RADIUS,
+    WALL_X,
+    VectorTwoRoom,
+    distance,
+    same_room,
+    sample_goals,
+    sample_positions,
+)
 
-DOOR_REACHED = 10.5
-"""Within this distance of the door's centre, in pixels, the policy turns to the goal."""
+DOOR_RADIUS = 10.5
+"""An agent nearer than this to the door's centre, in pixels, heads for its goal."""
+
+NEW_GOAL_RADIUS = GOAL_RADIUS / 2
+"""An agent nearer than this to its goal, in pixels, gets a new goal."""
 
 
 def waypoint_actions(positions: Tensor, goals: Tensor) -> Tensor:
-    """Head for the goal, or for the door's centre first if the goal lies in the other room.
+    """Head for the goal, or first for the door's centre if the goal is in the other room.
 
     Source: the public expert policy of Two-Room (`stable_worldmodel`).
 
     Args:
-        positions: where the agents are, (N, 2) float32 pixels.
-        goals: where they should be, (N, 2) float32 pixels.
+        positions: of the agents, (N, 2) float32 pixels.
+        goals: of the agents, (N, 2) float32 pixels.
 
     Returns:
-        Directions of length 1, (N, 2) float32; zero for an agent that stands on its waypoint.
+        Directions of length 1, (N, 2) float32; zero for an agent that is at its waypoint.
     """
     door = positions.new_tensor((WALL_X, DOOR_Y)).expand_as(positions)
-    by_door = ~same_room(positions, goals) & (distance(positions, door) > DOOR_REACHED)
-    offsets = torch.where(by_door[:, None], door, goals) - positions
+    to_door = ~same_room(positions, goals) & (distance(positions, door) > DOOR_RADIUS)
+    offsets = torch.where(to_door[:, None], door, goals) - positions
     lengths = torch.linalg.vector_norm(offsets, dim=-1, keepdim=True)
     return torch.where(lengths > 1e-8, offsets / lengths.clamp_min(1e-8), 0.0)
 
@@ -31,19 +43,19 @@ def waypoint_actions(positions: Tensor, goals: Tensor) -> Tensor:
 class DataPolicy:
     """`waypoint_actions` with noise and, if asked for, repeated actions.
 
-    One generator seeds everything: the same seed and the same calls give the same actions, on
-    any device, since it draws where it lives.
+    The same seed and the same calls give the same actions, wherever the positions are, since all
+    numbers are drawn on the generator's device.
 
     Args:
-        generator: the source of all randomness.
-        noise_std: standard deviation of the Gaussian noise added to each component before
-            clipping, in units of the action. 2.0 is what the public data was gathered with.
-        repeat_probability: how likely an agent takes its previous action once more. The public
-            collection asks for 0.05, but its code never stores an action to repeat: 0.0 is what
-            its data has.
+        generator: the source of randomness.
+        noise_std: the standard deviation of the Gaussian noise that is added to each component
+            before it is clipped, in units of the action. The public data were collected with 2.0.
+        repeat_probability: the probability that an agent repeats its previous action. The public
+            collection asks for 0.05, but its code never stores an action to repeat, so its data
+            were collected with 0.0.
 
     Raises:
-        ValueError: for a negative deviation or a probability outside [0, 1].
+        ValueError: a negative deviation, or a probability outside [0, 1].
     """
 
     def __init__(
@@ -63,34 +75,61 @@ class DataPolicy:
         self._previous: Tensor | None = None
 
     def reset(self) -> None:
-        """Forget the previous actions, so that the next ones repeat nothing."""
+        """Forget the previous actions, so that the next call repeats none."""
         self._previous = None
 
     def actions(self, positions: Tensor, goals: Tensor) -> Tensor:
         """Choose the next actions.
 
         Args:
-            positions: where the agents are, (N, 2) float32 pixels.
-            goals: where they should be, (N, 2) float32 pixels.
+            positions: of the agents, (N, 2) float32 pixels.
+            goals: of the agents, (N, 2) float32 pixels.
 
         Returns:
             (N, 2) float32, each component in [-1, 1].
 
         Raises:
-            ValueError: if actions may repeat and N changed without a `reset`.
+            ValueError: actions may repeat, and N changed without a `reset`.
         """
         count, device = len(positions), positions.device
-        drawn_on = self.generator.device
-        noise = torch.randn(count, 2, generator=self.generator, device=drawn_on).to(device)
+        generator, drawn_on = self.generator, self.generator.device
+        noise = torch.randn(count, 2, generator=generator, device=drawn_on).to(device)
         actions = (waypoint_actions(positions, goals) + self.noise_std * noise).clamp(-1.0, 1.0)
         if self.repeat_probability == 0:
             return actions
-        draws = torch.rand(count, 1, generator=self.generator, device=drawn_on).to(device)
+        draws = torch.rand(count, 1, generator=generator, device=drawn_on).to(device)
         if self._previous is not None:
             if len(self._previous) != count:
                 raise ValueError(
-                    f"{count} agents after {len(self._previous)}: reset the policy in between"
+                    f"expected {len(self._previous)} agents, got {count}; reset the policy first"
                 )
             actions = torch.where(draws < self.repeat_probability, self._previous, actions)
         self._previous = actions
         return actions
+
+
+def simulate_trajectories(
+    agents: int, steps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Simulate agents that the data policy moves from random starts to one goal after another.
+
+    An agent that arrives gets a new goal from both rooms, so that agents keep going through the
+    door.
+
+    Returns:
+        Positions (steps + 1, agents, 2), the starts first, and the actions between them (steps,
+        agents, 2), float32.
+    """
+    policy = DataPolicy(generator)
+    environment = VectorTwoRoom(
+        sample_positions(agents, generator), sample_goals(agents, generator)
+    )
+    positions, actions = [environment.positions], []
+    for _ in range(steps):
+        actions.append(policy.actions(environment.positions, environment.goals))
+        environment.step(actions[-1])
+        positions.append(environment.positions)
+        new_goals = sample_goals(agents, generator)
+        arrived = environment.distances() < NEW_GOAL_RADIUS
+        environment.goals = torch.where(arrived[:, None], new_goals, environment.goals)
+    return torch.stack(positions), torch.stack(actions)

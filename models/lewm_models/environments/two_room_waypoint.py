@@ -1,4 +1,4 @@
-"""Two-Room by geometry alone: to the door, through it, to the goal; no frame, no model."""
+"""A fallback controller for Two-Room that uses positions only, no frames and no model."""
 
 from __future__ import annotations
 
@@ -21,50 +21,54 @@ from lewm_models.environments.two_room import (
 FloatArray = NDArray[np.float32]
 Point = tuple[float, float]
 
-ALIGNED = 10.0
-"""Pixels from the door's middle in y within which an agent passes it, in any direction."""
+DOOR_ALIGNMENT = 10.0
+"""The distance in y from the door's centre, in pixels, within which an agent can pass the door."""
 
-CLEAR = 1.0
-"""Pixels that waypoints before and behind the door keep from where the wall stops an agent."""
+WALL_CLEARANCE = 1.0
+"""The distance of the waypoints beside the door from where the wall stops an agent, in pixels."""
 
 
 class WaypointController:
-    """A fallback controller; see `lewm_serve.fallbacks.controller.Controller`.
+    """Moves an agent to its goal, through the door if necessary.
 
-    The state is where the agent and its goal are, in pixels. Each row is a full step towards the
-    next waypoint, or less where that is nearer; having arrived, the agent stands still.
+    The state is the agent's position and its goal, in pixels. Each action is a full step towards
+    the next waypoint, or a shorter one to a waypoint that is nearer. At its goal the agent rests.
+    The interface is that of all fallback controllers, see `docs/models.md`.
     """
 
     state = ("agent x", "agent y", "goal x", "goal y")
 
     def actions(self, state: FloatArray, rows: int) -> FloatArray:
-        """Actions (rows, 2) from a state (4,); ValueError for a point outside the image."""
+        """Actions (rows, 2) from a state (4,).
+
+        Raises:
+            ValueError: a point outside the image.
+        """
         x, y, goal_x, goal_y = map(float, state)
         if not all(0 <= value <= IMAGE_SIZE - 1 for value in (x, y, goal_x, goal_y)):
             raise ValueError(f"pixels within [0, {IMAGE_SIZE - 1}]")
         position, goal = (x, y), (_reachable(goal_x), _reachable(goal_y))
         actions = np.zeros((rows, 2), np.float32)
-        for row in actions:
-            aim = waypoint(position, goal)
-            dx, dy = aim[0] - position[0], aim[1] - position[1]
+        for action in actions:
+            waypoint = next_waypoint(position, goal)
+            dx, dy = waypoint[0] - position[0], waypoint[1] - position[1]
             scale = 1 / max(SPEED, math.hypot(dx, dy))
-            row[:] = dx * scale, dy * scale
+            action[:] = dx * scale, dy * scale
             position = (position[0] + SPEED * scale * dx, position[1] + SPEED * scale * dy)
         return actions
 
 
-def waypoint(position: Point, goal: Point) -> Point:
-    """Where to head next: the goal within its own room, else the door's far or near side."""
+def next_waypoint(position: Point, goal: Point) -> Point:
+    """The point to head for: the goal within its room, else a point before or behind the door."""
     x, y = position
-    before, behind = WALL_LEFT - CLEAR, WALL_RIGHT + CLEAR
-    if goal[0] < WALL_X:
-        before, behind = behind, before
-    passed = x <= WALL_LEFT if goal[0] < WALL_X else x >= WALL_RIGHT
-    if passed:
+    goal_is_left = goal[0] < WALL_X
+    if (x <= WALL_LEFT) if goal_is_left else (x >= WALL_RIGHT):
         return goal
-    return (behind, DOOR_Y) if abs(y - DOOR_Y) <= ALIGNED else (before, DOOR_Y)
+    left, right = WALL_LEFT - WALL_CLEARANCE, WALL_RIGHT + WALL_CLEARANCE
+    before, behind = (right, left) if goal_is_left else (left, right)
+    return (behind if abs(y - DOOR_Y) <= DOOR_ALIGNMENT else before, DOOR_Y)
 
 
-def _reachable(value: float) -> float:
-    """A goal's coordinate, where an agent can stand."""
-    return min(max(value, REACH_MIN), REACH_MAX)
+def _reachable(coordinate: float) -> float:
+    """The coordinate of a goal, moved to where an agent can be."""
+    return min(max(coordinate, REACH_MIN), REACH_MAX)

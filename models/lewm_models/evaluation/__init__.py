@@ -1,5 +1,5 @@
-"""How well a planner reaches goals: protocols, closed-loop episodes, figures.
+"""Measuring a planner in closed loop: protocols, episodes, reports, and camera faults.
 
-What plans is the caller's affair, a function from two frames to actions, so a model is judged the
-same way in process, behind a server, or replaced by an oracle.
+A planner is a function from two frames to actions, so the same code measures a model in this
+process, a model behind a server, or an oracle.
 """

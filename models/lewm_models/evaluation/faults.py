@@ -1,8 +1,8 @@
-"""What goes wrong with cameras, done to good frames: the same frames, generator and fault, the same
-result.
+"""Camera faults that are applied to good frames; the same generator state gives the same result.
 
-A fault takes frames (N, H, H, 3) uint8 and a generator and gives as many; sizes are in pixels of
-224. Severities are what a name says: the deviation of the noise, grey levels, pixels.
+A fault takes frames (N, H, H, 3) uint8 and a generator, and returns frames of the same shape. Sizes
+are in pixels of a 224 px frame, and are scaled to other frames. The numbers in the names of
+`CAMERA_FAULTS` are standard deviations or differences in grey levels, factors, or pixels.
 """
 
 from __future__ import annotations
@@ -17,76 +17,79 @@ from torch.nn import functional as F
 Fault = Callable[[Tensor, torch.Generator], Tensor]
 
 REFERENCE_SIZE = 224
+"""The frame size, in px, that the sizes of faults refer to."""
+
+OCCLUSION_GREY = 128
 
 
 def noise(frames: Tensor, generator: torch.Generator, *, std: float) -> Tensor:
-    """Gaussian noise of a deviation in grey levels, on each value by itself."""
-    return _pixels(frames.float() + std * torch.randn(frames.shape, generator=generator))
+    """Gaussian noise with this standard deviation, in grey levels, on each value."""
+    return _to_uint8(frames.float() + std * torch.randn(frames.shape, generator=generator))
 
 
 def pure_noise(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Nothing but noise: every value uniform."""
+    """Uniform noise instead of the frame."""
     return torch.randint(0, 256, frames.shape, generator=generator, dtype=torch.uint8)
 
 
 def uniform(frames: Tensor, generator: torch.Generator, *, grey: int) -> Tensor:
-    """One grey everywhere: 0 is a dead camera, 255 a blinded one."""
+    """One grey level everywhere: 0 as from a dead camera, 255 as from a blinded one."""
     return torch.full_like(frames, grey)
 
 
-def brightness(frames: Tensor, generator: torch.Generator, *, by: int) -> Tensor:
-    """So many grey levels brighter, or darker."""
-    return _pixels(frames.float() + by)
+def brightness(frames: Tensor, generator: torch.Generator, *, levels: int) -> Tensor:
+    """All values changed by this number of grey levels."""
+    return _to_uint8(frames.float() + levels)
 
 
-def exposure(frames: Tensor, generator: torch.Generator, *, times: float) -> Tensor:
-    """All values times a factor."""
-    return _pixels(frames.float() * times)
+def exposure(frames: Tensor, generator: torch.Generator, *, factor: float) -> Tensor:
+    """All values multiplied by a factor."""
+    return _to_uint8(frames.float() * factor)
 
 
 def tint(
     frames: Tensor, generator: torch.Generator, *, gains: tuple[float, float, float]
 ) -> Tensor:
-    """Another white balance: red, green and blue times a factor each."""
-    return _pixels(frames.float() * torch.tensor(gains))
+    """Another white balance: red, green and blue multiplied by one factor each."""
+    return _to_uint8(frames.float() * torch.tensor(gains))
 
 
 def swapped_channels(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Blue, green, red: the mistake that every camera driver makes once."""
+    """Blue, green, red: a common error of camera drivers."""
     return frames.flip(-1)
 
 
-def camera_shift(frames: Tensor, generator: torch.Generator, *, by: int) -> Tensor:
-    """The camera turned aside, each time another way; the edge is repeated."""
+def camera_shift(frames: Tensor, generator: torch.Generator, *, pixels: int) -> Tensor:
+    """The picture moved in a random direction per frame; the edge is repeated."""
     count, size = len(frames), frames.shape[1]
     angle = 2 * torch.pi * torch.rand(count, generator=generator)
-    offsets = (_scaled(by, size) * torch.stack([angle.sin(), angle.cos()])).round().long()
-    places = torch.arange(size)
-    rows, columns = ((places + offset[:, None]).clamp(0, size - 1) for offset in offsets)
-    each = torch.arange(count)[:, None, None]
-    return frames[each, rows[:, :, None], columns[:, None, :]]
+    offsets = (_scaled(pixels, size) * torch.stack([angle.sin(), angle.cos()])).round().long()
+    coordinates = torch.arange(size)
+    rows, columns = ((coordinates + offset[:, None]).clamp(0, size - 1) for offset in offsets)
+    indices = torch.arange(count)[:, None, None]
+    return frames[indices, rows[:, :, None], columns[:, None, :]]
 
 
-def defocus(frames: Tensor, generator: torch.Generator, *, by: int) -> Tensor:
-    """Every pixel the mean of a square around it, so many pixels to each side."""
-    reach = max(1, round(_scaled(by, frames.shape[1])))
+def defocus(frames: Tensor, generator: torch.Generator, *, pixels: int) -> Tensor:
+    """Every pixel replaced by the mean of the square that reaches this far to each side."""
+    reach = max(1, round(_scaled(pixels, frames.shape[1])))
     planes = F.pad(frames.permute(0, 3, 1, 2).float(), (reach,) * 4, mode="replicate")
-    return _pixels(F.avg_pool2d(planes, 2 * reach + 1, 1).permute(0, 2, 3, 1))
+    return _to_uint8(F.avg_pool2d(planes, 2 * reach + 1, 1).permute(0, 2, 3, 1))
 
 
 def occlusion(frames: Tensor, generator: torch.Generator, *, side: int) -> Tensor:
-    """A grey square of that side somewhere in front of the lens."""
+    """A grey square with this side at a random place in each frame."""
     size = frames.shape[1]
     extent = round(_scaled(side, size))
     corners = (torch.rand(len(frames), 2, generator=generator) * (size - extent)).long()
     occluded = frames.clone()
     for frame, (y, x) in zip(occluded, corners.tolist(), strict=True):
-        frame[y : y + extent, x : x + extent] = 128
+        frame[y : y + extent, x : x + extent] = OCCLUSION_GREY
     return occluded
 
 
 def upside_down(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """The camera mounted the wrong way round; in Two-Room also another room, its door elsewhere."""
+    """The picture flipped vertically. In Two-Room this also moves the door."""
     return frames.flip(1)
 
 
@@ -95,20 +98,28 @@ CAMERA_FAULTS: Mapping[str, Fault] = {
     "pure noise": pure_noise,
     "black": partial(uniform, grey=0),
     "white": partial(uniform, grey=255),
-    **{f"brightness {by:+d}": partial(brightness, by=by) for by in (-40, -20, -10, 10, 20, 40)},
-    **{f"exposure times {times}": partial(exposure, times=times) for times in (0.8, 0.95, 1.2)},
+    **{
+        f"brightness {levels:+d}": partial(brightness, levels=levels)
+        for levels in (-40, -20, -10, 10, 20, 40)
+    },
+    **{f"exposure times {factor}": partial(exposure, factor=factor) for factor in (0.8, 0.95, 1.2)},
     "blue tint": partial(tint, gains=(0.9, 0.95, 1.0)),
     "red and blue swapped": swapped_channels,
-    **{f"camera turned by {by} px": partial(camera_shift, by=by) for by in (1, 2, 4, 8)},
-    **{f"out of focus by {by} px": partial(defocus, by=by) for by in (2, 4)},
+    **{
+        f"camera turned by {pixels} px": partial(camera_shift, pixels=pixels)
+        for pixels in (1, 2, 4, 8)
+    },
+    **{f"out of focus by {pixels} px": partial(defocus, pixels=pixels) for pixels in (2, 4)},
     **{f"occlusion of {side} px": partial(occlusion, side=side) for side in (20, 40, 80)},
     "upside down": upside_down,
 }
+"""All faults by the names that reports use."""
 
 
-def _pixels(values: Tensor) -> Tensor:
+def _to_uint8(values: Tensor) -> Tensor:
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def _scaled(length: int, size: int) -> float:
+    """A length in pixels of a 224 px frame, in pixels of a frame of this size."""
     return length * size / REFERENCE_SIZE

@@ -1,23 +1,44 @@
-"""The figures of an evaluation."""
+"""The results of an evaluation, with a confidence interval of the success rate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from lewm_models.evaluation.episode import Outcome
-from lewm_models.evaluation.interval import wilson_interval
+
+Z_95 = 1.959964
+"""The 97.5 % quantile of the normal distribution."""
+
+
+def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a success rate: (low, high) in [0, 1].
+
+    Unlike the normal approximation, it holds for few trials and for rates near 0 or 1. Source:
+    Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+
+    Raises:
+        ValueError: there are no trials, or more successes than trials.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"expected 0 ≤ successes ≤ trials ≥ 1, got {successes} of {trials}")
+    rate = successes / trials
+    scale = 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / scale
+    half = z / scale * sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Success, plan latency and steps over a protocol's episodes.
+    """Success rate, plan latency and steps over the episodes of a protocol.
 
-    ``interval_95`` is Wilson's of the success rate; latencies are what the planner reported, over
-    all ``plans``; steps are those of the episodes that succeeded, None where none did.
+    ``interval_95`` is Wilson's interval of the success rate. Latencies are those that the planner
+    reported, over all ``plans``. Steps are those of successful episodes, None if there are none.
     """
 
     protocol: str
@@ -32,10 +53,10 @@ class EvaluationReport:
     steps_median: float | None
 
     @classmethod
-    def of(cls, protocol: str, outcomes: Sequence[Outcome]) -> EvaluationReport:
-        """The figures of these episodes, of which there is at least one."""
+    def from_outcomes(cls, protocol: str, outcomes: Sequence[Outcome]) -> EvaluationReport:
+        """The results of one or more episodes."""
         steps = [outcome.steps for outcome in outcomes if outcome.reached]
-        latencies = [1000 * seconds for outcome in outcomes for seconds in outcome.plan_s]
+        latencies = [1000 * seconds for outcome in outcomes for seconds in outcome.plan_seconds]
         p50, p99 = np.percentile(latencies, (50, 99))
         return cls(
             protocol=protocol,
@@ -51,13 +72,13 @@ class EvaluationReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The figures under their names, rates to four decimals and the rest to two."""
-        figures: dict[str, Any] = {}
+        """The fields as JSON values; rates have four decimals, other numbers two."""
+        body: dict[str, Any] = {}
         for name, value in asdict(self).items():
             if isinstance(value, tuple):
-                figures[name] = [round(bound, 4) for bound in value]
+                body[name] = [round(bound, 4) for bound in value]
             elif isinstance(value, float):
-                figures[name] = round(value, 4 if name == "success_rate" else 2)
+                body[name] = round(value, 4 if name == "success_rate" else 2)
             else:
-                figures[name] = value
-        return figures
+                body[name] = value
+        return body

@@ -1,9 +1,9 @@
-"""Frames to latents as an ONNX graph.
+"""The encoder as an ONNX graph: frames to latents.
 
-Only the CLS token leaves the last layer, so of that layer only its query is asked. One query over
-many tokens needs no keys and values: q·(W_k y) = (W_kᵀ q)·y and Σ a W_v y = W_v Σ a y, both exact.
-The bias of the keys adds the same to all scores, which softmax ignores; the shares a sum to 1, so
-that the bias of the values comes through whole.
+Only the CLS token of the last layer is used, so that layer has one query per frame. For one query
+the keys and values of the tokens y need not be computed: q·(W_k y) = (W_kᵀ q)·y, and with attention
+weights a, Σ a W_v y = W_v Σ a y. Both are exact. The bias of the keys adds the same number to all
+scores, and softmax ignores it. The weights a sum to 1, so the bias of the values is added as it is.
 """
 
 from __future__ import annotations
@@ -14,124 +14,127 @@ import numpy as np
 from onnx import TensorProto
 from torch import nn
 
-from lewm_models.export.affine import Affine, affine, numbers
-from lewm_models.export.graph import Graph, Written
+from lewm_models.export.graph import GraphBuilder, OnnxGraph
+from lewm_models.export.weights import Affine, as_float64, fold_modules
 from lewm_models.lewm import EncoderLayer, LeWM
 
 
-def encoder_graph(model: LeWM) -> Written:
-    """``frames`` (frames, size, size, 3) uint8 → ``latents`` (frames, D)."""
-    return _Encoder(model).build()
+def encoder_graph(model: LeWM) -> OnnxGraph:
+    """``frames`` (frames, H, H, 3) uint8 → ``latents`` (frames, D), as `LeWM.encode`."""
+    return _EncoderGraph(model).build()
 
 
-class _Encoder:
-    """Tokens are rows × width, those of a frame one after the other."""
+class _EncoderGraph:
+    """Values are (rows, width), a row per token; the tokens of one frame follow each other."""
 
     def __init__(self, model: LeWM) -> None:
         self.model = model
         self.config = model.config
-        self.graph = Graph()
+        self.graph = GraphBuilder()
         self.width = model.config.encoder_width
         self.heads = model.config.encoder_heads
         self.head_dim = self.width // self.heads
 
-    def build(self) -> Written:
+    def build(self) -> OnnxGraph:
         graph, encoder = self.graph, self.model.encoder
         *layers, last = (cast(EncoderLayer, layer) for layer in encoder.layers)
         x = self._tokens()
         for layer in layers:
-            y = self._standardised(x, layer.layernorm_before)
+            y = self._standardise(x, layer.layernorm_before)
             x = graph.op("Add", x, self._attention(y, layer))
             x = self._mlp(x, layer)
-        y = self._standardised(x, last.layernorm_before)
-        x = graph.op("Add", self._cls(x), self._attention_of_cls(y, last))
-        x = self._standardised(self._mlp(x, last), encoder.layernorm)
+        y = self._standardise(x, last.layernorm_before)
+        x = graph.op("Add", self._cls_rows(x), self._cls_attention(y, last))
+        x = self._standardise(self._mlp(x, last), encoder.layernorm)
         first, batch_norm, _, second = self.model.projector.net
-        x = self._linear(x, affine(encoder.layernorm, first, batch_norm))
-        x = self._linear(graph.op("Gelu", x), affine(second))
+        x = self._linear(x, fold_modules(encoder.layernorm, first, batch_norm))
+        x = self._linear(graph.op("Gelu", x), fold_modules(second))
         graph.output(x, "latents", ("frames", self.config.latent_dim))
         return graph.finish("encoder")
 
     def _tokens(self) -> str:
-        """CLS and patches; these are cut out of the frame by moving whole rows of pixels."""
+        """The CLS token and the patches of each frame, with their positions added."""
         graph, patch = self.graph, self.config.patch_size
         size, side = self.config.image_size, self.config.image_size // patch
         frames = graph.input("frames", ("frames", size, size, 3), TensorProto.UINT8)
+        # Patches are cut out as rows of pixels with their channels, which is one transposition.
         x = graph.reshape(frames, -1, side, patch, side, patch * 3)
         x = graph.reshape(graph.op("Transpose", x, perm=[0, 1, 3, 2, 4]), -1, patch * patch * 3)
         x = self._linear(graph.op("Cast", x, to=TensorProto.FLOAT), self._patch_embedding())
         embeddings = self.model.encoder.embeddings
-        positions = numbers(embeddings.position_embeddings)[0]
+        positions = as_float64(embeddings.position_embeddings)[0]
         x = graph.reshape(x, -1, side * side, self.width)
         x = graph.op("Add", x, graph.constant(positions[1:].astype(np.float32)))
-        cls = numbers(embeddings.cls_token) + positions[:1]
-        frame = graph.op("Shape", frames, start=0, end=1)
-        each = graph.op("Concat", frame, graph.shape(1, 1), axis=0)
-        cls = graph.op("Expand", graph.constant(cls.astype(np.float32)), each)
+        cls_token = as_float64(embeddings.cls_token) + positions[:1]
+        frame_count = graph.op("Shape", frames, start=0, end=1)
+        cls_shape = graph.op("Concat", frame_count, graph.integers(1, 1), axis=0)
+        cls = graph.op("Expand", graph.constant(cls_token.astype(np.float32)), cls_shape)
         return graph.reshape(graph.op("Concat", cls, x, axis=1), -1, self.width)
 
     def _patch_embedding(self) -> Affine:
-        """From raw pixels of a patch, row by row; their normalisation is folded in."""
+        """The map from the pixels of a patch, row by row; it includes their normalisation."""
         projection = self.model.encoder.embeddings.patch_embeddings.projection
-        weight = numbers(projection.weight).transpose(2, 3, 1, 0)
+        weight = as_float64(projection.weight).transpose(2, 3, 1, 0)
         mean, std = np.array(self.config.pixel_mean), np.array(self.config.pixel_std)
-        pixels = Affine(
+        normalisation = Affine(
             np.tile(1 / (255 * std), len(weight) ** 2), np.tile(-mean / std, len(weight) ** 2)
         )
         assert projection.bias is not None
-        return pixels.then(Affine(weight.reshape(-1, self.width), numbers(projection.bias)))
+        embedding = Affine(weight.reshape(-1, self.width), as_float64(projection.bias))
+        return normalisation.then(embedding)
 
     def _attention(self, x: str, layer: EncoderLayer) -> str:
         graph, norm, attention = self.graph, layer.layernorm_before, layer.attention
-        query = affine(norm, attention.q_proj).scaled(self.head_dim**-0.5)
-        q = self._split(self._linear(x, query), 0, 2, 1, 3)
-        k = self._split(self._linear(x, affine(norm, attention.k_proj)), 0, 2, 3, 1)
-        v = self._split(self._linear(x, affine(norm, attention.v_proj)), 0, 2, 1, 3)
+        query = fold_modules(norm, attention.q_proj).scaled(self.head_dim**-0.5)
+        key, value = fold_modules(norm, attention.k_proj), fold_modules(norm, attention.v_proj)
+        q = self._split_heads(self._linear(x, query), [0, 2, 1, 3])
+        k = self._split_heads(self._linear(x, key), [0, 2, 3, 1])
+        v = self._split_heads(self._linear(x, value), [0, 2, 1, 3])
         y = graph.op("MatMul", graph.op("Softmax", graph.op("MatMul", q, k), axis=-1), v)
         y = graph.reshape(graph.op("Transpose", y, perm=[0, 2, 1, 3]), -1, self.width)
-        return self._linear(y, affine(attention.o_proj))
+        return self._linear(y, fold_modules(attention.o_proj))
 
-    def _attention_of_cls(self, x: str, layer: EncoderLayer) -> str:
-        """The CLS token's attention over all tokens → (frames, width)."""
+    def _cls_attention(self, x: str, layer: EncoderLayer) -> str:
+        """The CLS token's attention over all tokens → (frames, width); see the module."""
         graph, norm, attention = self.graph, layer.layernorm_before, layer.attention
-        query = affine(norm, attention.q_proj).scaled(self.head_dim**-0.5)
-        key, value = affine(norm, attention.k_proj), affine(norm, attention.v_proj)
-        out = affine(attention.o_proj)
+        query = fold_modules(norm, attention.q_proj).scaled(self.head_dim**-0.5)
+        key, value = fold_modules(norm, attention.k_proj), fold_modules(norm, attention.v_proj)
+        out = fold_modules(attention.o_proj)
         heads = [
             slice(head * self.head_dim, (head + 1) * self.head_dim) for head in range(self.heads)
         ]
-        asking = Affine(
+        query_key = Affine(
             np.hstack([query.weight[:, head] @ key.weight[:, head].T for head in heads]),
             np.hstack([query.bias[head] @ key.weight[:, head].T for head in heads]),
         )
-        answering = Affine(
+        value_out = Affine(
             np.vstack([value.weight[:, head] @ out.weight[head] for head in heads]),
             value.bias @ out.weight + out.bias,
         )
         tokens = graph.reshape(x, -1, self.config.tokens, self.width)
-        q = graph.reshape(self._linear(self._cls(x), asking), -1, self.heads, self.width)
+        q = self._linear(self._cls_rows(x), query_key)
+        q = graph.reshape(q, -1, self.heads, self.width)
         scores = graph.op("MatMul", q, graph.op("Transpose", tokens, perm=[0, 2, 1]))
         y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), tokens)
-        return self._linear(graph.reshape(y, -1, self.heads * self.width), answering)
+        return self._linear(graph.reshape(y, -1, self.heads * self.width), value_out)
 
     def _mlp(self, x: str, layer: EncoderLayer) -> str:
-        graph = self.graph
-        y = self._standardised(x, layer.layernorm_after)
-        y = graph.op("Gelu", self._linear(y, affine(layer.layernorm_after, layer.mlp.fc1)))
-        return graph.op("Add", x, self._linear(y, affine(layer.mlp.fc2)))
+        graph, norm, mlp = self.graph, layer.layernorm_after, layer.mlp
+        y = self._linear(self._standardise(x, norm), fold_modules(norm, mlp.fc1))
+        return graph.op("Add", x, self._linear(graph.op("Gelu", y), fold_modules(mlp.fc2)))
 
-    def _cls(self, x: str) -> str:
-        """Rows of all tokens → of the first token of each frame."""
+    def _cls_rows(self, x: str) -> str:
+        """Rows of all tokens → the row of each frame's CLS token."""
         tokens = self.graph.reshape(x, -1, self.config.tokens, self.width)
         return self.graph.op("Gather", tokens, self.graph.constant(np.array(0)), axis=1)
 
-    def _split(self, x: str, *order: int) -> str:
-        """(frames · tokens, width) → (frames, tokens, heads, head width) in another order."""
+    def _split_heads(self, x: str, order: list[int]) -> str:
+        """(frames · tokens, width) → (frames, tokens, heads, head_dim), axes in this order."""
         x = self.graph.reshape(x, -1, self.config.tokens, self.heads, self.head_dim)
-        return self.graph.op("Transpose", x, perm=list(order))
+        return self.graph.op("Transpose", x, perm=order)
 
     def _linear(self, x: str, affine: Affine) -> str:
-        return self.graph.linear(x, affine.rounded())
+        return self.graph.linear(x, affine.as_float32())
 
-    def _standardised(self, x: str, norm: nn.LayerNorm) -> str:
-        return self.graph.standardised(x, self.width, norm.eps)
+    def _standardise(self, x: str, norm: nn.LayerNorm) -> str:
+        return self.graph.standardise(x, self.width, norm.eps)

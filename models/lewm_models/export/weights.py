@@ -1,94 +1,204 @@
-"""The predictor's linear maps with all that folds into them, computed once for all its graphs."""
+"""Linear maps with norms and scales folded into them, and all those of a model's predictor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from lewm_models.export.affine import Affine, affine, numbers
 from lewm_models.lewm import LeWM, PredictorAttention, PredictorBlock
 
-PARTS = 6
-"""Shift, scale and gate of a block's attention, then of its MLP."""
+Matrix = NDArray[np.floating]
 
-SCALES = (1, 4)
+MODULATIONS_PER_BLOCK = 6
+"""Shift, scale and gate of a block's attention, then those of its MLP."""
+
+SCALE_MODULATIONS = (1, 4)
+"""Which modulations of a block are scales."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The map x · weight + bias.
+
+    Maps are folded in float64 and rounded once, by `as_float32`.
+
+    Args:
+        weight: (inputs, outputs), or (width,) for the diagonal of a map that scales each value.
+        bias: (outputs,).
+    """
+
+    weight: Matrix
+    bias: Matrix
+
+    def then(self, following: Affine) -> Affine:
+        """One map that does what this one and the following one do together."""
+        weight, bias = following.weight, following.bias
+        if weight.ndim == 1:
+            return Affine(self.weight * weight, self.bias * weight + bias)
+        is_diagonal = self.weight.ndim == 1
+        product = self.weight[:, None] * weight if is_diagonal else self.weight @ weight
+        return Affine(product, self.bias @ weight + bias)
+
+    def outputs(self, begin: int, end: int) -> Affine:
+        """The map to the outputs from ``begin`` up to ``end``."""
+        return Affine(self.weight[..., begin:end], self.bias[begin:end])
+
+    def scaled(self, factor: float) -> Affine:
+        """The map with all outputs multiplied by a factor."""
+        return Affine(self.weight * factor, self.bias * factor)
+
+    def shifted(self, offset: float) -> Affine:
+        """The map with an offset added to all outputs."""
+        return Affine(self.weight, self.bias + offset)
+
+    def as_float32(self) -> Affine:
+        """The map in float32, in row-major order, as a graph holds it."""
+        return Affine(self.weight.astype(np.float32, order="C"), self.bias.astype(np.float32))
+
+
+def fold_modules(*modules: nn.Module) -> Affine:
+    """One map that does what these modules do one after another, in float64.
+
+    Linear layers, convolutions of kernel size 1, BatchNorms in ``eval()`` mode and identities are
+    folded completely. Of a LayerNorm only the affine part is folded: the caller has to standardise
+    the input.
+
+    Raises:
+        TypeError: a module of another type.
+    """
+    maps = [_affine(module) for module in modules if not isinstance(module, nn.Identity)]
+    return reduce(Affine.then, maps)
+
+
+def _affine(module: nn.Module) -> Affine:
+    match module:
+        case nn.Linear() | nn.Conv1d():
+            weight = as_float64(module.weight).reshape(*module.weight.shape[:2]).T
+            bias = np.zeros(weight.shape[1]) if module.bias is None else as_float64(module.bias)
+            return Affine(weight, bias)
+        case nn.LayerNorm():
+            return Affine(as_float64(module.weight), as_float64(module.bias))
+        case nn.BatchNorm1d():
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            deviation = np.sqrt(as_float64(module.running_var) + module.eps)
+            scale = as_float64(module.weight) / deviation
+            bias = as_float64(module.bias) - as_float64(module.running_mean) * scale
+            return Affine(scale, bias)
+    raise TypeError(f"no affine map: {type(module).__name__}")
+
+
+def as_float64(tensor: Tensor) -> Matrix:
+    """A parameter as a numpy array."""
+    array: Matrix = tensor.detach().cpu().double().numpy()
+    return array
 
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """A block's maps; each norm's affine part is in the map that follows it.
+    """The maps of one predictor block, in float32.
 
-    ``query`` holds head width^-1/2, the scales of ``modulations`` hold 1 + scale; ``out`` is None
-    where there is no output projection. ``epsilons`` are those of norm1, attn.norm, norm2 and the
-    MLP's norm.
+    The affine part of each norm is folded into the maps that follow it. ``query`` includes the
+    factor head_dim^-1/2, and the scales among ``modulations`` include the 1 of 1 + scale.
+
+    Args:
+        query: (width, heads · head_dim), as are ``key`` and ``value``.
+        key: see ``query``.
+        value: see ``query``.
+        attention_out: None in a model without an output projection.
+        mlp_first: (width, mlp).
+        mlp_second: (mlp, width).
+        modulations: `MODULATIONS_PER_BLOCK` maps (width, width) of the condition.
+        epsilons: those of norm1, attn.norm, norm2 and the norm of the MLP.
     """
 
     query: Affine
     key: Affine
     value: Affine
-    out: Affine | None
-    first: Affine
-    second: Affine
+    attention_out: Affine | None
+    mlp_first: Affine
+    mlp_second: Affine
     modulations: tuple[Affine, ...]
     epsilons: tuple[float, float, float, float]
 
 
 class PredictorWeights:
-    """All maps of a model's predictor, action encoder and pred_proj, in float32."""
+    """All maps of a model's action encoder, predictor and pred_proj, in float32.
+
+    Attributes:
+        positions: (history, D).
+        input_map: from a latent to the predictor's width; None if both widths are equal.
+        action_maps: two, with a SiLU after the first, from a block of actions to the condition.
+        blocks: those of the predictor.
+        final_epsilon: the epsilon of the norm after the last block.
+        output_maps: two, with a GELU between them, from the standardised output of the last block
+            to a latent.
+    """
 
     def __init__(self, model: LeWM) -> None:
         self.config = model.config
-        encoder, predictor = model.action_encoder, model.predictor
-        transformer, head = predictor.transformer, model.pred_proj.net
-        self.positions: NDArray[np.float32] = numbers(predictor.pos_embedding)[0].astype(np.float32)
-        self.input = _maybe(transformer.input_proj)
-        self.actions = (
-            affine(encoder.patch_embed, encoder.embed[0]).rounded(),
-            affine(encoder.embed[2], transformer.cond_proj).rounded(),
+        predictor, transformer = model.predictor, model.predictor.transformer
+        action_encoder, pred_proj = model.action_encoder, model.pred_proj.net
+        positions = as_float64(predictor.pos_embedding)[0]
+        self.positions: NDArray[np.float32] = positions.astype(np.float32)
+        self.input_map = _optional_map(transformer.input_proj)
+        self.action_maps = (
+            fold_modules(action_encoder.patch_embed, action_encoder.embed[0]).as_float32(),
+            fold_modules(action_encoder.embed[2], transformer.cond_proj).as_float32(),
         )
-        self.blocks = [_block(cast(PredictorBlock, block)) for block in transformer.layers]
-        self.epsilon = transformer.norm.eps
-        self.head = (
-            affine(transformer.norm, transformer.output_proj, head[0], head[1]).rounded(),
-            affine(head[3]).rounded(),
+        self.blocks = [_block_weights(cast(PredictorBlock, block)) for block in transformer.layers]
+        self.final_epsilon = transformer.norm.eps
+        self.output_maps = (
+            fold_modules(
+                transformer.norm, transformer.output_proj, pred_proj[0], pred_proj[1]
+            ).as_float32(),
+            fold_modules(pred_proj[3]).as_float32(),
         )
 
 
-def _block(block: PredictorBlock) -> BlockWeights:
-    attention, (norm, first, _, _, second, _) = block.attn, block.mlp.net
-    query, key, value = _projections(attention)
-    packed = affine(block.adaLN_modulation[1])
-    width = len(packed.bias) // PARTS
-    parts = [packed.part(part * width, (part + 1) * width) for part in range(PARTS)]
-    norms = (block.norm1, attention.norm, block.norm2, cast(nn.LayerNorm, norm))
-    norm1, attn_norm, norm2, mlp_norm = (each.eps for each in norms)
+def _block_weights(block: PredictorBlock) -> BlockWeights:
+    attention, (mlp_norm, mlp_first, _, _, mlp_second, _) = block.attn, block.mlp.net
+    query, key, value = _query_key_value(attention)
     return BlockWeights(
-        query.rounded(),
-        key.rounded(),
-        value.rounded(),
-        _maybe(attention.to_out),
-        affine(norm, first).rounded(),
-        affine(second).rounded(),
-        tuple(
-            (each.shifted(1) if part in SCALES else each).rounded()
-            for part, each in enumerate(parts)
+        query=query.as_float32(),
+        key=key.as_float32(),
+        value=value.as_float32(),
+        attention_out=_optional_map(attention.to_out),
+        mlp_first=fold_modules(mlp_norm, mlp_first).as_float32(),
+        mlp_second=fold_modules(mlp_second).as_float32(),
+        modulations=_modulations(block),
+        epsilons=(
+            block.norm1.eps,
+            attention.norm.eps,
+            block.norm2.eps,
+            cast(nn.LayerNorm, mlp_norm).eps,
         ),
-        (norm1, attn_norm, norm2, mlp_norm),
     )
 
 
-def _projections(attention: PredictorAttention) -> list[Affine]:
-    packed = affine(attention.norm, attention.to_qkv)
+def _query_key_value(attention: PredictorAttention) -> list[Affine]:
+    packed = fold_modules(attention.norm, attention.to_qkv)
     inner = len(packed.bias) // 3
-    query, key, value = (packed.part(part * inner, (part + 1) * inner) for part in range(3))
+    query, key, value = (packed.outputs(part * inner, (part + 1) * inner) for part in range(3))
     return [query.scaled((inner // attention.heads) ** -0.5), key, value]
 
 
-def _maybe(module: nn.Module) -> Affine | None:
-    """A linear, or the first of a sequence; None for an identity."""
+def _modulations(block: PredictorBlock) -> tuple[Affine, ...]:
+    packed = fold_modules(block.adaLN_modulation[1])
+    width = len(packed.bias) // MODULATIONS_PER_BLOCK
+    maps = []
+    for index in range(MODULATIONS_PER_BLOCK):
+        modulation = packed.outputs(index * width, (index + 1) * width)
+        maps.append(modulation.shifted(1) if index in SCALE_MODULATIONS else modulation)
+    return tuple(modulation.as_float32() for modulation in maps)
+
+
+def _optional_map(module: nn.Module) -> Affine | None:
+    """The map of a linear layer or of the first module of a sequence; None for an identity."""
     module = module[0] if isinstance(module, nn.Sequential) else module
-    return None if isinstance(module, nn.Identity) else affine(module).rounded()
+    return None if isinstance(module, nn.Identity) else fold_modules(module).as_float32()

@@ -1,4 +1,4 @@
-"""From the field's public checkpoints to a model and its card."""
+"""Import of the field's public checkpoints as a model and its card."""
 
 from lewm_models.importing.importer import import_checkpoint
 

@@ -1,22 +1,95 @@
-"""The hyper-parameters of a public checkpoint: its tensors' widths, and what no shape shows.
+"""The hyper-parameters of a public checkpoint, from its tensors, its `config.json` and the card.
 
-`config.json` is a Hydra file whose `_target_` names differ between releases; they are never looked
-up. Each of its numbers has to agree with the tensors, and head counts come from it alone.
+The shapes of the tensors show all widths and depths, and `config.json` has to agree with them. The
+numbers of attention heads are in `config.json` only. It is a Hydra file, whose ``_target_`` names
+differ between releases; they are ignored and never imported.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from fnmatch import filter as matching
 from typing import Any
 
 from lewm_models.card import CardError, config_from_json
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.config import IMAGENET_MEAN, IMAGENET_STD, LeWMConfig
-from lewm_models.importing.widths import Width
+from lewm_models.importing.state_dict import StateDict
 
-NUMBERS = {
+PREDICTOR_LAYERS = "predictor.transformer.layers"
+
+WIDTH_SOURCES: Mapping[str, tuple[tuple[str, int], ...]] = {
+    "patch_size": (("encoder.embeddings.patch_embeddings.projection.weight", 2),),
+    "encoder_tokens": (("encoder.embeddings.position_embeddings", 1),),
+    "encoder_width": (
+        ("encoder.embeddings.cls_token", 2),
+        ("encoder.layernorm.weight", 0),
+        ("encoder.layernorm.bias", 0),
+        ("projector.net.0.weight", 1),
+    ),
+    "encoder_mlp": (
+        ("encoder.layers.*.mlp.fc1.weight", 0),
+        ("encoder.layers.*.mlp.fc1.bias", 0),
+        ("encoder.layers.*.mlp.fc2.weight", 1),
+    ),
+    "latent_dim": (
+        ("predictor.pos_embedding", 2),
+        ("projector.net.3.weight", 0),
+        ("projector.net.3.bias", 0),
+        ("pred_proj.net.3.weight", 0),
+        ("pred_proj.net.3.bias", 0),
+    ),
+    "projector_mlp": (
+        ("projector.net.0.weight", 0),
+        ("projector.net.0.bias", 0),
+        ("projector.net.3.weight", 1),
+    ),
+    "history": (("predictor.pos_embedding", 1),),
+    "predictor_width": (
+        ("predictor.transformer.norm.weight", 0),
+        ("predictor.transformer.norm.bias", 0),
+        (f"{PREDICTOR_LAYERS}.*.attn.norm.weight", 0),
+        (f"{PREDICTOR_LAYERS}.*.mlp.net.0.weight", 0),
+    ),
+    "predictor_output": (
+        ("pred_proj.net.0.weight", 1),
+        ("predictor.transformer.output_proj.weight", 0),
+        ("predictor.transformer.output_proj.bias", 0),
+    ),
+    "predictor_qkv": ((f"{PREDICTOR_LAYERS}.*.attn.to_qkv.weight", 0),),
+    "predictor_mlp": (
+        (f"{PREDICTOR_LAYERS}.*.mlp.net.1.weight", 0),
+        (f"{PREDICTOR_LAYERS}.*.mlp.net.1.bias", 0),
+        (f"{PREDICTOR_LAYERS}.*.mlp.net.4.weight", 1),
+    ),
+    "pred_proj_mlp": (
+        ("pred_proj.net.0.weight", 0),
+        ("pred_proj.net.0.bias", 0),
+        ("pred_proj.net.3.weight", 1),
+    ),
+    "block_width": (("action_encoder.patch_embed.weight", 1),),
+    "action_smoothed": (
+        ("action_encoder.patch_embed.weight", 0),
+        ("action_encoder.patch_embed.bias", 0),
+        ("action_encoder.embed.0.weight", 1),
+    ),
+    "action_mlp": (
+        ("action_encoder.embed.0.weight", 0),
+        ("action_encoder.embed.0.bias", 0),
+        ("action_encoder.embed.2.weight", 1),
+    ),
+}
+"""The tensors (as patterns) and axes that show each width. The most common size is taken, so that
+an error later names the one tensor that differs and not all the others."""
+
+DEPTH_SOURCES = {"encoder_depth": "encoder.layers", "predictor_depth": PREDICTOR_LAYERS}
+"""The prefix of the layers that each depth counts."""
+
+CONFIG_NUMBERS = {
     "encoder.patch_size": "patch_size",
     "encoder.hidden_size": "encoder_width",
     "encoder.num_hidden_layers": "encoder_depth",
@@ -37,59 +110,114 @@ NUMBERS = {
     "action_encoder.smoothed_dim": "action_smoothed",
     "action_encoder.emb_dim": "latent_dim",
 }
-"""Numbers of `config.json` and the width that each of them is."""
+"""Numbers of `config.json`, and the width or depth that each has to agree with."""
 
-BUILT_IN = {
+FIXED_SETTINGS = {
     "encoder.hidden_act": "gelu",
     "encoder.layer_norm_eps": 1e-12,
     "projector.norm_fn.eps": 1e-5,
     "pred_proj.norm_fn.eps": 1e-5,
 }
-"""What is fixed in our model and shows in no tensor: another value would be another model."""
+"""Settings of `config.json` that no tensor shows and that `LeWM` has only these values for."""
 
-ENCODER_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
-"""What `encoder.size` says of heads where `encoder.num_attention_heads` is not given."""
+ENCODER_HEADS_BY_SIZE = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
+"""The number of heads for each `encoder.size`, used if `encoder.num_attention_heads` is missing."""
 
-PIXELS = {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
-"""What is assumed where the card is silent."""
+DEFAULT_PIXEL_STATISTICS = {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
+
+
+@dataclass(frozen=True)
+class Width:
+    """A width or depth, and the evidence for it as a clause of an error message."""
+
+    size: int
+    evidence: str
 
 
 def read_architecture(
-    published: Mapping[str, Any], widths: Mapping[str, Width], card: Mapping[str, Any]
+    published: Mapping[str, Any], state: StateDict, card: Mapping[str, Any]
 ) -> LeWMConfig:
-    """Put `config.json`, the tensors' widths and the card together.
+    """The hyper-parameters of a checkpoint.
+
+    Args:
+        published: the content of `config.json`.
+        state: the tensors.
+        card: may give hyper-parameters, at the top or in ``architecture``; each has to agree.
 
     Raises:
-        CheckpointError: `config.json` lacks something, or disagrees with the tensors.
-        CardError: the card disagrees with the tensors, or holds an impossible value.
+        CheckpointError: `config.json` lacks a number or disagrees with the tensors, or a tensor
+            that shows a width is missing.
+        CardError: the card disagrees with the tensors or holds an impossible value.
     """
-    for path, name in NUMBERS.items():
-        number = _number(published, path)
-        if number is not None and number != widths[name].size:
-            raise _disagreement(path, number, widths[name])
-    for path, value in BUILT_IN.items():
-        if (given := _entry(published, path)) not in (None, value):
-            raise CheckpointError(f"config.json: {path}: expected {value!r}, got {given!r:.80}")
+    widths = _read_widths(state)
+    _check_config_numbers(published, widths)
     dropout = _entry(published, "predictor.dropout")
     names = {field.name for field in fields(LeWMConfig)}
-    read: dict[str, Any] = {
+    from_checkpoint: dict[str, Any] = {
         **{name: width.size for name, width in widths.items() if name in names},
         "image_size": _image_size(published, widths),
         "encoder_heads": _encoder_heads(published, widths),
         "predictor_heads": _predictor_heads(published, widths),
         "dropout": 0.0 if dropout is None else dropout,
     }
-    read["predictor_head_dim"] = widths["predictor_qkv"].size // (3 * read["predictor_heads"])
-    return _with_card(read, widths, card)
+    heads = from_checkpoint["predictor_heads"]
+    from_checkpoint["predictor_head_dim"] = widths["predictor_qkv"].size // (3 * heads)
+    return _combine_with_card(from_checkpoint, widths, card)
+
+
+def _read_widths(state: StateDict) -> dict[str, Width]:
+    widths = {name: _read_width(state, sources) for name, sources in WIDTH_SOURCES.items()}
+    return widths | {name: _read_depth(state, prefix) for name, prefix in DEPTH_SOURCES.items()}
+
+
+def _read_width(state: StateDict, sources: tuple[tuple[str, int], ...]) -> Width:
+    sizes = [
+        (state.tensors[name].shape[axis], name)
+        for pattern, axis in sources
+        for name in matching(state.tensors, pattern)
+        if state.tensors[name].ndim > axis
+    ]
+    if not sizes:
+        first = state.name_in_file(sources[0][0].replace("*", "0"))
+        raise CheckpointError(f"{first}: missing tensor, or one with too few axes")
+    [(size, _)] = Counter(size for size, _ in sizes).most_common(1)
+    shown_by = next(name for name_size, name in sizes if name_size == size)
+    shape = tuple(state.tensors[shown_by].shape)
+    return Width(size, f"{state.name_in_file(shown_by)} has shape {shape}")
+
+
+def _read_depth(state: StateDict, prefix: str) -> Width:
+    layers: dict[str, list[str]] = {}
+    for name in state.tensors:
+        if match := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name):
+            layers.setdefault(match[1], []).append(name)
+    if not layers:
+        raise CheckpointError(f"{state.name_in_file(f'{prefix}.0')}: its tensors are missing")
+    # A layer counts if more than half of its tensors are there: then an error later names the one
+    # tensor that is missing or unknown.
+    most_tensors = max(map(len, layers.values()))
+    counted = {layer: names for layer, names in layers.items() if 2 * len(names) > most_tensors}
+    last = state.name_in_file(counted[max(counted, key=int)][0])
+    return Width(len(counted), f"there are {len(counted)} layers, up to {last}")
+
+
+def _check_config_numbers(published: Mapping[str, Any], widths: Mapping[str, Width]) -> None:
+    for path, name in CONFIG_NUMBERS.items():
+        number = _number(published, path)
+        if number is not None and number != widths[name].size:
+            raise _disagreement(path, number, widths[name])
+    for path, value in FIXED_SETTINGS.items():
+        if (given := _entry(published, path)) not in (None, value):
+            raise CheckpointError(f"config.json: {path}: expected {value!r}, got {given!r:.80}")
 
 
 def _image_size(published: Mapping[str, Any], widths: Mapping[str, Width]) -> int:
     patch, tokens = widths["patch_size"].size, widths["encoder_tokens"]
-    side = math.isqrt(max(0, tokens.size - 1))
+    patches_per_side = math.isqrt(max(0, tokens.size - 1))
     size = _number(published, "encoder.image_size")
     if size is None:
-        size = side * patch
-    if side * side + 1 != tokens.size or size // patch != side:
+        size = patches_per_side * patch
+    if patches_per_side**2 + 1 != tokens.size or size // patch != patches_per_side:
         raise _disagreement("encoder.image_size", size, tokens)
     return size
 
@@ -98,11 +226,12 @@ def _encoder_heads(published: Mapping[str, Any], widths: Mapping[str, Width]) ->
     heads = _number(published, "encoder.num_attention_heads")
     size = _entry(published, "encoder.size")
     if heads is None:
-        heads = ENCODER_HEADS.get(size) if isinstance(size, str) else None
+        heads = ENCODER_HEADS_BY_SIZE.get(size) if isinstance(size, str) else None
     if heads is None:
         raise CheckpointError(
             "config.json: encoder.num_attention_heads: is missing, and encoder.size is "
-            f"{size!r:.80}, not one of {sorted(ENCODER_HEADS)}; no tensor shows how many heads"
+            f"{size!r:.80}, not one of {sorted(ENCODER_HEADS_BY_SIZE)}; no tensor shows the number "
+            "of heads"
         )
     if widths["encoder_width"].size % heads:
         raise _disagreement("encoder.num_attention_heads", heads, widths["encoder_width"])
@@ -113,7 +242,7 @@ def _predictor_heads(published: Mapping[str, Any], widths: Mapping[str, Width]) 
     heads = _number(published, "predictor.heads")
     if heads is None:
         raise CheckpointError(
-            "config.json: predictor.heads: is missing; no tensor shows how many heads"
+            "config.json: predictor.heads: is missing; no tensor shows the number of heads"
         )
     qkv = widths["predictor_qkv"]
     if qkv.size % (3 * heads):
@@ -124,19 +253,22 @@ def _predictor_heads(published: Mapping[str, Any], widths: Mapping[str, Width]) 
     return heads
 
 
-def _with_card(
-    read: dict[str, Any], widths: Mapping[str, Width], card: Mapping[str, Any]
+def _combine_with_card(
+    from_checkpoint: dict[str, Any], widths: Mapping[str, Width], card: Mapping[str, Any]
 ) -> LeWMConfig:
-    nested = card.get("architecture", {})
-    if not isinstance(nested, dict):
-        raise CardError(f"architecture: expected an object, got {nested!r:.80}")
+    architecture = card.get("architecture", {})
+    if not isinstance(architecture, dict):
+        raise CardError(f"architecture: expected an object, got {architecture!r:.80}")
     names = {field.name for field in fields(LeWMConfig)}
-    told = {**nested, **{name: value for name, value in card.items() if name in names}}
-    config = config_from_json({**PIXELS, **read, **told})
-    for name, value in read.items():
+    top_level = {name: value for name, value in card.items() if name in names}
+    from_card = {**architecture, **top_level}
+    config = config_from_json({**DEFAULT_PIXEL_STATISTICS, **from_checkpoint, **from_card})
+    for name, value in from_checkpoint.items():
         if getattr(config, name) != value:
             evidence = f": {widths[name].evidence}" if name in widths else ""
-            raise CardError(f"{name}: is {told[name]!r}, but {value} in the checkpoint{evidence}")
+            raise CardError(
+                f"{name}: is {from_card[name]!r}, but {value} in the checkpoint{evidence}"
+            )
     if config.block_width != widths["block_width"].size:
         raise CardError(
             f"action_dim, action_block: are {config.action_dim} and {config.action_block}, "
@@ -146,7 +278,7 @@ def _with_card(
 
 
 def _entry(published: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, None where there is none."""
+    """The value at a dotted path, None if there is none."""
     value: Any = published
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""A public checkpoint folder and the statistics it lacks → a model and its card."""
+"""Import of a public checkpoint folder, with a card for what the folder does not contain."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lewm_models.card import CardError, ModelCard, read_json
-from lewm_models.checkpoint import CheckpointError, assemble
+from lewm_models.checkpoint import CheckpointError, model_of_tensors
 from lewm_models.config import LeWMConfig
 from lewm_models.importing.architecture import read_architecture
 from lewm_models.importing.state_dict import StateDict, read_state_dict
-from lewm_models.importing.widths import read_widths
 from lewm_models.lewm import LeWM
 
-REQUIRED = (
+REQUIRED_CARD_FIELDS = (
     "name",
     "action_dim",
     "action_block",
@@ -26,53 +25,54 @@ REQUIRED = (
     "action_low",
     "action_high",
 )
-"""What no public checkpoint carries and nobody can guess."""
+"""What a public checkpoint does not contain and what cannot be derived from it."""
 
-ARCHITECTURE = {field.name for field in fields(LeWMConfig)} | {"architecture"}
+ARCHITECTURE_FIELDS = {field.name for field in fields(LeWMConfig)} | {"architecture"}
 
 
 def import_checkpoint(source: Path, card: Mapping[str, Any]) -> tuple[LeWM, ModelCard]:
-    """Read a public checkpoint; nothing that it names is imported or run.
+    """Read a public checkpoint. No code that the checkpoint names is imported or run.
 
     Args:
-        source: a folder with `config.json` and `weights.pt`, or `weights_epoch_N.pt`, of which the
-            greatest N is taken.
-        card: the fields of `REQUIRED`, and any other field of a card. What it says of the
-            architecture has to agree with the tensors; what it does not know is kept.
+        source: a folder with `config.json` and either `weights.pt` or files `weights_epoch_N.pt`,
+            of which the one with the greatest N is read.
+        card: the fields of `REQUIRED_CARD_FIELDS` and any other field of a card. Fields of the
+            architecture have to agree with the tensors. Unknown fields are kept.
 
     Returns:
-        The model, float32 and in ``eval()``, and its card.
+        The model, float32 and in ``eval()`` mode, and its card.
 
     Raises:
-        CardError: a required field is missing, or one is wrong; the message names it.
+        CardError: a field of the card is missing or wrong; the message names it.
         CheckpointError: a file, a number of `config.json` or a tensor is missing, unknown or
             wrong; the message names it.
     """
-    if missing := [name for name in REQUIRED if card.get(name) is None]:
+    if missing := [name for name in REQUIRED_CARD_FIELDS if card.get(name) is None]:
         raise CardError(
-            f"{', '.join(missing)}: missing from the card; a public checkpoint does not carry "
-            "these, so they have to be given"
+            f"{', '.join(missing)}: missing from the card; a public checkpoint does not contain "
+            "these fields, so the card has to give them"
         )
-    weights = _weights_file(source)
+    weights = _find_weights(source)
     published = read_json(source / "config.json")
     state = read_state_dict(weights)
-    config = read_architecture(published, read_widths(state), card)
+    config = read_architecture(published, state, card)
     _check_batch_norms(state)
-    model = assemble(config, state.tensors, state.spelling)
-    told = {name: value for name, value in card.items() if name not in ARCHITECTURE}
-    made = ModelCard.from_json({**told, "architecture": asdict(config)})
-    return model, replace(made, provenance={**_provenance(weights), **made.provenance})
+    model = model_of_tensors(config, state.tensors, state.name_in_file)
+    other_fields = {name: value for name, value in card.items() if name not in ARCHITECTURE_FIELDS}
+    imported = ModelCard.from_json({**other_fields, "architecture": asdict(config)})
+    provenance = {**_provenance(weights), **imported.provenance}
+    return model, replace(imported, provenance=provenance)
 
 
-def _weights_file(source: Path) -> Path:
+def _find_weights(source: Path) -> Path:
     if not source.is_dir():
         raise CheckpointError(f"{source}: expected a folder with weights.pt and config.json")
     if (source / "weights.pt").is_file():
         return source / "weights.pt"
     epochs = {
-        int(found[1]): path
+        int(match[1]): path
         for path in source.iterdir()
-        if (found := re.fullmatch(r"weights_epoch_(\d+)\.pt", path.name))
+        if (match := re.fullmatch(r"weights_epoch_(\d+)\.pt", path.name))
     }
     if not epochs:
         raise CheckpointError(
@@ -83,20 +83,19 @@ def _weights_file(source: Path) -> Path:
 
 
 def _check_batch_norms(state: StateDict) -> None:
-    """Another norm, or none, has other tensors: say so rather than call one missing."""
-    for name in ("projector.net.1", "pred_proj.net.1"):
-        found = sorted(key for key in state.tensors if key.startswith(f"{name}."))
-        if not any(key.endswith((".running_mean", ".running_var")) for key in found):
+    """Refuse another norm by name; else the error would only name a missing tensor."""
+    for norm in ("projector.net.1", "pred_proj.net.1"):
+        tensors = sorted(name for name in state.tensors if name.startswith(f"{norm}."))
+        if not any(name.endswith((".running_mean", ".running_var")) for name in tensors):
             raise CheckpointError(
-                f"{name}: expected BatchNorm1d with its statistics {name}.running_mean and "
-                f"{name}.running_var, got {f'another norm, {found}' if found else 'no norm'}"
+                f"{norm}: expected BatchNorm1d with its statistics {norm}.running_mean and "
+                f"{norm}.running_var, got {f'another norm, {tensors}' if tensors else 'no norm'}"
             )
 
 
 def _provenance(weights: Path) -> dict[str, str]:
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return {
         "imported_from": f"{weights.resolve().parent.name}/{weights.name}",
-        "weights_sha256": digest,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "command": "lewm models import",
     }

@@ -1,4 +1,4 @@
-"""A public checkpoint's tensors, read without running what a pickle may hold."""
+"""Reading the tensors of a public checkpoint without running code from its pickle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lewm_models.checkpoint import CheckpointError
 
-TRANSFORMERS_4 = (
+TRANSFORMERS_4_TO_5 = (
     ("encoder.encoder.layer.", "encoder.layers."),
     (".attention.attention.query.", ".attention.q_proj."),
     (".attention.attention.key.", ".attention.k_proj."),
@@ -22,68 +22,73 @@ TRANSFORMERS_4 = (
     (".intermediate.dense.", ".mlp.fc1."),
     (".output.dense.", ".mlp.fc2."),
 )
-"""The encoder's names under transformers 4 and 5, the longer of two that overlap first."""
+"""Parts of the encoder's tensor names in transformers 4 and 5. The order matters, because one part
+contains another."""
 
-DROPPED = "encoder.embeddings.mask_token"
-"""Only masked pre-training uses it."""
+MASK_TOKEN = "encoder.embeddings.mask_token"
+"""Dropped: only masked pre-training uses it."""
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """Tensors by their transformers 5 names, floats as float32."""
+    """The tensors of a checkpoint.
+
+    Args:
+        tensors: by their names in transformers 5; floats as float32.
+        file_names: the name that each tensor has in the file.
+    """
 
     tensors: dict[str, Tensor]
-    names: dict[str, str]
-    """How the file calls each tensor."""
+    file_names: dict[str, str]
 
-    def spelling(self, name: str) -> str:
-        """How the file calls this tensor, or would call it, for a person to find it."""
-        if name in self.names:
-            return self.names[name]
-        is_old = any(theirs != ours for ours, theirs in self.names.items())
-        return _old(name) if is_old else name
+    def name_in_file(self, name: str) -> str:
+        """The name that a tensor has in the file, or would have if it were there."""
+        if name in self.file_names:
+            return self.file_names[name]
+        uses_old_names = any(name != in_file for name, in_file in self.file_names.items())
+        return _to_transformers_4(name) if uses_old_names else name
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Read a bare state dict in either spelling.
+    """Read a file that holds a bare state dict, with the names of transformers 4 or 5.
 
     Raises:
-        CheckpointError: the file holds something else; nothing of it has been run.
+        CheckpointError: the file holds something else. Nothing in it has been run.
     """
     tensors: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
-    for theirs, tensor in _load(path).items():
-        if not isinstance(theirs, str) or not isinstance(tensor, Tensor):
+    file_names: dict[str, str] = {}
+    for in_file, tensor in _load(path).items():
+        if not isinstance(in_file, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
                 f"{path.name}: expected a bare state dict of tensors, "
-                f"but {theirs!r:.80} holds {type(tensor).__name__}"
+                f"but {in_file!r:.80} holds {type(tensor).__name__}"
             )
-        if theirs == DROPPED:
+        if in_file == MASK_TOKEN:
             continue
-        name = _new(theirs)
-        if name in names:
-            raise CheckpointError(f"{theirs}: is there twice, also as {names[name]}")
+        name = _to_transformers_5(in_file)
+        if name in file_names:
+            raise CheckpointError(f"{in_file}: is there twice, also as {file_names[name]}")
         if tensor.layout is not torch.strided or tensor.numel() > tensor.untyped_storage().size():
-            raise CheckpointError(f"{theirs}: expected a dense tensor, whole in the file")
-        names[name] = theirs
+            raise CheckpointError(f"{in_file}: expected a dense tensor with all its values")
+        file_names[name] = in_file
         tensors[name] = tensor.detach().float() if tensor.is_floating_point() else tensor
-    return StateDict(tensors, names)
+    return StateDict(tensors, file_names)
 
 
 def _load(path: Path) -> dict[object, object]:
     try:
         with warnings.catch_warnings():
-            # torch warns of old formats, which it reads all the same.
+            # torch warns about old file formats, but it reads them.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"a pickled object ({named[1]})" if named else "a pickled object"
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))
+        pickled = f"a pickled object ({match[1]})" if match else "a pickled object"
         raise CheckpointError(
-            f"{path.name}: holds {what}, which is refused because loading one runs code; "
+            f"{path.name}: holds {pickled}, which is refused because loading one runs code; "
             "expected a bare state dict of tensors"
         ) from error
-    except Exception as error:  # A broken file makes torch trip over anything.
+    except Exception as error:  # With a broken file, torch raises exceptions of many types.
         raise CheckpointError(
             f"{path.name}: cannot be read: {type(error).__name__}: {str(error).splitlines()[:1]}"
         ) from error
@@ -94,15 +99,15 @@ def _load(path: Path) -> dict[object, object]:
     return content
 
 
-def _new(name: str) -> str:
+def _to_transformers_5(name: str) -> str:
     if name.startswith("encoder.encoder.layer."):
-        for old, new in TRANSFORMERS_4:
+        for old, new in TRANSFORMERS_4_TO_5:
             name = name.replace(old, new)
     return name
 
 
-def _old(name: str) -> str:
+def _to_transformers_4(name: str) -> str:
     if name.startswith("encoder.layers."):
-        for old, new in TRANSFORMERS_4:
+        for old, new in TRANSFORMERS_4_TO_5:
             name = name.replace(new, old)
     return name

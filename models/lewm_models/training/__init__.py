@@ -1,1 +1,1 @@
-"""From nothing to a trained model: collected recordings, the training loop, the calibration."""
+"""Training: recordings of an environment, training samples, the training loop, complete runs."""

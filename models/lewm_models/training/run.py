@@ -1,4 +1,4 @@
-"""One training run, from nothing to a model folder; the same call resumes it."""
+"""A complete training run: from an environment to a model folder, and resumable."""
 
 from __future__ import annotations
 
@@ -12,40 +12,47 @@ import torch
 from torch import Tensor
 
 from lewm_models import checkpoint
-from lewm_models.calibration.calibrate import MIN_FRAMES, calibrate
-from lewm_models.calibration.recorded import recorded_episodes
+from lewm_models.calibration.calibrate import (
+    MIN_CALIBRATION_FRAMES,
+    calibrate,
+    recorded_episodes,
+)
 from lewm_models.calibration.reference import LatentReference
 from lewm_models.card import ModelCard, SolverDefaults
 from lewm_models.config import PRESETS
 from lewm_models.lewm import LeWM
-from lewm_models.training.collection import Progress, collect
-from lewm_models.training.normalisation import reestimate
-from lewm_models.training.recording import Recording, RecordingSpec, Windows, split
-from lewm_models.training.trainer import Report, Trainer, TrainingConfig
+from lewm_models.training.recording import CollectionProgress, Recording, RecordingSpec, collect
+from lewm_models.training.trainer import (
+    MetricsCallback,
+    Trainer,
+    TrainingConfig,
+    reestimate_batch_norm,
+)
+from lewm_models.training.windows import Windows, split_episodes
 
-TRAINING: Mapping[str, TrainingConfig] = {
+PRESET_TRAINING: Mapping[str, TrainingConfig] = {
     "edge": TrainingConfig(steps=4000, learning_rate=5e-4, directions=256),
     "paper": TrainingConfig(steps=20_000, learning_rate=5e-5),
 }
 
-CONTROLLERS = ("waypoint",)
-"""The fallback controllers of the environment that recordings are of; see `pyproject.toml`."""
-
-SOLVERS: Mapping[str, SolverDefaults] = {
+PRESET_SOLVERS: Mapping[str, SolverDefaults] = {
     "edge": SolverDefaults(name="icem", samples=48, iterations=2, elites=5),
     "paper": SolverDefaults(),
 }
 
-KEPT_FRAMES = 5
-"""Held-out frames that go with the model, by which a server judges a lower precision."""
+TWO_ROOM_CONTROLLERS = ("waypoint",)
+"""Entry-point names of Two-Room's fallback controllers; see `pyproject.toml`."""
 
-LOW, HIGH = -1.0, 1.0
-"""Bounds of Two-Room's action components."""
+TWO_ROOM_ACTION_BOUNDS = (-1.0, 1.0)
+"""The bounds of each action dimension of Two-Room."""
+
+PRECISION_FRAMES = 5
+"""The held-out frames that are saved with a model to test a lower precision on."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run is made of; equal runs make equal data and start from equal weights."""
+class TrainingRun:
+    """The settings of a run. Equal settings give equal data and equal initial weights."""
 
     environment: str
     preset: str
@@ -53,7 +60,7 @@ class Run:
     training: TrainingConfig
 
     @classmethod
-    def of(
+    def from_preset(
         cls,
         environment: str,
         preset: str,
@@ -62,101 +69,134 @@ class Run:
         episode_steps: int = 150,
         steps: int | None = None,
         seed: int = 0,
-    ) -> Run:
-        """A run of a preset, changed where asked.
+    ) -> TrainingRun:
+        """A run of a preset. ``steps`` is the number of training steps, None for the preset's.
 
         Raises:
             ValueError: the preset is unknown.
         """
         if preset not in PRESETS:
             raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {preset!r}")
-        training = TRAINING[preset]
+        training = PRESET_TRAINING[preset]
         return cls(
-            environment,
-            preset,
-            RecordingSpec(environment, episodes, episode_steps, PRESETS[preset].image_size, seed),
-            replace(training, seed=seed, steps=training.steps if steps is None else steps),
+            environment=environment,
+            preset=preset,
+            recording=RecordingSpec(
+                environment=environment,
+                episodes=episodes,
+                steps=episode_steps,
+                image_size=PRESETS[preset].image_size,
+                seed=seed,
+            ),
+            training=replace(training, seed=seed, steps=training.steps if steps is None else steps),
         )
 
 
 def train(
-    run: Run,
+    run: TrainingRun,
     output: Path,
     *,
     name: str,
     device: torch.device,
-    on_frames: Progress | None = None,
-    report: Report | None = None,
+    on_episode: CollectionProgress | None = None,
+    on_metrics: MetricsCallback | None = None,
 ) -> Path:
-    """Collect, train, calibrate, write ``output/model``; each part is taken up where it stood.
+    """Collect a recording, train, calibrate, and write the model folder ``output/model``.
 
-    A run too small to hold enough frames out leaves the model uncalibrated.
+    A call with the same arguments continues an interrupted run. With fewer than
+    `MIN_CALIBRATION_FRAMES` held-out frames the model stays uncalibrated.
+
+    Args:
+        run: the settings.
+        output: the run's folder.
+        name: the model's name.
+        device: where to train.
+        on_episode: called after each collected episode.
+        on_metrics: called with each line of the log.
+
+    Returns:
+        The model folder.
 
     Raises:
-        ValueError: the output folder holds another run, or the run cannot be.
-        FloatingPointError: training diverged.
+        ValueError: the output folder holds another run, or the settings are impossible.
+        FloatingPointError: a loss is not finite.
     """
-    recording = collect(output / "data", run.recording, on_frames)
-    training, held_out = split(run.recording.episodes)
+    recording = collect(output / "data", run.recording, on_episode)
+    training_episodes, held_out_episodes = split_episodes(run.recording.episodes)
     mean, std = recording.action_statistics()
     model = LeWM(PRESETS[run.preset])
 
-    def windows(episodes: range) -> Windows:
-        config = model.config
-        return Windows(recording, episodes, config.history, config.action_block, mean, std)
+    def windows_of(episodes: range) -> Windows:
+        return Windows(
+            recording,
+            episodes,
+            history=model.config.history,
+            action_block=model.config.action_block,
+            mean=mean,
+            std=std,
+        )
 
-    seen = windows(training)
-    trainer = Trainer(model, seen, windows(held_out), run.training, device)
+    windows = windows_of(training_episodes)
+    trainer = Trainer(
+        model,
+        windows,
+        held_out=windows_of(held_out_episodes),
+        config=run.training,
+        device=device,
+    )
     saved = output / "checkpoint.pt"
     if saved.exists():
         trainer.resume(saved)
-    trainer.run(saved, report)
-    reestimate(model, seen, run.training.batch, run.training.seed)
+    trainer.run(saved, on_metrics=on_metrics)
+    reestimate_batch_norm(model, windows, batch=run.training.batch, seed=run.training.seed)
+
     folder = output / "model"
+    low, high = TWO_ROOM_ACTION_BOUNDS
     card = ModelCard(
         name=name,
         config=model.config,
         action_mean=tuple(mean.tolist()),
         action_std=tuple(std.tolist()),
-        action_low=(LOW,) * model.config.action_dim,
-        action_high=(HIGH,) * model.config.action_dim,
-        controllers=CONTROLLERS,
-        solver=SOLVERS[run.preset],
-        provenance=provenance(run, trainer),
-        figures=measured(folder, model),
+        action_low=(low,) * model.config.action_dim,
+        action_high=(high,) * model.config.action_dim,
+        controllers=TWO_ROOM_CONTROLLERS,
+        solver=PRESET_SOLVERS[run.preset],
+        provenance=_provenance(run, trainer),
+        figures=_figures_of_same_weights(folder, model),
     )
     reference: LatentReference | None = None
-    if len(held_out) * (run.recording.steps + 1) >= MIN_FRAMES:
-        episodes = recorded_episodes(recording, held_out, model.config.image_size)
+    if len(held_out_episodes) * (run.recording.steps + 1) >= MIN_CALIBRATION_FRAMES:
+        episodes = recorded_episodes(recording, held_out_episodes, model.config.image_size)
         card, reference = calibrate(model, card, episodes)
-    checkpoint.save(folder, model, card, reference, kept_frames(recording, held_out))
+    frames = _precision_frames(recording, held_out_episodes)
+    checkpoint.save(folder, model, card, reference=reference, frames=frames)
     return folder
 
 
-def measured(folder: Path, model: LeWM) -> dict[str, object]:
-    """The figures on a folder's card where they are those of this very model, else none."""
+def _figures_of_same_weights(folder: Path, model: LeWM) -> dict[str, object]:
+    """The measured results on the folder's card if its weights are the model's, else none."""
     try:
-        before = checkpoint.load(folder)
+        previous = checkpoint.load(folder)
     except checkpoint.CheckpointError:
         return {}
-    weights, theirs = model.state_dict(), before.model.state_dict()
-    same = before.model.config == model.config and all(
-        torch.equal(value.cpu(), theirs[name]) for name, value in weights.items()
+    weights, previous_weights = model.state_dict(), previous.model.state_dict()
+    is_same = previous.model.config == model.config and all(
+        torch.equal(value.cpu(), previous_weights[name]) for name, value in weights.items()
     )
-    return before.card.figures if same else {}
+    return previous.card.figures if is_same else {}
 
 
-def kept_frames(recording: Recording, episodes: range) -> Tensor:
-    """`KEPT_FRAMES` frames (N, H, H, 3), or the fewer there are, spread over the episodes."""
+def _precision_frames(recording: Recording, episodes: range) -> Tensor:
+    """Up to `PRECISION_FRAMES` frames (N, H, H, 3), evenly spaced over the episodes."""
     per_episode = recording.frames.shape[1]
     total = len(episodes) * per_episode
-    chosen = np.linspace(0, total - 1, min(total, KEPT_FRAMES)).astype(np.int64)
+    chosen = np.linspace(0, total - 1, min(total, PRECISION_FRAMES)).astype(np.int64)
     frames = recording.frames[episodes.start + chosen // per_episode, chosen % per_episode]
     return torch.from_numpy(frames)
 
 
-def provenance(run: Run, trainer: Trainer) -> dict[str, object]:
-    """Where a model came from and how to make it again."""
+def _provenance(run: TrainingRun, trainer: Trainer) -> dict[str, object]:
+    """Where the model comes from, and the command that makes it again."""
     return {
         "trained_on": run.environment,
         "preset": run.preset,

@@ -1,4 +1,4 @@
-"""The training loop: two losses, AdamW, warm-up and cosine, and a resume that repeats nothing."""
+"""The training loop: AdamW with warm-up and a cosine schedule, exact resumption, BatchNorm."""
 
 from __future__ import annotations
 
@@ -13,16 +13,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewm_models.lewm import LeWM, initialise
-from lewm_models.objective import Losses, lewm_loss, random_directions
-from lewm_models.training.recording import Windows, batch_order
+from lewm_models.loss import Losses, lewm_loss, random_directions
+from lewm_models.training.windows import Windows, batch_order
+
+BATCH_NORM_BATCHES = 64
+"""The batches that BatchNorm's final statistics are averaged over."""
+
+BFLOAT16_TIME_SHARE = 0.7
+"""bfloat16 is used on a CPU if a product takes less than this share of its time in float32."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What a run is made of beside its data; defaults where the paper and its code agree."""
+    """The settings of the training loop; the defaults are those of the paper and its code.
+
+    Args:
+        steps: training steps.
+        learning_rate: the highest one, after the warm-up.
+        seed: of the weights, the order of samples, the dropout and the directions of SIGReg.
+        batch: windows per step.
+        weight_decay: of AdamW.
+        warmup: the share of the steps in which the learning rate rises.
+        clip: the largest norm of the gradient.
+        sigreg_weight: the weight of SIGReg in the loss.
+        directions: the number of SIGReg's random directions per step.
+    """
 
     steps: int
     learning_rate: float
@@ -36,8 +54,12 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """One line of a run's log; losses are means over the steps since the line before."""
+class TrainingMetrics:
+    """One line of a run's log.
+
+    ``prediction`` and ``sigreg`` are means over the steps since the line before; the held-out
+    losses and ``latent_std`` (the mean over dimensions) are of one batch of held-out windows.
+    """
 
     step: int
     prediction: float
@@ -45,42 +67,49 @@ class Metrics:
     held_out_prediction: float
     held_out_sigreg: float
     latent_std: float
-    seconds_a_step: float
+    seconds_per_step: float
 
 
-Report = Callable[[Metrics], None]
+MetricsCallback = Callable[[TrainingMetrics], None]
 
 
 def fastest_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where a large product is really faster in it, else float32."""
+    """bfloat16 where it is faster than float32, which is measured on a CPU; else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    is_faster = seconds[torch.bfloat16] < BFLOAT16_TIME_SHARE * seconds[torch.float32]
+    return torch.bfloat16 if is_faster else torch.float32
 
-    def seconds(dtype: torch.dtype) -> float:
-        # Small, since without hardware for it a large product takes seconds in bfloat16.
-        a = torch.ones(512, 512, dtype=dtype)
-        durations = []
-        for _ in range(4):
-            start = time.perf_counter()
-            a @ a
-            durations.append(time.perf_counter() - start)
-        return min(durations)
 
-    return (
-        torch.bfloat16 if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else torch.float32
-    )
+def _product_seconds(dtype: torch.dtype) -> float:
+    # The size is small, because without hardware support a large product takes seconds.
+    matrix = torch.ones(512, 512, dtype=dtype)
+    durations = []
+    for _ in range(4):
+        start = time.perf_counter()
+        matrix @ matrix
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
 class Trainer:
-    """Trains a model on windows. All randomness follows from (seed, step), so none is saved.
+    """Trains a model. All randomness depends on the seed and the step only.
 
-    ``precision`` is that of the products; by default the fastest, or that of the run resumed.
+    Args:
+        model: gets initial weights, and is moved to the device.
+        windows: the training samples.
+        held_out: the samples for the held-out losses.
+        config: the settings.
+        device: where to train.
+        precision: of matrix products; None takes the fastest, or that of the run to be resumed.
     """
 
     def __init__(
         self,
         model: LeWM,
         windows: Windows,
+        *,
         held_out: Windows,
         config: TrainingConfig,
         device: torch.device,
@@ -103,41 +132,53 @@ class Trainer:
         )
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up over the first share of the steps, then a cosine down to zero."""
+        """The learning rate of a step: a linear warm-up, then a cosine down to zero."""
         config = self.config
-        warmup = max(1, round(config.warmup * config.steps))
-        if step < warmup:
-            return config.learning_rate * (step + 1) / warmup
-        done = (step - warmup) / max(1, config.steps - warmup)
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        warmup_steps = max(1, round(config.warmup * config.steps))
+        if step < warmup_steps:
+            return config.learning_rate * (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, config.steps - warmup_steps)
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def losses(self, batch: tuple[Tensor, Tensor], step: int) -> Losses:
-        """Both losses of one batch, with the directions and the dropout of that step."""
+        """The losses of a batch, with the directions and the dropout of this step."""
         frames, actions = (part.to(self.device, non_blocking=True) for part in batch)
         torch.manual_seed(hash((self.config.seed, step)) & 0x7FFFFFFF)
-        directions = random_directions(self.model.config.latent_dim, self.config.directions).to(
-            self.device
-        )
+        directions = random_directions(self.model.config.latent_dim, self.config.directions)
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         ):
-            return lewm_loss(self.model, frames, actions, directions, self.config.sigreg_weight)
+            return lewm_loss(
+                self.model,
+                frames,
+                actions,
+                directions=directions.to(self.device),
+                sigreg_weight=self.config.sigreg_weight,
+            )
 
     def run(
         self,
         checkpoint: Path | None = None,
-        report: Report | None = None,
+        *,
+        on_metrics: MetricsCallback | None = None,
         report_every: int = 50,
         until: int | None = None,
     ) -> None:
-        """Train up to ``until`` (default: the last step), saving at each report.
+        """Train, and report and save every ``report_every`` steps and at the end.
+
+        Args:
+            checkpoint: where to save the state; None saves nothing.
+            on_metrics: called before each save.
+            report_every: steps.
+            until: the step to stop at; None trains all steps.
 
         Raises:
-            FloatingPointError: a loss is no longer finite.
+            FloatingPointError: a loss is not finite.
         """
-        last = min(self.config.steps, until or self.config.steps)
-        order = batch_order(len(self.windows), self.config.batch, self.config.seed, self.step)
-        sums, since, start = np.zeros(2), self.step, time.perf_counter()
+        config = self.config
+        last = config.steps if until is None else min(config.steps, until)
+        order = batch_order(len(self.windows), config.batch, seed=config.seed, first_step=self.step)
+        sums, reported, start = np.zeros(2), self.step, time.perf_counter()
         with ThreadPoolExecutor(max_workers=1) as loader:
             upcoming = loader.submit(self.windows.batch, next(order))
             while self.step < last:
@@ -146,16 +187,16 @@ class Trainer:
                 sums += self._update(batch)
                 self.step += 1
                 if self.step % report_every == 0 or self.step == last:
-                    elapsed = time.perf_counter() - start
+                    elapsed, steps = time.perf_counter() - start, self.step - reported
                     self.seconds += elapsed
-                    means = sums / (self.step - since)
+                    means = sums / steps
                     if not np.isfinite(means).all():
                         raise FloatingPointError(f"step {self.step}: losses are {means.tolist()}")
-                    if report is not None:
-                        report(self._metrics(means, elapsed / (self.step - since)))
+                    if on_metrics is not None:
+                        on_metrics(self._metrics(means, elapsed / steps))
                     if checkpoint is not None:
                         self.save(checkpoint)
-                    sums, since, start = np.zeros(2), self.step, time.perf_counter()
+                    sums, reported, start = np.zeros(2), self.step, time.perf_counter()
 
     def _update(self, batch: tuple[Tensor, Tensor]) -> np.ndarray:
         self.model.train()
@@ -169,24 +210,24 @@ class Trainer:
         return np.array([losses.prediction.item(), losses.sigreg.item()])
 
     @torch.no_grad()
-    def _metrics(self, means: np.ndarray, seconds_a_step: float) -> Metrics:
+    def _metrics(self, means: np.ndarray, seconds_per_step: float) -> TrainingMetrics:
         self.model.eval()
         chosen = np.linspace(0, len(self.held_out) - 1, self.config.batch).astype(np.int64)
         batch = self.held_out.batch(chosen)
         losses = self.losses(batch, 0)
         latents = self.model.encode(batch[0][:, 0].to(self.device))
-        return Metrics(
+        return TrainingMetrics(
             step=self.step,
             prediction=float(means[0]),
             sigreg=float(means[1]),
             held_out_prediction=losses.prediction.item(),
             held_out_sigreg=losses.sigreg.item(),
             latent_std=latents.std(dim=0).mean().item(),
-            seconds_a_step=seconds_a_step,
+            seconds_per_step=seconds_per_step,
         )
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint whole or not at all."""
+        """Write a checkpoint; the file is replaced as a whole."""
         part = path.with_suffix(".part")
         torch.save(
             {
@@ -206,17 +247,18 @@ class Trainer:
         """Continue from a checkpoint of the same run.
 
         Raises:
-            ValueError: it is broken, or was written with other settings, which would mix two runs.
+            ValueError: the checkpoint is broken, or comes from a run with other settings.
         """
         saved = self._read(path)
-        for part, mine in (("config", self.config), ("architecture", self.model.config)):
-            theirs = saved.get(part, asdict(mine))  # checkpoints once had no architecture
-            if theirs != asdict(mine):
+        for part, settings in (("config", self.config), ("architecture", self.model.config)):
+            expected = asdict(settings)
+            found = saved.get(part, expected)  # early checkpoints have no architecture
+            if found != expected:
                 raise ValueError(
-                    f"{path.name}: was written by a run with {theirs}, "
-                    f"this one has {asdict(mine)}; give another --output"
+                    f"{path.name}: was written by a run with {found}, "
+                    f"this one has {expected}; give another --output"
                 )
-        # What was fastest when the run began may not be now, and changes every number.
+        # The precision changes every number, so the one that the run began with is kept.
         self.precision = saved.get("precision", self.precision)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -224,12 +266,42 @@ class Trainer:
         self.seconds = saved.get("seconds", 0.0)
 
     def _read(self, path: Path) -> dict[str, Any]:
-        """A checkpoint that has what no run can be resumed without."""
         try:
             saved = torch.load(path, map_location=self.device, weights_only=True)
         except (RuntimeError, EOFError, UnpicklingError) as error:
-            raise ValueError(f"{path}: is no whole checkpoint; remove it to start again") from error
+            raise ValueError(
+                f"{path}: is not a complete checkpoint; remove it to start again"
+            ) from error
         required = ("config", "step", "model", "optimizer")
         if missing := [part for part in required if part not in saved]:
             raise ValueError(f"{path}: lacks {', '.join(missing)}; remove it to start again")
         return dict(saved)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: LeWM, windows: Windows, *, batch: int, seed: int) -> None:
+    """Compute BatchNorm's statistics again with the final weights; the model is in ``eval()`` then.
+
+    The statistics become plain averages over `BATCH_NORM_BATCHES` training batches. The running
+    averages of training cannot be used: the part that all latents share drifts from step to step by
+    more than latents differ from each other, so averages over past steps move the latents far from
+    those of training (in one run that stopped at the full learning rate, the norm of their mean was
+    25, and 0.8 after this function).
+    """
+    device = next(model.parameters()).device
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    order = batch_order(len(windows), min(batch, len(windows)), seed=seed, first_step=0)
+    for _, indices in zip(range(BATCH_NORM_BATCHES), order, strict=False):
+        frames, actions = (part.to(device) for part in windows.batch(indices))
+        latents = model.encode(frames.flatten(0, 1))
+        latents = latents.reshape(*frames.shape[:2], latents.shape[-1])
+        model.predict(latents[:, :-1], actions)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()

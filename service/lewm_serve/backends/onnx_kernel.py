@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lewm_models.export.predictor import extension_graph, last_token_modulations, modulation_graph
 from lewm_models.export.weights import PredictorWeights
-from lewm_models.export.window import extension_graph, modulation_graph, of_last_token
 from lewm_models.lewm import LeWM
 from lewm_serve.backends.onnx_session import Session
 from lewm_serve.backends.stepwise import StepwiseKernel
@@ -33,7 +33,7 @@ class OnnxKernel(StepwiseKernel[Modulations, Window]):
         self._weights = PredictorWeights(model)
         self._device = device
         self._layers = model.config.predictor_depth
-        self._of_last_token = set(of_last_token(model.config))
+        self._of_last_token = set(last_token_modulations(model.config))
         self._modulate = Session(modulation_graph(self._weights), device)
         self._extensions: dict[tuple[int, int], Session] = {}
         self._building = Lock()

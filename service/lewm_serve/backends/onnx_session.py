@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from lewm_models.export.graph import Written
+from lewm_models.export.graph import OnnxGraph
 
 Array = NDArray[np.float32]
 
@@ -17,7 +17,7 @@ Array = NDArray[np.float32]
 class Session:
     """Runs one graph on the thread that calls it."""
 
-    def __init__(self, graph: Written, device: torch.device) -> None:
+    def __init__(self, graph: OnnxGraph, device: torch.device) -> None:
         options = onnxruntime.SessionOptions()
         # Rows are split among threads outside (see `Shards`), so that they meet once, not at
         # every operation.

@@ -129,7 +129,7 @@ def run_with_progress(
             reached += outcome.reached
             progress.update(task, advance=1, description=f"{reached} reached")
 
-        return run_episodes(make_planner, episodes, seed=seed, robots=robots, report=show)
+        return run_episodes(make_planner, episodes, seed=seed, robots=robots, on_outcome=show)
 
 
 def results_table(title: str, report: EvaluationReport) -> Table:

@@ -72,7 +72,7 @@ def demo(
             started = time.perf_counter()
             outcomes = run_with_progress(make_planner, episodes, seed=seed, robots=robots)
             seconds = time.perf_counter() - started
-        report = EvaluationReport.of(episodes.protocol, outcomes)
+        report = EvaluationReport.from_outcomes(episodes.protocol, outcomes)
         speed = f"{report.plans / seconds:.1f} plans/s"
         console.print(results_table(f"{robots} robots at once, {speed}", report))
         p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms

@@ -76,11 +76,11 @@ def evaluate(
     folder = model or (None if server else PRETRAINED / "two-room")
     try:
         solver_settings |= _parse_settings(setting or [])
-        card = None if folder is None else read_card(folder / checkpoint.CARD)
+        card = None if folder is None else read_card(folder / checkpoint.CARD_FILE)
         if write and card is None:
             raise ValueError("--write: expected a MODEL whose card can be written")
         if write and folder is not None:
-            check_writable(folder / checkpoint.CARD)
+            check_writable(folder / checkpoint.CARD_FILE)
         if output is not None:
             check_writable(output)
         tasks = PROTOCOLS[protocol](episodes, seed)
@@ -103,7 +103,7 @@ def evaluate(
             outcomes = run_with_progress(make_planner, tasks, seed=seed, robots=robots)
         plan = planners[0].last
         assert plan is not None  # at least one episode ran, and it starts with a plan
-        report = EvaluationReport.of(tasks.protocol, outcomes)
+        report = EvaluationReport.from_outcomes(tasks.protocol, outcomes)
         results = report.to_json() | {
             "seed": seed,
             "robots": robots,

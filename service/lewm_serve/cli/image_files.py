@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm_models.calibration.calibrate import Episode
-from lewm_models.calibration.recorded import recorded_episodes
+from lewm_models.calibration.calibrate import CalibrationEpisode, recorded_episodes
 from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.training.recording import Recording
@@ -38,7 +37,7 @@ def read_frames(paths: Sequence[Path], card: ModelCard) -> Tensor | None:
         raise CheckpointError(str(error)) from error
 
 
-def read_episodes(path: Path, card: ModelCard) -> Iterator[Episode]:
+def read_episodes(path: Path, card: ModelCard) -> Iterator[CalibrationEpisode]:
     """The episodes of a recording, or of folders of images.
 
     ``path`` is a recording that `lewm train` made, a folder of images in the order of their names,
@@ -60,7 +59,7 @@ def read_episodes(path: Path, card: ModelCard) -> Iterator[Episode]:
     for folder in folders:
         images = _image_files(folder)
         frames = torch.stack([_read_frame(image, card) for image in images])
-        yield Episode(frames, _read_actions(folder, len(images), card))
+        yield CalibrationEpisode(frames, _read_actions(folder, len(images), card))
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -32,12 +32,11 @@ def list_models(
 ) -> None:
     """List models with their versions, frame sizes, latents and action blocks."""
     from lewm_models.card import CardError
-    from lewm_models.checkpoint import PRETRAINED
-    from lewm_models.checkpoint import folders as folders_in
+    from lewm_models.checkpoint import PRETRAINED, model_folders
 
     rows, broken = [], []
     with _readable_errors():
-        for folder in [found for path in paths or [PRETRAINED] for found in folders_in(path)]:
+        for folder in [found for path in paths or [PRETRAINED] for found in model_folders(path)]:
             try:
                 rows.append(_row(folder))
             except (CardError, OSError) as error:
@@ -60,7 +59,7 @@ def show(
 
     with _readable_errors():
         path = _resolve_folder(folder)
-        card = read_card(path / checkpoint.CARD).to_json()
+        card = read_card(path / checkpoint.CARD_FILE).to_json()
         version = checkpoint.version(path)
     if as_json:
         import json
@@ -154,8 +153,7 @@ def calibrate(
 
     from lewm_models import checkpoint
     from lewm_models.calibration.calibrate import calibrate as measure
-    from lewm_models.training.collection import collect
-    from lewm_models.training.recording import RecordingSpec
+    from lewm_models.training.recording import RecordingSpec, collect
     from lewm_serve.cli.image_files import read_episodes
     from lewm_serve.cli.train import training_device
 
@@ -222,11 +220,11 @@ def export(
 ) -> None:
     """Write a model as ONNX files that run without this project, and check them."""
     from lewm_models import checkpoint
-    from lewm_models.export.files import export as export_files
+    from lewm_models.export.onnx_files import export_onnx
 
     with _readable_errors():
         _check_destination(destination, force)
-        for path, finding in export_files(checkpoint.load(_resolve_folder(folder)), destination):
+        for path, finding in export_onnx(checkpoint.load(_resolve_folder(folder)), destination):
             typer.echo(f"{path}: {finding}")
 
 
@@ -251,7 +249,7 @@ def _row(folder: Path) -> tuple[str, ...]:
     from lewm_models import checkpoint
     from lewm_models.card import read_card
 
-    card = read_card(folder / checkpoint.CARD)
+    card = read_card(folder / checkpoint.CARD_FILE)
     config = card.config
     return (
         card.name,

@@ -12,7 +12,7 @@ from rich.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-    from lewm_models.training.trainer import Metrics
+    from lewm_models.training.trainer import TrainingMetrics
 
 
 def train(
@@ -39,23 +39,23 @@ def train(
 
     The same command continues a run that was interrupted. No step is repeated or left out.
     """
-    from lewm_models.training.run import Run
+    from lewm_models.training.run import TrainingRun
     from lewm_models.training.run import train as run_training
 
     folder = output or Path("runs") / f"{env}-{preset}"
     console = Console(stderr=True)
     try:
-        run = Run.of(
+        run = TrainingRun.from_preset(
             env, preset, episodes=episodes, episode_steps=episode_steps, steps=steps, seed=seed
         )
         with Progress(console=console) as progress:
             collecting = progress.add_task("collecting", total=episodes)
             training = progress.add_task("training", total=run.training.steps)
 
-            def on_frames(done: int, total: int) -> None:
+            def on_episode(done: int, total: int) -> None:
                 progress.update(collecting, completed=done, total=total)
 
-            def report(metrics: Metrics) -> None:
+            def report(metrics: TrainingMetrics) -> None:
                 progress.update(collecting, completed=episodes)
                 progress.update(training, completed=metrics.step)
                 progress.console.print(describe(metrics))
@@ -65,8 +65,8 @@ def train(
                 folder,
                 name=name or env,
                 device=training_device(device),
-                on_frames=on_frames,
-                report=report,
+                on_episode=on_episode,
+                on_metrics=report,
             )
     except (FloatingPointError, OSError, ValueError) as error:
         typer.echo(f"lewm train: {error}", err=True)
@@ -91,11 +91,11 @@ def training_device(name: str) -> torch.device:
     return device
 
 
-def describe(metrics: Metrics) -> str:
+def describe(metrics: TrainingMetrics) -> str:
     """One line of the training log: both losses, on training and on held-out episodes."""
     return (
         f"step {metrics.step:>6}  "
         f"prediction {metrics.prediction:.4f} (held out {metrics.held_out_prediction:.4f})  "
         f"sigreg {metrics.sigreg:.3f} (held out {metrics.held_out_sigreg:.3f})  "
-        f"latent std {metrics.latent_std:.2f}  {metrics.seconds_a_step:.2f} s/step"
+        f"latent std {metrics.latent_std:.2f}  {metrics.seconds_per_step:.2f} s/step"
     )

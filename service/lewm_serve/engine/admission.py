@@ -57,7 +57,7 @@ class QueuedRequest:
 
     Times are readings of the engine's clock in seconds. Of the attributes that change, the thread
     that admits writes ``frames`` and ``guaranteed_iterations``; the engine's thread writes
-    ``frames_started``, ``completed_iterations`` and ``started``. Both read all of them.
+    ``frames_started``, ``started_iterations`` and ``completed_iterations``. Both read all of them.
 
     Args:
         latency: the latency model of the request's model.
@@ -71,6 +71,12 @@ class QueuedRequest:
         candidates: the number of candidates of each iteration.
         shape: the shape of its roll-outs.
         min_iterations: fewer iterations are of no use to the client; None: the client did not say.
+
+    Attributes:
+        frames_started: frames whose encoding has started or ended.
+        started_iterations: iterations whose roll-outs have started or ended. An iteration that is
+            rolled out in parts counts in part.
+        completed_iterations: iterations that have ended.
     """
 
     def __init__(
@@ -97,14 +103,19 @@ class QueuedRequest:
         self.frames = frames
         self.frames_started = 0
         self.guaranteed_iterations = 0
+        self.started_iterations = 0.0
         self.completed_iterations = 0
-        self.started = False
         self._wanted_iterations = min_iterations
         # Seconds of one step, and up to the end of each iteration, as measured at the start.
         horizon = shape.horizon
         seconds = {count: latency.measured_rollout_s(count, horizon) for count in set(candidates)}
         self._step_s = latency.measured_rollout_s(min(self.max_candidates, self.step_rows), horizon)
         self._end_s = [0.0, *accumulate(seconds[count] for count in candidates)]
+
+    @property
+    def started(self) -> bool:
+        """Whether its first roll-out has started."""
+        return self.started_iterations > 0
 
     @property
     def preparation_s(self) -> float:
@@ -127,27 +138,39 @@ class QueuedRequest:
         self.guaranteed_iterations = iterations if wanted is None else min(wanted, iterations)
 
     def search_s(self, iterations: int | None = None, batched_plans: int = 1) -> float:
-        """Expected seconds of the iterations that are left, up to ``iterations`` (None: all).
+        """Expected seconds of the work that has not started, up to ``iterations`` (None: all).
 
         ``batched_plans`` is the number of plans that share each roll-out.
         """
         last = len(self.candidates) if iterations is None else iterations
-        left_s = max(0.0, self._end_s[last] - self._end_s[self.completed_iterations])
+        left_s = max(0.0, self._end_s[last] - self._started_s())
         return left_s * self._slowdown(batched_plans)
 
     def iterations_within(self, seconds: float, batched_plans: int = 1) -> int:
-        """How many iterations are expected to be complete after this time."""
+        """How many iterations are expected to be complete after this time.
+
+        It counts from the end of the roll-out that runs now.
+        """
         if seconds == math.inf:
             return len(self.candidates)
         slowdown = self._slowdown(batched_plans)
         reached_s = math.inf
         if slowdown:
-            reached_s = self._end_s[self.completed_iterations] + max(0.0, seconds) / slowdown
+            reached_s = self._started_s() + max(0.0, seconds) / slowdown
         return max(self.completed_iterations, bisect_right(self._end_s, reached_s) - 1)
 
     def in_time(self, now: float, batched_plans: int = 1) -> bool:
         """Whether it gets its guaranteed iterations if they run without a break from now on."""
         return now + self.search_s(self.guaranteed_iterations, batched_plans) <= self.deadline
+
+    def _started_s(self) -> float:
+        """Seconds of the work that has started, as measured at the start."""
+        started = self.started_iterations  # the engine's thread may change it meanwhile
+        complete = int(started)
+        seconds = self._end_s[complete]
+        if started > complete:
+            seconds += (started - complete) * (self._end_s[complete + 1] - seconds)
+        return seconds
 
     def _slowdown(self, batched_plans: int) -> float:
         """How many times longer an iteration takes than was measured for one plan alone."""
@@ -237,19 +260,19 @@ class Admission:
         self, newcomer: QueuedRequest, forecast_with: Sequence[QueuePlace], now: float
     ) -> list[QueuePlace]:
         """Admitted requests to which the newcomer would cost guaranteed iterations."""
-        iterations_with = {
-            id(place.request): place.iterations
+        places_with = {
+            id(place.request): place
             for place in forecast_with
             if place.late_s > 0 and place.request.priority >= newcomer.priority
         }
-        if not iterations_with or not newcomer.candidates:
+        if not places_with or not newcomer.candidates:
             return []
         # Requests that are late already must not lose further iterations.
         return [
             place
             for place in self._forecast(self._requests, now)
-            if iterations_with.get(id(place.request), math.inf)
-            < min(place.iterations, place.request.guaranteed_iterations)
+            if id(place.request) in places_with
+            and _loses_iterations(place, places_with[id(place.request)])
         ]
 
     def _forecast(
@@ -267,6 +290,8 @@ class QueuePlace(NamedTuple):
         start_s: when the engine starts its search, at the latest.
         end_s: when it leaves the queue.
         iterations: the iterations that are complete by its deadline.
+        expected_iterations: the same without the margin, and if no roll-out of another request
+            comes first once its frames are encoded.
         late_s: how long after the deadline the guaranteed iterations end; 0 or less: in time.
     """
 
@@ -274,6 +299,7 @@ class QueuePlace(NamedTuple):
     start_s: float
     end_s: float
     iterations: int
+    expected_iterations: int
     late_s: float
 
 
@@ -297,11 +323,7 @@ def forecast(
     preparation_s = sum(request.preparation_s for request in queue)
     batched_plans = _plans_per_batch(queue)
     free_s = [busy_s + preparation_s] * batched_plans
-    other_step_s = 0.0
-    if any(request.frames for request in queue):
-        other_step_s = max(
-            (request.step_s for request in queue if request is not newcomer), default=0.0
-        )
+    longest_steps = heapq.nlargest(2, queue, key=lambda request: request.step_s)
     places = []
     for request in queue:
         left_s = request.deadline - now
@@ -313,23 +335,39 @@ def forecast(
             end_s = max(end_s, start_s + guaranteed_s)
         if request.candidates:
             heapq.heappush(free_s, end_s)
+        expected_start_s = start_s
         if request.frames:
+            other_step_s = next((one.step_s for one in longest_steps if one is not request), 0.0)
             start_s = max(start_s, busy_s + preparation_s + other_step_s)
         start_s += margin * (start_s - request.preparation_s)
-        iterations, late_s = len(request.candidates), -math.inf
+        late_s = -math.inf
         if left_s < math.inf:
-            iterations = request.iterations_within(left_s - start_s, batched_plans)
             late_s = start_s + guaranteed_s - left_s - ROUNDING_S
         places.append(
             QueuePlace(
                 request=request,
                 start_s=start_s,
                 end_s=end_s,
-                iterations=iterations,
+                iterations=request.iterations_within(left_s - start_s, batched_plans),
+                expected_iterations=request.iterations_within(
+                    left_s - expected_start_s, batched_plans
+                ),
                 late_s=late_s,
             )
         )
     return places
+
+
+def _loses_iterations(without: QueuePlace, with_newcomer: QueuePlace) -> bool:
+    """Whether a newcomer costs a request guaranteed iterations, at the latest or as expected.
+
+    The latest start alone does not tell: by it, a request that has just enough time is late
+    already.
+    """
+    guaranteed = without.request.guaranteed_iterations
+    return with_newcomer.iterations < min(without.iterations, guaranteed) or (
+        with_newcomer.expected_iterations < min(without.expected_iterations, guaranteed)
+    )
 
 
 def _plans_per_batch(queue: Sequence[QueuedRequest]) -> int:

@@ -106,14 +106,17 @@ class Prediction:
 class Job(ABC):
     """The roll-outs of one request from ``latents`` (H, D) after ``past_actions`` (H − 1, A).
 
-    The engine calls `prepare`, rolls out `candidates`, alone or in a batch with those of other
-    jobs, and passes the predicted latents to `take`, until the job is ``finished``. Then it sets
-    ``future`` to `result`. Cancelling the future drops the job. After it is submitted, only the
-    engine's thread touches a job, except for its future.
+    The engine calls `prepare` and `start_step`, rolls out `candidates`, alone or in a batch with
+    those of other jobs, and passes the predicted latents to `take`, until the job is ``finished``.
+    Then it sets ``future`` to `result`. Cancelling the future drops the job. After it is submitted,
+    only the engine's thread touches a job, except for its future.
     """
 
     can_be_batched = True
     """Whether its roll-outs may be batched with those of other jobs."""
+
+    anomalous = False
+    """Whether it ended before its first step, because the surprise exceeds its limit."""
 
     def __init__(
         self, backend: Backend, request: QueuedRequest, latents: Tensor, past_actions: Tensor
@@ -125,6 +128,7 @@ class Job(ABC):
         self.parts: deque[Tensor] = deque()
         self.submitted_at = 0.0
         self.started_at: float | None = None
+        self.started_rows = 0
         self.finished = False
         self.future: Future[Any] = Future()
 
@@ -152,6 +156,15 @@ class Job(ABC):
     @abstractmethod
     def prepare(self, now: float) -> bool:
         """Provide the next candidates. False: the job has to end, as `result` says."""
+
+    def start_step(self, now: float) -> None:
+        """Count the next candidates as started, for the forecasts of admission."""
+        if self.started_at is None:
+            self.started_at = now
+        iteration_rows = self.started_rows + sum(map(len, self.parts))
+        self.started_rows += self.rows
+        part = self.started_rows / iteration_rows
+        self.request.started_iterations = self.request.completed_iterations + part
 
     def step(self) -> None:
         """Roll out the next candidates alone and take the result."""
@@ -209,7 +222,9 @@ class PredictJob(Job):
         """See `Job.take`."""
         self.parts.popleft()
         self.predicted.append(predicted)
-        self.finished = not self.parts
+        if not self.parts:
+            self.request.completed_iterations = 1
+            self.finished = True
 
     def result(self, now: float) -> Prediction:
         """See `Job.result`."""
@@ -256,7 +271,6 @@ class PlanJob(Job):
         self.with_trajectory = with_trajectory
         self.max_surprise = max_surprise
         self.can_be_batched = not SOLVERS[search.settings.name].needs_gradients
-        self.anomalous = False
         self.asked: Tensor | None = None
         self.costs: list[Tensor] = []
         self.gradients: list[Tensor] = []
@@ -308,6 +322,7 @@ class PlanJob(Job):
         gradients = torch.cat(self.gradients) if self.gradients else None
         self.solver.tell(self.asked, torch.cat(self.costs), gradients)
         self.asked, self.costs, self.gradients = None, [], []
+        self.started_rows = 0
         self.request.completed_iterations += 1
         self.finished = self.solver.done
 

@@ -131,8 +131,7 @@ class Scheduler:
         self.free_at = start + request.latency.rollout_s(rows, request.shape)
         self._finish_expired(self.free_at, keep=batch)
         for job in batch:
-            job.started_at = start if job.started_at is None else job.started_at
-            job.request.started = True
+            job.start_step(start)
         if self._step(batch):
             request.latency.observe_rollout(rows, request.shape, self._clock() - start)
             self.batches.append(Batch("rollout", rows))
@@ -147,7 +146,11 @@ class Scheduler:
                 self._finish(job)
 
     def _choose_batch(self) -> list[Job]:
-        """The most urgent job that has time for a step, and the jobs that share its batch."""
+        """The most urgent job that has time for a step, and the jobs that share its batch.
+
+        A job that fails or is found anomalous may have run a one-step prediction, which takes time.
+        Then the turn ends, so that waiting frames are encoded before the next job is looked at.
+        """
         batch: list[Job] = []
         for job in sorted(self._jobs, key=lambda job: job.request.urgency):
             max_rows = job.request.latency.max_batched_rows
@@ -159,9 +162,13 @@ class Scheduler:
                 has_time = job.prepare(self._clock())
             except Exception as error:
                 self._fail(job, error)
+                if not batch:
+                    break
                 continue
             if not has_time:
                 self._finish(job)
+                if job.anomalous and not batch:
+                    break
             elif not batch or self._may_join(batch, job):
                 batch.append(job)
         return batch

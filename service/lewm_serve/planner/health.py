@@ -17,10 +17,10 @@ import torch
 from prometheus_client import Gauge
 from torch import Tensor
 
-from lewm_models.calibration.calibrate import SIGREG_WINDOW, fixed_directions
+from lewm_models.calibration.calibrate import SIGREG_WINDOW, fixed_sigreg_directions
 from lewm_models.calibration.reference import LatentReference
 from lewm_models.card import Calibration
-from lewm_models.objective import quadrature
+from lewm_models.loss import sigreg_quadrature
 from lewm_serve.api.responses import Health
 from lewm_serve.constants import ANOMALY_KINDS, ASSESSED_STATUSES, AnomalyKind
 from lewm_serve.observability.metrics import Metrics
@@ -193,7 +193,7 @@ class Monitor:
         """Start the stream of a model's latents, and show its counters from 0 on."""
         calibration, width = model.card.calibration, model.card.config.latent_dim
         window = (calibration and calibration.sigreg_window) or SIGREG_WINDOW
-        self._streams[model.name] = LatentStream(fixed_directions(width), window)
+        self._streams[model.name] = LatentStream(fixed_sigreg_directions(width), window)
         self._health_metrics[model.name] = HealthMetrics(self._metrics, model.name)
 
     def score(self, model: LoadedModel, latents: Tensor, frames: int | None = None) -> LatentScores:
@@ -266,7 +266,7 @@ class HealthMetrics:
 class LatentStream:
     """The newest latents of a model from all requests, thinned out at random, and their SIGReg.
 
-    SIGReg (`lewm_models.objective`) is a weighted sum of squares: the differences between the means
+    SIGReg (`lewm_models.loss`) is a weighted sum of squares: the differences between the means
     of cos(t·aᵀz) and sin(t·aᵀz) over the window and those of a Gaussian. With the roots of the
     weights in the terms, it is the squared length of one vector: the sum of the parts of all
     latents, minus the Gaussian's. Each latent's part is computed once. It is added when the latent
@@ -283,7 +283,7 @@ class LatentStream:
         self._window = window
         self._share = share
         self._random = Random(0)
-        self._knots, gaussian, weights = quadrature(torch.device("cpu"))
+        self._knots, gaussian, weights = sigreg_quadrature(torch.device("cpu"))
         count = directions.shape[1]
         self._weight_roots = (weights / (window * count)).sqrt()
         self._parts: deque[Tensor] = deque()

@@ -141,6 +141,11 @@ class Planner:
         """Wait until the engine fails."""
         await asyncio.wrap_future(self._engine.death)
 
+    def count_batches(self) -> None:
+        """Count the batches that the engine has run since the last call."""
+        for batch in self._engine.drain_batches():
+            self._metrics.batch_rows.labels(batch.kind).observe(batch.rows)
+
     def models(self) -> list[ModelDescription]:
         """All models.
 
@@ -381,8 +386,7 @@ class Planner:
             self._admission.leave(queued)
             if not self._admission:
                 self._is_empty.set()
-            for batch in self._engine.drain_batches():
-                self._metrics.batch_rows.labels(batch.kind).observe(batch.rows)
+            self.count_batches()
 
     def _count_queued(self, endpoint: Endpoint) -> int:
         """Admitted requests whose search the engine has not started; encodes until they end."""

@@ -198,7 +198,7 @@ def load_models(settings: Settings) -> dict[str, LoadedModel]:
 
 def _model_folders(paths: Iterable[Path]) -> list[Path]:
     try:
-        return [folder for path in paths for folder in checkpoint.folders(path)]
+        return [folder for path in paths for folder in checkpoint.model_folders(path)]
     except CheckpointError as error:
         raise ModelLoadError(str(error)) from error
 

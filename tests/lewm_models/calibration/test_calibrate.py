@@ -1,109 +1,119 @@
-"""What ordinary frames are, measured on episodes that move a little from frame to frame."""
+"""Calibration on episodes in which the frames change a little from step to step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lewm_models.calibration import calibrate as module
 from lewm_models.calibration.calibrate import (
-    Episode,
+    CalibrationEpisode,
     calibrate,
+    fixed_sigreg_directions,
     held_out_distances,
-    judgements,
     one_step_errors,
+    recorded_episodes,
+    scores_per_answer,
+    sigreg_window_scores,
 )
-from lewm_models.calibration.reference import digest
-from lewm_models.calibration.tail import limit, quantiles
-from lewm_models.card import ModelCard
+from lewm_models.calibration.limits import anomaly_limit, quantiles
+from lewm_models.calibration.reference import LatentReference, sha256_of
+from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
-from lewm_models.objective import sigreg
-from tests.lewm_models.examples import card_of, tiny
+from lewm_models.loss import sigreg
+from lewm_models.preprocessing import resize
+from lewm_models.training.recording import Recording, RecordingSpec, collect
+from tests.lewm_models.examples import example_card, tiny_model
 
 STEPS = 40
 
 
 @pytest.fixture(autouse=True)
-def _few_windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(module, "WINDOWS", 50)
-    yield
-    torch.set_num_threads(threads)
+def _few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SIGREG_WINDOW_COUNT", 50)
 
 
-def episode(seed: int, with_actions: bool = True) -> Episode:
+def example_episode(seed: int, with_actions: bool = True) -> CalibrationEpisode:
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(0, 256, (1, 16, 16, 3), generator=generator)
     drift = torch.randint(-9, 10, (STEPS + 1, 16, 16, 3), generator=generator).cumsum(0)
     frames = (first + drift).clamp(0, 255).to(torch.uint8)
     actions = torch.rand(STEPS, 2, generator=generator) * 2 - 1
-    return Episode(frames, actions if with_actions else None)
+    return CalibrationEpisode(frames, actions if with_actions else None)
 
 
 @pytest.fixture(scope="module")
 def model() -> LeWM:
-    return tiny()
+    return tiny_model()
 
 
 @pytest.fixture
 def card(model: LeWM) -> ModelCard:
-    return replace(card_of(model), action_mean=(0.1, -0.1), action_std=(0.5, 0.6))
+    return replace(example_card(model), action_mean=(0.1, -0.1), action_std=(0.5, 0.6))
 
 
 @torch.inference_mode()
-def latents_of(model: LeWM, *episodes: Episode) -> Tensor:
-    return torch.cat([model.encode(one.frames) for one in episodes])
+def latents_of(model: LeWM, episodes: Iterable[CalibrationEpisode]) -> Tensor:
+    return torch.cat([model.encode(episode.frames) for episode in episodes])
 
 
-def test_a_calibration_tells_the_scores_of_the_frames(model: LeWM, card: ModelCard) -> None:
-    episodes = [episode(seed) for seed in range(30)]
-    calibrated, reference = calibrate(model, card, iter(episodes))
-    calibration = calibrated.calibration
-    assert calibration is not None
-    latents = latents_of(model, *episodes)
+def run_calibration(
+    model: LeWM, card: ModelCard, episodes: Iterable[CalibrationEpisode]
+) -> tuple[Calibration, LatentReference]:
+    calibrated_card, reference = calibrate(model, card, episodes)
+    assert calibrated_card.calibration is not None
+    return calibrated_card.calibration, reference
+
+
+def test_a_calibration_holds_the_scores_of_the_frames(model: LeWM, card: ModelCard) -> None:
+    episodes = [example_episode(seed) for seed in range(30)]
+    calibration, reference = run_calibration(model, card, iter(episodes))
+    latents = latents_of(model, episodes)
     norms = latents.norm(dim=-1)
     assert calibration.frames == len(latents) == 30 * (STEPS + 1)
     assert calibration.norm_mean == pytest.approx(float(norms.mean()), rel=1e-4)
     assert calibration.norm_std == pytest.approx(float(norms.std()), rel=1e-3)
     assert calibration.norm_quantiles == pytest.approx(quantiles(norms), rel=1e-4)
     assert calibration.false_alarm_rate == 1e-3
-    assert calibration.reference == digest(reference.to_bytes())
-    # Contexts of one and of two frames, one and two blocks of five before the newest.
+    assert calibration.reference == sha256_of(reference.to_bytes())
+    # Predictions from one and from two frames, one and two blocks of five steps before the target.
     assert calibration.steps == 30 * (STEPS + 1 - 5) + 30 * (STEPS + 1 - 10)
-    rate = 1e-3 / judgements(card.config.history)
+    rate = 1e-3 / scores_per_answer(card.config.history)
     assert calibration.mahalanobis_limit == pytest.approx(
-        limit(held_out_distances(latents), rate), rel=1e-3
+        anomaly_limit(held_out_distances(latents), rate), rel=1e-3
     )
     for name in ("mahalanobis", "surprise", "sigreg"):
-        threshold = getattr(calibration, f"{name}_limit")
-        assert threshold > getattr(calibration, f"{name}_quantiles")[-2]
+        limit = getattr(calibration, f"{name}_limit")
+        assert limit > getattr(calibration, f"{name}_quantiles")[-2]
 
 
-def test_an_answer_is_judged_ten_times_with_three_frames() -> None:
-    # Three frames and a goal by norm and distance, surprise, SIGReg.
-    assert judgements(3) == 10
+def test_an_answer_with_three_frames_has_ten_scores() -> None:
+    # Norm and distance of three frames and a goal, surprise, SIGReg.
+    assert scores_per_answer(3) == 10
 
 
-def test_new_ordinary_frames_lie_within_the_limit(model: LeWM, card: ModelCard) -> None:
-    calibrated, reference = calibrate(model, card, (episode(seed) for seed in range(100)))
-    calibration = calibrated.calibration
-    assert calibration is not None
+def test_new_ordinary_frames_are_within_the_limit(model: LeWM, card: ModelCard) -> None:
+    episodes = (example_episode(seed) for seed in range(100))
+    calibration, reference = run_calibration(model, card, episodes)
     assert calibration.mahalanobis_limit is not None
-    fresh = latents_of(model, *(episode(1000 + seed) for seed in range(100)))
-    alarms = (reference.distances(fresh) > calibration.mahalanobis_limit).float().mean()
+    new_latents = latents_of(model, (example_episode(1000 + seed) for seed in range(100)))
+    alarms = (reference.distances(new_latents) > calibration.mahalanobis_limit).float().mean()
     assert float(alarms) <= 1e-3
 
 
-def test_one_step_errors_are_those_of_the_model(model: LeWM, card: ModelCard) -> None:
-    one = episode(0)
-    assert one.actions is not None
-    latents = latents_of(model, one)
-    actions = one.actions.clone()
+def test_one_step_errors_are_distances_from_the_model_s_predictions(
+    model: LeWM, card: ModelCard
+) -> None:
+    episode = example_episode(0)
+    assert episode.actions is not None
+    latents = latents_of(model, [episode])
+    actions = episode.actions.clone()
     actions[7] = torch.nan
-    errors = one_step_errors(model, card, latents, actions, 2)
+    errors = one_step_errors(model, card, latents=latents, actions=actions, context=2)
     zscored = (actions - torch.tensor([0.1, -0.1])) / torch.tensor([0.5, 0.6])
     zscored[7] = 0
     start = 3
@@ -112,34 +122,58 @@ def test_one_step_errors_are_those_of_the_model(model: LeWM, card: ModelCard) ->
         predicted = model.predict(latents[None, [start, start + 5]], blocks)[0, -1]
     assert len(errors) == STEPS + 1 - 10
     assert float(errors[start]) == pytest.approx(float((latents[start + 10] - predicted).norm()))
-    assert len(one_step_errors(model, card, latents[:10], actions[:9], 2)) == 0
+    too_short = one_step_errors(model, card, latents=latents[:10], actions=actions[:9], context=2)
+    assert len(too_short) == 0
 
 
-def test_without_actions_there_is_no_surprise(model: LeWM, card: ModelCard) -> None:
-    episodes = [episode(seed, with_actions=False) for seed in range(30)]
-    calibration = calibrate(model, card, episodes)[0].calibration
-    assert calibration is not None
+def test_without_actions_surprise_is_not_calibrated(model: LeWM, card: ModelCard) -> None:
+    episodes = [example_episode(seed, with_actions=False) for seed in range(30)]
+    calibration, _ = run_calibration(model, card, episodes)
     assert (calibration.steps, calibration.surprise_limit) == (None, None)
     assert calibration.sigreg_limit is not None
 
 
-def test_windows_are_of_one_size(model: LeWM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run as long as a window leaves nothing to chance but the order."""
-    monkeypatch.setattr(module, "RUN", module.SIGREG_WINDOW)
-    monkeypatch.setattr(module, "WINDOWS", 3)
+def test_a_window_of_sigreg_has_a_fixed_size(model: LeWM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one run as long as a window, all windows hold the same latents."""
+    monkeypatch.setattr(module, "SIGREG_RUN_FRAMES", module.SIGREG_WINDOW)
+    monkeypatch.setattr(module, "SIGREG_WINDOW_COUNT", 3)
     latents = torch.randn(module.SIGREG_WINDOW, 8, generator=torch.Generator().manual_seed(0))
-    directions = module.fixed_directions(8)
-    expected = float(sigreg(latents[None], directions))
-    assert module.window_scores([(latents, 1)]).tolist() == pytest.approx([expected] * 3)
-    assert len(module.window_scores([(latents[1:], 1)])) == 0
+    expected = float(sigreg(latents[None], fixed_sigreg_directions(8)))
+    assert sigreg_window_scores([(latents, 1)]).tolist() == pytest.approx([expected] * 3)
+    assert len(sigreg_window_scores([(latents[1:], 1)])) == 0
 
 
 def test_too_few_frames_are_refused(model: LeWM, card: ModelCard) -> None:
     with pytest.raises(ValueError, match="at least 1000 frames, got 82"):
-        calibrate(model, card, [episode(0), episode(1)])
+        calibrate(model, card, [example_episode(0), example_episode(1)])
 
 
-def test_frames_that_look_the_same_are_refused(model: LeWM, card: ModelCard) -> None:
-    same = Episode(torch.zeros(1200, 16, 16, 3, dtype=torch.uint8))
+def test_frames_with_the_same_latent_are_refused(model: LeWM, card: ModelCard) -> None:
+    black = CalibrationEpisode(torch.zeros(1200, 16, 16, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="the same latent"):
-        calibrate(model, card, [same])
+        calibrate(model, card, [black])
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Recording:
+    return collect(tmp_path, RecordingSpec("two-room", episodes=5, steps=9, image_size=32, seed=0))
+
+
+def test_recorded_episodes_have_the_model_s_image_size(recording: Recording) -> None:
+    episodes = list(recorded_episodes(recording, range(3, 5), image_size=16))
+    assert len(episodes) == 2
+    for index, episode in zip((3, 4), episodes, strict=True):
+        frames = torch.from_numpy(np.array(recording.frames[index]))
+        assert torch.equal(episode.frames, resize(frames, 16))
+        assert episode.actions is not None
+        assert np.array_equal(episode.actions.numpy(), recording.actions[index])
+
+
+def test_of_a_large_recording_evenly_spaced_episodes_are_taken(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_RECORDED_FRAMES", 35)
+    episodes = list(recorded_episodes(recording, range(5), image_size=32))
+    assert len(episodes) == 3
+    for index, episode in zip((0, 2, 4), episodes, strict=True):
+        assert np.array_equal(episode.frames.numpy(), recording.frames[index])

@@ -1,8 +1,9 @@
-"""Two-Room against figures from the public environment.
+"""Two-Room against results of the public environment.
 
-`two_room_reference.npz` was made by running the public code (`stable_worldmodel`, Two-Room and its
-expert policy): frames at corners, edges, in the door and in the wall; moves from anywhere, along
-the wall, around the door and exactly on the thresholds; the policy's noise-free actions.
+`two_room_reference.npz` was made with the public code (`stable_worldmodel`, Two-Room and its expert
+policy). It holds frames of agents at corners, at edges, in the door and in the wall; moves from
+random points, along the wall, around the door and exactly on the thresholds; and the policy's
+actions without noise.
 """
 
 import math
@@ -48,25 +49,25 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_frames_equal_the_public_ones_in_every_pixel(reference: dict[str, Tensor]) -> None:
     positions, expected = reference["frame_positions"], reference["frames"].double()
     frames = render(positions).double()
-    # Levels are truncated. Where one is whole but for the last bits of an exponential, which each
-    # processor rounds in its own way, it is that number or the one below, there as here.
-    exact = red_levels(positions)
-    whole = (exact - exact.round()).abs() < 1e-4
+    # Levels are truncated. A level that is nearly an integer may become that integer or the one
+    # below, because processors round the exponential differently.
+    exact = exact_red_levels(positions)
+    near_integer = (exact - exact.round()).abs() < 1e-4
     assert torch.equal(frames[..., 1:], expected[..., 1:])
-    assert torch.equal(frames[..., 0][~whole], expected[..., 0][~whole])
+    assert torch.equal(frames[..., 0][~near_integer], expected[..., 0][~near_integer])
     assert (frames - expected).abs().max() <= 1
     assert (frames != expected).double().mean() < 1e-4
 
 
-def red_levels(positions: Tensor) -> Tensor:
-    """Before they are truncated (N, 224, 224), float64: a red dot over black and white."""
-    # Green only fades where the dot is: of two frames, one shows the ground.
-    ground = render(torch.tensor([[40.0, 40.0], [180.0, 180.0]]))[..., 1].amax(dim=0).double()
+def exact_red_levels(positions: Tensor) -> Tensor:
+    """The red levels (N, 224, 224) before truncation, float64."""
+    # A dot only lowers the green levels, so the larger one of two frames is the background.
+    background = render(torch.tensor([[40.0, 40.0], [180.0, 180.0]]))[..., 1].amax(dim=0).double()
     pixels = torch.arange(224, dtype=torch.float64)
     columns, rows = ((pixels - positions[:, axis, None].double()).square() for axis in (0, 1))
     alpha = torch.exp(-(rows[:, :, None] + columns[:, None, :]) / (2 * 7**2))
     alpha /= alpha.amax(dim=(1, 2), keepdim=True)
-    return 255 * alpha + (1 - alpha) * ground
+    return 255 * alpha + (1 - alpha) * background
 
 
 def test_a_frame_does_not_depend_on_its_batch() -> None:
@@ -76,7 +77,7 @@ def test_a_frame_does_not_depend_on_its_batch() -> None:
         assert torch.equal(frames[index], render(positions[index : index + 1])[0])
 
 
-def test_no_agents_no_frames() -> None:
+def test_no_agents_give_no_frames() -> None:
     assert render(torch.empty(0, 2)).shape == (0, 224, 224, 3)
 
 
@@ -86,18 +87,18 @@ def test_a_point_outside_the_image_is_not_drawn(point: tuple[float, float]) -> N
         render(torch.tensor([point]))
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(2), torch.zeros(1, 3), torch.zeros(1, 2).double()])
-def test_only_points_are_taken(bad: Tensor) -> None:
-    good = torch.full((1, 2), 60.0)
+@pytest.mark.parametrize("wrong", [torch.zeros(2), torch.zeros(1, 3), torch.zeros(1, 2).double()])
+def test_points_of_another_shape_or_type_are_refused(wrong: Tensor) -> None:
+    points = torch.full((1, 2), 60.0)
     with pytest.raises(ValueError, match="float32"):
-        render(bad)
+        render(wrong)
     with pytest.raises(ValueError, match="float32"):
-        move(good, bad)
+        move(points, wrong)
     with pytest.raises(ValueError, match="float32"):
-        VectorTwoRoom(bad, good)
+        VectorTwoRoom(wrong, points)
 
 
-def test_one_action_or_goal_is_not_spread_over_all_agents() -> None:
+def test_one_action_or_goal_for_several_agents_is_refused() -> None:
     with pytest.raises(ValueError, match="3 positions but 1 actions"):
         move(torch.full((3, 2), 60.0), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="3 positions but 1 goals"):
@@ -109,13 +110,13 @@ def test_moves_equal_the_public_ones(reference: dict[str, Tensor]) -> None:
     assert torch.equal(moved, reference["move_results"])
 
 
-pushes = st.floats(-1.5, 1.5, width=32)
+action_components = st.floats(-1.5, 1.5, width=32)
 
 
 @given(
     x=st.floats(75.0, 149.0, width=32).filter(lambda x: not WALL_LEFT <= x <= WALL_RIGHT),
     y=st.floats(14.0, 209.0, width=32),
-    actions=st.lists(st.tuples(pushes, pushes), min_size=1, max_size=20),
+    actions=st.lists(st.tuples(action_components, action_components), min_size=1, max_size=20),
 )
 def test_no_move_crosses_the_wall_outside_the_door(
     x: float, y: float, actions: list[tuple[float, float]]
@@ -133,7 +134,7 @@ def test_no_move_crosses_the_wall_outside_the_door(
 @pytest.mark.parametrize(
     ("sample", "low", "high"), [(sample_positions, 14, 209), (sample_goals, 21, 203)]
 )
-def test_samples_fill_both_rooms_evenly_and_spare_the_wall(
+def test_samples_are_uniform_in_both_rooms_and_not_in_the_wall(
     sample: Callable[[int, torch.Generator], Tensor], low: float, high: float
 ) -> None:
     x, y = sample(100_000, seeded()).unbind(-1)
@@ -151,31 +152,31 @@ def test_samples_fill_both_rooms_evenly_and_spare_the_wall(
     assert y[x < 112].std() == pytest.approx((high - low) / math.sqrt(12), rel=0.01)
 
 
-def test_goals_can_be_stood_on() -> None:
+def test_an_agent_can_be_at_any_sampled_goal() -> None:
     goals = sample_goals(10_000, seeded())
     assert torch.equal(move(goals, torch.zeros_like(goals)), goals)
 
 
-def test_a_goal_is_reached_strictly_within_the_radius() -> None:
+def test_a_goal_is_reached_at_less_than_the_radius() -> None:
     start = torch.tensor([[50.0, 100.0]]).repeat(3, 1)
     goals = torch.tensor([[71.0, 100.0], [70.9, 100.0], [50.0, 116.0]])
-    rooms = VectorTwoRoom(start, goals)
-    reached = rooms.step(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]))
-    assert rooms.distances()[0] == rooms.distances()[2] == 16.0
+    environment = VectorTwoRoom(start, goals)
+    reached = environment.step(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]))
+    assert environment.distances()[0] == environment.distances()[2] == 16.0
     assert reached.tolist() == [False, True, False]
 
 
-def test_agents_and_goals_are_drawn_alike_and_kept_apart_from_the_caller() -> None:
+def test_positions_and_goals_are_copied_and_drawn_as_agents() -> None:
     positions, goals = sample_positions(4, seeded(1)), sample_goals(4, seeded(2))
-    rooms = VectorTwoRoom(positions, goals)
-    expected = render(positions), render(goals)
+    environment = VectorTwoRoom(positions, goals)
+    frames, goal_frames = render(positions), render(goals)
     positions.zero_()
     goals.zero_()
-    assert torch.equal(rooms.frames(), expected[0])
-    assert torch.equal(rooms.goal_frames(), expected[1])
+    assert torch.equal(environment.frames(), frames)
+    assert torch.equal(environment.goal_frames(), goal_frames)
 
 
-def test_gymnasium_is_not_needed_for_the_vectorised_form() -> None:
+def test_the_vectorised_environment_does_not_need_gymnasium() -> None:
     script = (
         "import sys; sys.modules['gymnasium'] = None;"
         "import lewm_models.environments.two_room, lewm_models.environments.two_room_policy"

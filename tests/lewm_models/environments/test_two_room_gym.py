@@ -1,4 +1,4 @@
-"""Two-Room behind gymnasium: its own checker, the options, and the vectorised form's results."""
+"""Two-Room as a gymnasium environment: gymnasium's checker, the options, and the motion."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,32 +22,33 @@ def env() -> Iterator[TwoRoomEnv]:
     env.close()
 
 
-def test_gymnasium_accepts_it() -> None:
-    env = gymnasium.make(ENV_ID, render_mode="rgb_array")
+@pytest.mark.parametrize("env_id", [ENV_ID, f"{TwoRoomEnv.__module__}:{ENV_ID}"])
+def test_gymnasium_s_checker_accepts_the_environment(env_id: str) -> None:
+    env = gymnasium.make(env_id, render_mode="rgb_array")
     check_env(env.unwrapped)
     env.close()
 
 
-def test_steps_are_those_of_the_vectorised_form(env: TwoRoomEnv) -> None:
+def test_steps_are_those_of_the_vectorised_environment(env: TwoRoomEnv) -> None:
     observation, info = env.reset(seed=3)
     start, goal = (torch.from_numpy(part.copy())[None] for part in np.split(observation, 2))
-    rooms = VectorTwoRoom(start, goal)
+    vectorised = VectorTwoRoom(start, goal)
     assert np.array_equal(info["goal_frame"], render(goal)[0].numpy())
     env.action_space.seed(0)
     for _ in range(30):
         action = env.action_space.sample()
         observation, _, terminated, truncated, info = env.step(action)
-        reached = rooms.step(torch.from_numpy(action)[None])
-        assert observation.tolist() == [*rooms.positions[0].tolist(), *goal[0].tolist()]
+        reached = vectorised.step(torch.from_numpy(action)[None])
+        assert observation.tolist() == [*vectorised.positions[0].tolist(), *goal[0].tolist()]
         assert observation in env.observation_space
-        assert info["distance"] == rooms.distances()[0]
+        assert info["distance"] == vectorised.distances()[0]
         assert (terminated, truncated) == (bool(reached[0]), False)
         frame = env.render()
         assert frame is not None
-        assert np.array_equal(frame, rooms.frames()[0].numpy())
+        assert np.array_equal(frame, vectorised.frames()[0].numpy())
 
 
-def test_an_episode_ends_strictly_within_the_radius(env: TwoRoomEnv) -> None:
+def test_an_episode_ends_at_less_than_the_radius(env: TwoRoomEnv) -> None:
     _, info = env.reset(options={"position": (50, 100), "goal": (76, 100)})
     assert info["distance"] == 26.0
     _, reward, terminated, *_ = env.step(RIGHT)
@@ -58,15 +59,15 @@ def test_an_episode_ends_strictly_within_the_radius(env: TwoRoomEnv) -> None:
     assert (reward, terminated) == (1.0, True)
 
 
-def test_a_given_point_leaves_the_other_as_seeded(env: TwoRoomEnv) -> None:
-    seeded, _ = env.reset(seed=5)
-    placed, _ = env.reset(seed=5, options={"position": (60, 70)})
-    aimed, _ = env.reset(seed=5, options={"goal": (160, 70)})
-    assert placed.tolist() == [60, 70, *seeded[2:]]
-    assert aimed.tolist() == [*seeded[:2], 160, 70]
+def test_a_given_point_does_not_change_the_other_one(env: TwoRoomEnv) -> None:
+    both_random, _ = env.reset(seed=5)
+    position_given, _ = env.reset(seed=5, options={"position": (60, 70)})
+    goal_given, _ = env.reset(seed=5, options={"goal": (160, 70)})
+    assert position_given.tolist() == [60, 70, *both_random[2:]]
+    assert goal_given.tolist() == [*both_random[:2], 160, 70]
 
 
-def test_each_episode_of_a_seed_differs(env: TwoRoomEnv) -> None:
+def test_a_seed_gives_a_sequence_of_different_episodes(env: TwoRoomEnv) -> None:
     first, _ = env.reset(seed=5)
     second, _ = env.reset()
     again, _ = env.reset(seed=5)
@@ -74,12 +75,12 @@ def test_each_episode_of_a_seed_differs(env: TwoRoomEnv) -> None:
     assert not np.array_equal(first, second)
 
 
-def test_what_a_caller_does_to_a_goal_frame_stays_with_the_caller(env: TwoRoomEnv) -> None:
+def test_a_caller_may_change_a_goal_frame(env: TwoRoomEnv) -> None:
     _, info = env.reset(seed=0)
-    kept = info["goal_frame"].copy()
+    goal_frame = info["goal_frame"].copy()
     info["goal_frame"][:] = 0
     *_, info = env.step(RIGHT)
-    assert np.array_equal(info["goal_frame"], kept)
+    assert np.array_equal(info["goal_frame"], goal_frame)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +102,12 @@ def test_a_wrong_render_mode_is_refused() -> None:
         TwoRoomEnv(render_mode="human")  # type: ignore[arg-type]
 
 
-def test_it_must_be_reset_first(env: TwoRoomEnv) -> None:
+def test_a_step_before_the_first_reset_is_refused(env: TwoRoomEnv) -> None:
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(RIGHT)
 
 
-def test_it_draws_only_if_asked_to() -> None:
+def test_without_a_render_mode_nothing_is_drawn() -> None:
     env = TwoRoomEnv()
     env.reset(seed=0)
     assert env.render() is None

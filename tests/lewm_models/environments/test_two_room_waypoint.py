@@ -1,4 +1,4 @@
-"""The classical controller, in the environment it was written for."""
+"""The waypoint controller in Two-Room."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ import torch
 from lewm_models.environments import two_room
 from lewm_models.environments.two_room_waypoint import WaypointController
 
-ENOUGH = 120
-"""Rows that lead from any corner to any other: 2 · 98 + 2 · 182 pixels, by less than 5 a step."""
+MAX_STEPS = 120
+"""Enough from any corner to any other: 2 · 98 + 2 · 182 pixels at almost 5 pixels per step."""
 
 
-def test_it_reaches_every_goal_and_touches_no_wall() -> None:
+def test_every_goal_is_reached_without_touching_a_wall() -> None:
     generator = torch.Generator().manual_seed(0)
     positions = two_room.sample_positions(300, generator).clamp(
         two_room.REACH_MIN, two_room.REACH_MAX
@@ -19,17 +19,17 @@ def test_it_reaches_every_goal_and_touches_no_wall() -> None:
     goals = two_room.sample_goals(300, generator)
     controller = WaypointController()
     states = torch.cat([positions, goals], dim=1).numpy()
-    actions = torch.from_numpy(np.stack([controller.actions(state, ENOUGH) for state in states]))
+    actions = torch.from_numpy(np.stack([controller.actions(state, MAX_STEPS) for state in states]))
     assert float(torch.linalg.vector_norm(actions, dim=-1).max()) <= 1 + 1e-6
-    for step in range(ENOUGH):
-        free = positions + two_room.SPEED * actions[:, step]
+    for step in range(MAX_STEPS):
+        without_walls = positions + two_room.SPEED * actions[:, step]
         positions = two_room.move(positions, actions[:, step])
-        assert torch.allclose(positions, free, atol=1e-3)  # nothing pushed it elsewhere
+        assert torch.allclose(positions, without_walls, atol=1e-3)
     assert float(two_room.distance(positions, goals).max()) < 0.01
     assert not actions[:, -1].any()
 
 
-def test_nearby_in_the_same_room_it_goes_straight() -> None:
+def test_a_goal_in_the_same_room_is_approached_straight() -> None:
     actions = WaypointController().actions(np.array([99.5, 180, 60, 180], np.float32), 8)
     assert np.array_equal(actions[:7], np.array([[-1, 0]] * 7, np.float32))
     assert actions[7] == pytest.approx([-0.9, 0])

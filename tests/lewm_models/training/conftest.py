@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lewm_models.training.collection import collect
-from lewm_models.training.recording import Recording, RecordingSpec
+from lewm_models.training.recording import Recording, RecordingSpec, collect
 
 SPEC = RecordingSpec("two-room", episodes=32, steps=150, image_size=32, seed=0)
 

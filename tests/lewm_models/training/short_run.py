@@ -1,4 +1,4 @@
-"""A run that takes seconds, of a model of a few thousand values; also a program to be killed."""
+"""A run of seconds with a model of a few thousand weights; also a program that a test kills."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
-from lewm_models.training.recording import Recording, Windows, split
-from lewm_models.training.trainer import Metrics, Trainer, TrainingConfig
+from lewm_models.training.recording import Recording
+from lewm_models.training.trainer import Trainer, TrainingConfig, TrainingMetrics
+from lewm_models.training.windows import Windows, split_episodes
 
 CONFIG = LeWMConfig(
     image_size=32,
@@ -33,40 +34,54 @@ CONFIG = LeWMConfig(
 )
 
 TRAINING = TrainingConfig(steps=100, learning_rate=1e-2, batch=32, directions=64)
-SHORT = replace(TRAINING, steps=12)
+SHORT_TRAINING = replace(TRAINING, steps=12)
 
 
-def trainer(
+def make_trainer(
     recording: Recording,
     training: TrainingConfig = TRAINING,
     config: LeWMConfig = CONFIG,
     precision: torch.dtype | None = torch.float32,
 ) -> Trainer:
-    """A trainer at its first step."""
+    """A trainer at its first step, on a CPU."""
     mean, std = recording.action_statistics()
-    seen, held_out = (
-        Windows(recording, episodes, config.history, config.action_block, mean, std)
-        for episodes in split(recording.spec.episodes)
+    windows, held_out = (
+        Windows(
+            recording,
+            episodes,
+            history=config.history,
+            action_block=config.action_block,
+            mean=mean,
+            std=std,
+        )
+        for episodes in split_episodes(recording.spec.episodes)
     )
-    return Trainer(LeWM(config), seen, held_out, training, torch.device("cpu"), precision)
+    return Trainer(
+        LeWM(config),
+        windows,
+        held_out=held_out,
+        config=training,
+        device=torch.device("cpu"),
+        precision=precision,
+    )
 
 
 def main(recording: Path, checkpoint: Path, report_every: int) -> None:
-    """Train to the end from wherever the checkpoint is.
+    """Train to the end, from the checkpoint if there is one.
 
-    Prints each step reported, and goes on when a line, or the end, is read on standard input.
+    Each report is printed, and training continues when standard input gives a line or ends.
     """
     torch.set_num_threads(1)
-    run = trainer(Recording.open(recording), SHORT)
+    trainer = make_trainer(Recording.open(recording), SHORT_TRAINING)
     if checkpoint.exists():
-        run.resume(checkpoint)
-        print(f"resumed at {run.step}", flush=True)
+        trainer.resume(checkpoint)
+        print(f"resumed at {trainer.step}", flush=True)
 
-    def report(metrics: Metrics) -> None:
+    def report_and_wait(metrics: TrainingMetrics) -> None:
         print(metrics.step, flush=True)
         sys.stdin.readline()
 
-    run.run(checkpoint, report, report_every)
+    trainer.run(checkpoint, on_metrics=report_and_wait, report_every=report_every)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From nothing to a model folder, and taken up again without a second start."""
+"""A run writes a model folder, and the same call continues it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,28 +14,29 @@ from lewm_models.environments.two_room import render
 from lewm_models.preprocessing import resize
 from lewm_models.training import run, trainer
 from lewm_models.training.recording import Recording
-from lewm_models.training.run import Run, train
-from lewm_models.training.trainer import Metrics
+from lewm_models.training.run import TrainingRun, train
+from lewm_models.training.trainer import TrainingMetrics
 from tests.lewm_models.training.short_run import CONFIG, TRAINING
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preset `edge` is a small model and a short run here."""
+def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the preset `edge` a small model and a short run."""
     monkeypatch.setitem(PRESETS, "edge", CONFIG)
-    monkeypatch.setattr(run, "TRAINING", {"edge": replace(TRAINING, steps=4, batch=16)})
+    monkeypatch.setattr(run, "PRESET_TRAINING", {"edge": replace(TRAINING, steps=4, batch=16)})
     monkeypatch.setattr(trainer, "fastest_precision", lambda device: torch.float32)
 
 
-def short(**changes: int) -> Run:
-    return Run.of("two-room", "edge", **{"episodes": 4, "episode_steps": 30, **changes})
+def short_run(**changes: int) -> TrainingRun:
+    settings = {"episodes": 4, "episode_steps": 30, **changes}
+    return TrainingRun.from_preset("two-room", "edge", **settings)
 
 
-def test_a_run_makes_a_model_folder(tmp_path: Path) -> None:
-    reports: list[Metrics] = []
-    folder = train(short(), tmp_path, name="small", device=CPU, report=reports.append)
+def test_a_run_writes_a_model_folder(tmp_path: Path) -> None:
+    reports: list[TrainingMetrics] = []
+    folder = train(short_run(), tmp_path, name="small", device=CPU, on_metrics=reports.append)
     loaded = checkpoint.load(folder)
     assert [line.step for line in reports] == [4]
     card = loaded.card
@@ -46,8 +47,10 @@ def test_a_run_makes_a_model_folder(tmp_path: Path) -> None:
     assert card.action_mean == pytest.approx(actions.mean(axis=0))
     assert card.action_std == pytest.approx(actions.std(axis=0))
     assert (card.action_low, card.action_high) == ((-1.0, -1.0), (1.0, 1.0))
+    assert card.controllers == ("waypoint",)
+    assert (card.solver.name, card.solver.samples, card.solver.iterations) == ("icem", 48, 2)
 
-    # The one episode held out has too few frames to say what is rare.
+    # The only held-out episode has too few frames for a calibration.
     assert (card.calibration, loaded.reference) == (None, None)
     assert loaded.frames is not None
     frames = torch.tensor(recording.frames[3])
@@ -58,12 +61,12 @@ def test_a_run_makes_a_model_folder(tmp_path: Path) -> None:
     )
 
 
-def test_a_model_is_calibrated_on_the_episodes_held_out(
+def test_a_model_is_calibrated_on_the_held_out_episodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "MIN_FRAMES", 31)
-    monkeypatch.setattr(run, "MIN_FRAMES", 31)
-    loaded = checkpoint.load(train(short(), tmp_path, name="small", device=CPU))
+    monkeypatch.setattr(calibrate, "MIN_CALIBRATION_FRAMES", 31)
+    monkeypatch.setattr(run, "MIN_CALIBRATION_FRAMES", 31)
+    loaded = checkpoint.load(train(short_run(), tmp_path, name="small", device=CPU))
     recording = Recording.open(tmp_path / "data")
     frames = resize(render(torch.tensor(recording.states[3])), CONFIG.image_size)
     with torch.inference_mode():
@@ -76,18 +79,18 @@ def test_a_model_is_calibrated_on_the_episodes_held_out(
     assert loaded.reference is not None
 
 
-def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    first = checkpoint.load(train(short(), tmp_path, name="small", device=CPU))
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    first = checkpoint.load(train(short_run(), tmp_path, name="small", device=CPU))
     collected: list[int] = []
-    reports: list[Metrics] = []
+    reports: list[TrainingMetrics] = []
     again = checkpoint.load(
         train(
-            short(),
+            short_run(),
             tmp_path,
             name="small",
             device=CPU,
-            on_frames=lambda done, total: collected.append(done),
-            report=reports.append,
+            on_episode=lambda done, total: collected.append(done),
+            on_metrics=reports.append,
         )
     )
     assert (collected, reports) == ([], [])
@@ -95,28 +98,28 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
         assert torch.equal(tensor, again.model.state_dict()[name])
 
 
-def test_figures_stay_on_the_card_of_the_weights_they_were_measured_with(tmp_path: Path) -> None:
-    folder = train(short(), tmp_path, name="small", device=CPU)
+def test_measured_results_are_kept_only_for_the_same_weights(tmp_path: Path) -> None:
+    folder = train(short_run(), tmp_path, name="small", device=CPU)
     card = checkpoint.load(folder).card.with_figures(paper={"success_rate": 0.9})
     checkpoint.write_card(folder, card)
-    train(short(), tmp_path, name="small", device=CPU)
+    train(short_run(), tmp_path, name="small", device=CPU)
     assert checkpoint.load(folder).card.figures == card.figures
 
     other = checkpoint.load(folder)
     with torch.no_grad():
         next(other.model.parameters()).add_(1)
     checkpoint.save(folder, other.model, card)
-    train(short(), tmp_path, name="small", device=CPU)
+    train(short_run(), tmp_path, name="small", device=CPU)
     assert checkpoint.load(folder).card.figures == {}
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"episodes": 5}, {"steps": 5}])
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
-    train(short(), tmp_path, name="small", device=CPU)
+    train(short_run(), tmp_path, name="small", device=CPU)
     with pytest.raises(ValueError, match=r"holds a recording of|was written by a run with"):
-        train(short(**change), tmp_path, name="small", device=CPU)
+        train(short_run(**change), tmp_path, name="small", device=CPU)
 
 
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(ValueError, match=r"preset: expected one of .*'edge'.* got 'huge'"):
-        Run.of("two-room", "huge")
+        TrainingRun.from_preset("two-room", "huge")

@@ -1,4 +1,4 @@
-"""A short run learns and does not collapse; a run that is cut off ends where it would have."""
+"""A short run learns, and an interrupted run ends exactly as one without interruption."""
 
 import signal
 import subprocess
@@ -8,19 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
+from lewm_models.training import trainer as module
 from lewm_models.training.recording import Recording
-from lewm_models.training.trainer import Metrics, Trainer, TrainingConfig, fastest_precision
-from tests.lewm_models.training.short_run import CONFIG, SHORT, TRAINING, trainer
+from lewm_models.training.trainer import (
+    Trainer,
+    TrainingConfig,
+    TrainingMetrics,
+    fastest_precision,
+    reestimate_batch_norm,
+)
+from lewm_models.training.windows import batch_order
+from tests.lewm_models.training.short_run import CONFIG, SHORT_TRAINING, TRAINING, make_trainer
 
 ROOT = Path(__file__).parents[3]
 
 
-def reports(run: Trainer, every: int) -> list[Metrics]:
-    lines: list[Metrics] = []
-    run.run(report=lines.append, report_every=every)
+def train(trainer: Trainer, report_every: int) -> list[TrainingMetrics]:
+    lines: list[TrainingMetrics] = []
+    trainer.run(on_metrics=lines.append, report_every=report_every)
     return lines
 
 
@@ -31,7 +40,7 @@ def assert_same_weights(model: LeWM, other: LeWM) -> None:
 
 
 def test_a_short_run_lowers_the_loss_and_does_not_collapse(recording: Recording) -> None:
-    first, *_, last = reports(trainer(recording), every=10)
+    first, *_, last = train(make_trainer(recording), report_every=10)
     weight = TRAINING.sigreg_weight
     totals = [line.prediction + weight * line.sigreg for line in (first, last)]
     assert totals[1] < 0.7 * totals[0]
@@ -39,39 +48,42 @@ def test_a_short_run_lowers_the_loss_and_does_not_collapse(recording: Recording)
     assert last.latent_std > 0.3
 
 
-def test_without_sigreg_it_collapses(recording: Recording) -> None:
-    *_, last = reports(trainer(recording, replace(TRAINING, sigreg_weight=0.0)), every=10)
+def test_without_sigreg_the_latents_collapse(recording: Recording) -> None:
+    trainer = make_trainer(recording, replace(TRAINING, sigreg_weight=0.0))
+    *_, last = train(trainer, report_every=10)
     assert last.prediction < 1e-3
     assert last.latent_std < 0.01
 
 
-def test_the_same_seed_makes_the_same_start(recording: Recording) -> None:
-    first, again = trainer(recording), trainer(recording)
-    other = trainer(recording, replace(TRAINING, seed=1))
+def test_initial_weights_depend_on_the_seed_only(recording: Recording) -> None:
+    first, again = make_trainer(recording), make_trainer(recording)
+    other = make_trainer(recording, replace(TRAINING, seed=1))
     assert_same_weights(first.model, again.model)
     with pytest.raises(AssertionError):
         assert_same_weights(first.model, other.model)
 
 
-def test_reports_change_nothing(recording: Recording) -> None:
-    often, never = trainer(recording), trainer(recording)
-    often.run(report=lambda metrics: None, report_every=1, until=6)
-    never.run(until=6)
-    assert_same_weights(often.model, never.model)
+def test_reports_do_not_change_the_weights(recording: Recording) -> None:
+    reported, unreported = make_trainer(recording), make_trainer(recording)
+    reported.run(on_metrics=lambda metrics: None, report_every=1, until=6)
+    unreported.run(until=6)
+    assert_same_weights(reported.model, unreported.model)
 
 
-def test_a_run_resumed_ends_as_if_it_had_not_stopped(recording: Recording, tmp_path: Path) -> None:
-    whole, stopped, resumed = (trainer(recording) for _ in range(3))
-    whole.run(until=12)
+def test_a_resumed_run_ends_as_one_without_interruption(
+    recording: Recording, tmp_path: Path
+) -> None:
+    uninterrupted, stopped, resumed = (make_trainer(recording) for _ in range(3))
+    uninterrupted.run(until=12)
     stopped.run(tmp_path / "checkpoint.pt", until=5)
     resumed.resume(tmp_path / "checkpoint.pt")
     assert resumed.step == 5
     assert resumed.seconds == stopped.seconds
     resumed.run(until=12)
-    assert_same_weights(resumed.model, whole.model)
+    assert_same_weights(resumed.model, uninterrupted.model)
 
 
-def test_a_killed_run_ends_as_if_it_had_lived(
+def test_a_killed_run_can_be_resumed(
     recording: Recording, recording_folder: Path, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
@@ -85,7 +97,7 @@ def test_a_killed_run_ends_as_if_it_had_lived(
         assert killed.stdout.readline() == "4\n"
         killed.stdin.write("\n")
         killed.stdin.flush()
-        # A report is followed by its checkpoint: at the second one the first is whole.
+        # A checkpoint follows its report: at the second report the first checkpoint is complete.
         assert killed.stdout.readline() == "8\n"
         killed.send_signal(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
@@ -94,11 +106,11 @@ def test_a_killed_run_ends_as_if_it_had_lived(
     )
     assert done.stdout.splitlines() == ["resumed at 4", "8", "12"]
 
-    whole, ended = trainer(recording, SHORT), trainer(recording, SHORT)
-    whole.run()
-    ended.resume(checkpoint)
-    assert ended.step == SHORT.steps
-    assert_same_weights(ended.model, whole.model)
+    uninterrupted, resumed = (make_trainer(recording, SHORT_TRAINING) for _ in range(2))
+    uninterrupted.run()
+    resumed.resume(checkpoint)
+    assert resumed.step == SHORT_TRAINING.steps
+    assert_same_weights(resumed.model, uninterrupted.model)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +130,9 @@ def test_a_checkpoint_of_another_run_is_refused(
     config: LeWMConfig,
     difference: str,
 ) -> None:
-    trainer(recording).save(tmp_path / "checkpoint.pt")
+    make_trainer(recording).save(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=f"was written by a run with .*{difference}"):
-        trainer(recording, training, config).resume(tmp_path / "checkpoint.pt")
+        make_trainer(recording, training, config).resume(tmp_path / "checkpoint.pt")
 
 
 @pytest.mark.parametrize("part", ["config", "step", "model", "optimizer"])
@@ -128,51 +140,53 @@ def test_a_checkpoint_without_a_part_is_refused(
     recording: Recording, tmp_path: Path, part: str
 ) -> None:
     path = tmp_path / "checkpoint.pt"
-    trainer(recording).save(path)
+    make_trainer(recording).save(path)
     saved = torch.load(path, weights_only=True)
     torch.save({name: value for name, value in saved.items() if name != part}, path)
     with pytest.raises(ValueError, match=rf"checkpoint.pt: lacks {part}"):
-        trainer(recording).resume(path)
+        make_trainer(recording).resume(path)
 
 
-@pytest.mark.parametrize("left", [0, 1, 1000])
-def test_a_truncated_checkpoint_is_refused(recording: Recording, tmp_path: Path, left: int) -> None:
+@pytest.mark.parametrize("length", [0, 1, 1000])
+def test_a_truncated_checkpoint_is_refused(
+    recording: Recording, tmp_path: Path, length: int
+) -> None:
     path = tmp_path / "checkpoint.pt"
-    trainer(recording).save(path)
-    path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(ValueError, match=r"checkpoint.pt: is no whole checkpoint"):
-        trainer(recording).resume(path)
+    make_trainer(recording).save(path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"checkpoint.pt: is not a complete checkpoint"):
+        make_trainer(recording).resume(path)
 
 
 def test_an_older_checkpoint_can_be_resumed(recording: Recording, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    trainer(recording).save(path)
+    make_trainer(recording).save(path)
     saved = torch.load(path, weights_only=True)
-    for later in ("architecture", "precision", "seconds"):
-        del saved[later]
+    for newer_part in ("architecture", "precision", "seconds"):
+        del saved[newer_part]
     torch.save(saved, path)
-    trainer(recording).resume(path)
+    make_trainer(recording).resume(path)
 
 
 def test_a_resumed_run_keeps_its_precision(recording: Recording, tmp_path: Path) -> None:
-    trainer(recording, precision=torch.bfloat16).save(tmp_path / "checkpoint.pt")
-    resumed = trainer(recording, precision=torch.float32)
+    make_trainer(recording, precision=torch.bfloat16).save(tmp_path / "checkpoint.pt")
+    resumed = make_trainer(recording, precision=torch.float32)
     resumed.resume(tmp_path / "checkpoint.pt")
     assert resumed.precision == torch.bfloat16
 
 
-def test_a_checkpoint_is_replaced_whole(recording: Recording, tmp_path: Path) -> None:
-    run = trainer(recording)
-    run.save(tmp_path / "checkpoint.pt")
-    (tmp_path / "checkpoint.part").write_bytes(b"cut off")
-    trainer(recording).resume(tmp_path / "checkpoint.pt")
-    run.save(tmp_path / "checkpoint.pt")
+def test_a_checkpoint_is_replaced_as_a_whole(recording: Recording, tmp_path: Path) -> None:
+    trainer = make_trainer(recording)
+    trainer.save(tmp_path / "checkpoint.pt")
+    (tmp_path / "checkpoint.part").write_bytes(b"interrupted")
+    make_trainer(recording).resume(tmp_path / "checkpoint.pt")
+    trainer.save(tmp_path / "checkpoint.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_the_rate_warms_up_and_falls_to_nothing(recording: Recording) -> None:
-    run = trainer(recording, replace(TRAINING, steps=1000, learning_rate=2.0))
-    rates = [run.learning_rate(step) for step in range(1000)]
+def test_the_learning_rate_warms_up_and_falls_to_zero(recording: Recording) -> None:
+    trainer = make_trainer(recording, replace(TRAINING, steps=1000, learning_rate=2.0))
+    rates = [trainer.learning_rate(step) for step in range(1000)]
     assert rates[:11] == pytest.approx([0.2 * (step + 1) for step in range(10)] + [2.0])
     assert rates[505] == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0, abs=1e-5)
@@ -180,11 +194,54 @@ def test_the_rate_warms_up_and_falls_to_nothing(recording: Recording) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value|overflow")
-def test_a_run_that_diverges_says_so(recording: Recording) -> None:
-    run = trainer(recording, replace(TRAINING, learning_rate=1e30))
+def test_a_loss_that_is_not_finite_ends_the_run(recording: Recording) -> None:
+    trainer = make_trainer(recording, replace(TRAINING, learning_rate=1e30))
     with pytest.raises(FloatingPointError, match=r"^step \d+: losses are \[nan"):
-        run.run(report_every=5)
+        trainer.run(report_every=5)
 
 
-def test_the_fastest_precision_is_measured() -> None:
+def test_the_precision_is_one_that_a_cpu_has() -> None:
     assert fastest_precision(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+@pytest.fixture
+def _three_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_NORM_BATCHES", 3)
+
+
+@pytest.mark.usefixtures("_three_batches")
+def test_batch_norm_gets_the_average_statistics_of_training_batches(recording: Recording) -> None:
+    trainer = make_trainer(recording)
+    model, windows = trainer.model.eval(), trainer.windows
+    order = batch_order(len(windows), 16, seed=0, first_step=0)
+    means, variances = [], []
+    with torch.no_grad():
+        for _ in range(3):
+            frames, _ = windows.batch(next(order))
+            hidden = model.projector.net[0](model.features(frames.flatten(0, 1)))
+            means.append(hidden.mean(0))
+            variances.append(hidden.var(0))
+
+    reestimate_batch_norm(model, windows, batch=16, seed=0)
+    norm = model.projector.net[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0))
+    assert norm.momentum == 0.1
+    assert not model.training
+    assert not norm.training
+
+
+@pytest.mark.usefixtures("_three_batches")
+def test_reestimation_changes_statistics_but_no_weights(recording: Recording) -> None:
+    trainer, untouched = make_trainer(recording), make_trainer(recording)
+    reestimate_batch_norm(trainer.model, trainer.windows, batch=16, seed=0)
+    for parameter, original in zip(
+        trainer.model.parameters(), untouched.model.parameters(), strict=True
+    ):
+        assert torch.equal(parameter, original)
+    latents = torch.zeros(1, CONFIG.history, CONFIG.latent_dim)
+    actions = torch.zeros(1, CONFIG.history, CONFIG.block_width)
+    assert not torch.equal(
+        trainer.model.predict(latents, actions), untouched.model.eval().predict(latents, actions)
+    )

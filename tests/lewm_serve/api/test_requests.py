@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lewm_serve.api.fields import RequestModel
 from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, parse
 from lewm_serve.errors import INVALID_REQUEST_CODES, SHORT, InvalidRequest, shorten
-from tests.lewm_serve.cases import plan
-from tests.lewm_serve.frames import pixels
+from tests.lewm_serve.support.requests import plan
+from tests.lewm_serve.support.frames import pixels
 
 SCALARS = (
     st.none()

@@ -7,14 +7,14 @@ import pytest
 
 from lewm_models import checkpoint
 from lewm_models.card import SolverDefaults, read_card
-from tests.lewm_serve.checkpoint import write_random_model
+from tests.lewm_serve.support.random_model import write_random_model
 
 
 @pytest.fixture
 def quick_model(tmp_path: Path) -> Path:
     """A model folder of random weights whose solver hardly searches."""
     folder = write_random_model(tmp_path / "quick")
-    card = read_card(folder / checkpoint.CARD)
+    card = read_card(folder / checkpoint.CARD_FILE)
     quick = SolverDefaults(samples=4, iterations=1, elites=2)
     checkpoint.write_card(folder, replace(card, solver=quick))
     return folder

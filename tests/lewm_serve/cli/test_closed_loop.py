@@ -8,8 +8,8 @@ import pytest
 
 from lewm_client import LatentIds, PlannerClient, PlanResponse
 from lewm_serve.cli.closed_loop import RemotePlanner, find_two_room_model
-from tests.lewm_serve.checkpoint import NAME
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.random_model import MODEL_NAME
+from tests.lewm_serve.support.server_process import ServerProcess
 
 QUICK = {"samples": 4, "iterations": 1, "elites": 2}
 FRAME, GOAL = (np.full((224, 224, 3), grey, np.uint8) for grey in (50, 200))
@@ -39,7 +39,7 @@ def test_the_goal_is_sent_once_and_plans_go_on_where_the_last_ended(
     server: ServerProcess,
 ) -> None:
     with Recorder(server.target) as client:
-        planner = RemotePlanner(client, 10, model=NAME, solver=QUICK)
+        planner = RemotePlanner(client, 10, model=MODEL_NAME, solver=QUICK)
         first, seconds = planner(FRAME, GOAL, 1)
         second, _ = planner(FRAME, GOAL, 2)
     assert first.shape == second.shape == (10, 2)
@@ -69,6 +69,6 @@ def test_a_goal_the_server_has_forgotten_is_sent_again(server: ServerProcess) ->
 
 def test_a_model_is_found_by_name_or_default(server: ServerProcess) -> None:
     with PlannerClient(server.target) as client:
-        assert find_two_room_model(client, None) == find_two_room_model(client, NAME)
-        with pytest.raises(ValueError, match=f"no model other.*{NAME}"):
+        assert find_two_room_model(client, None) == find_two_room_model(client, MODEL_NAME)
+        with pytest.raises(ValueError, match=f"no model other.*{MODEL_NAME}"):
             find_two_room_model(client, "other")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from lewm_models import checkpoint
 from lewm_models.card import read_card
 from lewm_serve.cli.main import app
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.server_process import ServerProcess
 
 QUICK = ("--samples", "4", "--iterations", "1", "--elites", "2")
 
@@ -38,7 +38,7 @@ def test_figures_do_not_depend_on_the_robots(server: ServerProcess, tmp_path: Pa
 
 
 def test_figures_go_on_the_card(quick_model: Path) -> None:
-    card = quick_model / checkpoint.CARD
+    card = quick_model / checkpoint.CARD_FILE
     before = read_card(card)
     setting = ("--setting", "momentum=0.3")
     arguments = ("--protocol", "cross-room", "--episodes", "1", *setting, "--write")
@@ -61,7 +61,7 @@ def test_figures_go_on_the_card(quick_model: Path) -> None:
         (("--server", "127.0.0.1:1", "--write"), "--write needs the MODEL"),
         (("--server", "127.0.0.1:1", "--seed", str(2**31)), "seed: expected"),
         (("--server", "127.0.0.1:1", "--json", "/proc/figures.json"), "/proc/figures.json"),
-        (("--server", "127.0.0.1:1", "--setting", "momentum"), "--setting: expected NAME=VALUE"),
+        (("--server", "127.0.0.1:1", "--setting", "momentum"), "--setting: expected MODEL_NAME=VALUE"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_clear_line(
@@ -80,7 +80,7 @@ def test_only_the_card_of_the_model_that_was_measured_is_written(
     result = lewm("evaluate", quick_model, "--server", server.target, "--write", *QUICK)
     assert result.exit_code == 1
     assert "serves another version" in result.stderr
-    assert not read_card(quick_model / checkpoint.CARD).figures
+    assert not read_card(quick_model / checkpoint.CARD_FILE).figures
 
 
 def test_a_demo_that_misses_its_goals_is_drawn_and_fails(quick_model: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from lewm_client import PlannerClient, PlannerError
 from lewm_serve.cli.local_server import LocalServerError, local_server
-from tests.lewm_serve.checkpoint import NAME
-from tests.lewm_serve.process import ROOT
+from tests.lewm_serve.support.random_model import MODEL_NAME
+from tests.lewm_serve.support.server_process import ROOT
 from tests.patience import PATIENCE_S
 
 USER = """
@@ -27,10 +27,10 @@ with local_server(Path(sys.argv[1])) as server:
 
 def test_a_server_lives_as_long_as_it_is_needed(model_folder: Path) -> None:
     with local_server(model_folder, max_frames=1) as server:
-        assert server.models == (NAME,)
+        assert server.models == (MODEL_NAME,)
         assert server.url.endswith(str(server.http_port))
         with PlannerClient(server.target) as client:
-            assert [model.name for model in client.models()] == [NAME]
+            assert [model.name for model in client.models()] == [MODEL_NAME]
     with PlannerClient(server.target) as client, pytest.raises(PlannerError) as caught:
         client.models(timeout_s=PATIENCE_S)
     assert caught.value.status is grpc.StatusCode.UNAVAILABLE

@@ -1,4 +1,4 @@
-"""A clock that only work moves, a backend whose work takes a known time, and jobs for both."""
+"""A clock that only work advances, a backend whose work takes a known time, and jobs for both."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ import torch
 from torch import Tensor
 
 from lewm_models.card import SolverDefaults
-from lewm_serve.backends.backend import goal_costs
 from lewm_serve.engine.admission import QueuedRequest
-from lewm_serve.engine.jobs import EncodeJob, PlanJob, PredictJob
-from lewm_serve.engine.latency_model import LatencyModel, Shape
-from lewm_serve.solvers.cem import CEM
-from lewm_serve.solvers.gradient import Gradient
-from lewm_serve.solvers.solver import Problem, Solver
+from lewm_serve.engine.jobs import EncodeJob, PlanJob, PredictJob, Search
+from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
+from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.solvers import SOLVERS
+from lewm_serve.solvers.solver import Problem
 
 WIDTH = 3
-"""Of latents, and of an action block, which a roll-out gives back as its latents."""
+"""The width of latents and of action blocks: a roll-out returns its candidates as its latents."""
 
-FIXED_S, ROW_S, FRAME_S = 0.001, 0.0001, 0.002
+STEP_S, ROW_S, FRAME_S = 0.001, 0.0001, 0.002
+"""Seconds of one step of a roll-out, of each row in it, and of one encoded frame."""
+
+FREE_ROWS = 256
+"""Where batching pays, roll-outs of up to this many rows take equally long."""
 
 
 class FakeClock:
-    """Seconds that pass when told to; what is to happen meanwhile happens at its time."""
+    """Its seconds pass only in `advance` and `skip`. Events happen at their times meanwhile."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,10 +41,10 @@ class FakeClock:
         return self.now
 
     def at(self, time: float, event: Callable[[], None]) -> None:
-        """Have something happen."""
+        """Schedule an event."""
         heapq.heappush(self._events, (time, next(self._order), event))
 
-    def pass_by(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Let time pass."""
         end = self.now + seconds
         while self._events and self._events[0][0] <= end:
@@ -49,7 +52,7 @@ class FakeClock:
         self.now = end
 
     def skip(self) -> bool:
-        """Go to the next event; False if there is none."""
+        """Go to the next event. False if there is none."""
         if not self._events:
             return False
         time, _, event = heapq.heappop(self._events)
@@ -60,26 +63,31 @@ class FakeClock:
 
 @dataclass
 class FakeBackend:
-    """FrameLatents are the frames' first pixels; a roll-out stays where its candidates point.
+    """A frame's latent is its first pixel. A roll-out returns its candidates.
 
-    Each call takes its time on the clock and is noted in ``log``: the plans in it by the first
-    number of their latents. White frames, and plans whose number is in ``poison``, fail.
+    Attributes:
+        clock: advances by the duration of each call.
+        batching_pays: whether roll-outs of up to `FREE_ROWS` rows take equally long.
+        noise: factors on the durations of roll-outs, used in turn.
+        failing_tags: roll-outs of these plans fail. White frames fail too.
+        calls: the kind of each call, and the first number of each plan's latents (its tag).
+        shapes: plans and samples of each roll-out.
     """
 
     clock: FakeClock
     device: str = "fake"
-    gain: bool = False
+    batching_pays: bool = False
     noise: list[float] = field(default_factory=lambda: [1.0])
-    poison: frozenset[float] = frozenset()
-    log: list[tuple[str, tuple[float, ...]]] = field(default_factory=list)
+    failing_tags: frozenset[float] = frozenset()
+    calls: list[tuple[str, tuple[float, ...]]] = field(default_factory=list)
     shapes: list[tuple[int, int]] = field(default_factory=list)
     name: str = "fake"
     precision: str = "float32"
     encode_precision: str = "float32"
 
     def encode(self, frames: Tensor) -> Tensor:
-        self.log.append(("encode", tuple(frames[:, 0, 0, 0].tolist())))
-        self.clock.pass_by(FRAME_S * len(frames))
+        self.calls.append(("encode", tuple(frames[:, 0, 0, 0].tolist())))
+        self.clock.advance(FRAME_S * len(frames))
         if (frames == 255).any():
             raise RuntimeError("white frame")
         return frames[:, 0, 0].float()
@@ -87,11 +95,11 @@ class FakeBackend:
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         plans, samples, horizon, _ = candidates.shape
         tags = tuple(latents[:, 0, 0].tolist())
-        self.log.append(("rollout", tags))
+        self.calls.append(("rollout", tags))
         self.shapes.append((plans, samples))
-        self.clock.pass_by(self.seconds(plans * samples, horizon))
-        if self.poison.intersection(tags):
-            raise RuntimeError("poisoned")
+        self.clock.advance(self.rollout_s(plans * samples, horizon))
+        if self.failing_tags.intersection(tags):
+            raise RuntimeError("failing plan")
         return candidates
 
     def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
@@ -100,95 +108,112 @@ class FakeBackend:
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
-        self.log.append(("gradients", (candidates.shape[1],)))
-        self.clock.pass_by(self.seconds(candidates.shape[1], candidates.shape[2]))
+        _, samples, horizon, _ = candidates.shape
+        self.calls.append(("gradients", (samples,)))
+        self.clock.advance(self.rollout_s(samples, horizon))
         last = 2 * (candidates[..., -1:, :] - goals[:, None, None])
         gradients = torch.cat([torch.zeros_like(candidates[..., 1:, :]), last], dim=-2)
-        return goal_costs(candidates, goals), gradients
+        return latent_distance(candidates, goals), gradients
 
-    def seconds(self, rows: int, horizon: int) -> float:
-        """What a roll-out takes, with the next of the noise; up to 256 rows are free with gain."""
+    def rollout_s(self, rows: int, horizon: int) -> float:
+        """The duration of a roll-out, with the next factor of the noise."""
         self.noise.append(self.noise.pop(0))
-        counted = max(256, rows) if self.gain else rows
-        return horizon * (FIXED_S + ROW_S * counted) * self.noise[-1]
+        counted_rows = max(FREE_ROWS, rows) if self.batching_pays else rows
+        return horizon * (STEP_S + ROW_S * counted_rows) * self.noise[-1]
 
     def warm_up(self) -> None: ...
 
     def rolled_out(self) -> list[float]:
-        """The plans of all roll-outs, in order."""
-        return [tag for kind, tags in self.log if kind == "rollout" for tag in tags]
+        """The tags of all roll-outs in their order."""
+        return [tag for kind, tags in self.calls if kind == "rollout" for tag in tags]
 
 
-def pace_of(knee: int = 0, clock: FakeClock | None = None) -> LatencyModel:
-    """What `FakeBackend` takes."""
-    flat = FIXED_S + ROW_S * 256
-    sloping = [(1, FIXED_S + ROW_S), (10_000, FIXED_S + ROW_S * 10_000)]
-    curve = [(1, flat), (256, flat)] if knee else sloping
-    return LatencyModel(curve, FRAME_S, knee, FakeClock() if clock is None else clock)
+def latency_model(max_batched_rows: int = 0, clock: FakeClock | None = None) -> LatencyModel:
+    """The true durations of `FakeBackend`. Batching pays if it may batch rows."""
+    free_s = STEP_S + ROW_S * FREE_ROWS
+    few_rows = [(1, free_s), (FREE_ROWS, free_s)] if max_batched_rows else [(1, STEP_S + ROW_S)]
+    return LatencyModel(
+        curve=[*few_rows, (10_000, STEP_S + ROW_S * 10_000)],
+        encode_s=FRAME_S,
+        max_batched_rows=max_batched_rows,
+        clock=FakeClock() if clock is None else clock,
+    )
 
 
-def cem(samples: int = 8, iterations: int = 3, horizon: int = 2, seed: int = 1) -> CEM:
-    """A search for actions of zero."""
-    settings = SolverDefaults(samples=samples, iterations=iterations, elites=2, horizon=horizon)
-    bound, start = torch.ones(WIDTH), torch.full((horizon, WIDTH), 0.5)
-    return CEM(settings, Problem(-bound, bound, start, action_dim=WIDTH), seed)
+def search(
+    name: str = "cem", *, samples: int = 8, iterations: int = 3, horizon: int = 2, seed: int = 1
+) -> Search:
+    """A search for actions of zero. It starts at 0.5."""
+    settings = SolverDefaults(name, samples, iterations, elites=2, horizon=horizon)
+    bound = torch.ones(WIDTH)
+    start = torch.full((horizon, WIDTH), 0.5)
+    return Search(settings, Problem(-bound, bound, start, action_dim=WIDTH), seed)
 
 
-def gradient(samples: int, iterations: int, horizon: int = 2) -> Gradient:
-    """Gradient descent to actions of zero."""
-    settings = SolverDefaults("gradient", samples, iterations, horizon=horizon)
-    bound, start = torch.ones(WIDTH), torch.full((horizon, WIDTH), 0.5)
-    return Gradient(settings, Problem(-bound, bound, start, action_dim=WIDTH), seed=1)
-
-
-def ticket(
-    pace: LatencyModel,
-    solver: Solver,
+def queued_plan(
+    latency: LatencyModel,
+    search: Search,
+    *,
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 5,
     frames: int = 0,
-    least: int | None = None,
+    min_iterations: int | None = None,
 ) -> QueuedRequest:
-    """The ticket of a plan."""
+    """A plan's place in the queue."""
+    settings = search.settings
     return QueuedRequest(
-        pace,
+        latency,
         arrival,
         deadline=deadline,
         priority=priority,
         frames=frames,
-        rows=solver.workload(),
-        shape=Shape(solver.settings.horizon),
-        least=least,
+        candidates=SOLVERS[settings.name].candidates_per_ask(settings),
+        shape=RolloutShape(settings.horizon),
+        min_iterations=min_iterations,
     )
 
 
-def plan(
+def plan_job(
     backend: FakeBackend,
-    pace: LatencyModel,
+    latency: LatencyModel,
     tag: float,
-    solver: Solver | None = None,
+    search: Search,
+    *,
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 5,
 ) -> PlanJob:
-    """A plan that the log calls ``tag``."""
-    solver = cem() if solver is None else solver
-    held = ticket(pace, solver, arrival, deadline, priority)
-    held.promise(len(held.rows))
-    latents, past, goal = torch.full((1, WIDTH), tag), torch.empty(0, WIDTH), torch.zeros(WIDTH)
-    return PlanJob(backend, held, solver, latents, past, goal)
+    """A plan that the backend's calls name by ``tag``. All its iterations are guaranteed."""
+    request = queued_plan(latency, search, arrival=arrival, deadline=deadline, priority=priority)
+    request.guarantee(len(request.candidates))
+    return PlanJob(
+        backend=backend,
+        request=request,
+        latents=torch.full((1, WIDTH), tag),
+        past_actions=torch.empty(0, WIDTH),
+        goal=torch.zeros(WIDTH),
+        search=search,
+    )
 
 
-def predict(backend: FakeBackend, pace: LatencyModel, tag: float, candidates: Tensor) -> PredictJob:
-    """A prediction that the log calls ``tag``."""
-    shape = Shape(candidates.shape[1])
-    held = QueuedRequest(pace, 0.0, rows=(len(candidates),), shape=shape)
-    latents, past = torch.full((1, WIDTH), tag), torch.empty(0, WIDTH)
-    return PredictJob(backend, held, latents, past, candidates)
+def predict_job(
+    backend: FakeBackend, latency: LatencyModel, tag: float, candidates: Tensor
+) -> PredictJob:
+    """A prediction that the backend's calls name by ``tag``."""
+    shape = RolloutShape(horizon=candidates.shape[1])
+    return PredictJob(
+        backend=backend,
+        request=QueuedRequest(latency, 0.0, candidates=(len(candidates),), shape=shape),
+        latents=torch.full((1, WIDTH), tag),
+        past_actions=torch.empty(0, WIDTH),
+        candidates=candidates,
+    )
 
 
-def encode(backend: FakeBackend, pace: LatencyModel, value: int, count: int = 1) -> EncodeJob:
-    """Frames that are all of one value."""
+def encode_job(
+    backend: FakeBackend, latency: LatencyModel, value: int, count: int = 1
+) -> EncodeJob:
+    """Frames whose pixels all have one value."""
     frames = torch.full((count, 2, 2, WIDTH), value, dtype=torch.uint8)
-    return EncodeJob(backend, pace, frames)
+    return EncodeJob(backend, latency, frames)

@@ -1,4 +1,4 @@
-"""Robots, admission and scheduler under one clock that only work moves."""
+"""Robots, admission and scheduler under one clock that only work advances."""
 
 from __future__ import annotations
 
@@ -11,25 +11,39 @@ from typing import Any
 
 import torch
 
-from lewm_serve.engine.admission import Admission, QueueTooLong
-from lewm_serve.engine.jobs import DeadlinePassed, EncodeJob, PlanJob, PlanOutcome
-from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.engine.admission import Admission, DeadlinePassed, QueuedRequest, QueueTooLong
+from lewm_serve.engine.jobs import EncodeJob, PlanJob, PlanOutcome, Search
 from lewm_serve.engine.scheduler import Scheduler
-from tests.lewm_serve.engine.fakes import WIDTH, FakeBackend, FakeClock, cem, pace_of, ticket
+from tests.lewm_serve.engine.fakes import (
+    WIDTH,
+    FakeBackend,
+    FakeClock,
+    latency_model,
+    queued_plan,
+    search,
+)
 
 
 @dataclass
-class Ask:
-    """What a robot wants, and what became of it; times are the clock's."""
+class SimulatedPlan:
+    """A plan that a robot asks for, and what became of it. Times are readings of the clock.
+
+    Attributes:
+        deadline_s: seconds from the arrival to the deadline.
+        arrival: when it arrived.
+        guaranteed_iterations: what it was guaranteed when it was admitted; None: it was refused.
+        answers: everything that the robot got: outcomes, errors, or "cancelled".
+        answered: when it got the last of them.
+    """
 
     deadline_s: float = math.inf
     priority: int = 5
     samples: int = 8
     iterations: int = 5
     frames: int = 0
-    least: int | None = None
+    min_iterations: int | None = None
     arrival: float = 0.0
-    need: int | None = None
+    guaranteed_iterations: int | None = None
     answers: list[Any] = field(default_factory=list)
     answered: float = math.nan
 
@@ -39,90 +53,115 @@ class Ask:
 
     @property
     def admitted(self) -> bool:
-        return self.need is not None
+        return self.guaranteed_iterations is not None
 
     @property
-    def outcome(self) -> Any:
+    def answer(self) -> Any:
+        """The only answer."""
         (answer,) = self.answers
         return answer
 
     @property
-    def in_time(self) -> bool:
-        """Whether the whole plan came back before its deadline."""
-        outcome = self.outcome
-        done = isinstance(outcome, PlanOutcome) and outcome.status == "completed"
-        return done and self.answered <= self.deadline
+    def completed_in_time(self) -> bool:
+        """Whether the complete plan came before its deadline."""
+        answer = self.answer
+        is_complete = isinstance(answer, PlanOutcome) and answer.status == "completed"
+        return is_complete and self.answered <= self.deadline
 
 
 class Simulation:
-    """A server without threads: requests are admitted, encoded, solved and answered."""
+    """A server without threads: plans are admitted, encoded, searched and answered.
 
-    def __init__(self, knee: int = 0, limit: int = 1000) -> None:
+    Attributes:
+        plans: the plans that arrived, by the tags under which the backend knows them.
+    """
+
+    def __init__(self, max_batched_rows: int = 0, limit: int = 1000) -> None:
         self.clock = FakeClock()
-        self.backend = FakeBackend(self.clock, gain=knee > 0)
-        self.pace: LatencyModel = pace_of(knee, self.clock)
+        self.backend = FakeBackend(self.clock, batching_pays=max_batched_rows > 0)
+        self.latency = latency_model(max_batched_rows, self.clock)
         self.scheduler = Scheduler(self.clock)
         self.admission = Admission(limit, self.clock, lambda: self.scheduler.free_at)
-        self.asks: dict[float, Ask] = {}
+        self.plans: dict[float, SimulatedPlan] = {}
         self._tags = itertools.count(1)
         self._futures: dict[int, Future[Any]] = {}
 
-    def arrive(self, ask: Ask, answered: Callable[[], None] = lambda: None) -> None:
-        """A request comes in now; ``answered`` is called when it leaves."""
+    def arrive(self, plan: SimulatedPlan, on_answer: Callable[[], None] = lambda: None) -> None:
+        """A plan arrives now. ``on_answer`` is called when it is answered."""
         tag = float(next(self._tags))
-        self.asks[tag] = ask
-        ask.arrival = self.clock.now
-        solver = cem(ask.samples, ask.iterations, seed=int(tag))
-        held = ticket(
-            self.pace, solver, ask.arrival, ask.deadline, ask.priority, ask.frames, ask.least
+        self.plans[tag] = plan
+        plan.arrival = self.clock.now
+        plan_search = search(samples=plan.samples, iterations=plan.iterations, seed=int(tag))
+        request = queued_plan(
+            self.latency,
+            plan_search,
+            arrival=plan.arrival,
+            deadline=plan.deadline,
+            priority=plan.priority,
+            frames=plan.frames,
+            min_iterations=plan.min_iterations,
         )
 
-        def leave(answer: object) -> None:
-            ask.answers.append(answer)
-            ask.answered = self.clock.now
-            answered()
+        def answer(content: object) -> None:
+            plan.answers.append(content)
+            plan.answered = self.clock.now
+            on_answer()
 
-        def left(future: Future[PlanOutcome]) -> None:
-            self.admission.leave(held)
-            leave("cancelled" if future.cancelled() else future.exception() or future.result())
+        def leave(future: Future[Any]) -> None:
+            self.admission.leave(request)
+            answer("cancelled" if future.cancelled() else future.exception() or future.result())
 
-        def submit(future: Future[Any]) -> None:
+        def on_encoded(future: Future[Any]) -> None:
             if future.cancelled() or future.exception():
-                left(future)
-                return
-            held.frames = 0
-            latents, past = torch.full((1, WIDTH), tag), torch.empty(0, WIDTH)
-            job = PlanJob(self.backend, held, solver, latents, past, torch.zeros(WIDTH))
-            self._futures[id(ask)] = job.future
-            job.future.add_done_callback(left)
-            self.scheduler.submit(job)
+                leave(future)
+            else:
+                self._submit_search(plan, tag, request, plan_search, leave)
 
         try:
-            self.admission.admit(held)
-        except (QueueTooLong, DeadlinePassed) as refused:
-            leave(refused)
+            self.admission.admit(request)
+        except (QueueTooLong, DeadlinePassed) as refusal:
+            answer(refusal)
             return
-        ask.need = held.need
-        if not ask.frames:
-            ready: Future[Any] = Future()
-            ready.set_result(None)
-            submit(ready)
-            return
-        frames = torch.zeros(ask.frames, 2, 2, WIDTH, dtype=torch.uint8)
-        encoding = EncodeJob(self.backend, self.pace, frames)
-        self._futures[id(ask)] = encoding.future
-        encoding.future.add_done_callback(submit)
-        self.scheduler.submit(encoding)
+        plan.guaranteed_iterations = request.guaranteed_iterations
+        if plan.frames:
+            frames = torch.zeros(plan.frames, 2, 2, WIDTH, dtype=torch.uint8)
+            job = EncodeJob(self.backend, self.latency, frames, request)
+            self._futures[id(plan)] = job.future
+            job.future.add_done_callback(on_encoded)
+            self.scheduler.submit(job)
+        else:
+            self._submit_search(plan, tag, request, plan_search, leave)
 
-    def cancel(self, ask: Ask) -> None:
-        """The client goes away."""
-        if id(ask) in self._futures:
-            self._futures[id(ask)].cancel()
+    def _submit_search(
+        self,
+        plan: SimulatedPlan,
+        tag: float,
+        request: QueuedRequest,
+        plan_search: Search,
+        on_done: Callable[[Future[Any]], None],
+    ) -> None:
+        request.frames = 0
+        job = PlanJob(
+            backend=self.backend,
+            request=request,
+            latents=torch.full((1, WIDTH), tag),
+            past_actions=torch.empty(0, WIDTH),
+            goal=torch.zeros(WIDTH),
+            search=plan_search,
+        )
+        self._futures[id(plan)] = job.future
+        job.future.add_done_callback(on_done)
+        self.scheduler.submit(job)
+
+    def cancel(self, plan: SimulatedPlan) -> None:
+        """The robot goes away."""
+        if id(plan) in self._futures:
+            self._futures[id(plan)].cancel()
 
     def run(self, until: float = math.inf) -> None:
-        """Serve until nothing is left to come, or the time is up."""
+        """Work until no plan is left and none will arrive, or until a time."""
         while self.clock.now < until:
             if not self.scheduler.idle:
-                self.scheduler.turn()
+                self.scheduler.run_turn()
             elif not self.clock.skip():
                 return

@@ -1,21 +1,29 @@
-"""Who may come in, at moments in the life of a queue whose pace is known."""
+"""Expected work of a request, and which requests are admitted when durations are known."""
 
 import math
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from lewm_serve.engine.admission import BROKEN, MARGIN, Admission, QueuedRequest, QueueTooLong
-from lewm_serve.engine.jobs import DeadlinePassed
-from lewm_serve.engine.latency_model import Shape
-from tests.lewm_serve.engine.fakes import FRAME_S, FakeClock, cem, pace_of, ticket
+from lewm_serve.engine.admission import (
+    MARGIN_AFTER_MISS,
+    MIN_MARGIN,
+    Admission,
+    DeadlinePassed,
+    QueuedRequest,
+    QueueTooLong,
+)
+from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
+from tests.lewm_serve.engine.fakes import FRAME_S, FakeClock, latency_model, queued_plan, search
 
-PACE = pace_of()
-PLAN = cem(iterations=10)
-"""Ten iterations and the closing mean."""
+LATENCY = latency_model()
+SEARCH = search(iterations=10)
+"""Ten iterations and the final mean."""
 
-ITERATION_S = PACE.estimate(8, Shape(2))
-WHOLE_S = ticket(PACE, PLAN).solve_s()
+ITERATION_S = LATENCY.rollout_s(8, RolloutShape(2))
+PLAN_S = queued_plan(LATENCY, SEARCH).search_s()
+ASKS = len(queued_plan(LATENCY, SEARCH).candidates)
 
 
 @pytest.fixture
@@ -28,185 +36,289 @@ def admission(clock: FakeClock) -> Admission:
     return Admission(limit=10, clock=clock)
 
 
-def refusal(admission: Admission, refused: QueuedRequest) -> QueueTooLong:
-    """How a ticket is refused; it is not inside then."""
+def plan(**settings: Any) -> QueuedRequest:
+    """A plan of ten iterations."""
+    return queued_plan(LATENCY, SEARCH, **settings)
+
+
+def complete(request: QueuedRequest, iterations: int) -> None:
+    """What the engine writes when a plan has done this many iterations."""
+    request.started_iterations = request.completed_iterations = iterations
+
+
+@pytest.fixture
+def three_iterations() -> QueuedRequest:
+    """A plan whose iterations take 10, 20 and 30 ms."""
+    latency = LatencyModel([(1, 0.001)], clock=FakeClock())
+    return QueuedRequest(latency, 0.0, candidates=(10, 20, 30), shape=RolloutShape(1))
+
+
+def test_expected_seconds_and_iterations_of_a_search(three_iterations: QueuedRequest) -> None:
+    request = three_iterations
+    assert request.search_s() == pytest.approx(0.06)
+    assert request.search_s(2) == pytest.approx(0.03)
+    times = (-1, 0.0, 0.009, 0.011, 0.031, 1, math.inf)
+    assert [request.iterations_within(seconds) for seconds in times] == [0, 0, 0, 1, 2, 3, 3]
+    complete(request, 1)
+    assert request.search_s() == pytest.approx(0.05)
+    assert [request.iterations_within(seconds) for seconds in (0.0, 0.021, 0.051)] == [1, 2, 3]
+    assert request.search_s(1) == 0
+
+
+def test_expected_work_follows_the_corrected_latency_model(three_iterations: QueuedRequest) -> None:
+    request = three_iterations
+    request.latency.observe_rollout(10, RolloutShape(1), 0.02)
+    assert request.search_s() == pytest.approx(0.12)
+    assert request.iterations_within(0.031) == 1
+    assert request.step_s == pytest.approx(0.06)
+
+
+def test_an_iteration_that_runs_is_not_expected_work(three_iterations: QueuedRequest) -> None:
+    """Its end is known: it is that of the work that runs now."""
+    request = three_iterations
+    assert not request.started
+    request.started_iterations = 2.5
+    assert request.started
+    assert request.search_s() == pytest.approx(0.015)
+    assert request.search_s(2) == 0
+    assert [request.iterations_within(seconds) for seconds in (0.0, 0.014, 0.016)] == [2, 2, 3]
+
+
+def test_work_that_takes_no_time_is_always_done() -> None:
+    """As on a server whose latencies were never measured."""
+    request = QueuedRequest(LatencyModel(), 0.0, candidates=(10, 20), shape=RolloutShape(1))
+    assert (request.search_s(), request.search_s(batched_plans=3)) == (0, 0)
+    assert request.iterations_within(0.0) == 2
+    assert request.iterations_within(0.0, batched_plans=3) == 2
+
+
+def test_only_frames_that_the_engine_has_not_started_are_expected_work() -> None:
+    request = QueuedRequest(LATENCY, 0.0, frames=3)
+    assert request.preparation_s == pytest.approx(3 * FRAME_S)
+    request.frames_started = 2
+    assert request.preparation_s == pytest.approx(FRAME_S)
+    request.frames = 0  # its latents are known now
+    assert request.preparation_s == 0
+
+
+def test_a_client_is_not_guaranteed_more_than_it_asked_for() -> None:
+    request = plan(min_iterations=3)
+    request.guarantee(10)
+    assert request.guaranteed_iterations == 3
+    request.guarantee(2)
+    assert request.guaranteed_iterations == 2
+
+
+def refusal(admission: Admission, request: QueuedRequest) -> QueueTooLong:
+    """The error of a request that must not be admitted."""
     before = len(admission)
     with pytest.raises(QueueTooLong) as caught:
-        admission.admit(refused)
+        admission.admit(request)
     assert len(admission) == before
     assert caught.value.retry_after_s > 0
     return caught.value
 
 
-def test_an_idle_server_admits_whatever_fits(admission: Admission) -> None:
-    for deadline in (1.001 * ITERATION_S, 3.5 * ITERATION_S, WHOLE_S, math.inf):
-        one = ticket(PACE, PLAN, deadline=deadline)
-        admission.admit(one)
-        admission.leave(one)
+def test_an_idle_server_admits_what_it_can_do_in_time(admission: Admission) -> None:
+    for deadline in (1.001 * ITERATION_S, 3.5 * ITERATION_S, PLAN_S, math.inf):
+        request = plan(deadline=deadline)
+        admission.admit(request)
+        admission.leave(request)
 
 
 @pytest.mark.parametrize("deadline", [-1.0, 0.0, 0.99 * ITERATION_S])
-def test_what_even_an_idle_server_cannot_do_is_too_late(
+def test_a_deadline_that_an_idle_server_would_miss_has_passed(
     admission: Admission, deadline: float
 ) -> None:
     with pytest.raises(DeadlinePassed):
-        admission.admit(ticket(PACE, PLAN, deadline=deadline))
+        admission.admit(plan(deadline=deadline))
     assert not admission
 
 
-def test_frames_have_to_be_encoded_before_the_first_iteration(admission: Admission) -> None:
+def test_frames_are_encoded_before_the_first_iteration(admission: Admission) -> None:
     deadline = 1.5 * ITERATION_S
-    admission.admit(ticket(PACE, PLAN, deadline=deadline))
+    admission.admit(plan(deadline=deadline))
     with pytest.raises(DeadlinePassed):
-        admission.admit(ticket(PACE, PLAN, deadline=deadline, frames=2))
+        admission.admit(plan(deadline=deadline, frames=2))
 
 
-def test_a_plan_that_the_queue_would_cost_iterations_is_refused(admission: Admission) -> None:
-    admission.admit(ticket(PACE, PLAN, deadline=2 * WHOLE_S))
-    refusal(admission, ticket(PACE, PLAN, arrival=1e-6, deadline=2 * WHOLE_S))
-    admission.admit(ticket(PACE, PLAN, arrival=1e-6, deadline=(2 + 1.1 * MARGIN) * WHOLE_S))
+def test_a_plan_that_would_lose_iterations_to_the_queue_is_refused(admission: Admission) -> None:
+    admission.admit(plan(deadline=2 * PLAN_S))
+    error = refusal(admission, plan(arrival=1e-6, deadline=2 * PLAN_S))
+    assert str(error) == "the queue ahead leaves too little time before the deadline"
+    admission.admit(plan(arrival=1e-6, deadline=(2 + 1.1 * MIN_MARGIN) * PLAN_S))
 
 
 @pytest.mark.parametrize("deadline", [1.3, 3.0])
-def test_retry_after_is_when_it_would_be_admitted(
+def test_after_retry_after_the_same_request_is_admitted(
     admission: Admission, clock: FakeClock, deadline: float
 ) -> None:
-    """Both to one that would come too late, and to one that would make others late."""
-    inside = [ticket(PACE, PLAN, deadline=place * WHOLE_S) for place in (1.2, 2.4, 3.5)]
-    for one in inside:
-        admission.admit(one)
-    deadline_s = deadline * WHOLE_S
-    wait_s = refusal(admission, ticket(PACE, PLAN, deadline=deadline_s)).retry_after_s
-    # The server works through what is inside, iteration by iteration.
+    """One deadline is too early for the plan itself, the other makes admitted plans late."""
+    admitted = [plan(deadline=factor * PLAN_S) for factor in (1.2, 2.4, 3.5)]
+    for request in admitted:
+        admission.admit(request)
+    deadline_s = deadline * PLAN_S
+    wait_s = refusal(admission, plan(deadline=deadline_s)).retry_after_s
+    # Meanwhile the server works through the queue, iteration by iteration.
     while clock.now < wait_s:
-        clock.pass_by(ITERATION_S)
-        next(one for one in inside if one.done < len(one.rows)).done += 1
+        clock.advance(ITERATION_S)
+        running = next(one for one in admitted if one.completed_iterations < ASKS)
+        complete(running, running.completed_iterations + 1)
     now = clock.now
-    admission.admit(ticket(PACE, PLAN, arrival=now, deadline=now + deadline_s))
-    assert wait_s <= 3.1 * WHOLE_S
+    admission.admit(plan(arrival=now, deadline=now + deadline_s))
+    assert wait_s <= 3.1 * PLAN_S
 
 
-def test_fewer_iterations_may_be_asked_for(admission: Admission) -> None:
-    admission.admit(ticket(PACE, PLAN, deadline=1.2 * WHOLE_S))
-    refusal(admission, ticket(PACE, PLAN, arrival=1e-6, deadline=1.5 * WHOLE_S))
-    refusal(admission, ticket(PACE, PLAN, arrival=1e-6, deadline=1.5 * WHOLE_S, least=8))
-    admission.admit(ticket(PACE, PLAN, arrival=1e-6, deadline=1.5 * WHOLE_S, least=3))
+def test_a_client_may_ask_for_fewer_iterations(admission: Admission) -> None:
+    admission.admit(plan(deadline=1.2 * PLAN_S))
+    refusal(admission, plan(arrival=1e-6, deadline=1.5 * PLAN_S))
+    refusal(admission, plan(arrival=1e-6, deadline=1.5 * PLAN_S, min_iterations=8))
+    admission.admit(plan(arrival=1e-6, deadline=1.5 * PLAN_S, min_iterations=3))
 
 
-def test_fewer_than_the_least_are_too_late_even_when_idle(admission: Admission) -> None:
+def test_fewer_than_min_iterations_are_refused_by_an_idle_server_too(admission: Admission) -> None:
     deadline = 3.5 * ITERATION_S
-    admission.admit(ticket(PACE, PLAN, deadline=deadline, least=3))
+    admission.admit(plan(deadline=deadline, min_iterations=3))
     with pytest.raises(DeadlinePassed):
-        admission.admit(ticket(PACE, PLAN, deadline=deadline, least=4))
+        admission.admit(plan(deadline=deadline, min_iterations=4))
 
 
-def test_a_plan_must_not_cost_those_inside_theirs(admission: Admission) -> None:
-    admission.admit(ticket(PACE, PLAN, deadline=1.5 * WHOLE_S))
-    urgent = 1.1 * WHOLE_S
-    refusal(admission, ticket(PACE, PLAN, deadline=urgent))
-    admission.admit(ticket(PACE, PLAN, deadline=urgent, priority=9))
+def test_a_plan_that_would_make_an_admitted_plan_late_is_refused(admission: Admission) -> None:
+    admission.admit(plan(deadline=1.5 * PLAN_S))
+    urgent = 1.1 * PLAN_S
+    error = refusal(admission, plan(deadline=urgent))
+    assert str(error) == "plans already admitted would not end in time"
+    admission.admit(plan(deadline=urgent, priority=9))
 
 
-def test_a_plan_without_a_deadline_is_held_to_the_same(admission: Admission) -> None:
-    far = 20 * WHOLE_S
-    admission.admit(ticket(PACE, PLAN, deadline=far))
+def test_a_plan_with_just_enough_time_is_protected_while_it_runs(clock: FakeClock) -> None:
+    """With the margin it looks late already. Without it, a newcomer would make it late."""
+    free_at = 0.0
+    admission = Admission(10, clock, free_at=lambda: free_at)
+    tight = plan(deadline=1.01 * PLAN_S)
+    admission.admit(tight)
+    tight.started_iterations, free_at = 1.0, ITERATION_S
+    refusal(admission, plan(frames=1))
+    refusal(admission, plan(deadline=PLAN_S))
+    admission.admit(plan())
+
+
+def test_a_plan_without_a_deadline_must_not_make_others_late(admission: Admission) -> None:
+    admission.admit(plan(deadline=20 * PLAN_S))
     for _ in range(3):
-        admission.admit(ticket(PACE, PLAN, arrival=1e-6))
-    old = QueuedRequest(PACE, -9.9, rows=(10_000,) * 10, shape=Shape(2))  # aged: it goes first
+        admission.admit(plan(arrival=1e-6))
+    # It has waited so long that it comes first.
+    old = QueuedRequest(LATENCY, -9.9, candidates=(10_000,) * 10, shape=RolloutShape(2))
     refusal(admission, old)
 
 
-def test_those_who_are_late_already_stop_nobody_behind_them(
+def test_plans_that_are_late_anyway_do_not_keep_others_out(
     admission: Admission, clock: FakeClock
 ) -> None:
-    admission.admit(ticket(PACE, PLAN, deadline=1.01 * WHOLE_S))
-    clock.pass_by(0.5 * WHOLE_S)
+    admission.admit(plan(deadline=1.01 * PLAN_S))
+    clock.advance(0.5 * PLAN_S)
     now = clock.now
-    admission.admit(ticket(PACE, PLAN, arrival=now, deadline=now + 2 * WHOLE_S))
+    admission.admit(plan(arrival=now, deadline=now + 2 * PLAN_S))
 
 
-def test_work_counts_until_it_leaves(admission: Admission) -> None:
-    first, *later = (ticket(PACE, PLAN, deadline=1.2 * WHOLE_S) for _ in range(3))
+def test_work_counts_until_its_request_leaves(admission: Admission) -> None:
+    first, second, third = (plan(deadline=1.2 * PLAN_S) for _ in range(3))
     admission.admit(first)
-    refusal(admission, later[0])
+    refusal(admission, second)
     admission.leave(first)
-    admission.admit(later[1])
+    admission.admit(third)
 
 
 def test_frames_of_others_are_work_ahead(admission: Admission) -> None:
-    frames = math.ceil(WHOLE_S / FRAME_S)
-    admission.admit(QueuedRequest(PACE, 0.0, frames=frames))
-    refusal(admission, ticket(PACE, PLAN, deadline=1.5 * WHOLE_S))
-    refusal(admission, QueuedRequest(PACE, 0.0, deadline=0.5 * WHOLE_S, frames=1))
-    admission.admit(QueuedRequest(PACE, 0.0, deadline=1.5 * WHOLE_S, frames=1))
+    frames = math.ceil(PLAN_S / FRAME_S)
+    admission.admit(QueuedRequest(LATENCY, 0.0, frames=frames))
+    refusal(admission, plan(deadline=1.5 * PLAN_S))
+    refusal(admission, QueuedRequest(LATENCY, 0.0, deadline=0.5 * PLAN_S, frames=1))
+    admission.admit(QueuedRequest(LATENCY, 0.0, deadline=1.5 * PLAN_S, frames=1))
     with pytest.raises(DeadlinePassed):
-        admission.admit(QueuedRequest(PACE, 0.0, deadline=0.5 * FRAME_S, frames=1))
+        admission.admit(QueuedRequest(LATENCY, 0.0, deadline=0.5 * FRAME_S, frames=1))
 
 
-def test_a_full_queue_refuses_until_the_first_leaves(admission: Admission) -> None:
+def test_frames_that_are_being_encoded_count_once(clock: FakeClock) -> None:
+    """They are part of the work that runs now, not of the work that waits."""
+    frames = math.ceil(PLAN_S / FRAME_S)
+    encode = QueuedRequest(LATENCY, 0.0, frames=frames)
+    admission = Admission(10, clock, free_at=lambda: frames * FRAME_S)
+    admission.admit(encode)
+    encode.frames_started = frames
+    admission.admit(plan(deadline=2.3 * PLAN_S))
+    refusal(admission, plan(deadline=2.0 * PLAN_S, priority=9))
+
+
+def test_a_full_queue_refuses_until_the_first_request_leaves(admission: Admission) -> None:
     for _ in range(10):
-        admission.admit(ticket(PACE, PLAN))
-    refused = refusal(admission, ticket(PACE, PLAN))
-    assert refused.retry_after_s == pytest.approx(WHOLE_S)
-    assert "full" in str(refused)
+        admission.admit(plan())
+    error = refusal(admission, plan())
+    assert error.retry_after_s == pytest.approx(PLAN_S)
+    assert str(error) == "the queue is full"
 
 
-def test_a_plan_cut_short_anyway_may_lose_a_tenth(admission: Admission) -> None:
-    long = cem(iterations=1000)
-    admission.admit(QueuedRequest(PACE, 0.0, frames=1))
-    admission.admit(ticket(PACE, long, deadline=50.5 * ITERATION_S))
+def test_a_plan_that_is_cut_short_anyway_may_lose_a_tenth(admission: Admission) -> None:
+    long = search(iterations=1000)
+    admission.admit(QueuedRequest(LATENCY, 0.0, frames=1))
+    admission.admit(queued_plan(LATENCY, long, deadline=50.5 * ITERATION_S))
 
 
-def test_packed_plans_run_abreast() -> None:
-    pace = pace_of(knee=256)
+def test_batched_plans_run_at_the_same_time() -> None:
+    latency = latency_model(max_batched_rows=256)
     admission = Admission(100, FakeClock())
-    solver = cem(samples=64, iterations=10)
-    deadline = 1.5 * ticket(pace, solver).solve_s()
+    wide = search(samples=64, iterations=10)
+    deadline = 1.5 * queued_plan(latency, wide).search_s()
     for _ in range(4):
-        admission.admit(ticket(pace, solver, deadline=deadline))
-    refusal(admission, ticket(pace, solver, deadline=deadline))
+        admission.admit(queued_plan(latency, wide, deadline=deadline))
+    refusal(admission, queued_plan(latency, wide, deadline=deadline))
 
 
 def serve(admission: Admission, clock: FakeClock, iterations: int) -> None:
-    """A plan comes, is promised all its iterations, and leaves when its time is up."""
-    one = ticket(PACE, PLAN, deadline=clock.now + 1.01 * WHOLE_S)
-    admission.admit(one)
-    one.done = iterations
-    clock.pass_by(1.01 * WHOLE_S)
-    admission.leave(one)
+    """Admit a plan with time for all its iterations. It leaves at its deadline, after these."""
+    request = plan(deadline=clock.now + 1.01 * PLAN_S)
+    admission.admit(request)
+    complete(request, iterations)
+    clock.advance(1.01 * PLAN_S)
+    admission.leave(request)
 
 
-def room(admission: Admission, clock: FakeClock) -> float:
-    """Behind one plan, the nearest deadline for which another is admitted, in whole plans."""
-    ahead = ticket(PACE, PLAN, deadline=clock.now + 1.01 * WHOLE_S, priority=9)
+def nearest_admitted_deadline(admission: Admission, clock: FakeClock) -> float:
+    """The nearest deadline with which a plan is admitted behind another, in plan durations."""
+    ahead = plan(deadline=clock.now + 1.01 * PLAN_S, priority=9)
     admission.admit(ahead)
     plans = 2.0
     while True:
-        newcomer = ticket(PACE, PLAN, deadline=clock.now + plans * WHOLE_S)
+        newcomer = plan(deadline=clock.now + plans * PLAN_S)
         with suppress(QueueTooLong):
             admission.admit(newcomer)
             admission.leave(newcomer)
-            ahead.done = len(PLAN.workload())
+            complete(ahead, ASKS)
             admission.leave(ahead)
             return plans
         plans += 0.001
 
 
-def test_broken_promises_make_it_careful_and_kept_ones_bold_again(
+def test_missed_guarantees_widen_the_margin_and_kept_ones_narrow_it(
     admission: Admission, clock: FakeClock
 ) -> None:
-    assert room(admission, clock) == pytest.approx(2 + MARGIN, abs=0.01)
+    least = 2 + MIN_MARGIN
+    assert nearest_admitted_deadline(admission, clock) == pytest.approx(least, abs=0.01)
     for _ in range(3):
         serve(admission, clock, iterations=2)
-    assert room(admission, clock) == pytest.approx(2 + MARGIN + 3 * BROKEN, abs=0.01)
+    widened = least + 3 * MARGIN_AFTER_MISS
+    assert nearest_admitted_deadline(admission, clock) == pytest.approx(widened, abs=0.01)
     for _ in range(100):
-        serve(admission, clock, iterations=len(PLAN.workload()))
-    assert room(admission, clock) == pytest.approx(2 + MARGIN, abs=0.01)
+        serve(admission, clock, iterations=ASKS)
+    assert nearest_admitted_deadline(admission, clock) == pytest.approx(least, abs=0.01)
 
 
-def test_a_client_that_goes_away_breaks_no_promise(admission: Admission, clock: FakeClock) -> None:
+def test_a_client_that_goes_away_is_not_a_missed_guarantee(
+    admission: Admission, clock: FakeClock
+) -> None:
     for _ in range(3):
-        gone = ticket(PACE, PLAN, deadline=clock.now + 3 * WHOLE_S)
+        gone = plan(deadline=clock.now + 3 * PLAN_S)
         admission.admit(gone)
         admission.leave(gone)
-    assert room(admission, clock) == pytest.approx(2 + MARGIN, abs=0.01)
+    expected = 2 + MIN_MARGIN
+    assert nearest_admitted_deadline(admission, clock) == pytest.approx(expected, abs=0.01)

@@ -1,33 +1,43 @@
-"""The estimate of what the model takes."""
+"""How long the model's work is expected to take."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from lewm_models.config import PRESETS
-from lewm_serve.engine.latency_model import HORIZON, ROWS, LatencyModel, Shape
+from lewm_serve.engine.latency_model import (
+    MEASURED_HORIZON,
+    MEASURED_ROWS,
+    LatencyModel,
+    RolloutShape,
+)
 from tests.lewm_serve.engine.fakes import FakeClock
 
-SHAPE = Shape(HORIZON)
+SHAPE = RolloutShape(MEASURED_HORIZON)
 
 
 class TimedBackend:
-    """A frame takes 2 ms, a roll-out 1 ms and 0.1 ms a row for each step, above ``free`` rows."""
+    """A frame takes 2 ms. Each step of a roll-out takes 1 ms, and 0.1 ms for each row.
+
+    Up to ``free_rows`` rows take equally long.
+    """
 
     name, precision, encode_precision = "timed", "float32", "float32"
 
-    def __init__(self, clock: FakeClock, device: str = "cpu", free: int = 0) -> None:
-        self.clock, self.device, self.free = clock, device, free
-        self.rows: list[int] = []
+    def __init__(self, clock: FakeClock, device: str = "cpu", free_rows: int = 0) -> None:
+        self.clock = clock
+        self.device = device
+        self.free_rows = free_rows
+        self.measured_rows: list[int] = []
 
     def encode(self, frames: Tensor) -> Tensor:
-        self.clock.pass_by(0.002 * len(frames))
+        self.clock.advance(0.002 * len(frames))
         return frames[:, 0, 0].float()
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         _, samples, horizon, _ = candidates.shape
-        self.rows.append(samples)
-        self.clock.pass_by(horizon * (0.001 + 0.0001 * max(self.free, samples)))
+        self.measured_rows.append(samples)
+        self.clock.advance(horizon * (0.001 + 0.0001 * max(self.free_rows, samples)))
         return candidates
 
     def expect(self, *_: Tensor) -> Tensor:
@@ -39,93 +49,94 @@ class TimedBackend:
     def warm_up(self) -> None: ...
 
 
-def measured(device: str = "cpu", free: int = 0) -> LatencyModel:
+def measured(device: str = "cpu", free_rows: int = 0) -> LatencyModel:
     clock = FakeClock()
-    pace = LatencyModel(clock=clock)
-    pace.measure(TimedBackend(clock, device, free), PRESETS["edge"])
-    return pace
+    latency = LatencyModel(clock=clock)
+    latency.measure(TimedBackend(clock, device, free_rows), PRESETS["edge"])
+    return latency
 
 
 @pytest.mark.parametrize("rows", [1, 8, 20, 100, 128, 300])
-def test_it_measures_what_grows_and_what_does_not(rows: int) -> None:
-    assert measured().estimate(rows, SHAPE) == pytest.approx(HORIZON * (0.001 + 0.0001 * rows))
-    assert measured().estimate(rows, Shape(10)) == pytest.approx(10 * (0.001 + 0.0001 * rows))
+def test_rollouts_are_measured_and_interpolated(rows: int) -> None:
+    latency, step_s = measured(), 0.001 + 0.0001 * rows
+    assert latency.rollout_s(rows, SHAPE) == pytest.approx(MEASURED_HORIZON * step_s)
+    assert latency.rollout_s(rows, RolloutShape(10)) == pytest.approx(10 * step_s)
 
 
-def test_beyond_what_was_measured_time_grows_in_proportion() -> None:
-    pace = measured()
-    assert pace.estimate(2000, SHAPE) == pytest.approx(HORIZON * 0.201, rel=0.05)
+def test_beyond_the_measured_rows_time_is_proportional_to_rows() -> None:
+    expected = MEASURED_HORIZON * 0.201
+    assert measured().rollout_s(2000, SHAPE) == pytest.approx(expected, rel=0.05)
 
 
-def test_it_stops_measuring_where_more_rows_gain_nothing() -> None:
+def test_measuring_stops_where_more_rows_gain_nothing() -> None:
     clock = FakeClock()
     backend = TimedBackend(clock)
     LatencyModel(clock=clock).measure(backend, PRESETS["edge"])
-    assert max(backend.rows) == 512
-    assert max(backend.rows) in ROWS
+    assert max(backend.measured_rows) == 512
+    assert max(backend.measured_rows) in MEASURED_ROWS
 
 
-def test_the_knee_is_where_throughput_is_within_a_tenth_of_the_best() -> None:
-    assert measured("cuda", free=0).knee == 128
-    assert measured("cuda", free=2000).knee == 2048
+def test_rows_are_batched_up_to_a_tenth_below_the_best_throughput() -> None:
+    assert measured("cuda", free_rows=0).max_batched_rows == 128
+    assert measured("cuda", free_rows=2000).max_batched_rows == 2048
 
 
-def test_plans_are_not_packed_on_a_cpu() -> None:
-    assert measured("cpu", free=2000).knee == 0
+def test_plans_are_not_batched_on_a_cpu() -> None:
+    assert measured("cpu", free_rows=2000).max_batched_rows == 0
 
 
-def test_it_knows_what_a_frame_takes() -> None:
-    pace = measured()
-    assert pace.encode(3) == pytest.approx(0.006)
-    assert pace.frame_s == pytest.approx(0.002)
-    pace.observe_decode(0.001)
-    assert pace.frame_s == pytest.approx(0.003)
+def test_frames_are_measured_and_observed() -> None:
+    latency = measured()
+    assert latency.encode_s(3) == pytest.approx(0.006)
+    assert latency.frame_s == pytest.approx(0.002)
+    latency.observe_decode(0.001)
+    assert latency.frame_s == pytest.approx(0.003)
     for _ in range(50):
-        pace.observe_encode(2, 0.008)
-    assert pace.frame_s == pytest.approx(0.005, rel=1e-3)
+        latency.observe_encode(2, 0.008)
+    assert latency.frame_s == pytest.approx(0.005, rel=1e-3)
 
 
-def test_it_follows_what_it_sees_shape_by_shape() -> None:
-    pace = LatencyModel([(1, 0.001)])
-    assert pace.estimate(10, Shape(2)) == pytest.approx(0.02)
+def test_each_shape_has_its_own_correction() -> None:
+    latency = LatencyModel([(1, 0.001)])
+    assert latency.rollout_s(10, RolloutShape(2)) == pytest.approx(0.02)
     for _ in range(50):
-        pace.observe(10, Shape(2), 0.06)
-        pace.observe(10, Shape(4), 0.02)
-    assert pace.estimate(100, Shape(2)) == pytest.approx(0.6, rel=0.01)
-    assert pace.estimate(10, Shape(4)) == pytest.approx(0.02, rel=0.01)
+        latency.observe_rollout(10, RolloutShape(2), 0.06)
+        latency.observe_rollout(10, RolloutShape(4), 0.02)
+    assert latency.rollout_s(100, RolloutShape(2)) == pytest.approx(0.6, rel=0.01)
+    assert latency.rollout_s(10, RolloutShape(4)) == pytest.approx(0.02, rel=0.01)
 
 
-def test_a_hiccup_is_not_a_trend() -> None:
-    pace = LatencyModel([(1, 0.001)])
+def test_one_outlier_changes_little() -> None:
+    latency = LatencyModel([(1, 0.001)])
     for _ in range(5):
-        pace.observe(10, SHAPE, 0.05)
-    pace.observe(10, SHAPE, 5.0)
-    assert pace.estimate(10, SHAPE) < 0.065
+        latency.observe_rollout(10, SHAPE, 0.05)
+    latency.observe_rollout(10, SHAPE, 5.0)
+    assert latency.rollout_s(10, SHAPE) < 0.065
 
 
-def test_the_short_count_less_than_the_long() -> None:
-    """A plan's closing mean, slow for its one row, says little of its other iterations."""
-    pace = LatencyModel([(1, 0.001)])
+def test_short_rollouts_count_less_than_long_ones() -> None:
+    """The final mean of a plan, slow for its one row, says little about the other iterations."""
+    latency = LatencyModel([(1, 0.001)])
     for _ in range(50):
-        pace.observe(100, SHAPE, 0.5)
-        pace.observe(1, SHAPE, 0.01)
-    assert pace.estimate(100, SHAPE) == pytest.approx(0.5, rel=0.03)
+        latency.observe_rollout(100, SHAPE, 0.5)
+        latency.observe_rollout(1, SHAPE, 0.01)
+    assert latency.rollout_s(100, SHAPE) == pytest.approx(0.5, rel=0.03)
 
 
-def test_slowness_is_forgotten_where_nothing_runs() -> None:
-    """Or an expectation by which no plan fits would keep all plans out for ever."""
+def test_slowness_is_forgotten_while_nothing_runs() -> None:
+    """Otherwise an expectation that refuses every plan would never be corrected."""
     clock = FakeClock()
-    pace = LatencyModel([(1, 0.001)], clock=clock)
-    pace.observe(10, SHAPE, 5.0)
-    assert pace.estimate(10, SHAPE) == pytest.approx(5.0)
-    clock.pass_by(100)
-    assert pace.estimate(10, SHAPE) == pytest.approx(0.05, rel=0.01)
-    pace.observe(10, SHAPE, 0.05)
-    assert pace.estimate(10, SHAPE) == pytest.approx(0.05, rel=0.01)
+    latency = LatencyModel([(1, 0.001)], clock=clock)
+    latency.observe_rollout(10, SHAPE, 5.0)
+    assert latency.rollout_s(10, SHAPE) == pytest.approx(5.0)
+    clock.advance(100)
+    assert latency.rollout_s(10, SHAPE) == pytest.approx(0.05, rel=0.01)
+    latency.observe_rollout(10, SHAPE, 0.05)
+    assert latency.rollout_s(10, SHAPE) == pytest.approx(0.05, rel=0.01)
 
 
-def test_an_unmeasured_pace_expects_nothing() -> None:
-    pace = LatencyModel()
-    pace.observe(10, SHAPE, 1.0)
-    assert pace.estimate(10, SHAPE) == 0
-    assert torch.isfinite(torch.tensor(pace.estimate(0, SHAPE)))
+def test_without_a_measurement_everything_takes_no_time() -> None:
+    latency = LatencyModel()
+    latency.observe_rollout(10, SHAPE, 1.0)
+    assert latency.rollout_s(10, SHAPE) == 0
+    assert torch.isfinite(torch.tensor(latency.rollout_s(0, SHAPE)))

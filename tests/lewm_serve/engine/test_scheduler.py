@@ -1,402 +1,464 @@
-"""The scheduler's turns under a clock that only work moves."""
+"""The turns of the scheduler under a clock that only work advances."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from lewm_serve.engine.admission import STEP_LIMIT
-from lewm_serve.engine.jobs import BATCH_ROWS, DeadlinePassed, PlanJob, PlanOutcome, PredictJob
-from lewm_serve.engine.latency_model import LatencyModel, Shape
-from lewm_serve.engine.scheduler import Scheduler
+from lewm_serve.engine.admission import MAX_CANDIDATE_STEPS, DeadlinePassed
+from lewm_serve.engine.batching import MAX_ENCODE_BATCH
+from lewm_serve.engine.jobs import EncodeJob, PlanJob, PlanOutcome, PredictJob, Search
+from lewm_serve.engine.latency_model import RolloutShape
+from lewm_serve.engine.scheduler import MAX_RECORDED_BATCHES, Batch, Scheduler
 from tests.lewm_serve.engine.fakes import (
     WIDTH,
     FakeBackend,
     FakeClock,
-    cem,
-    encode,
-    gradient,
-    pace_of,
-    plan,
-    predict,
+    encode_job,
+    latency_model,
+    plan_job,
+    predict_job,
+    queued_plan,
+    search,
 )
 
-ITERATION_S = pace_of().estimate(8, Shape(2))
+ITERATION_S = latency_model().rollout_s(8, RolloutShape(2))
+
+SHORT_SEARCH = search()
+"""Three iterations and the final mean: four roll-outs."""
 
 
-class House:
-    """A scheduler, its clock, a backend and what that takes."""
+class FakeEngine:
+    """A scheduler, its clock, and a backend whose latencies are known."""
 
-    def __init__(self, knee: int = 0) -> None:
+    def __init__(self, max_batched_rows: int = 0) -> None:
         self.clock = FakeClock()
-        self.backend = FakeBackend(self.clock, gain=knee > 0)
-        self.pace: LatencyModel = pace_of(knee, self.clock)
-        self.batches: list[tuple[str, int]] = []
-        self.scheduler = Scheduler(self.clock, lambda kind, rows: self.batches.append((kind, rows)))
+        self.backend = FakeBackend(self.clock, batching_pays=max_batched_rows > 0)
+        self.latency = latency_model(max_batched_rows, self.clock)
+        self.scheduler = Scheduler(self.clock)
+
+    def plan(self, tag: float, search: Search = SHORT_SEARCH, **settings: Any) -> PlanJob:
+        """Submit a plan that the backend's calls name by ``tag``."""
+        job = plan_job(self.backend, self.latency, tag, search, **settings)
+        self.scheduler.submit(job)
+        return job
+
+    def encode(self, value: int, count: int = 1) -> EncodeJob:
+        """Submit frames whose pixels all have one value."""
+        job = encode_job(self.backend, self.latency, value, count)
+        self.scheduler.submit(job)
+        return job
 
     def run(self, turns: int = 1_000_000) -> None:
-        """Take turns until nothing waits."""
+        """Take turns until no job waits."""
         while turns and not self.scheduler.idle:
-            self.scheduler.turn()
+            self.scheduler.run_turn()
             turns -= 1
 
+    @property
+    def batches(self) -> list[Batch]:
+        return list(self.scheduler.batches)
+
 
 @pytest.fixture
-def house() -> House:
-    return House()
+def engine() -> FakeEngine:
+    return FakeEngine()
 
 
 @pytest.fixture
-def packing() -> House:
-    return House(knee=256)
+def batching_engine() -> FakeEngine:
+    return FakeEngine(max_batched_rows=256)
 
 
-def test_waiting_encodes_run_as_one_batch_and_each_gets_its_own(house: House) -> None:
-    jobs = [encode(house.backend, house.pace, value, count=value) for value in (1, 2, 3)]
-    for job in jobs:
-        house.scheduler.submit(job)
-    house.run()
+def test_waiting_frames_are_encoded_as_one_batch(engine: FakeEngine) -> None:
+    jobs = [engine.encode(value, count=value) for value in (1, 2, 3)]
+    engine.run()
     for value, job in zip((1, 2, 3), jobs, strict=True):
-        assert torch.equal(job.future.result(0), torch.full((value, 3), float(value)))
-    assert house.batches == [("encode", 6)]
+        assert torch.equal(job.future.result(0), torch.full((value, WIDTH), float(value)))
+    assert engine.batches == [Batch("encode", 6)]
 
 
-def test_an_encode_waits_for_one_step_at_most(house: House) -> None:
-    job = plan(house.backend, house.pace, 1)
-    house.scheduler.submit(job)
-    house.run(turns=1)
-    house.scheduler.submit(encode(house.backend, house.pace, 1))
-    house.run()
-    assert [kind for kind, _ in house.backend.log][:3] == ["rollout", "encode", "rollout"]
+def test_frames_wait_for_one_step_at_most(engine: FakeEngine) -> None:
+    engine.plan(1)
+    engine.run(turns=1)
+    engine.encode(1)
+    engine.run()
+    assert [kind for kind, _ in engine.backend.calls][:3] == ["rollout", "encode", "rollout"]
 
 
-def test_a_few_frames_do_not_wait_for_very_many(house: House) -> None:
-    many, few = (
-        encode(house.backend, house.pace, 1, 10 * BATCH_ROWS),
-        encode(house.backend, house.pace, 2, 2),
-    )
-    house.scheduler.submit(many)
-    house.scheduler.submit(few)
-    house.run(turns=1)
+def test_a_few_frames_do_not_wait_for_very_many(engine: FakeEngine) -> None:
+    many, few = engine.encode(1, 10 * MAX_ENCODE_BATCH), engine.encode(2, 2)
+    engine.run(turns=1)
     assert few.future.done()
     assert not many.future.done()
-    house.run()
-    assert len(many.future.result(0)) == 10 * BATCH_ROWS
-    assert max(rows for _, rows in house.batches) <= BATCH_ROWS
+    engine.run()
+    assert len(many.future.result(0)) == 10 * MAX_ENCODE_BATCH
+    assert max(batch.rows for batch in engine.batches) <= MAX_ENCODE_BATCH
 
 
-def test_one_bad_frame_of_a_batch_fails_alone(house: House) -> None:
-    good, bad, other = (encode(house.backend, house.pace, value) for value in (1, 255, 2))
-    for job in (good, bad, other):
-        house.scheduler.submit(job)
-    house.run()
-    assert torch.equal(good.future.result(0), torch.ones(1, 3))
-    assert torch.equal(other.future.result(0), torch.full((1, 3), 2.0))
+def test_frames_are_counted_when_their_encoding_starts(engine: FakeEngine) -> None:
+    job = encode_job(engine.backend, engine.latency, 1, MAX_ENCODE_BATCH + 1)
+    job.request = queued_plan(engine.latency, SHORT_SEARCH, frames=MAX_ENCODE_BATCH + 1)
+    engine.scheduler.submit(job)
+    engine.run(turns=1)
+    assert job.request.frames_started == MAX_ENCODE_BATCH
+    engine.run(turns=1)
+    assert job.request.frames_started == MAX_ENCODE_BATCH + 1
+
+
+def test_a_bad_frame_fails_alone(engine: FakeEngine) -> None:
+    good, bad, other = (engine.encode(value) for value in (1, 255, 2))
+    engine.run()
+    assert torch.equal(good.future.result(0), torch.ones(1, WIDTH))
+    assert torch.equal(other.future.result(0), torch.full((1, WIDTH), 2.0))
     with pytest.raises(RuntimeError, match="white frame"):
         bad.future.result(0)
 
 
-def test_a_cancelled_encode_is_not_run(house: House) -> None:
-    job = encode(house.backend, house.pace, 1)
-    house.scheduler.submit(job)
-    job.future.cancel()
-    house.run()
-    assert house.backend.log == []
+def test_a_cancelled_encode_is_not_run(engine: FakeEngine) -> None:
+    engine.encode(1).future.cancel()
+    engine.run()
+    assert engine.backend.calls == []
 
 
-def test_priority_then_deadline_then_arrival(house: House) -> None:
-    backend, pace = house.backend, house.pace
-    for job in (
-        plan(backend, pace, 1, arrival=0.1),
-        plan(backend, pace, 2, arrival=0.0),
-        plan(backend, pace, 3, arrival=0.2, deadline=5.0),
-        plan(backend, pace, 4, arrival=0.3, priority=9),
-        plan(backend, pace, 5, arrival=0.0, priority=0, deadline=2.0),
-    ):
-        house.scheduler.submit(job)
-    house.run()
-    assert list(dict.fromkeys(house.backend.rolled_out())) == [4, 3, 2, 1, 5]
+def test_jobs_run_by_priority_then_deadline_then_arrival(engine: FakeEngine) -> None:
+    engine.plan(1, arrival=0.1)
+    engine.plan(2, arrival=0.0)
+    engine.plan(3, arrival=0.2, deadline=5.0)
+    engine.plan(4, arrival=0.3, priority=9)
+    engine.plan(5, arrival=0.0, priority=0, deadline=2.0)
+    engine.run()
+    assert list(dict.fromkeys(engine.backend.rolled_out())) == [4, 3, 2, 1, 5]
 
 
-def test_a_plan_without_a_deadline_is_not_overtaken_for_ever(house: House) -> None:
-    patient = plan(house.backend, house.pace, -1, arrival=0.0)
-    house.scheduler.submit(patient)
+def test_a_plan_without_a_deadline_is_not_overtaken_for_ever(engine: FakeEngine) -> None:
+    patient = engine.plan(-1, arrival=0.0)
     tag = 0
     while not patient.future.done():
         tag += 1
-        now = house.clock.now
-        urgent = plan(house.backend, house.pace, tag, arrival=now, deadline=now + 1)
-        house.scheduler.submit(urgent)
-        house.run(turns=4)
-        assert house.clock.now < 20
-    assert house.clock.now > 8
+        now = engine.clock.now
+        engine.plan(tag, arrival=now, deadline=now + 1)
+        engine.run(turns=4)
+        assert engine.clock.now < 20
+    assert engine.clock.now > 8
 
 
-def test_a_far_deadline_counts_as_none(house: House) -> None:
-    far = plan(house.backend, house.pace, 1, arrival=0.0, deadline=1e6)
-    none = plan(house.backend, house.pace, 2, arrival=0.1)
-    house.scheduler.submit(none)
-    house.scheduler.submit(far)
-    house.run()
-    assert list(dict.fromkeys(house.backend.rolled_out())) == [1, 2]
+def test_a_late_deadline_counts_like_none(engine: FakeEngine) -> None:
+    engine.plan(2, arrival=0.1)
+    engine.plan(1, arrival=0.0, deadline=1e6)
+    engine.run()
+    assert list(dict.fromkeys(engine.backend.rolled_out())) == [1, 2]
 
 
-def test_a_more_urgent_plan_preempts_at_the_next_iteration(house: House) -> None:
-    house.scheduler.submit(plan(house.backend, house.pace, 1))
-    house.run(turns=1)
-    house.scheduler.submit(plan(house.backend, house.pace, 2, priority=9))
-    house.run()
-    assert house.backend.rolled_out() == [1, 2, 2, 2, 2, 1, 1, 1]
+def test_a_more_urgent_plan_overtakes_at_the_next_iteration(engine: FakeEngine) -> None:
+    engine.plan(1)
+    engine.run(turns=1)
+    engine.plan(2, priority=9)
+    engine.run()
+    assert engine.backend.rolled_out() == [1, 2, 2, 2, 2, 1, 1, 1]
 
 
-def test_a_large_iteration_lets_a_more_urgent_plan_through(house: House) -> None:
-    chunk = STEP_LIMIT // 2
-    house.scheduler.submit(plan(house.backend, house.pace, 1, cem(samples=3 * chunk, iterations=1)))
-    house.run(turns=1)
-    house.scheduler.submit(plan(house.backend, house.pace, 2, priority=9))
-    house.run()
-    assert house.backend.rolled_out() == [1, 2, 2, 2, 2, 1, 1, 1]
+def test_a_more_urgent_plan_overtakes_within_a_large_iteration(engine: FakeEngine) -> None:
+    part = MAX_CANDIDATE_STEPS // 2
+    engine.plan(1, search(samples=3 * part, iterations=1))
+    engine.run(turns=1)
+    engine.plan(2, priority=9)
+    engine.run()
+    assert engine.backend.rolled_out() == [1, 2, 2, 2, 2, 1, 1, 1]
 
 
-def test_a_plan_stops_at_its_deadline_with_its_best(house: House) -> None:
+def test_a_plan_stops_at_its_deadline_with_its_best(engine: FakeEngine) -> None:
     deadline = 5.5 * ITERATION_S
-    job = plan(house.backend, house.pace, 1, cem(iterations=100), deadline=deadline)
-    house.scheduler.submit(job)
-    house.run()
+    job = engine.plan(1, search(iterations=100), deadline=deadline)
+    engine.run()
     outcome: PlanOutcome = job.future.result(0)
     assert (outcome.status, outcome.iterations) == ("deadline", 5)
+    assert outcome.cost is not None
     assert outcome.cost < torch.inf
-    assert house.clock.now <= deadline
+    assert engine.clock.now <= deadline
 
 
-def test_a_waiting_plan_is_answered_before_a_step_that_would_outlast_its_deadline(
-    house: House,
+def test_a_plan_is_answered_before_a_step_of_others_that_outlasts_its_deadline(
+    engine: FakeEngine,
 ) -> None:
-    job = plan(house.backend, house.pace, 1, cem(iterations=100), deadline=3.5 * ITERATION_S)
+    job = engine.plan(1, search(iterations=100), deadline=3.5 * ITERATION_S)
     answered: list[float] = []
-    job.future.add_done_callback(lambda _: answered.append(house.clock.now))
-    house.scheduler.submit(job)
-    house.run(turns=2)
-    house.scheduler.submit(
-        plan(house.backend, house.pace, 2, cem(samples=500), arrival=house.clock.now, priority=9)
-    )
-    house.run()
+    job.future.add_done_callback(lambda _: answered.append(engine.clock.now))
+    engine.run(turns=2)
+    engine.plan(2, search(samples=500), arrival=engine.clock.now, priority=9)
+    engine.run()
     assert job.future.result(0).iterations == 2
-    assert answered[0] <= job.ticket.deadline
+    assert answered[0] <= job.request.deadline
 
 
-def test_a_plan_that_cannot_be_in_time_is_not_begun(house: House) -> None:
-    job = plan(house.backend, house.pace, 1, deadline=0.5 * ITERATION_S)
-    house.scheduler.submit(job)
-    house.run()
+def test_a_plan_without_time_for_an_iteration_is_not_started(engine: FakeEngine) -> None:
+    job = engine.plan(1, deadline=0.5 * ITERATION_S)
+    engine.run()
     with pytest.raises(DeadlinePassed):
         job.future.result(0)
-    assert house.backend.log == []
+    assert engine.backend.calls == []
 
 
-def test_time_for_the_trajectory_is_kept(house: House) -> None:
+def test_time_is_left_for_the_trajectory(engine: FakeEngine) -> None:
     deadline = 3 * ITERATION_S + 0.001
-    job = plan(house.backend, house.pace, 1, cem(iterations=100), deadline=deadline)
+    job = engine.plan(1, search(iterations=100), deadline=deadline)
     job.with_trajectory = True
-    house.scheduler.submit(job)
-    house.run()
-    assert job.future.result(0).trajectory.shape == (2, 3)
-    assert house.clock.now <= deadline
+    engine.run()
+    assert job.future.result(0).trajectory.shape == (2, WIDTH)
+    assert engine.clock.now <= deadline
 
 
-def test_a_cancelled_plan_costs_no_further_iteration(house: House) -> None:
-    job = plan(house.backend, house.pace, 1)
-    house.scheduler.submit(job)
-    house.run(turns=1)
+def test_a_cancelled_plan_costs_no_further_iteration(engine: FakeEngine) -> None:
+    job = engine.plan(1)
+    engine.run(turns=1)
     assert job.future.cancel()
-    house.scheduler.submit(plan(house.backend, house.pace, 2))
-    house.run()
-    assert house.backend.rolled_out().count(1) == 1
+    engine.plan(2)
+    engine.run()
+    assert engine.backend.rolled_out().count(1) == 1
 
 
-def test_a_failing_plan_fails_alone(house: House) -> None:
-    job, good = plan(house.backend, house.pace, 1), plan(house.backend, house.pace, 2)
-    job.goal = torch.zeros(4)
-    house.scheduler.submit(job)
-    house.scheduler.submit(good)
-    house.run()
+def test_a_failing_plan_fails_alone(engine: FakeEngine) -> None:
+    failing, good = engine.plan(1), engine.plan(2)
+    failing.goal = torch.zeros(4)
+    engine.run()
     with pytest.raises(RuntimeError):
-        job.future.result(0)
+        failing.future.result(0)
     assert good.future.result(0).status == "completed"
 
 
-def test_a_prediction_is_one_roll_out(house: House) -> None:
-    candidates = torch.rand(4, 2, 3)
-    job = predict(house.backend, house.pace, 1, candidates)
-    house.scheduler.submit(job)
-    house.run()
+def test_a_prediction_is_one_rollout(engine: FakeEngine) -> None:
+    candidates = torch.rand(4, 2, WIDTH)
+    job = predict_job(engine.backend, engine.latency, 1, candidates)
+    engine.scheduler.submit(job)
+    engine.run()
     assert torch.equal(job.future.result(0).latents, candidates)
+    assert engine.batches == [Batch("rollout", 4)]
 
 
-def test_a_gradient_plan_asks_for_gradients_in_parts_and_alone(packing: House) -> None:
-    samples = STEP_LIMIT // 2 + 10
-    solver = gradient(samples, iterations=30)
-    job = plan(packing.backend, packing.pace, 1, solver)
-    packing.scheduler.submit(job)
-    packing.scheduler.submit(plan(packing.backend, packing.pace, 2))
-    packing.run()
+def test_a_large_prediction_is_rolled_out_in_parts(engine: FakeEngine) -> None:
+    rows = MAX_CANDIDATE_STEPS // 2
+    candidates = torch.rand(2 * rows + 1, 2, WIDTH)
+    job = predict_job(engine.backend, engine.latency, 1, candidates)
+    engine.scheduler.submit(job)
+    engine.run()
+    assert torch.equal(job.future.result(0).latents, candidates)
+    assert engine.batches == [Batch("rollout", rows), Batch("rollout", rows), Batch("rollout", 1)]
+
+
+def test_a_plan_by_gradients_runs_in_parts_and_alone(batching_engine: FakeEngine) -> None:
+    samples = MAX_CANDIDATE_STEPS // 2 + 10
+    job = batching_engine.plan(1, search("gradient", samples=samples, iterations=30))
+    batching_engine.plan(2)
+    batching_engine.run()
     outcome = job.future.result(0)
     assert outcome.cost == pytest.approx(0, abs=1e-3)
     assert (outcome.iterations, outcome.candidates) == (30, 30 * samples)
-    asked = [count for kind, counts in packing.backend.log for count in counts if kind != "rollout"]
-    assert asked == 30 * [samples - 10, 10]
-    assert set(packing.backend.rolled_out()) == {2}
+    calls = batching_engine.backend.calls
+    assert [counts for kind, counts in calls if kind == "gradients"] == [
+        (samples - 10,),
+        (10,),
+    ] * 30
+    assert set(batching_engine.backend.rolled_out()) == {2}
 
 
-def test_without_a_knee_plans_follow_one_another(house: House) -> None:
+def test_where_batching_does_not_pay_plans_run_one_after_another(engine: FakeEngine) -> None:
     for tag in (1, 2):
-        house.scheduler.submit(plan(house.backend, house.pace, tag, arrival=tag))
-    house.run()
-    assert house.backend.rolled_out() == [1] * 4 + [2] * 4
+        engine.plan(tag, arrival=tag)
+    engine.run()
+    assert engine.backend.rolled_out() == [1] * 4 + [2] * 4
 
 
-def test_below_the_knee_plans_share_roll_outs(packing: House) -> None:
-    jobs = [plan(packing.backend, packing.pace, tag, arrival=tag) for tag in (1, 2, 3)]
-    for job in jobs:
-        packing.scheduler.submit(job)
-    packing.run()
-    assert len(packing.backend.log) == 4
-    assert set(packing.backend.log) == {("rollout", (1, 2, 3))}
-    assert packing.batches[0] == ("rollout", 24)
-
-
-def test_a_packed_roll_out_ends_at_the_knee_by_urgency(packing: House) -> None:
+def test_where_batching_pays_plans_share_rollouts(batching_engine: FakeEngine) -> None:
     for tag in (1, 2, 3):
-        job = plan(packing.backend, packing.pace, tag, cem(samples=100), arrival=-tag)
-        packing.scheduler.submit(job)
-    packing.run(turns=1)
-    assert packing.backend.log == [("rollout", (3, 2))]
-    assert packing.backend.shapes == [(2, 128)]
+        batching_engine.plan(tag, arrival=tag)
+    batching_engine.run()
+    assert batching_engine.backend.calls == [("rollout", (1, 2, 3))] * 4
+    assert batching_engine.batches[0] == Batch("rollout", 24)
 
 
-def test_packing_changes_no_answer(house: House, packing: House) -> None:
-    sizes = {1: 8, 2: 11, 3: 5, 4: 30, 5: 8}
+def test_a_batch_takes_the_most_urgent_plans_that_fit(batching_engine: FakeEngine) -> None:
+    for tag in (1, 2, 3):
+        batching_engine.plan(tag, search(samples=100), arrival=-tag)
+    batching_engine.run(turns=1)
+    assert batching_engine.backend.calls == [("rollout", (3, 2))]
+    assert batching_engine.backend.shapes == [(2, 128)]
 
-    def outcomes(where: House) -> list[PlanOutcome]:
+
+def test_batching_changes_no_answer(engine: FakeEngine, batching_engine: FakeEngine) -> None:
+    samples_by_tag = {1: 8, 2: 11, 3: 5, 4: 30, 5: 8}
+
+    def outcomes(one: FakeEngine) -> list[PlanOutcome]:
         jobs = [
-            plan(where.backend, where.pace, tag, cem(samples=samples, seed=tag))
-            for tag, samples in sizes.items()
+            one.plan(tag, search(samples=samples, seed=tag))
+            for tag, samples in samples_by_tag.items()
         ]
-        for job in jobs:
-            where.scheduler.submit(job)
-        where.run()
+        one.run()
         return [job.future.result(0) for job in jobs]
 
-    for alone, packed in zip(outcomes(house), outcomes(packing), strict=True):
-        assert torch.equal(alone.actions, packed.actions)
-        assert (alone.cost, alone.candidates) == (packed.cost, packed.candidates)
-    assert len(packing.backend.log) < len(house.backend.log)
+    for alone, batched in zip(outcomes(engine), outcomes(batching_engine), strict=True):
+        assert alone.actions is not None
+        assert batched.actions is not None
+        assert torch.equal(alone.actions, batched.actions)
+        assert (alone.cost, alone.candidates) == (batched.cost, batched.candidates)
+    assert len(batching_engine.backend.calls) < len(engine.backend.calls)
 
 
-def test_other_shapes_and_unwilling_jobs_are_not_packed(packing: House) -> None:
-    lead, longer = (
-        plan(packing.backend, packing.pace, 1, arrival=-1),
-        plan(packing.backend, packing.pace, 2, cem(horizon=3)),
-    )
-    unwilling = plan(packing.backend, packing.pace, 3)
-    unwilling.packs = False
-    for job in (lead, longer, unwilling):
-        packing.scheduler.submit(job)
-    packing.run(turns=1)
-    assert packing.backend.log == [("rollout", (1,))]
+def test_other_shapes_and_jobs_that_must_run_alone_are_not_batched(
+    batching_engine: FakeEngine,
+) -> None:
+    batching_engine.plan(1, arrival=-1)
+    batching_engine.plan(2, search(horizon=3))
+    batching_engine.plan(3).can_be_batched = False
+    batching_engine.run(turns=1)
+    assert batching_engine.backend.calls == [("rollout", (1,))]
 
 
-@pytest.mark.parametrize("poisoned", [1.0, 2.0, 3.0])
-def test_a_failing_plan_fails_alone_in_a_packed_roll_out(packing: House, poisoned: float) -> None:
-    jobs = {tag: plan(packing.backend, packing.pace, tag) for tag in (1.0, 2.0, 3.0)}
-    packing.backend.poison = frozenset({poisoned})
-    for job in jobs.values():
-        packing.scheduler.submit(job)
-    packing.run()
+@pytest.mark.parametrize("failing_tag", [1.0, 2.0, 3.0])
+def test_a_failing_plan_of_a_batch_fails_alone(
+    batching_engine: FakeEngine, failing_tag: float
+) -> None:
+    batching_engine.backend.failing_tags = frozenset({failing_tag})
+    jobs = {tag: batching_engine.plan(tag) for tag in (1.0, 2.0, 3.0)}
+    batching_engine.run()
     for tag, job in jobs.items():
-        if tag == poisoned:
-            with pytest.raises(RuntimeError, match="poisoned"):
+        if tag == failing_tag:
+            with pytest.raises(RuntimeError, match="failing plan"):
                 job.future.result(0)
         else:
             assert job.future.result(0).status == "completed"
 
 
-def test_packing_makes_nobody_late(packing: House) -> None:
-    """A roll-out of more rows takes longer; a plan with just enough time runs alone."""
-    packing.pace = pace_of()
-    packing.pace.knee = 256
-    packing.backend.gain = False
-    solver = cem(samples=64)
-    need_s = plan(packing.backend, packing.pace, 0, solver).ticket.solve_s()
-    tight = plan(packing.backend, packing.pace, 1, solver, deadline=1.2 * need_s)
-    other = plan(packing.backend, packing.pace, 2, cem(samples=64))
-    packing.scheduler.submit(tight)
-    packing.scheduler.submit(other)
-    packing.run()
+def test_batching_makes_no_plan_late(batching_engine: FakeEngine) -> None:
+    """A batch of more rows takes longer, so a plan with just enough time runs alone."""
+    batching_engine.latency = latency_model()
+    batching_engine.latency.max_batched_rows = 256
+    batching_engine.backend.batching_pays = False
+    wide = search(samples=64)
+    needed_s = queued_plan(batching_engine.latency, wide).search_s()
+    tight = batching_engine.plan(1, wide, deadline=1.2 * needed_s)
+    batching_engine.plan(2, wide)
+    batching_engine.run()
     assert tight.future.result(0).status == "completed"
-    assert packing.backend.rolled_out()[:4] == [1] * 4
+    assert batching_engine.backend.rolled_out()[:4] == [1] * 4
 
 
-def test_the_counts_for_operators(house: House) -> None:
-    jobs = [plan(house.backend, house.pace, tag, arrival=tag) for tag in (1, 2)]
-    for job in jobs:
-        house.scheduler.submit(job)
-    house.scheduler.submit(encode(house.backend, house.pace, 1))
-    assert house.scheduler.active(PlanJob) == 0
-    house.run(turns=1)
-    assert house.scheduler.active(PlanJob) == 1
-    assert [job.ticket.begun for job in jobs] == [True, False]
-    assert house.batches == [("encode", 1), ("rollout", 8)]
+def test_started_jobs_and_batches_are_counted(engine: FakeEngine) -> None:
+    jobs = [engine.plan(tag, arrival=tag) for tag in (1, 2)]
+    engine.encode(1)
+    assert engine.scheduler.started_jobs(PlanJob) == 0
+    engine.run(turns=1)
+    assert engine.scheduler.started_jobs(PlanJob) == 1
+    assert [job.request.started for job in jobs] == [True, False]
+    assert engine.batches == [Batch("encode", 1), Batch("rollout", 8)]
 
 
-def test_outcomes_tell_what_the_newest_frame_should_have_been(house: House) -> None:
-    alone = plan(house.backend, house.pace, 1)
-    candidates = torch.zeros(1, 1, WIDTH)
-    latents, past = torch.ones(2, WIDTH), torch.full((1, WIDTH), 0.25)
-    searching = PlanJob(house.backend, alone.ticket, cem(), latents, past, torch.zeros(WIDTH))
-    predicting = PredictJob(house.backend, alone.ticket, latents, past, candidates)
-    for job in (alone, searching, predicting):
-        house.scheduler.submit(job)
-    house.run()
-    assert alone.future.result(0).expected is None
-    for job in (searching, predicting):
-        assert torch.equal(job.future.result(0).expected, past[0])
+def test_batches_that_nobody_counts_are_bounded(engine: FakeEngine) -> None:
+    for count in range(MAX_RECORDED_BATCHES + 10):
+        engine.encode(1, count=1 + count % 2)
+        engine.run()
+    assert len(engine.batches) == MAX_RECORDED_BATCHES
 
 
-def guarded(house: House, latents: torch.Tensor, guard: Callable[[torch.Tensor], None]) -> PlanJob:
-    """A plan whose guard is told what the newest of latents (2, WIDTH) should have been."""
-    past, goal = torch.full((1, WIDTH), 0.25), torch.zeros(WIDTH)
-    held = plan(house.backend, house.pace, 1).ticket
-    return PlanJob(house.backend, held, cem(), latents, past, goal, guard=guard)
+HISTORY = torch.ones(2, WIDTH)
+"""Two context latents."""
+
+PAST_ACTIONS = torch.full((1, WIDTH), 0.25)
+"""The action block between them, which is also the backend's one-step prediction."""
+
+SURPRISE = 0.75 * WIDTH**0.5
+"""The distance between the newest latent and its one-step prediction."""
 
 
-def test_a_guard_is_told_once_and_before_the_first_iteration(house: House) -> None:
-    told: list[torch.Tensor] = []
-    job = guarded(house, torch.ones(2, WIDTH), told.append)
-    house.scheduler.submit(job)
-    house.run()
-    assert len(told) == 1
-    assert torch.equal(told[0], torch.full((WIDTH,), 0.25))
+def plan_with_history(
+    engine: FakeEngine, *, newest: float = 1.0, max_surprise: float | None = None
+) -> PlanJob:
+    """Submit a plan with two context frames. The newest latent has one value in all components."""
+    latents = torch.stack([HISTORY[0], torch.full((WIDTH,), newest)])
+    job = PlanJob(
+        backend=engine.backend,
+        request=queued_plan(engine.latency, SHORT_SEARCH),
+        latents=latents,
+        past_actions=PAST_ACTIONS,
+        goal=torch.zeros(WIDTH),
+        search=SHORT_SEARCH,
+        max_surprise=max_surprise,
+    )
+    engine.scheduler.submit(job)
+    return job
+
+
+def test_the_surprise_is_the_distance_from_the_one_step_prediction(engine: FakeEngine) -> None:
+    without_history = engine.plan(1)
+    planning = plan_with_history(engine)
+    predicting = PredictJob(
+        backend=engine.backend,
+        request=queued_plan(engine.latency, SHORT_SEARCH),
+        latents=HISTORY,
+        past_actions=PAST_ACTIONS,
+        candidates=torch.zeros(1, 1, WIDTH),
+    )
+    engine.scheduler.submit(predicting)
+    engine.run()
+    assert without_history.future.result(0).surprise is None
+    for job in (planning, predicting):
+        assert job.future.result(0).surprise == pytest.approx(SURPRISE)
+
+
+@pytest.mark.parametrize("max_surprise", [None, 1.001 * SURPRISE])
+def test_a_surprise_within_its_limit_does_not_stop_a_search(
+    engine: FakeEngine, max_surprise: float | None
+) -> None:
+    job = plan_with_history(engine, max_surprise=max_surprise)
+    engine.run()
     assert job.future.result(0).status == "completed"
 
 
-def test_what_a_guard_raises_ends_its_plan_alone_and_lets_frames_through(house: House) -> None:
-    class Anomaly(Exception):
-        pass
-
-    def refuse(_expected: torch.Tensor) -> None:
-        # While one plan is judged, another robot's frame comes.
-        house.scheduler.submit(encode(house.backend, house.pace, 7))
-        raise Anomaly
-
-    refused = [guarded(house, torch.ones(2, WIDTH), refuse) for _ in range(2)]
-    usual = plan(house.backend, house.pace, 2)
-    for job in (*refused, usual):
-        house.scheduler.submit(job)
-    house.run()
-    for job in refused:
-        with pytest.raises(Anomaly):
-            job.future.result(0)
+@pytest.mark.parametrize("newest", [1.0, torch.nan])
+def test_a_surprise_above_its_limit_ends_the_search_before_it_starts(
+    engine: FakeEngine, newest: float
+) -> None:
+    anomalous = plan_with_history(engine, newest=newest, max_surprise=0.999 * SURPRISE)
+    usual = engine.plan(2)
+    engine.run()
+    outcome = anomalous.future.result(0)
+    assert (outcome.status, outcome.iterations, outcome.candidates) == ("anomalous", 0, 0)
+    assert (outcome.actions, outcome.cost, outcome.trajectory) == (None, None, None)
+    assert outcome.surprise == pytest.approx(SURPRISE if newest == 1.0 else newest, nan_ok=True)
     assert usual.future.result(0).status == "completed"
-    # A frame waits for one judgement, not for all of them.
-    assert [kind for kind, _ in house.batches][:3] == ["encode", "encode", "rollout"]
+    assert set(engine.backend.rolled_out()) == {2}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["anomalous", "failing"])
+def test_frames_wait_for_one_one_step_prediction_at_most(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    predict_newest = engine.backend.expect
+
+    def predict_while_a_frame_arrives(latents: Tensor, past_actions: Tensor) -> Tensor:
+        engine.encode(7)
+        if fails:
+            raise RuntimeError("no prediction")
+        return predict_newest(latents, past_actions)
+
+    monkeypatch.setattr(engine.backend, "expect", predict_while_a_frame_arrives)
+    ending = [plan_with_history(engine, max_surprise=0.0) for _ in range(2)]
+    usual = engine.plan(2)
+    engine.run()
+    for job in ending:
+        if fails:
+            with pytest.raises(RuntimeError, match="no prediction"):
+                job.future.result(0)
+        else:
+            assert job.future.result(0).status == "anomalous"
+    assert usual.future.result(0).status == "completed"
+    assert [batch.kind for batch in engine.batches][:3] == ["encode", "encode", "rollout"]
+
+
+def test_one_frame_has_no_surprise_that_could_stop_a_search(engine: FakeEngine) -> None:
+    job = engine.plan(1)
+    job.max_surprise = 0.0
+    engine.run()
+    assert job.future.result(0).status == "completed"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lewm_serve.redis_process import RedisProcess
+from tests.lewm_serve.support.redis_process import RedisProcess
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import QUICK_BYTES, decode_image, decode_into, quick_shape
-from tests.lewm_serve.frames import chunk, encoded, picture, png
+from tests.lewm_serve.support.frames import chunk, encoded, picture, png
 
 LIMIT = 4 * 1024 * 1024
 PNG, JPEG = encoded("PNG"), encoded("JPEG")

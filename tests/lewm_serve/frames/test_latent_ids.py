@@ -3,8 +3,8 @@
 import numpy as np
 
 from lewm_serve.api.requests import Frame
-from lewm_serve.frames.latent_source import NAME, name_of
-from tests.lewm_serve.frames import encoded, image, latent, picture, pixels
+from lewm_serve.frames.latent_source import MODEL_NAME, name_of
+from tests.lewm_serve.support.frames import encoded, image, latent, picture, pixels
 
 VALUES = np.arange(3, dtype=np.float32)
 
@@ -16,7 +16,7 @@ def named(frame: dict[str, object], precision: str = "float32") -> str:
 def test_the_same_frame_has_the_same_name() -> None:
     for frame in (image(), pixels(), latent()):
         assert named(frame) == named(frame)
-        assert NAME.fullmatch(named(frame))
+        assert MODEL_NAME.fullmatch(named(frame))
 
 
 def test_another_frame_has_another_name() -> None:

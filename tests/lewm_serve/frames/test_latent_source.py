@@ -18,7 +18,7 @@ from lewm_serve.frames.latent_cache import LatentCache, MemoryTier
 from lewm_serve.frames.latent_source import SHARE_BYTES, LatentSource
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.registry.registry import LoadedModel
-from tests.lewm_serve.frames import encoded, picture
+from tests.lewm_serve.support.frames import encoded, picture
 
 SIZE = 32
 MODEL = cast(

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 
 from lewm_serve.frames.redis_tier import CONNECT_S, MAX_WAITING, PAUSE_S, RedisTier
 from lewm_serve.observability.metrics import Metrics
-from tests.lewm_serve.process import ROOT
-from tests.lewm_serve.redis_process import PASSWORD, RedisProcess
+from tests.lewm_serve.support.server_process import ROOT
+from tests.lewm_serve.support.redis_process import PASSWORD, RedisProcess
 from tests.patience import PATIENCE_S, wait_until
 
 TTL_MS = 3_600_000

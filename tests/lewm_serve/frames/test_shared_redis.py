@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.lewm_serve.cases import plan
-from tests.lewm_serve.frames import pixels
-from tests.lewm_serve.process import ServerProcess
-from tests.lewm_serve.redis_process import PASSWORD, RedisProcess
+from tests.lewm_serve.support.requests import plan
+from tests.lewm_serve.support.frames import pixels
+from tests.lewm_serve.support.server_process import ServerProcess
+from tests.lewm_serve.support.redis_process import PASSWORD, RedisProcess
 from tests.patience import PATIENCE_S, wait_until
 
 TIMEOUT_S = 3.0
@@ -34,10 +34,10 @@ class Servers:
     second: ServerProcess
 
     def is_up(self, server: ServerProcess) -> bool:
-        return server.figure('lewm_cache_up{tier="redis"}') == 1
+        return server.metric('lewm_cache_up{tier="redis"}') == 1
 
     def errors(self) -> float:
-        return self.first.figure('lewm_cache_errors_total{tier="redis"}')
+        return self.first.metric('lewm_cache_errors_total{tier="redis"}')
 
     def through_redis(
         self, frames: dict[str, Any], endpoint: str, named: dict[str, Any]
@@ -120,11 +120,11 @@ def test_an_unknown_name_is_still_unknown(servers: Servers) -> None:
 
 def test_frames_in_flight_are_encoded_once(servers: Servers) -> None:
     rows = 'lewm_batch_rows_sum{kind="encode"}'
-    before = servers.second.figure(rows)
+    before = servers.second.metric(rows)
     asked = [{"frames": [pixels(200 + index % 3), pixels(200)]} for index in range(24)]
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda one: ask(servers.second, "encode", one), asked))
-    assert servers.second.figure(rows) - before == 3
+    assert servers.second.metric(rows) - before == 3
     assert len({answer["latents"][1]["latent_id"] for answer in answers}) == 1
 
 

@@ -5,7 +5,7 @@ import torch
 
 from lewm_models.preprocessing import resize
 from lewm_serve.frames.decode import QUICK_FRAMES, SmallFrameDecoder, decode_image
-from tests.lewm_serve.frames import encoded
+from tests.lewm_serve.support.frames import encoded
 
 LIMIT = 1 << 22
 

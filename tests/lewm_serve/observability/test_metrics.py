@@ -29,17 +29,17 @@ from lewm_serve.observability.metrics import (
 )
 from lewm_serve.planner.fallback import REASONS
 from lewm_serve.planner.health import JUDGEMENTS, KINDS
-from tests.lewm_serve.cases import WAYPOINT, plan, predict
-from tests.lewm_serve.checkpoint import NAME
-from tests.lewm_serve.drivers import Driver, RestDriver, RpcDriver, raw_call
-from tests.lewm_serve.frames import image, pixels, rows
-from tests.lewm_serve.process import ServerProcess
-from tests.lewm_serve.redis_process import RedisProcess
-from tests.lewm_serve.troubled import FAILING, PROGRAM
+from tests.lewm_serve.support.requests import WAYPOINT, plan, predict
+from tests.lewm_serve.support.random_model import MODEL_NAME
+from tests.lewm_serve.support.drivers import Driver, RestDriver, GrpcDriver, raw_call
+from tests.lewm_serve.support.frames import image, pixels, rows
+from tests.lewm_serve.support.server_process import ServerProcess
+from tests.lewm_serve.support.redis_process import RedisProcess
+from tests.lewm_serve.support.faulty_lewm import FAILING_HORIZON, FAULTY_LEWM
 from tests.patience import PATIENCE_S, wait_until
 
-MODELS = (NAME, "two-room")
-CONTROLLERS = {NAME: ("hold", "tail"), "two-room": ("hold", "tail", "waypoint")}
+MODELS = (MODEL_NAME, "two-room")
+CONTROLLERS = {MODEL_NAME: ("hold", "tail"), "two-room": ("hold", "tail", "waypoint")}
 RESULTS = {"memory": ("hit", "miss"), "redis": ("hit", "miss", "unavailable")}
 
 Labels = dict[str, str]
@@ -144,11 +144,11 @@ def operated(
     tmp_path_factory: pytest.TempPathFactory, model_folder: Path, redis: RedisProcess
 ) -> Iterator[ServerProcess]:
     """A server of two models and both tiers, whose engine fails where a test wants it to."""
-    flags = ("--models", f"{model_folder}:{PRETRAINED / 'two-room'}", "--default-model", NAME)
+    flags = ("--models", f"{model_folder}:{PRETRAINED / 'two-room'}", "--default-model", MODEL_NAME)
     log = tmp_path_factory.mktemp("operated") / "log.jsonl"
-    with ServerProcess(log, *flags, program=PROGRAM, LEWM_REDIS_URL=redis.url) as server:
+    with ServerProcess(log, *flags, program=FAULTY_LEWM, LEWM_REDIS_URL=redis.url) as server:
         server.wait_ready()
-        wait_until(lambda: server.figure('lewm_cache_up{tier="redis"}') == 1)
+        wait_until(lambda: server.metric('lewm_cache_up{tier="redis"}') == 1)
         yield server
 
 
@@ -180,8 +180,8 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
         ("plan", plan(deadline_ms=1e-6)),
         ("plan", plan(deadline_ms=1e-6, fallback=hold)),
         ("plan", plan(fallback={"controller": "tail"}, warm_start=rows(5), deadline_ms=1e-6)),
-        ("plan", plan(solver={"horizon": FAILING}, fallback=hold)),
-        ("plan", plan(solver={"horizon": FAILING})),
+        ("plan", plan(solver={"horizon": FAILING_HORIZON}, fallback=hold)),
+        ("plan", plan(solver={"horizon": FAILING_HORIZON})),
         ("plan", plan(**strange)),
         ("plan", plan(**strange, fallback=WAYPOINT)),
     ]
@@ -193,14 +193,14 @@ def traffic(server: ServerProcess) -> None:
         httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
         PlannerClient(server.target) as rpc,
     ):
-        drivers: list[Driver] = [RestDriver(rest), RpcDriver(rpc)]
+        drivers: list[Driver] = [RestDriver(rest), GrpcDriver(rpc)]
         for driver in drivers:
             for method, document in requests():
-                driver.ask(method, document)
+                driver.send(method, document)
         name = uuid4().hex
         for method, path in (
             ("GET", "/models"),
-            ("GET", f"/models/{NAME}"),
+            ("GET", f"/models/{MODEL_NAME}"),
             ("GET", f"/models/{name}"),
             ("GET", f"/{name}"),
             ("GET", f"/plan/{name}"),
@@ -215,7 +215,7 @@ def traffic(server: ServerProcess) -> None:
             rest.post("/plan", content=body, headers={"content-type": "application/json"})
             rest.post("/plan", content=body, headers={"content-type": name})
         rpc.models()
-        rpc.stub.GetModel(pb.GetModelRequest(name=NAME))
+        rpc.stub.GetModel(pb.GetModelRequest(name=MODEL_NAME))
         for method, data in (
             (f"/lewm.v1.PlannerService/{name}", b""),
             (f"/{name}/Plan", b""),

@@ -17,10 +17,10 @@ from lewm_serve.api.requests import EncodeRequest, parse
 from lewm_serve.backends.torch import TorchBackend
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
-from tests.lewm_serve.cases import SOLVER
-from tests.lewm_serve.checkpoint import NAME, write_random_model
-from tests.lewm_serve.frames import BLOCK, latent, rows
-from tests.lewm_serve.planner.planning import HOLD, ask, figure, planning
+from tests.lewm_serve.support.requests import SOLVER
+from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
+from tests.lewm_serve.support.frames import ACTION_BLOCK, latent, rows
+from tests.lewm_serve.support.running_planner import HOLD, ask, figure, planning
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -35,14 +35,14 @@ CALIBRATION = Calibration(
     sigreg_limit=-1.0,  # SIGReg is beyond it, once there is any
 )
 NEAR, FAR = latent(0.1), latent(10.0)
-STEP: dict[str, Any] = {"frames": [NEAR, latent(0.2)], "past_actions": rows(BLOCK), "goal": NEAR}
+STEP: dict[str, Any] = {"frames": [NEAR, latent(0.2)], "past_actions": rows(ACTION_BLOCK), "goal": NEAR}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def started(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[tuple[Planner, Metrics]]:
-    folder = write_random_model(tmp_path_factory.mktemp("calibrated") / NAME)
+    folder = write_random_model(tmp_path_factory.mktemp("calibrated") / MODEL_NAME)
     write_card(folder, replace(load(folder).card, calibration=CALIBRATION))
     async with planning(folder) as both:
         yield both
@@ -75,7 +75,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Searches]:
 
 def counts(metrics: Metrics) -> dict[str, float]:
     """How often what should be counted once was counted."""
-    model = {"model": NAME}
+    model = {"model": MODEL_NAME}
     return {
         "frames": figure(metrics, "lewm_latent_norm_count", **model),
         "norm": figure(metrics, "lewm_anomalies_total", kind="norm", **model),
@@ -170,6 +170,6 @@ async def test_what_was_seen_is_counted_once_where_the_search_fails(
     for frames in ([FAR], [NEAR, FAR]):
         before = counts(metrics)
         with pytest.raises(MemoryError):
-            await ask(planner, frames=frames, past_actions=rows(BLOCK)[: BLOCK * len(frames[1:])])
+            await ask(planner, frames=frames, past_actions=rows(ACTION_BLOCK)[: ACTION_BLOCK * len(frames[1:])])
         grown = growth(before, counts(metrics))
         assert grown == {"frames": len(frames), "norm": 1, "anomalous": 1}

@@ -20,8 +20,8 @@ from lewm_serve.errors import Draining
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
-from tests.lewm_serve.cases import plan
-from tests.lewm_serve.frames import pixels
+from tests.lewm_serve.support.requests import plan
+from tests.lewm_serve.support.frames import pixels
 from tests.patience import PATIENCE_S, wait_until
 
 

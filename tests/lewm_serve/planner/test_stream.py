@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lewm_models.calibration.calibrate import fixed_directions
-from lewm_models.objective import sigreg
+from lewm_models.calibration.calibrate import fixed_sigreg_directions
+from lewm_models.loss import sigreg
 from lewm_serve.planner.health import LatentStream
 
 SIZE, WIDTH = 16, 8
@@ -15,17 +15,17 @@ def latents(count: int) -> torch.Tensor:
 
 
 def whole(window: torch.Tensor) -> float:
-    return float(sigreg(window[None], fixed_directions(WIDTH)))
+    return float(sigreg(window[None], fixed_sigreg_directions(WIDTH)))
 
 
 def test_a_window_that_is_not_full_says_nothing() -> None:
-    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
+    stream = LatentStream(fixed_sigreg_directions(WIDTH), SIZE, kept=1.0)
     stream.add(latents(SIZE - 1), SIZE - 1)
     assert stream.sigreg is None
 
 
 def test_it_is_that_of_the_newest_latents() -> None:
-    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
+    stream = LatentStream(fixed_sigreg_directions(WIDTH), SIZE, kept=1.0)
     served = latents(200)
     for index, latent in enumerate(served):
         stream.add(latent[None], 1)
@@ -36,21 +36,21 @@ def test_it_is_that_of_the_newest_latents() -> None:
 
 @pytest.mark.parametrize("count", [SIZE, SIZE + 1, 10 * SIZE])
 def test_many_latents_may_come_at_once(count: int) -> None:
-    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
+    stream = LatentStream(fixed_sigreg_directions(WIDTH), SIZE, kept=1.0)
     stream.add(latents(3), 3)
     stream.add(latents(count), count)
     assert stream.sigreg == pytest.approx(whole(latents(count)[-SIZE:]), rel=1e-4)
 
 
 def test_what_came_before_is_not_fresh() -> None:
-    streams = [LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0) for _ in range(2)]
+    streams = [LatentStream(fixed_sigreg_directions(WIDTH), SIZE, kept=1.0) for _ in range(2)]
     streams[0].add(latents(3 * SIZE), SIZE)
     streams[1].add(latents(3 * SIZE)[-SIZE:], SIZE)
     assert streams[0].sigreg == streams[1].sigreg
 
 
 def test_a_share_of_the_latents_is_kept() -> None:
-    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=0.25)
+    stream = LatentStream(fixed_sigreg_directions(WIDTH), SIZE, kept=0.25)
     served = latents(1000)
     stream.add(served[: 2 * SIZE], 2 * SIZE)
     assert stream.sigreg is None
@@ -59,7 +59,7 @@ def test_a_share_of_the_latents_is_kept() -> None:
 
 
 def test_a_stream_that_stands_still_stands_out() -> None:
-    stream = LatentStream(fixed_directions(WIDTH), SIZE, kept=1.0)
+    stream = LatentStream(fixed_sigreg_directions(WIDTH), SIZE, kept=1.0)
     stream.add(latents(SIZE), SIZE)
     varied = stream.sigreg
     stream.add(latents(1).expand(SIZE, -1), SIZE)

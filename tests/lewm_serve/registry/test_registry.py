@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lewm_models.checkpoint import CARD
+from lewm_models.checkpoint import CARD_FILE
 from lewm_serve.registry.registry import ModelLoadError, Registry
 from lewm_serve.settings import Settings
-from tests.lewm_serve.checkpoint import write_random_model
+from tests.lewm_serve.support.random_model import write_random_model
 
 
 @pytest.mark.parametrize(

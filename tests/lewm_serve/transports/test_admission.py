@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from lewm_client import PlannerClient, PlannerError
-from tests.lewm_serve.cases import plan
-from tests.lewm_serve.drivers import Driver, RestDriver, RpcDriver
-from tests.lewm_serve.endless import ENDLESS, endless_plan
-from tests.lewm_serve.frames import picture, pixels
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.requests import plan
+from tests.lewm_serve.support.drivers import Driver, RestDriver, GrpcDriver
+from tests.lewm_serve.support.endless_plan import ENDLESS_SOLVER, endless_plan
+from tests.lewm_serve.support.frames import picture, pixels
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 ROBOTS = 12
@@ -31,8 +31,8 @@ LONG = {"name": "cem", "samples": 512, "iterations": 200}
 
 def plans_inside(server: ServerProcess) -> float:
     """Plans admitted and not yet answered."""
-    waiting = server.figure('lewm_queued_requests{endpoint="plan"}')
-    return waiting + server.figure("lewm_active_plans")
+    waiting = server.metric('lewm_queued_requests{endpoint="plan"}')
+    return waiting + server.metric("lewm_active_plans")
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def robot(server: ServerProcess, **request: Any) -> Iterator[socket.socket]:
     """
     body = json.dumps(plan(**request))
     head = "POST /plan HTTP/1.1\r\nHost: robot\r\nContent-Type: application/json\r\n"
-    address = "127.0.0.1", server.ready["http_port"]
+    address = "127.0.0.1", server.http_port
     before = plans_inside(server)
     with socket.create_connection(address) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
@@ -66,7 +66,7 @@ def test_requests_beyond_the_limit_are_refused_until_there_is_room(
         PlannerClient(server.target) as rpc,
         httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
     ):
-        with robot(server, solver=ENDLESS), robot(server, solver=ENDLESS):
+        with robot(server, solver=ENDLESS_SOLVER), robot(server, solver=ENDLESS_SOLVER):
             refused = rest.post("/plan", json=plan())
             assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
             assert int(refused.headers["retry-after"]) >= 1
@@ -80,7 +80,7 @@ def test_requests_beyond_the_limit_are_refused_until_there_is_room(
 def test_a_plan_that_would_come_too_late_is_told_when_to_come_again(
     server: ServerProcess, rest: httpx.Client, rpc: PlannerClient
 ) -> None:
-    with robot(server, solver=ENDLESS, priority=9):
+    with robot(server, solver=ENDLESS_SOLVER, priority=9):
         refused = rest.post("/plan", json=plan(deadline_ms=2000))
         assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
         with pytest.raises(PlannerError) as caught:
@@ -92,7 +92,7 @@ def test_a_plan_that_would_come_too_late_is_told_when_to_come_again(
 
 
 def test_a_more_urgent_plan_overtakes(server: ServerProcess, rest: httpx.Client) -> None:
-    with robot(server, solver=ENDLESS) as long:
+    with robot(server, solver=ENDLESS_SOLVER) as long:
         urgent = rest.post("/plan", json=plan(deadline_ms=600_000, priority=9)).json()
         assert urgent["status"] == "completed"
         assert not is_answered(long)
@@ -106,8 +106,8 @@ def test_a_plan_may_be_content_with_fewer_iterations(server: ServerProcess, driv
     for scale in (1, 4, 16, 64):
         request = plan(solver=LONG, deadline_ms=2000 * scale)
         with robot(server, solver=LONG, deadline_ms=1500 * scale, priority=9):
-            refused = driver.ask("plan", request)
-            admitted = driver.ask("plan", request | {"min_iterations": 1})
+            refused = driver.send("plan", request)
+            admitted = driver.send("plan", request | {"min_iterations": 1})
         if (refused.code, admitted.code) == ("overloaded", "ok"):
             break
     assert (refused.status, refused.code) == (driver.status(429), "overloaded")
@@ -116,13 +116,13 @@ def test_a_plan_may_be_content_with_fewer_iterations(server: ServerProcess, driv
 
 
 def test_fewer_than_the_least_iterations_are_of_no_use(driver: Driver) -> None:
-    request = plan(solver=ENDLESS, deadline_ms=60_000, min_iterations=200)
-    refused = driver.ask("plan", request)
+    request = plan(solver=ENDLESS_SOLVER, deadline_ms=60_000, min_iterations=200)
+    refused = driver.send("plan", request)
     assert (refused.status, refused.code) == (driver.status(504), "deadline_exceeded")
 
 
 def test_who_goes_away_makes_room(server: ServerProcess, rest: httpx.Client) -> None:
-    with robot(server, solver=ENDLESS):
+    with robot(server, solver=ENDLESS_SOLVER):
         pass
     assert rest.post("/plan", json=plan(deadline_ms=600_000)).json()["status"] == "completed"
 
@@ -132,7 +132,7 @@ def test_the_same_plan_alone_and_in_a_crowd(server: ServerProcess, rest: httpx.C
     mine = plan(solver=SHORT | {"iterations": 20})
     alone = rest.post("/plan", json=mine).json()
     with (
-        robot(server, solver=ENDLESS),
+        robot(server, solver=ENDLESS_SOLVER),
         httpx.Client(base_url=server.url, timeout=PATIENCE_S) as strangers,
         ThreadPoolExecutor(4) as pool,
     ):
@@ -157,13 +157,13 @@ def test_whatever_came_in_before_the_signal_is_finished(tmp_path: Path, model_fo
     ):
         robots = [
             pool.submit(
-                (RestDriver(rest) if seed % 2 else RpcDriver(rpc)).ask,
+                (RestDriver(rest) if seed % 2 else GrpcDriver(rpc)).ask,
                 "plan",
                 plan(frames=[pixels(seed)], goal=pixels(seed + 100), seed=seed),
             )
             for seed in range(ROBOTS)
         ]
-        wait_until(lambda: server.figure('lewm_queued_requests{endpoint="plan"}') == ROBOTS)
+        wait_until(lambda: server.metric('lewm_queued_requests{endpoint="plan"}') == ROBOTS)
         server.signal(signal.SIGTERM)
         server.wait_draining()
         before_them.cancel()
@@ -183,9 +183,9 @@ def test_an_iteration_that_does_not_fit_is_refused_before_any_work(
     server: ServerProcess, rest: httpx.Client
 ) -> None:
     rows = 'lewm_batch_rows_sum{kind="rollout"}'
-    before = server.figure(rows)
+    before = server.metric(rows)
     huge = {"name": "cem", "samples": 4096, "horizon": 50}
     refused = rest.post("/plan", json=plan(solver=huge, deadline_ms=200))
     assert (refused.status_code, refused.json()["code"]) == (504, "deadline_exceeded")
-    assert server.figure(rows) == before
+    assert server.metric(rows) == before
     assert plans_inside(server) == 0

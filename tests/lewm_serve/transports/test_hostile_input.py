@@ -19,10 +19,10 @@ from lewm.v1 import planner_pb2 as pb
 from lewm_client import PlannerClient, PlannerError
 from lewm_serve.errors import CODES
 from lewm_serve.settings import Settings
-from tests.lewm_serve.cases import CASES, plan
-from tests.lewm_serve.drivers import Driver, RestDriver, RpcDriver, raw_call
-from tests.lewm_serve.frames import base64_of, chunk, picture, pixels, png
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.requests import CASES, plan
+from tests.lewm_serve.support.drivers import Driver, RestDriver, GrpcDriver, raw_call
+from tests.lewm_serve.support.frames import base64_of, chunk, picture, pixels, png
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
 
 MIB = 1 << 20
@@ -61,7 +61,7 @@ def assert_bounded(server: ServerProcess, size: int, send: Callable[[], object])
     """The server needs little more memory for a request than its size in bytes."""
     # What the system took back from a server that rested does not count.
     httpx.post(f"{server.url}/plan", json=plan(), timeout=PATIENCE_S).raise_for_status()
-    assert server.growth(send) < HELD * size // MIB + SPARE_MIB
+    assert server.memory_growth_mib(send) < HELD * size // MIB + SPARE_MIB
 
 
 def test_memory_is_bounded(server: ServerProcess, rest: httpx.Client) -> None:
@@ -106,7 +106,7 @@ def test_good_requests_are_not_harmed(server: ServerProcess, rest: httpx.Client)
 
     def plan_on(driver: Driver) -> None:
         for _ in range(12):
-            answer = driver.ask("plan", good)
+            answer = driver.send("plan", good)
             assert answer.code == "ok", answer.detail
             same = np.float32(answer.document["actions"]) == np.float32(expected["actions"])
             assert same.all()
@@ -117,13 +117,13 @@ def test_good_requests_are_not_harmed(server: ServerProcess, rest: httpx.Client)
             for case in cases:
                 if case.only not in (None, driver.name):
                     continue
-                assert driver.ask(case.method, case.request).code == case.code
+                assert driver.send(case.method, case.request).code == case.code
                 if stop.is_set():
                     break
 
     def abort() -> None:
         while not stop.is_set():
-            for port in (server.ready["http_port"], server.ready["grpc_port"]):
+            for port in (server.http_port, server.grpc_port):
                 with socket.create_connection(
                     ("127.0.0.1", port), timeout=PATIENCE_S
                 ) as connection:
@@ -140,13 +140,13 @@ def test_good_requests_are_not_harmed(server: ServerProcess, rest: httpx.Client)
     ):
         bad = [
             pool.submit(disturb, RestDriver(bad_rest), 1),
-            pool.submit(disturb, RpcDriver(bad_rpc), 2),
+            pool.submit(disturb, GrpcDriver(bad_rpc), 2),
             pool.submit(abort),
         ]
         try:
             for planning in [
                 pool.submit(plan_on, RestDriver(good_rest)),
-                pool.submit(plan_on, RpcDriver(good_rpc)),
+                pool.submit(plan_on, GrpcDriver(good_rpc)),
             ]:
                 planning.result()
         finally:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lewm_models.config import LeWMConfig
-from lewm_models.export.affine import Affine, affine
-from lewm_models.export.weights import BlockWeights, PredictorWeights
+from lewm_models.export.weights import Affine, BlockWeights, PredictorWeights, fold_modules
 from lewm_models.lewm import LeWM, PredictorBlock
 from lewm_serve.backends.native import library
 from lewm_serve.backends.native.weights import BLOCK, HALF, ExactMap, PackedMaps, beside, identity
@@ -51,16 +50,16 @@ class NativeKernel:
         self._code = code
         self._layers, self._inner, self._latent_dim = layers, inner, config.latent_dim
         self._positions = torch.from_numpy(weights.positions).contiguous()
-        self._smooth = ExactMap(weights.actions[0])
-        self._input = None if weights.input is None else ExactMap(weights.input)
+        self._smooth = ExactMap(weights.action_maps[0])
+        self._input = None if weights.input_map is None else ExactMap(weights.input_map)
         blocks = [_maps_of(block, inner) for block in weights.blocks]
         modulations = _modulations(model)
         self._packed = PackedMaps(
             [
-                weights.actions[1],
+                weights.action_maps[1],
                 *modulations,
                 *(each for maps in blocks for each in maps),
-                *weights.head,
+                *weights.output_maps,
             ]
         )
         condition, *maps = self._packed.maps
@@ -80,7 +79,7 @@ class NativeKernel:
             library.ExactMap() if self._input is None else self._input.map,
             condition,
             *maps[-2:],
-            weights.epsilon,
+            weights.final_epsilon,
             tiles and bool(code.tiles_available()),
         )
 
@@ -124,14 +123,14 @@ class NativeKernel:
 def _maps_of(block: BlockWeights, inner: int) -> list[Affine]:
     """In the order in which they are used."""
     key_value = beside(block.key, block.value)
-    out = identity(inner) if block.out is None else block.out
-    return [key_value, block.query, out, block.first, block.second]
+    out = identity(inner) if block.attention_out is None else block.attention_out
+    return [key_value, block.query, out, block.mlp_first, block.mlp_second]
 
 
 def _modulations(model: LeWM) -> list[Affine]:
     """Each layer's map from the condition; 1 is added to scales after they were rounded."""
     blocks = (cast(PredictorBlock, block) for block in model.predictor.transformer.layers)
-    return [affine(cast(nn.Linear, block.adaLN_modulation[1])) for block in blocks]
+    return [fold_modules(cast(nn.Linear, block.adaLN_modulation[1])) for block in blocks]
 
 
 def _rows_together(actions: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm_models.export.affine import Affine
+from lewm_models.export.weights import Affine
 from lewm_serve.backends.native import library
 
 BLOCK = 32
@@ -41,7 +41,7 @@ class ExactMap:
     def __init__(self, linear: Affine) -> None:
         inputs, outputs = linear.weight.shape
         self._weight = torch.zeros(inputs, whole(outputs))
-        self._weight[:, :outputs] = torch.from_numpy(linear.rounded().weight)
+        self._weight[:, :outputs] = torch.from_numpy(linear.as_float32().weight)
         self._bias = _bias(linear)
         pointers = self._weight.data_ptr(), self._bias.data_ptr()
         self.map = library.ExactMap(*pointers, inputs, whole(outputs))
@@ -68,7 +68,7 @@ def whole(size: int) -> int:
 def _panels_of_weights(linear: Affine) -> Tensor:
     inputs, outputs = linear.weight.shape
     weight = torch.zeros(whole(inputs), whole(outputs))
-    weight[:inputs, :outputs] = torch.from_numpy(linear.rounded().weight)
+    weight[:inputs, :outputs] = torch.from_numpy(linear.as_float32().weight)
     # Inputs by blocks, pairs and one of two; outputs by panels, halves and one of sixteen.
     parts = weight.view(-1, HALF, 2, whole(outputs) // BLOCK, 2, HALF)
     return parts.permute(3, 0, 4, 1, 5, 2).reshape(-1)
@@ -76,7 +76,7 @@ def _panels_of_weights(linear: Affine) -> Tensor:
 
 def _bias(linear: Affine) -> Tensor:
     bias = torch.zeros(whole(len(linear.bias)))
-    bias[: len(linear.bias)] = torch.from_numpy(linear.rounded().bias)
+    bias[: len(linear.bias)] = torch.from_numpy(linear.as_float32().bias)
     return bias
 
 

@@ -182,6 +182,7 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def prometheus_metrics() -> Response:
         """The metrics that Prometheus collects."""
+        planner.count_batches()  # also those of requests that are still in progress
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -19,11 +19,11 @@ from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 from lewm_client import PlannerClient, PlannerError, frame
 from lewm_serve.settings import Settings
-from tests.lewm_serve.cases import SOLVER
-from tests.lewm_serve.drivers import UNKNOWN_FIELD, raw_call
-from tests.lewm_serve.endless import endless_plan
-from tests.lewm_serve.frames import encoded, picture
-from tests.lewm_serve.process import ROOT, ServerProcess
+from tests.lewm_serve.support.requests import SOLVER
+from tests.lewm_serve.support.drivers import UNKNOWN_FIELD, raw_call
+from tests.lewm_serve.support.endless_plan import endless_plan
+from tests.lewm_serve.support.frames import encoded, picture
+from tests.lewm_serve.support.server_process import ROOT, ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 LIMIT = Settings.model_fields["max_body_bytes"].default
@@ -115,7 +115,7 @@ def test_request_id_and_trace(server: ServerProcess, rpc: PlannerClient) -> None
     assert ("request_id", "arm-3") in [(item.key, item.value) for item in call.trailing_metadata()]
     _, trailing = refusal(rpc, b"", metadata=metadata)
     assert trailing["request_id"] == "arm-3"
-    lines = server.logged("arm-3", count=2)
+    lines = server.wait_logged("arm-3", count=2)
     assert [line["protocol"] for line in lines] == ["grpc", "grpc"]
     assert {line["traceparent"] for line in lines} == {"00-aa-bb-01"}
 
@@ -123,7 +123,7 @@ def test_request_id_and_trace(server: ServerProcess, rpc: PlannerClient) -> None
 def test_deadline_of_the_call_is_the_plans(server: ServerProcess, rpc: PlannerClient) -> None:
     """And the answer arrives before it: on a busy machine, where more time is left for the way."""
     for timeout_s in (1, 2, 4, 8, 16, 32, 64):
-        wait_until(lambda: server.figure("lewm_active_plans") == 0)
+        wait_until(lambda: server.metric("lewm_active_plans") == 0)
         try:
             plan = rpc.plan([picture(0)], picture(1), solver=UNENDING, timeout_s=timeout_s)
         except PlannerError as late:
@@ -137,11 +137,11 @@ def test_deadline_of_the_call_is_the_plans(server: ServerProcess, rpc: PlannerCl
 
 
 def test_cancelled_plan_is_dropped(server: ServerProcess) -> None:
-    wait_until(lambda: server.figure("lewm_active_plans") == 0)
+    wait_until(lambda: server.metric("lewm_active_plans") == 0)
     with endless_plan(server, request_id="dropped") as call:
         call.cancel()
-        assert [line["code"] for line in server.logged("dropped")] == ["cancelled"]
-        wait_until(lambda: server.figure("lewm_active_plans") == 0)
+        assert [line["code"] for line in server.wait_logged("dropped")] == ["cancelled"]
+        wait_until(lambda: server.metric("lewm_active_plans") == 0)
 
 
 def test_health_and_reflection(rpc: PlannerClient) -> None:
@@ -229,7 +229,7 @@ def test_frequent_pings_are_not_punished(server: ServerProcess) -> None:
 @pytest.mark.parametrize("data", [b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", bytes(100_000)])
 def test_garbage_on_the_port(server: ServerProcess, rpc: PlannerClient, data: bytes) -> None:
     with socket.create_connection(
-        ("127.0.0.1", server.ready["grpc_port"]), timeout=PATIENCE_S
+        ("127.0.0.1", server.grpc_port), timeout=PATIENCE_S
     ) as bare:
         bare.sendall(data)
     assert rpc.encode([picture(0)]).latents

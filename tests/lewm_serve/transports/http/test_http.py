@@ -15,10 +15,10 @@ import pytest
 
 from lewm_serve.settings import Settings
 from lewm_serve.transports.http.routes import LARGE_BYTES, off_loop
-from tests.lewm_serve.cases import plan
-from tests.lewm_serve.endless import ENDLESS
-from tests.lewm_serve.frames import BLOCK, pixels, rows
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.requests import plan
+from tests.lewm_serve.support.endless_plan import ENDLESS_SOLVER
+from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels, rows
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 JSON = {"content-type": "application/json"}
@@ -39,7 +39,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 
 def connect(server: ServerProcess) -> socket.socket:
     """A bare connection to the HTTP port."""
-    return socket.create_connection(("127.0.0.1", server.ready["http_port"]), timeout=PATIENCE_S)
+    return socket.create_connection(("127.0.0.1", server.http_port), timeout=PATIENCE_S)
 
 
 def exchange(server: ServerProcess, data: bytes) -> bytes:
@@ -180,7 +180,7 @@ def test_too_many_values(rest: httpx.Client) -> None:
 
 
 def test_too_many_values_to_answer(rest: httpx.Client) -> None:
-    candidates = [rows(10 * BLOCK)] * 800  # 800 · 10 · 128 values
+    candidates = [rows(10 * ACTION_BLOCK)] * 800  # 800 · 10 · 128 values
     problem = assert_problem(
         rest.post("/predict", json={"frames": [pixels()], "candidates": candidates}),
         422,
@@ -192,7 +192,7 @@ def test_too_many_values_to_answer(rest: httpx.Client) -> None:
 
 
 def test_large_bodies_and_answers(rest: httpx.Client) -> None:
-    candidates = np.random.default_rng(0).uniform(-1, 1, (600, 4 * BLOCK, 2)).tolist()
+    candidates = np.random.default_rng(0).uniform(-1, 1, (600, 4 * ACTION_BLOCK, 2)).tolist()
     request = {"frames": [pixels()], "candidates": candidates}
     many = rest.post("/predict", json=request).json()["latents"]
     few = rest.post("/predict", json=request | {"candidates": candidates[:2]}).json()["latents"]
@@ -233,7 +233,7 @@ def test_garbage_on_the_port(server: ServerProcess, rest: httpx.Client, data: by
     answer = exchange(server, data)
     assert answer.startswith(b"HTTP/1.1 400")
     request_id = json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"]
-    (line,) = server.logged(request_id)
+    (line,) = server.wait_logged(request_id)
     assert (line["endpoint"], line["code"], line["status"]) == ("other", "malformed_http", 400)
     name = 'lewm_requests_total{code="malformed_http",endpoint="other",protocol="rest"}'
     assert name in rest.get("/metrics").text
@@ -259,15 +259,15 @@ def test_errors_keep_the_connection(server: ServerProcess) -> None:
 def test_plan_is_dropped_when_its_client_goes(server: ServerProcess, rest: httpx.Client) -> None:
     cancelled = 'lewm_requests_total{code="cancelled",endpoint="plan",protocol="rest"}'
     active = "lewm_active_plans"
-    before = server.figure(cancelled)
-    wait_until(lambda: server.figure(active) == 0)
-    body = json.dumps(plan(solver=ENDLESS)).encode()
+    before = server.metric(cancelled)
+    wait_until(lambda: server.metric(active) == 0)
+    body = json.dumps(plan(solver=ENDLESS_SOLVER)).encode()
     head = b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with connect(server) as connection:
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        wait_until(lambda: server.figure(active) == 1)
-    wait_until(lambda: server.figure(cancelled) == before + 1)
-    wait_until(lambda: server.figure(active) == 0)
+        wait_until(lambda: server.metric(active) == 1)
+    wait_until(lambda: server.metric(cancelled) == before + 1)
+    wait_until(lambda: server.metric(active) == 0)
     assert_serving(rest)
 
 
@@ -288,7 +288,7 @@ def test_unfit_request_id_is_replaced(rest: httpx.Client, received: str) -> None
 def test_log_line(server: ServerProcess, rest: httpx.Client) -> None:
     headers = {"x-request-id": "logged", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-0-01"}
     rest.post("/encode", json={"frames": [pixels()]}, headers=headers)
-    (line,) = server.logged("logged")
+    (line,) = server.wait_logged("logged")
     assert line["traceparent"] == headers["traceparent"]
     assert (line["endpoint"], line["protocol"], line["code"]) == ("encode", "rest", "ok")
     assert line["model"] == server.ready["models"][0]

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from lewm_client import PlannerClient, PlannerError
-from tests.lewm_serve.frames import pixels
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.frames import pixels
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 MIB = 1 << 20
@@ -40,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Itera
 
 def connect(server: ServerProcess) -> socket.socket:
     """A bare connection to the HTTP port."""
-    return socket.create_connection(("127.0.0.1", server.ready["http_port"]), timeout=PATIENCE_S)
+    return socket.create_connection(("127.0.0.1", server.http_port), timeout=PATIENCE_S)
 
 
 def ended(connection: socket.socket) -> tuple[bytes, dict[str, object]]:
@@ -61,7 +61,7 @@ def test_slow_clients_are_told_and_left(strict: ServerProcess, sent: bytes) -> N
         status, problem = ended(connection)
     assert status == b"HTTP/1.1 408 Request Timeout"
     assert problem["code"] == "request_timeout"
-    (line,) = strict.logged(str(problem["request_id"]))
+    (line,) = strict.wait_logged(str(problem["request_id"]))
     assert (line["status"], line["code"]) == (408, "request_timeout")
 
 

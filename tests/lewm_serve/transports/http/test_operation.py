@@ -6,7 +6,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from lewm_serve.observability.metrics import REGISTERED
-from tests.lewm_serve.process import ServerProcess
+from tests.lewm_serve.support.server_process import ServerProcess
 
 
 def test_models(server: ServerProcess, rest: httpx.Client) -> None:

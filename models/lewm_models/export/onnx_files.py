@@ -1,0 +1,91 @@
+"""``lewm models export``: a model as ONNX files, each compared with the model before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from lewm_models.checkpoint import Checkpoint, CheckpointError, write_card
+from lewm_models.export.encoder import encoder_graph
+from lewm_models.export.predictor import predictor_graph
+
+ENCODER_FILE = "encoder.onnx"
+PREDICTOR_FILE = "predictor.onnx"
+
+MAX_RELATIVE_ERROR = 1e-4
+"""A larger difference, relative to the largest value, is not rounding."""
+
+TESTED_ROWS = (1, 3)
+
+
+@torch.inference_mode()
+def export_onnx(checkpoint: Checkpoint, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Write the encoder, the predictor and the card; yield each ONNX file and how exact it is.
+
+    A file has the suffix ``.part`` until it has been run and compared with the model.
+
+    Raises:
+        CheckpointError: a file does not give what the model gives.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, graph, measure_error in (
+        (ENCODER_FILE, encoder_graph(checkpoint.model), _encoder_error),
+        (PREDICTOR_FILE, predictor_graph(checkpoint.model), _predictor_error),
+    ):
+        path, part = folder / name, folder / f"{name}.part"
+        onnx_model = graph.with_weights()
+        onnx_model.metadata_props.add(key="model", value=checkpoint.card.name)
+        onnx_model.metadata_props.add(key="model_version", value=checkpoint.version)
+        onnx.checker.check_model(onnx_model, full_check=True)
+        onnx.save(onnx_model, part)
+        try:
+            error = measure_error(checkpoint, part)
+            if not error <= MAX_RELATIVE_ERROR:  # NaN is refused too
+                raise CheckpointError(f"{path}: differs from the model by {error:.2g}")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        yield path, f"within {error:.1g} of the model"
+    write_card(folder, checkpoint.card)
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def _encoder_error(checkpoint: Checkpoint, path: Path) -> float:
+    session, size = _session(path), checkpoint.card.config.image_size
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for rows in TESTED_ROWS:
+        frames = torch.randint(0, 256, (rows, size, size, 3), generator=generator).byte()
+        (latents,) = session.run(None, {"frames": frames.numpy()})
+        errors.append(_relative_error(latents, checkpoint.model.encode(frames)))
+    return float(np.max(errors))  # NaN if one of them is
+
+
+def _predictor_error(checkpoint: Checkpoint, path: Path) -> float:
+    session, config = _session(path), checkpoint.card.config
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for rows in TESTED_ROWS:
+        for frames in range(1, config.history + 1):
+            latents, actions = (
+                torch.randn(rows, frames, width, generator=generator)
+                for width in (config.latent_dim, config.block_width)
+            )
+            inputs = {"latents": latents.numpy(), "actions": actions.numpy()}
+            (predicted,) = session.run(None, inputs)
+            errors.append(_relative_error(predicted, checkpoint.model.predict(latents, actions)))
+    return float(np.max(errors))  # NaN if one of them is
+
+
+def _relative_error(actual: object, expected: Tensor) -> float:
+    scale = expected.abs().max().clamp_min(1)
+    return float((torch.as_tensor(actual) - expected).abs().max() / scale)

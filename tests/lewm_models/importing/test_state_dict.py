@@ -1,0 +1,142 @@
+"""Tensors of all float types are read; pickled objects are refused without being run."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lewm_models.checkpoint import CheckpointError
+from lewm_models.importing import import_checkpoint
+from tests.lewm_models.examples import import_card, tiny_model
+from tests.lewm_models.importing.public_checkpoints import (
+    CLS_TOKEN,
+    StateDict,
+    copy_state,
+    with_changed_state,
+    with_tensors,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_become_float32(source: Path, dtype: torch.dtype) -> None:
+    def convert(state: StateDict) -> None:
+        for name, tensor in state.items():
+            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    model, _ = import_checkpoint(with_changed_state(source, convert), import_card())
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    original = copy_state(tiny_model())[CLS_TOKEN]
+    assert torch.equal(model.state_dict()[CLS_TOKEN], original.to(dtype).float())
+
+
+def test_a_state_dict_may_hold_parameters(source: Path) -> None:
+    torch.save(tiny_model().state_dict(keep_vars=True), source / "weights.pt")
+    model, _ = import_checkpoint(source, import_card())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_mask_token_is_dropped(source: Path) -> None:
+    mask_token = {"encoder.embeddings.mask_token": torch.zeros(1, 1, 12)}
+    model, _ = import_checkpoint(with_tensors(source, mask_token), import_card())
+    assert not any("mask_token" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.pooler.dense.weight", "encoder.layers.2.mlp.fc1.bias", "model.loss", "x"]
+)
+def test_an_unknown_tensor_is_named(source: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=name):
+        import_checkpoint(with_tensors(source, {name: torch.ones(3)}), import_card())
+
+
+def test_a_tensor_with_both_names_is_refused(source: Path) -> None:
+    old_name = "encoder.encoder.layer.0.output.dense.bias"
+    with pytest.raises(CheckpointError, match=rf"^{old_name}: is there twice.*layers\.0\.mlp\.fc2"):
+        import_checkpoint(with_tensors(source, {old_name: torch.ones(12)}), import_card())
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        (CLS_TOKEN, torch.full((1, 1, 12), torch.nan), "not finite"),
+        (CLS_TOKEN, torch.full((1, 1, 12), 1e300, dtype=torch.float64), "not finite"),
+        (CLS_TOKEN, torch.ones(1, 1, 12, dtype=torch.int64), "int64"),
+        (CLS_TOKEN, torch.ones(1, 1, 12, dtype=torch.cfloat), "complex64"),
+        (CLS_TOKEN, torch.ones(1, 1, 1).expand(1, 1, 12), "dense tensor"),
+        (CLS_TOKEN, torch.ones(1, 1, 12).to_sparse(), "dense tensor"),
+        ("projector.net.1.num_batches_tracked", torch.tensor(0.5), "int64"),
+    ],
+    ids=["nan", "overflow", "integer", "complex", "expanded", "sparse", "float count"],
+)
+def test_a_tensor_of_another_kind_is_named(
+    source: Path, name: str, tensor: Any, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}.*{message}"):
+        import_checkpoint(with_tensors(source, {name: tensor}), import_card())
+
+
+class MakesFolderWhenUnpickled:
+    """Makes a folder if it is unpickled without protection."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickled_object_is_refused_and_not_run(source: Path) -> None:
+    folder, weights = source / "was run", source / "weights.pt"
+    torch.save({**copy_state(tiny_model()), "extra": MakesFolderWhenUnpickled(folder)}, weights)
+    with pytest.raises(
+        CheckpointError, match=r"^weights\.pt: holds a pickled object \(posix\.mkdir\)"
+    ):
+        import_checkpoint(source, import_card())
+    assert not folder.exists()
+    torch.load(weights, weights_only=False)
+    assert folder.exists(), "the file is harmless, so this test proves nothing"
+
+
+def test_a_plain_pickle_is_refused_and_not_run(source: Path) -> None:
+    folder = source / "was run"
+    (source / "weights.pt").write_bytes(pickle.dumps(MakesFolderWhenUnpickled(folder)))
+    with pytest.raises(CheckpointError, match=r"^weights\.pt: holds a pickled object"):
+        import_checkpoint(source, import_card())
+    assert not folder.exists()
+
+
+def test_a_pickled_model_is_refused_with_its_class(source: Path) -> None:
+    torch.save(tiny_model(), source / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"a pickled object \(lewm_models\.lewm\.LeWM\)"):
+        import_checkpoint(source, import_card())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(1)], "expected a bare state dict of tensors, got list"),
+        ({"state_dict": {CLS_TOKEN: torch.ones(1)}}, "'state_dict' holds dict"),
+        ({0: torch.ones(1)}, "expected a bare state dict of tensors, but 0 holds Tensor"),
+        ({CLS_TOKEN: 12}, f"expected a bare state dict of tensors, but '{CLS_TOKEN}' holds int"),
+        ({}, "missing tensor"),
+    ],
+)
+def test_a_file_without_a_state_dict_is_refused(
+    source: Path, content: object, message: str
+) -> None:
+    torch.save(content, source / "weights.pt")
+    with pytest.raises(CheckpointError, match=message):
+        import_checkpoint(source, import_card())
+
+
+def test_a_file_that_is_cut_off_is_named(source: Path) -> None:
+    weights = source / "weights.pt"
+    content = weights.read_bytes()
+    for length in (0, 1, 10, len(content) // 2, len(content) - 1):
+        weights.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"^weights\.pt: "):
+            import_checkpoint(source, import_card())

@@ -1,0 +1,55 @@
+"""A planner without a transport."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lewm_serve.api.context import RequestContext
+from lewm_serve.api.fields import parse
+from lewm_serve.api.requests import EncodeRequest, PlanRequest
+from lewm_serve.api.responses import EncodeResponse, PlanResponse
+from lewm_serve.constants import Endpoint
+from lewm_serve.observability.metrics import Metrics
+from lewm_serve.planner.planner import Planner
+from lewm_serve.settings import Settings
+from tests.lewm_serve.support.requests import plan
+from tests.patience import PATIENCE_S
+
+
+class RunningPlanner(NamedTuple):
+    """A planner that is ready, and its metrics."""
+
+    planner: Planner
+    metrics: Metrics
+
+    async def plan(self, **changes: Any) -> PlanResponse:
+        """Answer a small plan with changed fields."""
+        return await self.planner.plan(parse(PlanRequest, plan(**changes)), _context("plan"))
+
+    async def encode(self, *frames: dict[str, Any]) -> EncodeResponse:
+        """Encode frames."""
+        request = parse(EncodeRequest, {"frames": list(frames)})
+        return await self.planner.encode(request, _context("encode"))
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one series, which must exist."""
+        value = self.metrics.registry.get_sample_value(name, labels)
+        assert value is not None, name
+        return value
+
+
+def _context(endpoint: Endpoint) -> RequestContext:
+    return RequestContext("request-1", endpoint, "rest", time.monotonic())
+
+
+@asynccontextmanager
+async def running_planner(folder: Path) -> AsyncIterator[RunningPlanner]:
+    """A planner of one model. No choice depends on timing, so two of them can be compared."""
+    settings = Settings(models=(folder,), threads=1, backend="torch", precision="float32")
+    metrics = Metrics()
+    planner = Planner(settings, metrics)
+    await planner.start()
+    yield RunningPlanner(planner, metrics)
+    await planner.stop(PATIENCE_S)
