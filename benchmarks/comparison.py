@@ -11,7 +11,7 @@ from math import prod, sqrt
 import numpy as np
 import torch
 
-from lewm_models.evaluation.interval import wilson_interval
+from lewm_models.evaluation.report import wilson_interval
 
 BOOTSTRAP_RESAMPLES = 10_000
 

@@ -32,8 +32,8 @@ from benchmarks.results import Result, describe_machine, now
 from lewm_client import Pilot, PlannerClient
 from lewm_models.environments import two_room
 from lewm_models.evaluation.faults import CAMERA_FAULTS
-from lewm_models.evaluation.interval import wilson_interval
 from lewm_models.evaluation.protocol import PROTOCOLS, Episodes
+from lewm_models.evaluation.report import wilson_interval
 from lewm_serve.cli.closed_loop import PLAN_TIMEOUT_S, to_png
 from lewm_serve.cli.local_server import local_server
 

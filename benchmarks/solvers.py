@@ -65,7 +65,7 @@ class EpisodeResult:
 
 def measure(options: RunOptions) -> Report:
     """See the module."""
-    default_solver = read_card(MODEL_FOLDER / checkpoint.CARD).solver
+    default_solver = read_card(MODEL_FOLDER / checkpoint.CARD_FILE).solver
     count = QUICK_EPISODES if options.quick else EPISODES
     results = run_all_episodes(
         EpisodeRecord.for_weights(MODEL_FOLDER, options.state_folder),
@@ -145,7 +145,7 @@ class EpisodeRecord:
     @classmethod
     def for_weights(cls, model: Path, folder: Path) -> EpisodeRecord:
         """The record of a model's weights. It does not depend on the solver in its card."""
-        weights = hashlib.sha256((model / checkpoint.WEIGHTS).read_bytes()).hexdigest()
+        weights = hashlib.sha256((model / checkpoint.WEIGHTS_FILE).read_bytes()).hexdigest()
         return cls(folder / f"solvers-{weights[:16]}.jsonl")
 
     def read(self) -> dict[tuple[str, int], EpisodeResult]:

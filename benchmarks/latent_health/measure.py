@@ -36,9 +36,9 @@ from benchmarks.latent_health.requests import (
     straight_motion,
     training_motion,
 )
-from lewm_models.calibration.calibrate import fixed_directions
+from lewm_models.calibration.calibrate import fixed_sigreg_directions
 from lewm_models.card import Calibration
-from lewm_models.evaluation.interval import wilson_interval
+from lewm_models.evaluation.report import wilson_interval
 from lewm_serve.constants import ANOMALY_KINDS
 from lewm_serve.planner.health import LatentStream, assess, score_latents
 from lewm_serve.registry.registry import LoadedModel
@@ -157,7 +157,7 @@ def count_false_alarms(
     calibration = model.card.calibration
     assert calibration is not None
     assert calibration.sigreg_window is not None
-    directions = fixed_directions(requests.latents.shape[-1])
+    directions = fixed_sigreg_directions(requests.latents.shape[-1])
     stream = LatentStream(directions, calibration.sigreg_window)
     alarms = 0
     by_kind: dict[str, int] = dict.fromkeys(ANOMALY_KINDS, 0)
@@ -238,7 +238,7 @@ def _predict_newest(model: LoadedModel, requests: Requests) -> Tensor:
 def _stream_sigreg(calibration: Calibration, requests: Requests) -> float | None:
     if calibration.sigreg_window is None or calibration.sigreg_limit is None:
         return None
-    directions = fixed_directions(requests.latents.shape[-1])
+    directions = fixed_sigreg_directions(requests.latents.shape[-1])
     stream = LatentStream(directions, calibration.sigreg_window, share=1.0)
     stream.add(requests.latents[:, -1], len(requests))
     return None if stream.sigreg is None else stream.sigreg / calibration.sigreg_limit

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from benchmarks.in_process import SearchLoop
 from lewm_models.environments import two_room
-from lewm_models.environments.two_room_motion import simulate
-from lewm_models.environments.two_room_policy import waypoint_actions
+from lewm_models.environments.two_room_policy import simulate_trajectories, waypoint_actions
 from lewm_models.evaluation.protocol import evaluation_generator, paper_episodes
 from lewm_models.preprocessing import resize
 from lewm_serve.frames.decode import decode_image
@@ -41,7 +40,7 @@ class Motion:
 
 def training_motion(episodes: int, steps: int, seed: int) -> Motion:
     """Robots that move as in the training data, from seeds that no training has."""
-    positions, actions = simulate(episodes, steps, evaluation_generator(seed))
+    positions, actions = simulate_trajectories(episodes, steps, evaluation_generator(seed))
     return Motion(positions.transpose(0, 1).contiguous(), actions.transpose(0, 1).contiguous())
 
 

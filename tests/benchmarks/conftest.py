@@ -18,7 +18,7 @@ SHORT_SEARCH = SolverDefaults(samples=4, iterations=1, elites=2)
 def quick_folder() -> Iterator[Path]:
     """A model with random weights whose default search is short."""
     with random_model_folder("edge") as folder:
-        card = read_card(folder / checkpoint.CARD)
+        card = read_card(folder / checkpoint.CARD_FILE)
         checkpoint.write_card(folder, replace(card, solver=SHORT_SEARCH))
         yield folder
 
