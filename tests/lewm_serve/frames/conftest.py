@@ -9,6 +9,6 @@ from tests.lewm_serve.support.redis_process import RedisProcess
 
 @pytest.fixture
 def redis() -> Iterator[RedisProcess]:
-    """A Redis of the test's own."""
+    """A Redis for one test."""
     with RedisProcess() as process:
         yield process

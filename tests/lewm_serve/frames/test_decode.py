@@ -1,37 +1,51 @@
-"""Decoding: what is accepted, what is bounded, and that nothing else ever comes out."""
+"""Images to frames: what is accepted, refused and bounded, and small images decoded together."""
 
 import contextlib
 import io
 import tracemalloc
 import zlib
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lewm_models.card import ModelCard
+from lewm_models.preprocessing import resize
 from lewm_serve.errors import InvalidRequest
-from lewm_serve.frames.decode import QUICK_BYTES, decode_image, decode_into, quick_shape
-from tests.lewm_serve.support.frames import chunk, encoded, picture, png
+from lewm_serve.frames.decode import (
+    SMALL_BATCH_FRAMES,
+    SMALL_IMAGE_BYTES,
+    SmallFrameDecoder,
+    central_square,
+    decode_image,
+    prepare_image,
+    prepare_pixels,
+    small_jpeg_shape,
+)
+from tests.lewm_serve.support.frames import encoded, picture, png, png_chunk
 
-LIMIT = 4 * 1024 * 1024
+MAX_PIXELS = 4 * 1024 * 1024
 PNG, JPEG = encoded("PNG"), encoded("JPEG")
 
 
-def refusal(data: bytes, limit: int = LIMIT) -> tuple[str, int]:
-    """The code of the refusal and the peak of memory on the way there, in bytes."""
+def refusal(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, int]:
+    """The code of the refusal, and the peak of the memory until then in bytes."""
     tracemalloc.start()
     try:
         with pytest.raises(InvalidRequest) as caught:
-            decode_image(data, limit, "frames[0].image")
+            decode_image(data, max_pixels, "frames[0].image")
         return caught.value.code, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
 def test_png_is_exact() -> None:
-    assert np.array_equal(decode_image(PNG, LIMIT, "goal"), picture())
+    assert np.array_equal(decode_image(PNG, MAX_PIXELS, "goal"), picture())
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -40,22 +54,23 @@ def test_jpeg_is_decoded_as_pillow_does(subsampling: str, progressive: bool) -> 
     buffer = io.BytesIO()
     source = Image.fromarray(picture(3, 57, 90))
     source.save(buffer, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
-    pixels = decode_image(buffer.getvalue(), LIMIT, "goal")
+    pixels = decode_image(buffer.getvalue(), MAX_PIXELS, "goal")
     assert np.array_equal(pixels, np.asarray(Image.open(buffer)))
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_rgb": True}])
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_unusual_jpeg_is_left_to_pillow(mode: str, options: dict[str, bool]) -> None:
+def test_other_colour_spaces_are_decoded_by_pillow(mode: str, options: dict[str, bool]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(picture()).convert(mode).save(buffer, "JPEG", quality=80, **options)
-    pixels = decode_image(buffer.getvalue(), LIMIT, "goal")
+    pixels = decode_image(buffer.getvalue(), MAX_PIXELS, "goal")
     assert np.array_equal(pixels, np.asarray(Image.open(buffer).convert("RGB")))
 
 
-def test_size_of_a_jpeg_is_read_before_anything_is_allocated() -> None:
-    size = JPEG.index(b"\xff\xc0") + 5  # marker, length, bits a sample; then height and width
-    code, peak = refusal(JPEG[:size] + b"\x75\x30" * 2 + JPEG[size + 4 :])  # 30,000 x 30,000
+def test_a_jpeg_that_is_too_large_is_refused_before_memory_is_allocated() -> None:
+    # Marker, length and bits per sample come before height and width.
+    size_offset = JPEG.index(b"\xff\xc0") + 5
+    code, peak = refusal(JPEG[:size_offset] + b"\x75\x30" * 2 + JPEG[size_offset + 4 :])
     assert code == "image_too_large"
     assert peak < 1 << 20
 
@@ -74,37 +89,31 @@ def jpeg_of(height: int, width: int | None = None, **options: bool) -> bytes:
         (jpeg_of(64, width=96), (64, 96)),
         (jpeg_of(257), None),
         (jpeg_of(224, progressive=True), None),
-        (jpeg_of(64) + bytes(QUICK_BYTES), None),
+        (jpeg_of(64) + bytes(SMALL_IMAGE_BYTES), None),
         (JPEG[:100], None),
         (PNG, None),
     ],
     ids=["small", "wide", "large", "progressive", "padded", "damaged", "png"],
 )
-def test_only_small_plain_jpeg_images_are_quick(data: bytes, shape: tuple[int, int] | None) -> None:
-    assert quick_shape(data) == shape
+def test_only_jpeg_images_of_one_scan_are_small(data: bytes, shape: tuple[int, int] | None) -> None:
+    assert small_jpeg_shape(data) == shape
 
 
-def test_quick_images_have_the_same_pixels() -> None:
-    pixels = np.empty((224, 224, 3), np.uint8)
-    decode_into(jpeg_of(224), pixels)
-    assert np.array_equal(pixels, decode_image(jpeg_of(224), LIMIT, "goal"))
-
-
-def test_jpeg_is_close() -> None:
-    pixels = decode_image(JPEG, LIMIT, "goal")
+def test_jpeg_is_close_to_the_picture() -> None:
+    pixels = decode_image(JPEG, MAX_PIXELS, "goal")
     assert pixels.shape == picture().shape
     assert np.abs(pixels.astype(int) - picture()).mean() < 8
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_other_modes_become_rgb(mode: str) -> None:
+def test_all_modes_become_rgb(mode: str) -> None:
     if mode == "I;16":
         source = Image.fromarray(picture()[:, :, 0].astype(np.uint16) << 8)
     else:
         source = Image.fromarray(picture()).convert(mode)
     buffer = io.BytesIO()
     source.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-    pixels = decode_image(buffer.getvalue(), LIMIT, "goal")
+    pixels = decode_image(buffer.getvalue(), MAX_PIXELS, "goal")
     assert pixels.shape == picture().shape
     assert pixels.dtype == np.uint8
     if mode == "I;16":
@@ -117,77 +126,155 @@ def test_other_formats_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"<svg/>"])
-def test_no_image(data: bytes) -> None:
+def test_what_is_no_image_is_refused(data: bytes) -> None:
     assert refusal(data)[0] == "invalid_image"
 
 
-def test_size_is_read_before_anything_is_allocated() -> None:
+def test_a_png_that_is_too_large_is_refused_before_memory_is_allocated() -> None:
     code, peak = refusal(png(30_000, 30_000))
     assert code == "image_too_large"
     assert peak < 1 << 20
     assert refusal(png(2**31 - 1, 2**31 - 1))[0] == "image_too_large"
-    assert refusal(PNG, limit=64 * 64 - 1)[0] == "image_too_large"
+    assert refusal(PNG, max_pixels=64 * 64 - 1)[0] == "image_too_large"
     with pytest.raises(InvalidRequest, match=r"received 64 x 64 pixels, expected at most 9 pixels"):
         decode_image(PNG, 9, "goal")
     assert decode_image(PNG, 64 * 64, "goal").shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-def test_compressed_chunks_do_not_unfold(kind: bytes) -> None:
+def test_compressed_chunks_are_not_inflated(kind: bytes) -> None:
     bomb = zlib.compress(bytes(200 << 20))
     head = b"k\x00\x01\x00\x00\x00" if kind == b"iTXt" else b"k\x00\x00"
-    data = png(8, 8, chunk(kind, head + bomb), rows=bytes(9 * 8))
+    data = png(8, 8, png_chunk(kind, head + bomb), rows=bytes(9 * 8))
     tracemalloc.start()
     with contextlib.suppress(InvalidRequest):
-        decode_image(data, LIMIT, "goal")
+        decode_image(data, MAX_PIXELS, "goal")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
 
 
-def test_rows_beyond_the_image_do_not_unfold() -> None:
+def test_rows_beyond_the_image_are_not_inflated() -> None:
     data = png(8, 8, rows=bytes(200 << 20))
     tracemalloc.start()
-    decode_image(data, LIMIT, "goal")
+    decode_image(data, MAX_PIXELS, "goal")
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
 
 
-def test_endless_scans_are_refused() -> None:
+def test_too_many_scans_are_refused() -> None:
     buffer = io.BytesIO()
     Image.fromarray(picture()).save(buffer, "JPEG", progressive=True)
-    whole = buffer.getvalue()
-    assert decode_image(whole, LIMIT, "goal").shape == (64, 64, 3)
-    scan = whole[whole.rindex(b"\xff\xda") : -2]
-    assert refusal(whole[:-2] + scan * 10_000 + whole[-2:])[0] == "invalid_image"
+    progressive = buffer.getvalue()
+    assert decode_image(progressive, MAX_PIXELS, "goal").shape == (64, 64, 3)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    assert refusal(progressive[:-2] + scan * 10_000 + progressive[-2:])[0] == "invalid_image"
 
 
-@pytest.mark.parametrize("whole", [PNG, JPEG], ids=["png", "jpeg"])
-def test_truncation(whole: bytes) -> None:
-    for end in range(0, len(whole) - 40, 7):
-        assert refusal(whole[:end])[0] == "invalid_image"
+@pytest.mark.parametrize("image", [PNG, JPEG], ids=["png", "jpeg"])
+def test_truncated_images_are_refused(image: bytes) -> None:
+    for end in range(0, len(image) - 40, 7):
+        assert refusal(image[:end])[0] == "invalid_image"
 
 
 @settings(max_examples=300)
 @given(
-    whole=st.sampled_from([PNG, JPEG]),
+    image=st.sampled_from([PNG, JPEG]),
     flips=st.lists(st.tuples(st.integers(2, 2000), st.integers(0, 255)), min_size=1, max_size=8),
     end=st.integers(8, 4000),
 )
-def test_damage_never_brings_anything_else(
-    whole: bytes, flips: list[tuple[int, int]], end: int
+def test_a_damaged_image_is_refused_or_decoded(
+    image: bytes, flips: list[tuple[int, int]], end: int
 ) -> None:
-    data = bytearray(whole[:end])
-    for place, value in flips:
-        data[place % len(data)] = value
+    data = bytearray(image[:end])
+    for index, value in flips:
+        data[index % len(data)] = value
     with contextlib.suppress(InvalidRequest):
-        pixels = decode_image(bytes(data), LIMIT, "goal")
+        pixels = decode_image(bytes(data), MAX_PIXELS, "goal")
         assert pixels.dtype == np.uint8
-        assert pixels.shape[0] * pixels.shape[1] <= LIMIT
+        assert pixels.shape[0] * pixels.shape[1] <= MAX_PIXELS
 
 
 @settings(max_examples=200)
 @given(st.binary(max_size=200), st.sampled_from([b"", PNG[:8], PNG[:33], JPEG[:20]]))
-def test_noise_is_refused(noise: bytes, head: bytes) -> None:
+def test_random_bytes_are_refused(noise: bytes, head: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        decode_image(head + noise, LIMIT, "goal")
+        decode_image(head + noise, MAX_PIXELS, "goal")
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 8), (8, 5), (8, 8), (1, 9)])
+def test_the_central_square(height: int, width: int) -> None:
+    pixels = picture(0, height, width)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    assert np.array_equal(central_square(pixels), pixels[top : top + side, left : left + side])
+
+
+def card(crop: str | None) -> ModelCard:
+    """A model card of which only the image size and the crop matter."""
+    return cast(ModelCard, SimpleNamespace(crop=crop, config=SimpleNamespace(image_size=32)))
+
+
+def test_frames_that_are_not_square_are_cropped_if_the_card_allows_it() -> None:
+    wide = encoded("PNG", 0, height=64, width=96)
+    with pytest.raises(InvalidRequest) as caught:
+        prepare_image(wide, "goal.image", card(None), MAX_PIXELS)
+    assert caught.value.code == "not_square"
+    assert caught.value.detail == "goal.image: received 96 x 64, expected a square frame"
+    frame = prepare_image(wide, "goal.image", card("center"), MAX_PIXELS)
+    square = np.ascontiguousarray(picture(0, 64, 96)[:, 16:80])
+    assert torch.equal(frame, resize(torch.from_numpy(square)[None], 32)[0])
+
+
+def test_pixels_beyond_the_limit_are_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        prepare_pixels(picture(), "frames[1].pixels", card(None), 64 * 64 - 1)
+    assert caught.value.detail == (
+        "frames[1].pixels: received 64 x 64, expected at most 4095 pixels"
+    )
+
+
+def decoded_one_by_one(images: list[bytes], size: int) -> torch.Tensor:
+    """The frames of images, each decoded by itself."""
+    decoded = (torch.tensor(decode_image(image, MAX_PIXELS, "goal")) for image in images)
+    return torch.cat([resize(pixels.unsqueeze(0), size) for pixels in decoded])
+
+
+@pytest.mark.parametrize("size", [32, 64], ids=["resized", "same-size"])
+@pytest.mark.parametrize("count", range(1, SMALL_BATCH_FRAMES + 1))
+def test_small_images_decoded_together_give_the_same_frames(count: int, size: int) -> None:
+    images = [encoded("JPEG", seed) for seed in range(count)]
+    frames = SmallFrameDecoder(MAX_PIXELS).decode(images, size)
+    assert frames is not None
+    assert torch.equal(frames, decoded_one_by_one(images, size))
+
+
+@pytest.mark.parametrize("size", [32, 64], ids=["resized", "same-size"])
+def test_frames_of_small_images_outlive_the_next_request(size: int) -> None:
+    decoder = SmallFrameDecoder(MAX_PIXELS)
+    first, second = encoded("JPEG", 0), encoded("JPEG", 1)
+    frames = decoder.decode([first], size)
+    decoder.decode([second], size)
+    assert frames is not None
+    assert torch.equal(frames, decoded_one_by_one([first], size))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pytest.param([JPEG] * (SMALL_BATCH_FRAMES + 1), id="many"),
+        pytest.param([JPEG, encoded("JPEG", height=96)], id="two-sizes"),
+        pytest.param([encoded("JPEG", width=96)], id="not-square"),
+        pytest.param([encoded("JPEG", height=300)], id="large"),
+        pytest.param([JPEG, encoded("PNG")], id="png"),
+        pytest.param([JPEG, None], id="no-image"),
+        pytest.param([JPEG, JPEG[: len(JPEG) // 2]], id="damaged"),
+    ],
+)
+def test_other_images_are_not_decoded_together(images: list[bytes | None]) -> None:
+    assert SmallFrameDecoder(MAX_PIXELS).decode(images, 32) is None
+
+
+def test_small_images_respect_the_limit_of_the_server() -> None:
+    assert SmallFrameDecoder(64 * 64).decode([JPEG], 32) is not None
+    assert SmallFrameDecoder(64 * 64 - 1).decode([JPEG], 32) is None

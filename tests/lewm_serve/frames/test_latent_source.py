@@ -1,31 +1,97 @@
-"""Frames to latents: order, names, and which thread decodes what."""
+"""The latents of a request's frames: their order, their names, and which thread decodes them."""
 
 import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import simplejpeg
 import torch
 from torch import Tensor
 
-from lewm_serve import latents, quick_frames
 from lewm_serve.api.requests import Frame
+from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.engine import Engine
+from lewm_serve.engine.jobs import EncodeJob
+from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.errors import InvalidRequest, UnknownLatent
+from lewm_serve.frames import latent_source
+from lewm_serve.frames.decode import prepare_image, prepare_pixels
 from lewm_serve.frames.latent_cache import LatentCache, MemoryTier
-from lewm_serve.frames.latent_source import SHARE_BYTES, LatentSource
+from lewm_serve.frames.latent_source import (
+    DECODING_PART_BYTES,
+    LATENT_ID,
+    FrameLatents,
+    LatentSource,
+    count_images,
+    frame_fields,
+    latent_id_of,
+)
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.registry.registry import LoadedModel
-from tests.lewm_serve.support.frames import encoded, picture
+from tests.lewm_serve.support.frames import encoded, image, latent, picture, pixels
+
+MAX_PIXELS = 1 << 22
+VALUES = np.arange(3, dtype=np.float32)
+
+
+def latent_id(frame: dict[str, object], precision: str = "float32") -> str:
+    return latent_id_of(Frame.model_validate(frame), precision)
+
+
+def test_the_same_frame_has_the_same_id() -> None:
+    for frame in (image(), pixels(), latent()):
+        assert latent_id(frame) == latent_id(frame)
+        assert LATENT_ID.fullmatch(latent_id(frame))
+
+
+def test_another_frame_has_another_id() -> None:
+    frames = [
+        image("PNG"),
+        image("JPEG"),
+        image("PNG", 1),
+        pixels(),
+        pixels(1),
+        latent(),
+        latent(1),
+    ]
+    # The same bytes in another shape are another picture.
+    flat = picture(0, 8, 2).tobytes()
+    frames += [{"pixels": {"data": flat, "shape": list(shape)}} for shape in ((8, 2, 3), (4, 4, 3))]
+    assert len({latent_id(frame) for frame in frames}) == len(frames)
+
+
+def test_a_latent_of_a_client_never_stands_for_an_image() -> None:
+    data = VALUES.tobytes()
+    sent = latent_id({"latent": VALUES.tolist()})
+    assert sent != latent_id({"image": data})
+    assert sent != latent_id({"pixels": {"data": data, "shape": [2, 2, 3]}})
+    assert sent != latent_id({"image": b"image:1:float32\n" + data})
+
+
+def test_the_id_depends_on_how_the_frame_was_encoded() -> None:
+    assert latent_id({"image": encoded("PNG")}) != latent_id({"image": encoded("PNG")}, "bfloat16")
+    assert latent_id(latent()) == latent_id(latent(), "bfloat16")
+    assert latent_id({"latent_id": "abc"}) == "abc"
+
+
+def test_frames_that_may_have_to_be_encoded_are_counted() -> None:
+    frames = [
+        Frame.model_validate(frame) for frame in (image(), pixels(), latent(), {"latent_id": "abc"})
+    ]
+    assert count_images(frames) == 2
+
 
 SIZE = 32
 MODEL = cast(
     LoadedModel,
     SimpleNamespace(
         version="v",
-        pace=SimpleNamespace(observe_decode=lambda _seconds: None),
+        latency=LatencyModel(),
         backend=SimpleNamespace(encode_precision="float32"),
         card=SimpleNamespace(crop=None, config=SimpleNamespace(image_size=SIZE, latent_dim=3)),
     ),
@@ -33,53 +99,70 @@ MODEL = cast(
 
 
 class MeanEngine:
-    """Encodes a frame as its mean colour."""
+    """Encodes a frame as its mean colour, at once.
 
-    def encode(self, _backend: object, _pace: object, frames: Tensor) -> Future[Tensor]:
+    Attributes:
+        requests: the requests whose frames it encoded.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[QueuedRequest | None] = []
+
+    def submit(self, job: EncodeJob) -> Future[Tensor]:
         """(N, size, size, 3) → (N, 3)."""
-        future: Future[Tensor] = Future()
-        future.set_result(frames.float().mean(dim=(1, 2)))
-        return future
+        self.requests.append(job.request)
+        job.future.set_result(job.frames.float().mean(dim=(1, 2)))
+        return job.future
 
 
 @pytest.fixture
-def source() -> Iterator[LatentSource]:
-    """A source over an engine that answers at once."""
+def engine() -> MeanEngine:
+    return MeanEngine()
+
+
+@pytest.fixture
+def source(engine: MeanEngine) -> Iterator[LatentSource]:
     metrics = Metrics()
     cache = LatentCache(MemoryTier(100, 60.0), None, metrics)
-    made = LatentSource(cast(Engine, MeanEngine()), cache, metrics, 1 << 22)
-    yield made
-    made.close()
+    source = LatentSource(cast(Engine, engine), cache, metrics, MAX_PIXELS)
+    yield source
+    source.close()
 
 
 @pytest.fixture
-def decoders(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The threads that decoded an image or took raw pixels, in turn."""
+def decoding_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The thread of each frame that is decoded or made of raw pixels."""
     threads: list[int] = []
 
-    def note(module: ModuleType, name: str) -> None:
-        work = getattr(module, name)
+    def record_calls(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
 
-        def noted(*arguments: Any) -> Any:
+        def recorded(*arguments: Any, **options: Any) -> Any:
             threads.append(threading.get_ident())
-            return work(*arguments)
+            return function(*arguments, **options)
 
-        monkeypatch.setattr(module, name, noted)
+        monkeypatch.setattr(owner, name, recorded)
 
-    note(latents, "prepare")
-    note(quick_frames, "decode_into")
+    record_calls(latent_source, "prepare_image")
+    record_calls(latent_source, "prepare_pixels")
     return threads
 
 
-def ask(source: LatentSource, frames: list[Frame]) -> latents.FrameLatents:
-    """The latents of frames."""
-    fields = [f"frames[{index}]" for index in range(len(frames))]
-    return asyncio.run(source.latents(MODEL, frames, fields))
+def latents(source: LatentSource, frames: list[Frame]) -> FrameLatents:
+    """The latents of a request's frames."""
+    request = QueuedRequest(MODEL.latency, 0.0)
+    return asyncio.run(source.latents(MODEL, frames, frame_fields(frames), request))
 
 
-def expected(frames: list[Frame]) -> Tensor:
-    """Their mean colours, one by one."""
-    prepared = [latents.prepare(frame, "", MODEL, 1 << 22) for frame in frames]
+def mean_colours(frames: list[Frame]) -> Tensor:
+    """The mean colour of each frame, prepared by itself."""
+    prepared = []
+    for frame in frames:
+        if frame.image is not None:
+            prepared.append(prepare_image(frame.image, "", MODEL.card, MAX_PIXELS))
+        else:
+            assert frame.pixels is not None
+            prepared.append(prepare_pixels(frame.pixels, "", MODEL.card, MAX_PIXELS))
     return torch.stack([frame.float().mean(dim=(0, 1)) for frame in prepared])
 
 
@@ -88,23 +171,51 @@ def jpegs(count: int, height: int = 64) -> list[Frame]:
     return [Frame(image=encoded("JPEG", seed, height=height)) for seed in range(count)]
 
 
+def raw(seed: int, height: int = 64) -> Frame:
+    """A frame of raw pixels."""
+    return Frame.model_construct(pixels=picture(seed, height))
+
+
 @pytest.mark.parametrize(
     "frames",
     [
         pytest.param(jpegs(4), id="jpeg"),
         pytest.param(jpegs(2, height=SIZE), id="jpeg-of-the-models-size"),
-        pytest.param(jpegs(1) + jpegs(2, height=96)[1:], id="jpeg-of-two-sizes"),
-        pytest.param(
-            [Frame.model_construct(pixels=picture(seed, 64)) for seed in (0, 1)], id="raw"
-        ),
     ],
 )
-def test_few_small_frames_are_decoded_at_once(
-    source: LatentSource, decoders: list[int], frames: list[Frame]
+def test_a_few_small_jpegs_are_decoded_together_on_the_event_loop(
+    source: LatentSource,
+    decoding_threads: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    frames: list[Frame],
 ) -> None:
-    answer = ask(source, frames)
-    assert decoders == [threading.get_ident()] * len(frames)
-    assert torch.equal(answer.values, expected(frames))
+    together: list[int] = []
+    decode_jpeg = simplejpeg.decode_jpeg
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        together.append(threading.get_ident())
+        return decode_jpeg(*arguments, **options)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", recorded)
+    answer = latents(source, frames)
+    assert together == [threading.get_ident()] * len(frames)
+    assert decoding_threads == []
+    assert torch.equal(answer.values, mean_colours(frames))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        pytest.param(jpegs(1) + jpegs(2, height=96)[1:], id="jpeg-of-two-sizes"),
+        pytest.param([raw(0), raw(1)], id="raw"),
+    ],
+)
+def test_other_small_frames_are_decoded_one_by_one_on_the_event_loop(
+    source: LatentSource, decoding_threads: list[int], frames: list[Frame]
+) -> None:
+    answer = latents(source, frames)
+    assert decoding_threads == [threading.get_ident()] * len(frames)
+    assert torch.equal(answer.values, mean_colours(frames))
 
 
 @pytest.mark.parametrize(
@@ -113,22 +224,58 @@ def test_few_small_frames_are_decoded_at_once(
         pytest.param(jpegs(5), id="many"),
         pytest.param(jpegs(1, height=300), id="large"),
         pytest.param([Frame(image=encoded("PNG"))], id="png"),
-        pytest.param([Frame.model_construct(pixels=picture(0, 300))], id="large-raw"),
+        pytest.param([raw(0, 300)], id="large-raw"),
     ],
 )
-def test_what_takes_longer_is_decoded_elsewhere(
-    source: LatentSource, decoders: list[int], frames: list[Frame]
+def test_what_takes_longer_is_decoded_on_other_threads(
+    source: LatentSource, decoding_threads: list[int], frames: list[Frame]
 ) -> None:
-    answer = ask(source, frames)
-    assert len(decoders) == len(frames)
-    assert threading.get_ident() not in decoders
-    assert torch.equal(answer.values, expected(frames))
+    answer = latents(source, frames)
+    assert len(decoding_threads) == len(frames)
+    assert threading.get_ident() not in decoding_threads
+    assert torch.equal(answer.values, mean_colours(frames))
 
 
 def test_many_frames_keep_their_order(source: LatentSource) -> None:
     frames = [Frame(image=encoded("PNG", seed % 40, height=48)) for seed in range(120)]
-    assert sum(len(frame.image or b"") for frame in frames) > SHARE_BYTES
-    answer = ask(source, frames)
-    assert torch.equal(answer.values, expected(frames))
+    assert sum(len(frame.image or b"") for frame in frames) > DECODING_PART_BYTES
+    answer = latents(source, frames)
+    assert torch.equal(answer.values, mean_colours(frames))
     assert answer.ids[:40] == answer.ids[40:80] == answer.ids[80:]
     assert len(set(answer.ids)) == 40
+
+
+def test_frames_count_for_the_request_that_has_them_encoded(
+    source: LatentSource, engine: MeanEngine
+) -> None:
+    request = QueuedRequest(MODEL.latency, 0.0, frames=2)
+    frames = jpegs(2)
+    asyncio.run(source.latents(MODEL, frames, frame_fields(frames), request))
+    assert engine.requests == [request]
+
+
+def test_known_latents_are_not_encoded_again(source: LatentSource, engine: MeanEngine) -> None:
+    frames = [*jpegs(1), Frame.model_construct(latent=VALUES)]
+    first = latents(source, frames)
+    named = [Frame(latent_id=latent_id) for latent_id in first.ids]
+    again = latents(source, [*frames, *named])
+    assert len(engine.requests) == 1
+    assert (first.cached, again.cached) == ((False, False), (True, False, True, True))
+    assert torch.equal(again.values, torch.cat([first.values, first.values]))
+    assert first.values[1].tolist() == VALUES.tolist()
+
+
+@pytest.mark.parametrize("latent_id", ["abc", "0" * 32], ids=["no-id", "unknown"])
+def test_an_unknown_id_is_named_with_its_field(source: LatentSource, latent_id: str) -> None:
+    with pytest.raises(UnknownLatent) as caught:
+        latents(source, [*jpegs(1), Frame(latent_id=latent_id)])
+    assert caught.value.errors[0].field == "frames[1].latent_id"
+    assert caught.value.errors[0].received == repr(latent_id)
+
+
+def test_a_latent_of_another_width_is_refused(source: LatentSource) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        latents(source, [Frame.model_construct(latent=VALUES[:2])])
+    assert str(caught.value.errors[0]) == (
+        "frames[0].latent: received 2 numbers, expected 3 (the model's latent_dim)"
+    )

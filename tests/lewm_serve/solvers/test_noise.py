@@ -27,12 +27,12 @@ def test_coloured_noise_drifts_and_white_noise_does_not() -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.0, 2.0, 10.0])
-def test_every_sequence_is_as_strong(exponent: float) -> None:
+def test_every_sequence_has_the_same_strength(exponent: float) -> None:
     drawn = noise(200, 5, exponent)
     assert drawn.square().mean(dim=1) == pytest.approx(torch.ones(200, 3), abs=1e-5)
 
 
-def test_one_step_is_white() -> None:
+def test_a_single_step_is_white() -> None:
     bound = torch.ones(3)
     problem = Problem(-bound, bound, torch.zeros(1, 3), action_dim=3)
     drawn = coloured_noise(np.random.default_rng(0), problem, 2000, 2.0)

@@ -1,4 +1,4 @@
-"""What holds for every solver."""
+"""What every solver guarantees."""
 
 import math
 from typing import Any
@@ -9,38 +9,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lewm_models.card import SolverDefaults
 from lewm_serve.solvers import SOLVERS
-from tests.lewm_serve.solvers.searches import (
+from lewm_serve.solvers.solver import COMMON_SETTINGS
+from tests.lewm_serve.solvers.toy_searches import (
     HIGH,
     LOW,
     Cost,
-    new,
+    bowl,
+    new_solver,
     ripples,
     run,
     search,
-    to_point,
     two_valleys,
 )
 
-every = pytest.mark.parametrize("name", SOLVERS)
+every_solver = pytest.mark.parametrize("name", SOLVERS)
 
 
-@every
-@pytest.mark.parametrize("cost", [to_point(0.7), two_valleys, ripples])
+@every_solver
+@pytest.mark.parametrize("cost", [bowl(0.7), two_valleys, ripples])
 def test_it_finds_the_optimum(name: str, cost: Cost) -> None:
     best = search(name, cost).best
     assert best is not None
     assert best.cost == pytest.approx(0, abs=5e-3)
 
 
-@every
-def test_an_optimum_outside_the_bounds_is_met_at_the_bound(name: str) -> None:
-    best = search(name, to_point(5)).best
+@every_solver
+def test_an_optimum_outside_the_bounds_gives_actions_at_the_bound(name: str) -> None:
+    best = search(name, bowl(5)).best
     assert best is not None
     assert torch.allclose(best.actions, HIGH.expand(3, 2), atol=1e-3)
 
 
-@every
+@every_solver
 @settings(max_examples=40)
 @given(
     samples=st.integers(1, 40),
@@ -49,7 +51,7 @@ def test_an_optimum_outside_the_bounds_is_met_at_the_bound(name: str) -> None:
     horizon=st.integers(1, 4),
     target=st.floats(-3, 3),
     deviation=st.floats(0.01, 100),
-    hole=st.sampled_from([0.0, math.nan, math.inf]),
+    penalty=st.sampled_from([0.0, math.nan, math.inf]),
     seed=st.integers(0, 2**63 - 1),
 )
 def test_the_best_never_gets_worse_and_stays_in_bounds(
@@ -60,15 +62,15 @@ def test_the_best_never_gets_worse_and_stays_in_bounds(
     horizon: int,
     target: float,
     deviation: float,
-    hole: float,
+    penalty: float,
     seed: int,
 ) -> None:
     def cost(candidates: Tensor) -> Tensor:
-        """A bowl, but no number where the first component is above the target."""
-        bowl = to_point(target)(candidates)
-        return torch.where(candidates[:, 0, 0] > target, bowl + hole, bowl)
+        """A bowl that is not finite where the first component is above the target."""
+        costs = bowl(target)(candidates)
+        return torch.where(candidates[:, 0, 0] > target, costs + penalty, costs)
 
-    solver = new(
+    solver = new_solver(
         name,
         seed,
         samples=samples,
@@ -77,117 +79,131 @@ def test_the_best_never_gets_worse_and_stays_in_bounds(
         horizon=horizon,
         deviation=deviation,
     )
-    bests: list[float] = []
-    asked: list[int] = []
+    best_costs: list[float] = []
+    sizes: list[int] = []
     for candidates in run(solver, cost):
-        asked.append(len(candidates))
+        sizes.append(len(candidates))
         assert candidates.shape[1:] == (horizon, 2)
         assert ((candidates >= LOW) & (candidates <= HIGH)).all()
         assert solver.best is not None
-        bests.append(solver.best.cost)
+        best_costs.append(solver.best.cost)
     assert solver.best is not None
-    assert bests == sorted(bests, reverse=True)
-    assert asked == solver.workload()
-    assert (solver.iterations, solver.candidates) == (iterations, sum(asked))
+    assert best_costs == sorted(best_costs, reverse=True)
+    assert sizes == solver.candidates_per_ask(solver.settings)
+    assert (solver.iterations, solver.candidates) == (iterations, sum(sizes))
     exact = float(cost(solver.best.actions[None]).nan_to_num(nan=math.inf, posinf=math.inf))
     assert solver.best.cost == pytest.approx(exact, rel=1e-5)
 
 
-@every
-def test_the_seed_fixes_the_search_whatever_else_draws_numbers(name: str) -> None:
-    def asked(seed: int) -> Tensor:
-        asked = []
-        for candidates in run(new(name, seed, iterations=3), two_valleys):
+@every_solver
+@pytest.mark.parametrize(
+    ("samples", "iterations", "elites"), [(96, 6, 10), (300, 30, 30), (1, 1, 1)]
+)
+def test_the_candidates_of_each_ask_are_known_in_advance(
+    name: str, samples: int, iterations: int, elites: int
+) -> None:
+    solver = new_solver(name, samples=samples, iterations=iterations, elites=elites)
+    expected = SOLVERS[name].candidates_per_ask(solver.settings)
+    assert [len(candidates) for candidates in run(solver, bowl(0.2))] == expected
+
+
+@every_solver
+def test_the_seed_fixes_the_search_whatever_else_draws_random_numbers(name: str) -> None:
+    def all_candidates(seed: int) -> Tensor:
+        candidates = []
+        for asked in run(new_solver(name, seed, iterations=3), two_valleys):
             torch.rand(3)
-            asked.append(candidates)
-        return torch.cat(asked)
+            candidates.append(asked)
+        return torch.cat(candidates)
 
-    assert torch.equal(asked(7), asked(7))
-    assert not torch.equal(asked(7), asked(7 + 2**32))
+    assert torch.equal(all_candidates(7), all_candidates(7))
+    assert not torch.equal(all_candidates(7), all_candidates(7 + 2**32))
 
 
-@every
+@every_solver
 @pytest.mark.parametrize("samples", [1, 8])
-def test_the_warm_start_is_scored_in_the_first_iteration(name: str, samples: int) -> None:
-    solver = new(name, start=0.4, samples=samples, elites=1)
-    assert any(torch.equal(candidate, torch.full((3, 2), 0.4)) for candidate in solver.ask())
+def test_the_start_is_a_candidate_of_the_first_iteration(name: str, samples: int) -> None:
+    solver = new_solver(name, start=0.4, samples=samples, elites=1)
+    assert torch.equal(solver.ask()[0], torch.full((3, 2), 0.4))
 
 
-@every
+@every_solver
 def test_one_sample_is_enough(name: str) -> None:
-    solver = search(name, to_point(0.7), samples=1, elites=1, iterations=200, horizon=1)
+    solver = search(name, bowl(0.7), samples=1, elites=1, iterations=200, horizon=1)
     assert solver.best is not None
-    start = float(to_point(0.7)(torch.zeros(1, 1, 2)))
-    # CEM and MPPI always score their mean; where that is all they score, they stay at the start.
-    assert solver.best.cost <= (start if name in ("cem", "mppi") else start / 4)
+    start_cost = float(bowl(0.7)(torch.zeros(1, 1, 2)))
+    # CEM and MPPI always score their mean. If they score nothing else, they stay at the start.
+    assert solver.best.cost <= (start_cost if name in ("cem", "mppi") else start_cost / 4)
 
 
-@every
-def test_it_converges_only_when_asked_to(name: str) -> None:
-    for cost in (to_point(0.2), to_point(5)):
+@every_solver
+def test_a_search_converges_only_with_a_tolerance(name: str) -> None:
+    for cost in (bowl(0.2), bowl(5)):
         patient = search(name, cost)
         assert (patient.iterations, patient.converged) == (30, False)
-        eager = search(name, cost, tolerance=0.05)
-        assert eager.converged
-        assert eager.iterations < 30
-        assert eager.best is not None
+        tolerant = search(name, cost, tolerance=0.05)
+        assert tolerant.converged
+        assert tolerant.iterations < 30
+        assert tolerant.best is not None
         assert patient.best is not None
-        assert torch.allclose(eager.best.actions, patient.best.actions, atol=0.1)
+        assert torch.allclose(tolerant.best.actions, patient.best.actions, atol=0.1)
 
 
-@every
-def test_costs_that_are_no_numbers_lose(name: str) -> None:
-    def broken(candidates: Tensor) -> Tensor:
-        odd = torch.arange(len(candidates)) % 2 == 1
-        return to_point(0.5)(candidates).where(~odd, torch.nan)
+@every_solver
+def test_candidates_whose_cost_is_nan_are_never_the_best(name: str) -> None:
+    def nan_for_every_second(candidates: Tensor) -> Tensor:
+        is_odd = torch.arange(len(candidates)) % 2 == 1
+        return bowl(0.5)(candidates).where(~is_odd, torch.nan)
 
-    best = search(name, broken).best
+    best = search(name, nan_for_every_second).best
     assert best is not None
     assert best.cost < 0.01
 
 
-@every
-def test_it_survives_an_iteration_without_a_number(name: str) -> None:
-    solver = new(name, tolerance=0.05)
+@every_solver
+def test_an_iteration_without_a_finite_cost_does_not_end_the_search(name: str) -> None:
+    solver = new_solver(name, tolerance=0.05)
     candidates = solver.ask()
-    nothing = torch.full_like(candidates, torch.nan)
-    solver.tell(candidates, nothing[:, 0, 0], nothing)
+    nan = torch.full_like(candidates, torch.nan)
+    solver.tell(candidates, nan[:, 0, 0], nan)
     assert not solver.converged
-    for _ in run(solver, to_point(0.5)):
+    for _ in run(solver, bowl(0.5)):
         pass
     assert solver.best is not None
     assert solver.best.cost < 0.1
 
 
-@every
-def test_costs_that_are_all_alike_do_no_harm(name: str) -> None:
+@every_solver
+def test_equal_costs_give_finite_actions(name: str) -> None:
     solver = search(name, lambda candidates: 0 * candidates.sum(dim=(1, 2)) + 3)
     assert solver.best is not None
     assert solver.best.cost == 3
     assert solver.best.actions.isfinite().all()
 
 
-@every
+@every_solver
 def test_the_unit_of_the_cost_does_not_matter(name: str) -> None:
     # A power of two scales floating-point numbers exactly.
-    plain = search(name, to_point(0.3), iterations=4)
-    scaled = search(name, lambda candidates: 2**20 * to_point(0.3)(candidates), iterations=4)
+    plain = search(name, bowl(0.3), iterations=4)
+    scaled = search(name, lambda candidates: 2**20 * bowl(0.3)(candidates), iterations=4)
     assert plain.best is not None
     assert scaled.best is not None
     assert torch.allclose(plain.best.actions, scaled.best.actions, atol=1e-5)
 
 
-@every
-def test_it_says_what_it_runs_with(name: str) -> None:
-    resolved = new(name, tolerance=0.5).resolved()
-    assert resolved["name"] == name
-    assert resolved["tolerance"] == 0.5
-    assert set(resolved) == {"name", "samples", "iterations", "horizon", "tolerance"} | set(
-        SOLVERS[name].own
-    )
+@every_solver
+def test_resolved_settings_hold_what_the_solver_uses(name: str) -> None:
+    settings = SolverDefaults(name, tolerance=0.5, deviation=0.25)
+    solver_type = SOLVERS[name]
+    resolved = solver_type.resolved(settings)
+    assert resolved.keys() == {*COMMON_SETTINGS, *solver_type.own_settings}
+    assert (resolved["name"], resolved["tolerance"]) == (name, 0.5)
+    assert resolved["deviation"] == 0.25
+    for setting in solver_type.own_settings.keys() - {"deviation", "elites"}:
+        assert resolved[setting] == solver_type.own_settings[setting]
 
 
-TUNED = {
+OTHER_SETTINGS = {
     "elites": 3,
     "momentum": 0.5,
     "deviation": 0.5,
@@ -195,16 +211,18 @@ TUNED = {
     "temperature": 1.0,
     "learning_rate": 0.01,
 }
+"""Values that differ from the defaults of all solvers."""
 
 
 @pytest.mark.parametrize(
-    ("name", "setting"), [(name, own) for name, kind in SOLVERS.items() for own in kind.own]
+    ("name", "setting"),
+    [(name, setting) for name, kind in SOLVERS.items() for setting in kind.own_settings],
 )
-def test_every_setting_of_its_own_matters(name: str, setting: str) -> None:
-    def asked(**settings: Any) -> list[Tensor]:
-        return list(run(new(name, iterations=2, horizon=5, **settings), two_valleys))
+def test_every_own_setting_matters(name: str, setting: str) -> None:
+    def candidates(**settings: Any) -> list[Tensor]:
+        return list(run(new_solver(name, iterations=2, horizon=5, **settings), two_valleys))
 
-    default, changed = asked(), asked(**{setting: TUNED[setting]})
+    default, changed = candidates(), candidates(**{setting: OTHER_SETTINGS[setting]})
     assert any(
         not torch.equal(first, second) for first, second in zip(default, changed, strict=True)
     )

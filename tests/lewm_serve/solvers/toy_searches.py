@@ -1,4 +1,4 @@
-"""Searches on toy costs, where the optimum is known."""
+"""Searches on toy costs whose optimum is known."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,45 +7,46 @@ import torch
 from torch import Tensor
 
 from lewm_models.card import SolverDefaults
-from lewm_serve.solvers import make_solver
+from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import Problem, Solver
 
 LOW, HIGH = torch.full((2,), -1.5), torch.full((2,), 1.0)
 
 Cost = Callable[[Tensor], Tensor]
+"""Candidates (S, T, A) → costs (S,)."""
 
 
 def problem(horizon: int = 3, start: float = 0.0) -> Problem:
-    """A horizon of blocks of one step each, of two action dimensions."""
+    """A search space with blocks of one step and two action dimensions."""
     return Problem(LOW, HIGH, torch.full((horizon, 2), start), action_dim=2)
 
 
-def to_point(target: float) -> Cost:
-    """A bowl whose ground, 0, lies where every component is the target."""
+def bowl(target: float) -> Cost:
+    """The squared distance from a point whose components are all ``target``."""
     return lambda candidates: (candidates - target).square().sum(dim=(1, 2))
 
 
 def two_valleys(candidates: Tensor) -> Tensor:
     """Valleys at −1 (cost 0.5) and +0.8 (cost 0)."""
-    return torch.minimum(to_point(-1)(candidates) + 0.5, to_point(0.8)(candidates))
+    return torch.minimum(bowl(-1)(candidates) + 0.5, bowl(0.8)(candidates))
 
 
 def ripples(candidates: Tensor) -> Tensor:
     """A bowl around 0.5 (cost 0), with two dozen local minima around it in the mean action."""
     mean = candidates.mean(dim=1) - 0.5
     waves = 0.1 * (1 - torch.cos(4 * torch.pi * mean))
-    return to_point(0.5)(candidates) + waves.sum(dim=1)
+    return bowl(0.5)(candidates) + waves.sum(dim=1)
 
 
-def new(name: str, seed: int = 1, start: float = 0.0, **settings: Any) -> Solver:
-    """A solver of modest settings, changed."""
-    modest = {"samples": 300, "iterations": 30, "elites": 10, "horizon": 3}
-    resolved = SolverDefaults(name, **modest | settings)
-    return make_solver(resolved, problem(resolved.horizon, start), seed)
+def new_solver(name: str, seed: int = 1, start: float = 0.0, **changes: Any) -> Solver:
+    """A solver with moderate settings, changed."""
+    moderate = {"samples": 300, "iterations": 30, "elites": 10, "horizon": 3}
+    settings = SolverDefaults(name, **moderate | changes)
+    return SOLVERS[name](settings, problem(settings.horizon, start), seed)
 
 
 def tell(solver: Solver, candidates: Tensor, cost: Cost) -> None:
-    """Tell the candidates' costs, and their gradients to a solver that needs them."""
+    """Tell the costs of candidates, and their gradients to a solver that needs them."""
     points = candidates.clone().requires_grad_()
     costs = cost(points)
     gradients = None
@@ -55,16 +56,16 @@ def tell(solver: Solver, candidates: Tensor, cost: Cost) -> None:
 
 
 def run(solver: Solver, cost: Cost) -> Iterator[Tensor]:
-    """Search to the end; what was asked each time, once it has been told."""
+    """Search to the end. Yields the candidates of each `ask` after their costs were told."""
     while not solver.done:
         candidates = solver.ask()
         tell(solver, candidates, cost)
         yield candidates
 
 
-def search(name: str, cost: Cost, **settings: Any) -> Solver:
-    """A search that has ended."""
-    solver = new(name, **settings)
+def search(name: str, cost: Cost, **changes: Any) -> Solver:
+    """A solver whose search has ended."""
+    solver = new_solver(name, **changes)
     for _ in run(solver, cost):
         pass
     return solver
