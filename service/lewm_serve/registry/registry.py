@@ -250,7 +250,8 @@ def _check_solver(card: ModelCard) -> None:
     if solver["name"] not in SOLVERS:
         known = ", ".join(SOLVERS)
         raise ModelLoadError(
-            f"{card.name}: solver in its card: name is {solver['name']!r}, expected one of {known}"
+            f"{card.name}: solver in its card: name: received {shorten(solver['name'])}, "
+            f"expected one of {known}"
         )
     try:
         parse(SolverSettings, solver)
