@@ -1,4 +1,4 @@
-"""Requests as objects: whatever a document holds, it becomes a request or an `InvalidRequest`."""
+"""Any document becomes a request or an `InvalidRequest` that names the field."""
 
 import math
 from typing import Any
@@ -8,11 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lewm_serve.api.fields import RequestModel
-from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, parse
-from lewm_serve.errors import INVALID_REQUEST_CODES, SHORT, InvalidRequest, shorten
-from tests.lewm_serve.support.requests import plan
+from lewm_serve.api.fields import RequestModel, parse
+from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest
+from lewm_serve.errors import (
+    INVALID_REQUEST_CODES,
+    MAX_RECEIVED_CHARACTERS,
+    InvalidRequest,
+    shorten,
+)
 from tests.lewm_serve.support.frames import pixels
+from tests.lewm_serve.support.requests import plan
 
 SCALARS = (
     st.none()
@@ -22,7 +27,7 @@ SCALARS = (
     | st.text(max_size=20)
     | st.sampled_from([10**400, -(10**30), 1e39, math.nan, "AAAA", "/wAA"])
 )
-NAMES = st.sampled_from(
+FIELD_NAMES = st.sampled_from(
     [
         *PlanRequest.model_fields,
         *PredictRequest.model_fields,
@@ -31,7 +36,7 @@ NAMES = st.sampled_from(
 )
 DOCUMENTS = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(FIELD_NAMES, inner, max_size=5),
     max_leaves=30,
 )
 
@@ -40,23 +45,23 @@ DOCUMENTS = st.recursive(
 @given(
     kind=st.sampled_from([EncodeRequest, PredictRequest, PlanRequest]),
     document=DOCUMENTS,
-    changes=st.dictionaries(NAMES, DOCUMENTS, max_size=3),
-    whole=st.booleans(),
+    changes=st.dictionaries(FIELD_NAMES, DOCUMENTS, max_size=3),
+    is_changed_plan=st.booleans(),
 )
-def test_no_document_brings_anything_else(
-    kind: type[RequestModel], document: Any, changes: dict[str, Any], whole: bool
+def test_every_document_is_parsed_or_refused(
+    kind: type[RequestModel], document: Any, changes: dict[str, Any], is_changed_plan: bool
 ) -> None:
     try:
-        parse(kind, plan(**changes) if whole else document)
-    except InvalidRequest as refused:
-        error = refused
+        parse(kind, plan(**changes) if is_changed_plan else document)
+    except InvalidRequest as refusal:
+        error = refusal
     else:
         return
     assert error.code in INVALID_REQUEST_CODES
     assert len(error.detail) < 1500
     for problem in error.errors:
         assert problem.field
-        assert len(problem.received) <= SHORT
+        assert len(problem.received) <= MAX_RECEIVED_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -77,14 +82,14 @@ def test_no_document_brings_anything_else(
         ({"include": ["trajectory", "cost"]}, "include[1]"),
     ],
 )
-def test_paths(changes: dict[str, Any], field: str) -> None:
+def test_errors_name_the_path_of_the_field(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(PlanRequest, plan(**changes))
     assert caught.value.errors[0].field == field
     assert caught.value.detail.startswith(field)
 
 
-def test_arrays_are_taken_from_lists_and_from_arrays() -> None:
+def test_arrays_come_from_lists_or_arrays() -> None:
     rows = [[0.25, -1.0], [3, 4]]
     for given_rows in (rows, np.array(rows), np.array(rows, np.float32)[:, ::1]):
         request = parse(PlanRequest, plan(warm_start=given_rows))
@@ -104,15 +109,21 @@ def test_pixels_are_not_copied() -> None:
 
 
 @given(st.recursive(SCALARS | st.binary(), lambda inner: st.lists(inner), max_leaves=20))
-def test_descriptions_are_short(value: Any) -> None:
-    assert len(shorten(value)) <= SHORT
+def test_descriptions_of_received_values_are_short(value: Any) -> None:
+    assert len(shorten(value)) <= MAX_RECEIVED_CHARACTERS
 
 
-def test_descriptions_say_what_came() -> None:
-    assert shorten(True) == "true"
-    assert shorten(None) == "null"
-    assert shorten([1, 2, 3]) == "[1, 2, 3]"
-    assert shorten(list(range(9))) == "[0, 1, 2, 3, …] (9 items)"
-    assert shorten(b"abc") == "3 bytes"
-    assert shorten({"a": 1}) == "an object with 1 fields"
-    assert shorten(np.zeros((3, 4))) == "an array of shape [3, 4]"
+@pytest.mark.parametrize(
+    ("value", "description"),
+    [
+        (True, "true"),
+        (None, "null"),
+        ([1, 2, 3], "[1, 2, 3]"),
+        (list(range(9)), "[0, 1, 2, 3, …] (9 items)"),
+        (b"abc", "3 bytes"),
+        ({"a": 1}, "an object with 1 fields"),
+        (np.zeros((3, 4)), "an array of shape [3, 4]"),
+    ],
+)
+def test_descriptions_of_received_values(value: Any, description: str) -> None:
+    assert shorten(value) == description
