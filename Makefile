@@ -8,11 +8,15 @@ READY := $(VENV)/.ready
 # Programs that the tests run, each from the Debian package of the same name.
 PROGRAMS := redis-server prometheus
 
+NATIVE := service/lewm_serve/backends/native
+# Processors for which the native code is compiled: with AMX, and with AVX-512 BF16 alone.
+NATIVE_PROCESSORS := sapphirerapids cooperlake
+
 .DEFAULT_GOAL := help
-.PHONY: help setup programs serve demo test benchmark check format proto clean
+.PHONY: help setup programs serve demo test benchmark check check-native format proto clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Make the virtual environment and install everything, pinned
 
@@ -43,16 +47,29 @@ test: $(READY) ## Run all tests
 benchmark: $(READY) ## Benchmark this machine: a table and benchmarks/*.json. NAMES="plan_speed cache": only these
 	$(BIN)/python -m benchmarks $(NAMES)
 
-check: $(READY) ## Formatting, lint, types, layers, proto files
+check: check-native $(READY) ## Formatting, lint, types, layers, C++ warnings, proto files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against last_release.txtpb
 
+check-native: $(READY) ## Formatting of the C++ code, and all warnings of its compiler
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)/*.h $(NATIVE)/*.cpp
+	@for processor in $(NATIVE_PROCESSORS); do \
+		if echo | $(CXX) -march=$$processor -fsyntax-only -x c++ - 2>/dev/null; then \
+			echo "$(CXX) -march=$$processor -Wall -Wextra -Werror $(NATIVE)/predictor.cpp"; \
+			$(CXX) -std=c++17 -O3 -fno-math-errno -march=$$processor -Wall -Wextra -Werror \
+				-c $(NATIVE)/predictor.cpp -o /dev/null || exit 1; \
+		else \
+			echo "the native code is not compiled: $(CXX) knows no -march=$$processor" >&2; \
+		fi; \
+	done
+
 format: $(READY) ## Format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)/*.h $(NATIVE)/*.cpp
 
 proto: $(READY) ## Generate the gRPC code from proto/
 	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=client --pyi_out=client \

@@ -33,7 +33,7 @@ from lewm_models.card import SolverDefaults
 from lewm_models.config import PRESETS, LeWMConfig
 from lewm_models.random_weights import random_card, random_model
 from lewm_serve.backends.backend import Backend
-from lewm_serve.backends.choice import Choice, Wanted, choose_backend
+from lewm_serve.backends.choice import BackendChoice, BackendSettings, choose_backend
 from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.engine import Engine
 from lewm_serve.engine.jobs import PlanJob, Search
@@ -93,8 +93,10 @@ def measure(options: RunOptions) -> Report:
             "precision": planner.backend.precision,
             "top_30_overlap": choice.overlap,
             "ways_plan_s": {
-                f"{way.backend.name} {way.backend.precision} on {way.threads}": way.plan_s
-                for way in choice.ways
+                f"{option.backend.name} {option.backend.precision} on {option.threads}": (
+                    option.plan_s
+                )
+                for option in choice.timings
             },
             "plan_s": plan_s,
             "plans_per_s": rates,
@@ -186,9 +188,9 @@ class EnginePlanner:
         self._engine.stop(STOP_TIMEOUT_S)
 
 
-def _choose_backend(config: LeWMConfig, device: torch.device) -> Choice:
+def _choose_backend(config: LeWMConfig, device: torch.device) -> BackendChoice:
     card = random_card("random", config, {})
-    return choose_backend(random_model(config), card, None, device, Wanted(threads=1))
+    return choose_backend(random_model(config), card, None, device, BackendSettings(threads=1))
 
 
 if __name__ == "__main__":

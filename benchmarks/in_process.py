@@ -162,4 +162,4 @@ def plain_rollout(model: LeWM, latents: Tensor, past_actions: Tensor, candidates
 
 def predict_newest(model: LoadedModel, latents: Tensor, past_actions: Tensor) -> Tensor:
     """One-step predictions (N, D) of the newest of latents (N, H, D), actions (N, H − 1, A)."""
-    return model.backend.expect(latents, past_actions)
+    return model.backend.predict_newest(latents, past_actions)

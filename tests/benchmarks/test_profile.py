@@ -24,7 +24,7 @@ from lewm_serve.backends.native import library
         ("cpp_fused_add_mul_3", "fused element-wise"),
         ("aten::empty", "other"),
         ("between nodes", "between nodes"),
-        *((name, name) for name in library.KINDS),
+        *((name, name) for name in library.WORK_KINDS),
     ],
 )
 def test_operations_are_of_a_kind(operation: str, expected: str) -> None:

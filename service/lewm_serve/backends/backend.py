@@ -1,63 +1,145 @@
-"""What the engine asks of whatever runs a model."""
+"""The interface through which the engine runs a model, and the checks that all backends share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from lewm_models.config import LeWMConfig
 
-def goal_costs(predicted: Tensor, goals: Tensor) -> Tensor:
-    """Squared distances of the last latents predicted (…, S, T, D) from goals (…, D) → (…, S)."""
-    return (predicted[..., -1, :] - goals.unsqueeze(-2)).square().sum(dim=-1)
+PREFERENCE_MARGIN = 0.9
+"""An option must take less than this share of a preferred option's time to be chosen instead: a
+choice that depended on noise would change the last bits of a plan from one start to the next."""
+
+WARM_UP_SAMPLES = 16
+CHECKED_SAMPLES = 37
+"""Candidates of `threads_change_rollouts`; threads cannot share them evenly."""
+
+MAX_ENCODER_ROWS = 32
+MAX_ENCODER_TOKENS = 512
+"""The encoder takes at most this many frames, or tokens, in one pass. Many small frames share the
+cost of launching operations; more tokens than fit in the processor's cache cost more than they save
+(measured: frames of 17 tokens are fastest 32 at a time, frames of 257 tokens one at a time)."""
 
 
 class Backend(Protocol):
-    """Runs one model on one device; called by the engine's thread alone.
+    """Runs one model on one device. Only the engine's thread calls it.
 
-    Axes: N frames, P plans, H context latents, S candidates of a plan, T steps, D latent_dim, A one
+    Axes: N frames, P plans, H context frames, S candidates of a plan, T steps, D latent_dim, A one
     action block.
-    Tensors come and go on the CPU, latents and actions in float32; actions are z-scored.
+    Inputs and results are tensors on the CPU; latents and actions are float32, actions z-scored.
     """
 
     name: str
     device: str
     precision: str
     encode_precision: str
-    """Of latents, which may be made more exactly than roll-outs."""
+    """The precision of latents, which may be higher than that of roll-outs."""
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames (N, size, size, 3) uint8 → latents (N, D).
+        """Encode frames (N, size, size, 3) uint8 to latents (N, D).
 
-        On a CPU, a frame's latent is the same, bit for bit, whichever frames come with it.
+        On a CPU, a frame's latent has the same bits whichever frames are encoded with it.
         """
 
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-        """Latents (P, H, D), past (P, H − 1, A), candidates (P, S, T, A) → latents (P, S, T, D)."""
+        """Predict the latents (P, S, T, D) that candidates lead to.
 
-    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
-        """Latents (P, H, D), H ≥ 2, past (P, H − 1, A) → what the newest (P, D) should have been.
+        Args:
+            latents: the context (P, H, D), oldest first.
+            past_actions: the actions between the context frames (P, H − 1, A).
+            candidates: the actions to try (P, S, T, A).
+        """
 
-        That is the prediction from the others and the past, in which the newest has no part.
+    def predict_newest(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        """Predict the newest latent of each context (P, D), in one step from those before it.
+
+        Args:
+            latents: the context (P, H, D), H ≥ 2. The newest latent itself is not used.
+            past_actions: the actions between the context frames (P, H − 1, A).
         """
 
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `rollout`, and goals (P, D) → costs (P, S), and how each changes with its candidate.
+        """Costs (P, S) of candidates, and their gradients (P, S, T, A) with respect to the actions.
 
-        The costs are those of `goal_costs`, their gradients (P, S, T, A).
+        Costs are those of `latent_distance` to ``goals`` (P, D); the other inputs are those of
+        `rollout`.
         """
 
     def warm_up(self) -> None:
-        """Run what will be served once, so that no request pays for it.
+        """Run each kind of call once, so that no request waits for what only the first call needs.
 
-        Batches of frames are given up where they would change a latent.
+        Where a frame's latent depends on its batch, frames are encoded one by one from now on.
         """
 
 
 class ThreadedBackend(Backend, Protocol):
-    """A backend as a server sets it up."""
+    """A backend whose number of CPU threads can be chosen."""
 
     threads: int
-    """CPU threads that share a call; may be set while nothing runs."""
+    """CPU threads that share a call. Setting it fixes the number; set it while no call runs."""
+
+    def adapt_threads(self, all_threads: int) -> None:
+        """From now on, reconsider by measurement whether one thread or ``all_threads`` are faster.
+
+        ``all_threads`` is at least 2. The bits of results never change: where they depend on the
+        number of threads, the number stays as it is, and one warning is logged if the other number
+        is found to be faster.
+        """
+
+
+def encoder_rows(config: LeWMConfig) -> int:
+    """The number of frames in one pass through the encoder."""
+    return max(1, min(MAX_ENCODER_ROWS, MAX_ENCODER_TOKENS // config.tokens))
+
+
+def warm_up_rollouts(backend: Backend, config: LeWMConfig) -> None:
+    """Roll out from every possible number of context frames, until the window slides."""
+    horizon = config.history + 2
+    candidates = torch.zeros(1, WARM_UP_SAMPLES, horizon, config.block_width)
+    for context in range(1, config.history + 1):
+        latents = torch.zeros(1, context, config.latent_dim)
+        past_actions = torch.zeros(1, context - 1, config.block_width)
+        backend.rollout(latents, past_actions, candidates)
+        if context > 1:
+            backend.predict_newest(latents, past_actions)
+
+
+def batch_changes_latents(encode: Callable[[Tensor], Tensor], config: LeWMConfig) -> bool:
+    """Whether any bit of a frame's latent depends on the size of its batch."""
+    most = encoder_rows(config)
+    generator = torch.Generator().manual_seed(0)
+    shape = (most, config.image_size, config.image_size, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    latents = encode(frames)
+    return not all(
+        torch.equal(encode(frames[:rows]), latents[:rows]) for rows in (1, 2, 3, 5) if rows < most
+    )
+
+
+def threads_change_rollouts(backend: ThreadedBackend, config: LeWMConfig, all_threads: int) -> bool:
+    """Whether any bit of a roll-out depends on the number of threads; leaves ``threads`` as it is.
+
+    Rolls out from as many context frames as the model takes, until its window slides.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = (
+        (1, config.history, config.latent_dim),
+        (1, config.history - 1, config.block_width),
+        (1, CHECKED_SAMPLES, config.history + 1, config.block_width),
+    )
+    latents, past_actions, candidates = (
+        torch.randn(shape, generator=generator) for shape in shapes
+    )
+    before = backend.threads
+    results = []
+    for threads in (1, all_threads):
+        backend.threads = threads
+        results.append(backend.rollout(latents, past_actions, candidates))
+    backend.threads = before
+    return not torch.equal(*results)

@@ -1,13 +1,18 @@
-"""Which backend, precision and number of threads run a model: what is asked for, else the fastest.
+"""Which backend, precision and number of threads run a model: the settings', else the fastest.
 
-What can run here is timed on one plan of the model's default solver.
+`choose_backend` times what can run here on one plan of the model's default solver. An option that
+is less preferred must be faster by `PREFERENCE_MARGIN`. The order of preference is ONNX Runtime
+before PyTorch on a CPU (PyTorch first on a GPU), float32 before bfloat16, one thread before all.
+A lower precision must also rank candidates as float32 does; see `ranking_overlap`.
+
+The backend and its precision stay as they are while the server runs, since the bits of plans depend
+on them. The number of threads is only where a backend starts: unless it is set, the backend
+reconsiders it in service; see `ThreadPolicy`.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,35 +24,39 @@ from torch import Tensor
 from lewm_models.card import ModelCard
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
-from lewm_serve.backends.backend import Backend, ThreadedBackend
-from lewm_serve.backends.native.backend import NativeBackend
-from lewm_serve.backends.native.backend import check as check_native
-from lewm_serve.backends.native.library import NoLibrary
-from lewm_serve.backends.processor import has_bfloat16
-from lewm_serve.backends.ranking import REQUIRED, overlap
+from lewm_serve.backends.backend import PREFERENCE_MARGIN, ThreadedBackend
+from lewm_serve.backends.comparison import (
+    BackendTiming,
+    plan_seconds,
+    ranking_overlap,
+    roll_out,
+    time_options,
+)
+from lewm_serve.backends.native.backend import NativeBackend, check_native
+from lewm_serve.backends.native.library import NoLibrary, cpu_flags
 from lewm_serve.backends.torch import TorchBackend
 
 Precision = Literal["float32", "bfloat16"]
+BackendAndPrecision = tuple[str, Precision]
+Make = Callable[[str, Precision], ThreadedBackend]
 
-MARGIN = 0.9
-"""What is less preferred must take less than this share of the time: a choice that hung on noise
-would change the last bits of a plan from one start to the next."""
+FIXED_PRECISIONS: dict[str, Precision] = {"onnx": "float32", "native": "bfloat16"}
+"""The precision of the backends that have only one."""
 
-ROUNDS = 3, 5
-LIMIT_S = 3.0
-"""Timing takes three rounds, or up to five while there is time."""
+BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Linux's names of instructions that multiply in bfloat16, on x86 and on ARM."""
 
-SAMPLES = 32
-"""Candidates of a timed roll-out, at most: enough to tell ways apart."""
+REQUIRED_OVERLAP = 0.9
+"""The least `ranking_overlap` of a lower precision that is chosen without being asked for."""
 
 
 class NoBackend(RuntimeError):
-    """What is asked for cannot run here; the message says why."""
+    """What the settings ask for cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the settings ask for."""
+class BackendSettings:
+    """What the server's settings ask for. ``threads`` of None: one or all, by measurement."""
 
     backend: Literal["auto", "torch", "onnx", "native"] = "auto"
     precision: Literal["auto"] | Precision = "auto"
@@ -55,146 +64,93 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Way:
-    """A backend on a number of threads, and the seconds that a plan takes by it."""
+class BackendChoice:
+    """A backend, and why it was chosen.
 
-    backend: ThreadedBackend
-    threads: int
-    plan_s: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A backend, and why.
-
-    ``ways`` is what was timed, nothing where there was no choice. ``overlap`` is `ranking.overlap`
-    of the lower precision, where one was looked at. ``native_problem`` says why bfloat16 was
-    PyTorch's, where it might have been the native backend's.
+    ``timings`` holds what was timed; it is empty where there was no choice. ``overlap`` is the
+    `ranking_overlap` of the lower precision, if one was considered. ``native_problem`` says why the
+    native backend could not be considered, where PyTorch was considered in bfloat16.
     """
 
     backend: ThreadedBackend
-    ways: tuple[Way, ...] = ()
+    timings: tuple[BackendTiming, ...] = ()
     overlap: float | None = None
     native_problem: str | None = None
 
 
-Runnable = tuple[str, Precision]
-Make = Callable[[str, Precision], ThreadedBackend]
-ONLY: dict[str, Precision] = {"onnx": "float32", "native": "bfloat16"}
-"""Backends that have but one precision."""
-
-
 def choose_backend(
-    model: LeWM, card: ModelCard, frames: Tensor | None, device: torch.device, wanted: Wanted
-) -> Choice:
-    """The best way to run a model here, warmed up; ``frames`` are those of `ranking.overlap`.
+    model: LeWM,
+    card: ModelCard,
+    frames: Tensor | None,
+    device: torch.device,
+    settings: BackendSettings,
+) -> BackendChoice:
+    """Choose the backend that runs a model on a device, and warm it up.
+
+    Args:
+        frames: the model's own frames for `ranking_overlap` (N, size, size, 3) uint8, if any.
 
     Raises:
-        NoBackend: what is wanted cannot run here.
+        NoBackend: what the settings ask for cannot run here.
     """
-    counts = {1, len(os.sched_getaffinity(0))} if device.type == "cpu" else {1}
-    ways = runnable(wanted, device, model.config)
-    # Native's encodes are ONNX Runtime's: one backend is both, and is made once.
+    options = runnable(settings, device, model.config)
+    all_threads = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+    # The native backend encodes with another one, which may be an option too: it is made once.
     make: Make = cache(lambda name, precision: _make(model, device, name, precision, make))
     choice = choose(
-        [partial(make, *way) for way in ways],
-        [wanted.threads] if wanted.threads else sorted(counts),
-        seconds=lambda backend: plan_seconds(backend, card),
-        rank=lambda backend: overlap(backend, TorchBackend(model, device), card, frames),
-        insist=wanted.precision != "auto" or wanted.backend == "native",
+        [partial(make, name, precision) for name, precision in options],
+        [settings.threads] if settings.threads else sorted({1, all_threads}),
+        samples=card.solver.samples,
+        plan_seconds=lambda backend, samples: plan_seconds(backend, card, samples),
+        overlap=lambda backend: ranking_overlap(backend, TorchBackend(model, device), card, frames),
+        any_overlap=settings.precision != "auto" or settings.backend == "native",
     )
     choice.backend.warm_up()
-    _iterate(choice.backend, card, card.solver.samples)
-    if device.type == "cpu" and wanted.backend == "auto" and ("torch", "bfloat16") in ways:
+    roll_out(choice.backend, card, card.solver.samples)
+    if settings.threads is None and all_threads > 1:
+        choice.backend.adapt_threads(all_threads)
+    if device.type == "cpu" and settings.backend == "auto" and ("torch", "bfloat16") in options:
         return replace(choice, native_problem=native_problem(model.config, device))
     return choice
 
 
-def choose(
-    makers: Sequence[Callable[[], ThreadedBackend]],
-    threads: Sequence[int],
-    *,
-    seconds: Callable[[ThreadedBackend], float],
-    rank: Callable[[ThreadedBackend], float],
-    insist: bool,
-) -> Choice:
-    """The fastest of some backends, the preferred first, with its best number of threads set.
-
-    A lower precision has to ``rank`` candidates well enough, unless we ``insist`` on it.
-    """
-    backends, share = [], None
-    for make in makers:
-        backend = make()
-        backend.threads = threads[0]
-        if backend.precision != "float32":
-            share = rank(backend)
-            if share < REQUIRED and not insist:
-                continue
-        backends.append(backend)
-    if len(backends) == len(threads) == 1:
-        return Choice(backends[0], overlap=share)
-    ways = _timed([(backend, count) for backend in backends for count in threads], seconds)
-    best = ways[0]
-    for way in ways[1:]:
-        if way.plan_s < MARGIN * best.plan_s:
-            best = way
-    best.backend.threads = best.threads
-    return Choice(best.backend, tuple(ways), share)
-
-
-def _timed(
-    ways: Sequence[tuple[ThreadedBackend, int]], seconds: Callable[[ThreadedBackend], float]
-) -> list[Way]:
-    """Each way by the median of a few rounds, so that no single disturbance, or calm, decides.
-
-    In the first round caches fill and graphs are built: it does not count.
-    """
-    least, most = ROUNDS
-    rounds: list[list[float]] = []
-    start = time.monotonic()
-    while len(rounds) <= least or (len(rounds) <= most and time.monotonic() - start < LIMIT_S):
-        rounds.append([])
-        for backend, count in ways:
-            backend.threads = count
-            rounds[-1].append(seconds(backend))
-    medians = map(statistics.median, zip(*rounds[1:], strict=True))
-    return [Way(*way, plan_s) for way, plan_s in zip(ways, medians, strict=True)]
-
-
-def runnable(wanted: Wanted, device: torch.device, config: LeWMConfig) -> list[Runnable]:
-    """Backends and precisions that may be chosen for a model on a device, the preferred first.
+def runnable(
+    settings: BackendSettings, device: torch.device, config: LeWMConfig
+) -> list[BackendAndPrecision]:
+    """Backends and precisions that can run a model on a device, the preferred first.
 
     Raises:
         NoBackend: there are none.
     """
-    alone = ONLY.get(wanted.backend)
-    if alone is not None and wanted.precision not in ("auto", alone):
+    fixed_precision = FIXED_PRECISIONS.get(settings.backend)
+    if fixed_precision is not None and settings.precision not in ("auto", fixed_precision):
         raise NoBackend(
-            f"LEWM_PRECISION is {wanted.precision}: the {wanted.backend} backend runs {alone} alone"
+            f"LEWM_PRECISION is {settings.precision}: the {settings.backend} backend runs only "
+            f"in {fixed_precision}"
         )
-    if wanted.backend == "onnx" and not onnx_runs_on(device):
+    if settings.backend == "onnx" and not onnx_runs_on(device):
         raise NoBackend(
             f"LEWM_BACKEND is onnx: ONNX Runtime does not run on {device} here; for CUDA it needs "
             "the package onnxruntime-gpu"
         )
     problem = native_problem(config, device)
-    if wanted.backend == "native" and problem is not None:
+    if settings.backend == "native" and problem is not None:
         raise NoBackend(f"LEWM_BACKEND is native: {problem}")
-    ways: list[Runnable] = [("torch", "float32")]
-    if "bfloat16" in (wanted.precision, alone) or has_bfloat16(device):
-        native = problem is None and wanted.backend != "torch"
-        ways.append(("native" if native else "torch", "bfloat16"))
+    options: list[BackendAndPrecision] = [("torch", "float32")]
+    if "bfloat16" in (settings.precision, fixed_precision) or has_bfloat16(device):
+        native = problem is None and settings.backend != "torch"
+        options.append(("native" if native else "torch", "bfloat16"))
     if onnx_runs_on(device):
-        ways.insert(0 if device.type == "cpu" else len(ways), ("onnx", "float32"))
+        options.insert(0 if device.type == "cpu" else len(options), ("onnx", "float32"))
     return [
         (name, precision)
-        for name, precision in ways
-        if wanted.backend in ("auto", name) and wanted.precision in ("auto", precision)
+        for name, precision in options
+        if settings.backend in ("auto", name) and settings.precision in ("auto", precision)
     ]
 
 
 def native_problem(config: LeWMConfig, device: torch.device) -> str | None:
-    """Why the native backend cannot run a model here; None where it can."""
+    """Why the native backend cannot run a model on a device; None if it can."""
     try:
         check_native(config, device)
     except NoLibrary as error:
@@ -203,36 +159,64 @@ def native_problem(config: LeWMConfig, device: torch.device) -> str | None:
 
 
 def onnx_runs_on(device: torch.device) -> bool:
-    """Whether ONNX Runtime is here for a device: a bare machine with a GPU may have torch alone."""
+    """Whether ONNX Runtime is installed for a device; a machine may have PyTorch alone."""
     try:
-        from lewm_serve.backends.onnx_session import runs_on
+        from lewm_serve.backends.onnx import runs_on
     except ImportError:
         return False
     return runs_on(device)
 
 
-def plan_seconds(backend: Backend, card: ModelCard) -> float:
-    """Seconds of a plan by the card's solver, of some samples: an encode and its iterations."""
-    config, solver = card.config, card.solver
-    frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
-    start = time.monotonic()
-    backend.encode(frame)
-    encoded = time.monotonic()
-    _iterate(backend, card, min(SAMPLES, solver.samples))
-    return encoded - start + solver.iterations * (time.monotonic() - encoded)
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions that multiply in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return not BFLOAT16_CPU_FLAGS.isdisjoint(cpu_flags())
 
 
-def _iterate(backend: Backend, card: ModelCard, samples: int) -> None:
-    """The roll-out of one iteration of the card's solver."""
-    config = card.config
-    latents, past = torch.zeros(1, 1, config.latent_dim), torch.empty(1, 0, config.block_width)
-    backend.rollout(latents, past, torch.zeros(1, samples, card.solver.horizon, config.block_width))
+def choose(
+    makers: Sequence[Callable[[], ThreadedBackend]],
+    thread_counts: Sequence[int],
+    *,
+    samples: int,
+    plan_seconds: Callable[[ThreadedBackend, int], float],
+    overlap: Callable[[ThreadedBackend], float],
+    any_overlap: bool,
+) -> BackendChoice:
+    """Choose among backends, the preferred first, and set the chosen one's number of threads.
+
+    A backend of lower precision is considered if its ``overlap`` is at least `REQUIRED_OVERLAP`, or
+    if ``any_overlap`` is accepted. ``plan_seconds`` times a plan with so many candidates;
+    ``samples`` is the number of candidates of the solver.
+    """
+    backends, found_overlap = [], None
+    for make in makers:
+        backend = make()
+        backend.threads = thread_counts[0]
+        if backend.precision != "float32":
+            found_overlap = overlap(backend)
+            if found_overlap < REQUIRED_OVERLAP and not any_overlap:
+                continue
+        backends.append(backend)
+    if len(backends) == len(thread_counts) == 1:
+        return BackendChoice(backends[0], overlap=found_overlap)
+    timings = time_options(
+        [(backend, threads) for backend in backends for threads in thread_counts],
+        samples=samples,
+        plan_seconds=plan_seconds,
+    )
+    best = timings[0]
+    for timing in timings[1:]:
+        if timing.plan_s < PREFERENCE_MARGIN * best.plan_s:
+            best = timing
+    best.backend.threads = best.threads
+    return BackendChoice(best.backend, tuple(timings), found_overlap)
 
 
 def _make(
     model: LeWM, device: torch.device, name: str, precision: Precision, make: Make
 ) -> ThreadedBackend:
-    """A backend; one that needs another has that made by ``make``."""
+    """Make a backend; ``make`` makes the backend that the native one needs."""
     if name == "native":
         return NativeBackend(model, make("onnx" if onnx_runs_on(device) else "torch", "float32"))
     if name == "onnx":

@@ -1,6 +1,6 @@
 """CUDA graphs: a function's kernels recorded once for each shape, then launched as one.
 
-A roll-out is hundreds of small kernels; launched one by one from Python, the GPU waits for them.
+A roll-out is hundreds of small kernels. If Python launches them one by one, the GPU waits for it.
 """
 
 from __future__ import annotations
@@ -11,39 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST = 64
-"""Shapes that are kept; others run eagerly, and give the same numbers."""
+MAX_CUDA_GRAPHS = 64
+"""Shapes that are recorded for one function; further shapes run eagerly, with the same results."""
 
-WARM_UPS = 3
+WARM_UP_CALLS = 3
 
 
 class CudaGraphs:
-    """Calls a function of CPU tensors on a GPU → its result, on the CPU.
+    """Calls a function on a GPU with tensors that come from the CPU; the result is on the CPU.
 
-    The function must neither wait for the GPU nor decide by what a tensor holds, and give one
-    tensor. It is called by one thread, in inference mode.
+    The function returns one tensor. It must not wait for the GPU, and the content of tensors must
+    not decide what it does. One thread calls it, in inference mode.
     """
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
         self._function = function
         self._device = device
-        self._captured: dict[tuple[Any, ...], _Captured] = {}
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The function's result for these inputs."""
-        key = tuple((each.shape, each.dtype) for each in inputs)
-        if key not in self._captured:
-            if len(self._captured) == MOST:
-                return self._function(*(each.to(self._device) for each in inputs)).cpu()
-            self._captured[key] = _Captured(self._function, inputs, self._device, self._pool)
-        return self._captured[key](inputs)
+        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if key not in self._graphs:
+            if len(self._graphs) == MAX_CUDA_GRAPHS:
+                return self._function(*(tensor.to(self._device) for tensor in inputs)).cpu()
+            self._graphs[key] = _Graph(self._function, inputs, self._device, self._pool)
+        return self._graphs[key](inputs)
 
 
-class _Captured:
-    """One shape: where its inputs lie on the GPU, what runs on them, where the result appears.
+class _Graph:
+    """The recorded kernels of one shape, with the GPU memory of its inputs and its result.
 
-    All graphs share one pool of memory, so a result holds until the next call, and is copied out.
+    All graphs share one pool of memory, so a result is valid until the next call, and is copied.
     """
 
     def __init__(
@@ -53,13 +53,14 @@ class _Captured:
         device: torch.device,
         pool: Any,
     ) -> None:
-        self._inputs = [each.to(device) for each in inputs]
+        self._inputs = [tensor.to(device) for tensor in inputs]
         with torch.cuda.device(device):
-            # Libraries choose kernels and take memory in their first calls: not while recording.
+            # Libraries choose kernels and allocate memory in their first calls, which must not be
+            # recorded.
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
+                for _ in range(WARM_UP_CALLS):
                     function(*self._inputs)
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
@@ -67,7 +68,7 @@ class _Captured:
                 self._result = function(*self._inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        for static, given in zip(self._inputs, inputs, strict=True):
-            static.copy_(given)
+        for recorded, tensor in zip(self._inputs, inputs, strict=True):
+            recorded.copy_(tensor)
         self._graph.replay()
         return self._result.cpu()

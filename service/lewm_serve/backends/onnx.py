@@ -1,60 +1,92 @@
-"""The ONNX Runtime backend, float32."""
+"""The ONNX Runtime backend, float32: graphs written from the weights of a model.
+
+There is one graph for the encoder, one for the modulations, and one for each kind of window that
+occurs in roll-outs: m tokens known, n tokens new.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from threading import Lock
+
+import numpy as np
+import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lewm_models.export.encoder import encoder_graph
+from lewm_models.export.graph import OnnxGraph
+from lewm_models.export.predictor import extension_graph, last_token_modulations, modulation_graph
+from lewm_models.export.weights import PredictorWeights
 from lewm_models.lewm import LeWM
-from lewm_serve.backends.onnx_kernel import OnnxKernel
-from lewm_serve.backends.onnx_session import Session
-from lewm_serve.backends.rollout import Rollout
-from lewm_serve.backends.shards import Shards
+from lewm_serve.backends.backend import (
+    batch_changes_latents,
+    encoder_rows,
+    threads_change_rollouts,
+    warm_up_rollouts,
+)
+from lewm_serve.backends.rollout import Rollout, RowThreads
+from lewm_serve.backends.stepwise import StepwiseKernel
 from lewm_serve.backends.torch import TorchBackend
-from lewm_serve.backends.warm_up import encode_rows, encodes_alike, run_rollouts
+
+Array = NDArray[np.float32]
+
+Window = dict[str, Array]
+"""Keys and values (R, heads, head width) by layer and token."""
+
+Modulations = dict[str, Array]
+"""Shifts, scales and gates (T · R, width) by layer."""
 
 
 class OnnxBackend:
-    """A LeWM in float32, on graphs written from its weights; rows are split among threads.
+    """A LeWM in float32 on ONNX Runtime; rows are split among threads.
 
-    Gradients, which ONNX Runtime does not give, are PyTorch's.
+    PyTorch computes the gradients, which ONNX Runtime cannot.
     """
 
     name = "onnx"
     precision = encode_precision = "float32"
 
     def __init__(self, model: LeWM, device: torch.device) -> None:
-        self._torch = TorchBackend(model, device)
         self.model = model
         self.device = str(device)
-        self._encoder = Session(encoder_graph(model), device)
-        self._kernel = OnnxKernel(model, device)
-        self._encode_rows = encode_rows(model.config)
+        self._torch = TorchBackend(model, device)
+        self._encoder = OnnxSession(encoder_graph(model), device)
+        self._encoder_rows = encoder_rows(model.config)
+        self._encode_threads = RowThreads(min_rows=1)
+        self._rollout_threads = RowThreads()
+        self._rollout = Rollout(OnnxKernel(model, device), self._rollout_threads, remember=True)
         self.threads = 1
 
     @property
     def threads(self) -> int:
         """See `ThreadedBackend`."""
-        return self._encodes.threads
+        return self._rollout_threads.threads
 
     @threads.setter
     def threads(self, count: int) -> None:
-        self._encodes = Shards(count, smallest=1)
-        self._rollout = Rollout(self._kernel, Shards(count), remember=True)
+        self._encode_threads.fix(count)
+        self._rollout_threads.fix(count)
         self._torch.threads = count
+
+    def adapt_threads(self, all_threads: int) -> None:
+        """See `ThreadedBackend`."""
+        if not threads_change_rollouts(self, self.model.config, all_threads):
+            self._rollout_threads.adapt(all_threads)
+        # Threads split a batch of frames, and `warm_up` sees to it that batches change no latent.
+        self._encode_threads.adapt(all_threads)
+        self._torch.adapt_threads(all_threads)
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
 
-        def part(rows: slice) -> Tensor:
-            chunks = torch.split(frames[rows], self._encode_rows)
-            return torch.cat([self._encode(chunk) for chunk in chunks])
+        def encode_rows(rows: slice) -> Tensor:
+            chunks = torch.split(frames[rows], self._encoder_rows)
+            arrays = [self._encoder({"frames": chunk.numpy()})["latents"] for chunk in chunks]
+            return torch.cat([torch.from_numpy(latents) for latents in arrays])
 
-        return torch.cat(self._encodes.map(part, len(frames)))
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        return torch.from_numpy(self._encoder({"frames": frames.numpy()})["latents"])
+        return torch.cat(self._encode_threads.map(encode_rows, len(frames), call="encodes"))
 
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
@@ -62,9 +94,9 @@ class OnnxBackend:
         return self._rollout(latents, past_actions, candidates)
 
     @torch.inference_mode()
-    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
-        """See `Backend.expect`."""
-        return self._rollout.expect(latents, past_actions)
+    def predict_newest(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        """See `Backend.predict_newest`."""
+        return self._rollout.predict_newest(latents, past_actions)
 
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
@@ -74,6 +106,93 @@ class OnnxBackend:
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
-        if not encodes_alike(self.encode, self.model.config):
-            self._encode_rows = 1
-        run_rollouts(self, self.model.config)
+        if batch_changes_latents(self.encode, self.model.config):
+            self._encoder_rows = 1
+        warm_up_rollouts(self, self.model.config)
+
+
+class OnnxKernel(StepwiseKernel[Modulations, Window]):
+    """The predictor on ONNX Runtime. A graph is built when its kind of window first occurs."""
+
+    def __init__(self, model: LeWM, device: torch.device) -> None:
+        self.history = model.config.history
+        self._weights = PredictorWeights(model)
+        self._device = device
+        self._layers = model.config.predictor_depth
+        self._of_last_token = set(last_token_modulations(model.config))
+        self._modulate = OnnxSession(modulation_graph(self._weights), device)
+        self._extensions: dict[tuple[int, int], OnnxSession] = {}
+        self._building = Lock()
+
+    def modulations(self, actions: Tensor) -> Modulations:
+        """See `StepwiseKernel`."""
+        return self._modulate({"actions": actions.flatten(0, 1).numpy()})
+
+    def extend(
+        self, window: Window | None, latents: Sequence[Tensor], modulations: Modulations, step: int
+    ) -> tuple[Tensor, Window]:
+        """See `StepwiseKernel`."""
+        known = window or {}
+        before, count, rows = self.tokens(known), len(latents), len(latents[0])
+        begin, last, end = (rows * index for index in (step, step + count - 1, step + count))
+        inputs = dict(known)
+        for token, latent in enumerate(latents, before):
+            inputs[f"latent.{token}"] = latent.numpy()
+        for name, values in modulations.items():
+            inputs[name] = values[last if name in self._of_last_token else begin : end]
+        outputs = self._extension(before, count)(inputs)
+        return torch.from_numpy(outputs.pop("latent")), known | outputs
+
+    def tokens(self, window: Window) -> int:
+        """See `StepwiseKernel`."""
+        return len(window) // (2 * self._layers)
+
+    def select(self, window: Window, rows: Tensor) -> Window:
+        """See `Kernel`."""
+        index = rows.numpy()
+        return {name: values[index] for name, values in window.items()}
+
+    def _extension(self, before: int, new: int) -> OnnxSession:
+        with self._building:
+            if (before, new) not in self._extensions:
+                graph = extension_graph(self._weights, before, new)
+                self._extensions[before, new] = OnnxSession(graph, self._device)
+            return self._extensions[before, new]
+
+
+class OnnxSession:
+    """A graph on ONNX Runtime, called with arrays by name, on the thread that calls it."""
+
+    def __init__(self, graph: OnnxGraph, device: torch.device) -> None:
+        options = onnxruntime.SessionOptions()
+        # Rows are split among threads outside, so that threads wait for each other once a call and
+        # not at every operation; see `RowThreads`.
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Sessions of one model share these arrays, which must live as long as the session.
+        self._weights = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()
+        ]
+        options.add_external_initializers(list(graph.weights), self._weights)
+        self._session = onnxruntime.InferenceSession(
+            graph.model.SerializeToString(), options, providers=[_provider(device)]
+        )
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def __call__(self, arrays: Mapping[str, Array | NDArray[np.uint8]]) -> dict[str, Array]:
+        """Outputs by name."""
+        return dict(zip(self._outputs, self._session.run(None, arrays), strict=True))
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether ONNX Runtime is installed for this device; a GPU needs a package of its own."""
+    provider = _provider(device)
+    name = provider if isinstance(provider, str) else provider[0]
+    return name in onnxruntime.get_available_providers()
+
+
+def _provider(device: torch.device) -> str | tuple[str, dict[str, int]]:
+    if device.type == "cpu":
+        return "CPUExecutionProvider"
+    return "CUDAExecutionProvider", {"device_id": device.index or 0}

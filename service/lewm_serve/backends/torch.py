@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lewm_models.lewm import LeWM
-from lewm_serve.backends.backend import goal_costs
+from lewm_models.lewm import LeWM, PredictorBlock
+from lewm_serve.backends.backend import batch_changes_latents, encoder_rows, warm_up_rollouts
 from lewm_serve.backends.cuda_graph import CudaGraphs
-from lewm_serve.backends.rollout import Rollout
-from lewm_serve.backends.shards import Shards
-from lewm_serve.backends.torch_kernel import TorchKernel
-from lewm_serve.backends.warm_up import encode_rows, encodes_alike, run_rollouts
+from lewm_serve.backends.rollout import Rollout, RowThreads, ThreadPolicy
+from lewm_serve.backends.stepwise import StepwiseKernel
+from lewm_serve.objectives.latent_distance import latent_distance
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PROJECTOR_ROWS = 8
-"""Rows of one product in the projector. Matrix libraries round a product of few rows otherwise
-than one of many; a fixed number makes a frame's latent independent of its batch."""
+"""Rows of one product in the projector. Matrix libraries round a product of few rows differently
+from one of many rows; a fixed number makes a frame's latent independent of its batch."""
 
-GRAPH_ROWS = 32
-"""Frames of one CUDA graph, at most."""
+MAX_GRAPH_FRAMES = 32
+"""The most frames that one CUDA graph encodes."""
 
-GRADIENT_ROWS = 64
-"""Candidates whose roll-outs are kept in memory at once for their gradients."""
+GRADIENT_CANDIDATES = 64
+"""Candidates whose roll-outs are in memory at the same time while gradients are computed."""
 
 
 class TorchBackend:
-    """A LeWM in PyTorch. Latents are float32 outside, whatever the precision inside."""
+    """A LeWM in PyTorch. Latents outside are float32, whatever the precision inside.
+
+    The bits of its results depend on the number of threads, so `adapt_threads` never changes it.
+    """
 
     name = "torch"
 
@@ -39,82 +49,217 @@ class TorchBackend:
         self.model = in_precision(model.eval().requires_grad_(False), precision).to(device)
         self.device = str(device)
         self.precision = self.encode_precision = str(precision).removeprefix("torch.")
-        self.threads = torch.get_num_threads()
-        self._rollout = Rollout(TorchKernel(self.model), Shards(1))
-        self._encode_rows = GRAPH_ROWS if device.type == "cuda" else encode_rows(model.config)
+        self._threads = torch.get_num_threads()
+        self._policy: ThreadPolicy | None = None
+        self._rollout = Rollout(TorchKernel(self.model), RowThreads(1))
+        self._encoder_rows = (
+            MAX_GRAPH_FRAMES if device.type == "cuda" else encoder_rows(model.config)
+        )
         self._graphs = device.type == "cuda"
         self._run_encode: Callable[..., Tensor] = self._encode
         self._run_rollout: Callable[..., Tensor] = self._rollout
-        self._run_expect: Callable[..., Tensor] = self._rollout.expect
+        self._run_predict_newest: Callable[..., Tensor] = self._rollout.predict_newest
         if self._graphs:
             self._run_encode = CudaGraphs(self._encode, device)
             self._run_rollout = CudaGraphs(self._rollout, device)
-            self._run_expect = CudaGraphs(self._rollout.expect, device)
+            self._run_predict_newest = CudaGraphs(self._rollout.predict_newest, device)
+
+    @property
+    def threads(self) -> int:
+        """See `ThreadedBackend`."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self._threads = count
+        self._policy = None
+
+    def adapt_threads(self, all_threads: int) -> None:
+        """See `ThreadedBackend`: it only warns."""
+        self._policy = ThreadPolicy(self._threads, all_threads)
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
-        self._take_threads()
+        _set_torch_threads(self._threads)
         if not self._graphs:
             return self._encode(frames)
-        chunks = torch.split(frames, GRAPH_ROWS)
+        chunks = torch.split(frames, MAX_GRAPH_FRAMES)
         return torch.cat([self._run_encode(_padded(chunk))[: len(chunk)] for chunk in chunks])
 
     def _encode(self, frames: Tensor) -> Tensor:
-        chunks = torch.split(frames, self._encode_rows)
+        chunks = torch.split(frames, self._encoder_rows)
         return self._project(torch.cat([self.model.features(chunk) for chunk in chunks])).float()
 
     def _project(self, features: Tensor) -> Tensor:
         count = len(features)
-        groups = torch.split(F.pad(features, (0, 0, 0, -count % PROJECTOR_ROWS)), PROJECTOR_ROWS)
+        padded = F.pad(features, (0, 0, 0, -count % PROJECTOR_ROWS))
+        groups = torch.split(padded, PROJECTOR_ROWS)
         return torch.cat([self.model.projector(group) for group in groups])[:count]
 
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """See `Backend.rollout`."""
-        self._take_threads()
-        return self._run_rollout(latents, past_actions, candidates)
+        compute = partial(self._run_rollout, latents, past_actions, candidates)
+        return self._timed("roll-outs", candidates, compute)
 
     @torch.inference_mode()
-    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
-        """See `Backend.expect`."""
-        self._take_threads()
-        return self._run_expect(latents, past_actions)
+    def predict_newest(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        """See `Backend.predict_newest`."""
+        _set_torch_threads(self._threads)
+        return self._run_predict_newest(latents, past_actions)
 
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.gradients`; what is kept for the way back bounds the candidates at once."""
-        self._take_threads()
-        chunks = torch.split(candidates, max(1, GRADIENT_ROWS // len(candidates)), dim=1)
-        parts = [self._gradients(latents, past_actions, chunk, goals) for chunk in chunks]
+        """See `Backend.gradients`. Candidates are computed in chunks, which bounds the memory."""
+        chunks = torch.split(candidates, max(1, GRADIENT_CANDIDATES // len(candidates)), dim=1)
+        parts = [
+            self._timed(
+                "gradients", chunk, partial(self._gradients, latents, past_actions, chunk, goals)
+            )
+            for chunk in chunks
+        ]
         costs, gradients = zip(*parts, strict=True)
         return torch.cat(costs, dim=1), torch.cat(gradients, dim=1)
 
     @torch.enable_grad()
     def _gradients(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        # Latents come from inference mode, of which autograd takes nothing: a clone is outside it.
-        parts = (part.clone().to(self.device) for part in inputs)
-        latents, past_actions, candidates, goals = parts
+        # Autograd refuses tensors made in inference mode, such as latents; their clones are not.
+        latents, past_actions, candidates, goals = (
+            tensor.clone().to(self.device) for tensor in inputs
+        )
         candidates.requires_grad_()
-        costs = goal_costs(self._rollout(latents, past_actions, candidates), goals)
+        costs = latent_distance(self._rollout(latents, past_actions, candidates), goals)
         (gradients,) = torch.autograd.grad(costs.sum(), candidates)
         return costs.detach().cpu(), gradients.cpu()
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
-        if not self._graphs and not encodes_alike(self.encode, self.model.config):
-            self._encode_rows = 1
-        run_rollouts(self, self.model.config)
+        if not self._graphs and batch_changes_latents(self.encode, self.model.config):
+            self._encoder_rows = 1
+        warm_up_rollouts(self, self.model.config)
 
-    def _take_threads(self) -> None:
-        # Torch has one number for all models of the process.
-        if torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
+    def _timed(self, name: str, candidates: Tensor, compute: Callable[[], T]) -> T:
+        """Compute, and time it; sometimes compute once more to time another number of threads."""
+        policy = self._policy
+        if policy is None:
+            _set_torch_threads(self._threads)
+            return compute()
+        plans, samples, horizon, _ = candidates.shape
+        call, rows = f"{name} (horizon {horizon})", plans * samples
+        threads = policy.threads(call, rows)
+        if threads != self._threads:
+            seconds, _ = _seconds_on(threads, compute)
+            if policy.observe(call, rows, threads=threads, seconds=seconds):
+                self._policy = None
+                logger.warning(
+                    "%s of about %d rows are faster on %d threads than on %d; PyTorch keeps the "
+                    "number, since another one would change the bits of plans: restart the server, "
+                    "or set LEWM_THREADS",
+                    call,
+                    rows,
+                    threads,
+                    self._threads,
+                )
+                return self._timed(name, candidates, compute)
+        seconds, result = _seconds_on(self._threads, compute)
+        policy.observe(call, rows, threads=self._threads, seconds=seconds)
+        return result
+
+
+class TorchKernel(StepwiseKernel[Tensor, "Window"]):
+    """The predictor of a model in ``eval()`` mode, in PyTorch, on any device.
+
+    Modulations are a tensor (T, R, L, 6, W). Tensors of several tokens begin with the token axis,
+    so that the values of one step are contiguous.
+
+    Axes: R rows, n new tokens, m tokens before them, W width, h heads, d head width, L layers.
+    """
+
+    def __init__(self, model: LeWM) -> None:
+        self.model = model
+        self.history = model.config.history
+        transformer = model.predictor.transformer
+        self._blocks = [cast(PredictorBlock, block) for block in transformer.layers]
+        linears = [cast(nn.Linear, block.adaLN_modulation[1]) for block in self._blocks]
+        self._weight = torch.cat([linear.weight for linear in linears])
+        self._bias = torch.cat([linear.bias for linear in linears])
+
+    def modulations(self, actions: Tensor) -> Tensor:
+        """See `StepwiseKernel`."""
+        actions = actions.to(self._weight.dtype)
+        condition = self.model.predictor.transformer.cond_proj(self.model.action_encoder(actions))
+        packed = F.linear(F.silu(condition), self._weight, self._bias)
+        width = self.model.config.predictor_width
+        return packed.reshape(*packed.shape[:2], len(self._blocks), 6, width)
+
+    def extend(
+        self, window: Window | None, latents: Sequence[Tensor], modulations: Tensor, step: int
+    ) -> tuple[Tensor, Window]:
+        """See `StepwiseKernel`."""
+        predictor, count = self.model.predictor, len(latents)
+        position = len(window[0][0]) if window else 0
+        positions = predictor.pos_embedding[0, position : position + count].unsqueeze(1)
+        tokens = (torch.stack(list(latents)) + positions).to(positions.dtype)
+        x = predictor.transformer.input_proj(tokens)
+        longer: Window = []
+        for layer, block in enumerate(self._blocks):
+            shift1, scale1, gate1, shift2, scale2, gate2 = modulations[
+                step : step + count, :, layer
+            ].unbind(2)
+            attention = block.attn
+            normed = attention.norm(block.norm1(x) * (1 + scale1) + shift1)
+            queries, keys, values = (
+                part.unflatten(-1, (attention.heads, -1))
+                for part in attention.to_qkv(normed).chunk(3, dim=-1)
+            )
+            if window:
+                keys, values = (
+                    torch.cat(pair) for pair in zip(window[layer], (keys, values), strict=True)
+                )
+            longer.append((keys, values))
+            if block is self._blocks[-1]:
+                x, queries, gate1 = x[-1:], queries[-1:], gate1[-1:]
+                shift2, scale2, gate2 = shift2[-1:], scale2[-1:], gate2[-1:]
+            x = x + gate1 * attention.to_out(_attend(queries, keys, values))
+            x = x + gate2 * block.mlp(block.norm2(x) * (1 + scale2) + shift2)
+        hidden = predictor.transformer.output_proj(predictor.transformer.norm(x[-1]))
+        return self.model.pred_proj(hidden).to(latents[0].dtype), longer
+
+    def tokens(self, window: Window) -> int:
+        """See `StepwiseKernel`."""
+        return len(window[0][0])
+
+    def select(self, window: Window, rows: Tensor) -> Window:
+        """See `Kernel`."""
+        return [(keys[:, rows], values[:, rows]) for keys, values in window]
+
+
+Window = list[tuple[Tensor, Tensor]]
+"""Keys and values (m, R, h, d) of each layer."""
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention of the last n tokens (n, R, h, d) over all (m + n, R, h, d) → (n, R, h·d).
+
+    Written as products and sums: for so few tokens they are faster than batched matrix products.
+    """
+    scale, before = queries.shape[-1] ** -0.5, len(keys) - len(queries)
+    outputs = []
+    for index, query in enumerate(queries):
+        visible = before + index + 1
+        scores = (query * keys[:visible]).sum(-1, keepdim=True) * scale
+        outputs.append((scores.softmax(dim=0) * values[:visible]).sum(0))
+    return torch.stack(outputs).flatten(2)
 
 
 def in_precision(model: LeWM, precision: torch.dtype) -> LeWM:
-    """The model itself if it has this precision, else a copy; pixels are normalised in float32."""
+    """The model itself if it has this precision, else a copy.
+
+    The parameters of the model's parts are converted; its own buffers, which normalise pixels, stay
+    float32.
+    """
     if next(model.parameters()).dtype == precision:
         return model
     model = copy.deepcopy(model)
@@ -123,7 +268,20 @@ def in_precision(model: LeWM, precision: torch.dtype) -> LeWM:
     return model
 
 
+def _set_torch_threads(threads: int) -> None:
+    # PyTorch has one number for all models of the process.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def _seconds_on(threads: int, compute: Callable[[], T]) -> tuple[float, T]:
+    _set_torch_threads(threads)
+    start = time.perf_counter()
+    result = compute()
+    return time.perf_counter() - start, result
+
+
 def _padded(frames: Tensor) -> Tensor:
-    """Frames up to the next power of two, so that few shapes occur."""
+    """Frames with zeros appended up to the next power of two, so that few shapes occur."""
     size = 1 << (len(frames) - 1).bit_length()
     return torch.cat([frames, frames.new_zeros(size - len(frames), *frames.shape[1:])])

@@ -147,9 +147,8 @@ class Job(ABC):
         """See `PlanOutcome`. It is nearly free after a roll-out of the same context."""
         if len(self.latents) == 1:
             return None
-        predicted = self.backend.expect(self.latents.unsqueeze(0), self.past_actions.unsqueeze(0))[
-            0
-        ]
+        latents, past_actions = self.latents.unsqueeze(0), self.past_actions.unsqueeze(0)
+        predicted = self.backend.predict_newest(latents, past_actions)[0]
         distance: float = torch.linalg.vector_norm(self.latents[-1] - predicted).item()
         return distance
 

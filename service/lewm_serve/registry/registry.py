@@ -20,8 +20,13 @@ from lewm_serve.api.fields import parse
 from lewm_serve.api.requests import SolverSettings
 from lewm_serve.api.responses import ModelDescription
 from lewm_serve.backends.backend import Backend
-from lewm_serve.backends.choice import Choice, NoBackend, Wanted, choose_backend
-from lewm_serve.backends.ranking import REQUIRED
+from lewm_serve.backends.choice import (
+    REQUIRED_OVERLAP,
+    BackendChoice,
+    BackendSettings,
+    NoBackend,
+    choose_backend,
+)
 from lewm_serve.engine.latency_model import LatencyModel
 from lewm_serve.errors import InvalidRequest, UnknownModel, shorten
 from lewm_serve.observability.logging import log
@@ -186,10 +191,12 @@ def load_models(settings: Settings) -> dict[str, LoadedModel]:
         ModelLoadError: a folder has no usable model, or two models have the same name.
     """
     device = resolve_device(settings.device)
-    wanted = Wanted(settings.backend, settings.precision, settings.threads)
+    backend_settings = BackendSettings(
+        backend=settings.backend, precision=settings.precision, threads=settings.threads
+    )
     models: dict[str, LoadedModel] = {}
     for folder in _model_folders(settings.models or (PRETRAINED,)):
-        model = load_model(folder, device, wanted)
+        model = load_model(folder, device, backend_settings)
         if model.name in models:
             raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
         models[model.name] = model
@@ -203,11 +210,12 @@ def _model_folders(paths: Iterable[Path]) -> list[Path]:
         raise ModelLoadError(str(error)) from error
 
 
-def load_model(folder: Path, device: torch.device, wanted: Wanted) -> LoadedModel:
+def load_model(folder: Path, device: torch.device, settings: BackendSettings) -> LoadedModel:
     """Load a model folder, choose its backend and warm that up.
 
     Raises:
-        ModelLoadError: the folder has no usable model, or no backend of the wanted kind can run it.
+        ModelLoadError: the folder has no usable model, or no backend that the settings allow can
+            run it.
     """
     try:
         loaded = checkpoint.load(folder)
@@ -216,7 +224,9 @@ def load_model(folder: Path, device: torch.device, wanted: Wanted) -> LoadedMode
     card = loaded.card
     _check_solver(card)
     try:
-        choice = choose_backend(loaded.model, card, loaded.frames, device, wanted)
+        choice = choose_backend(
+            loaded.model, card, frames=loaded.frames, device=device, settings=settings
+        )
     except NoBackend as error:
         raise ModelLoadError(str(error)) from error
     try:
@@ -274,11 +284,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _log_choice(card: ModelCard, choice: Choice, frames: str) -> None:
+def _log_choice(card: ModelCard, choice: BackendChoice, frames: str) -> None:
     backend = choice.backend
-    timed = {
-        f"{way.backend.name} {way.backend.precision} on {way.threads}": round(1000 * way.plan_s, 1)
-        for way in choice.ways
+    plan_ms = {
+        f"{option.backend.name} {option.backend.precision} on {option.threads}": round(
+            1000 * option.plan_s, 1
+        )
+        for option in choice.timings
     }
     log.info(
         "backend chosen",
@@ -287,17 +299,17 @@ def _log_choice(card: ModelCard, choice: Choice, frames: str) -> None:
         precision=backend.precision,
         device=backend.device,
         threads=backend.threads,
-        plan_ms=timed,
+        plan_ms=plan_ms,
     )
     if choice.native_problem is not None:
         log.warning("no native backend", model=card.name, reason=choice.native_problem)
     if choice.overlap is None:
         return
-    ranks_well = backend.precision == "float32" or choice.overlap >= REQUIRED
+    ranks_well = backend.precision == "float32" or choice.overlap >= REQUIRED_OVERLAP
     (log.info if ranks_well else log.warning)(
         "bfloat16 ranks candidates like float32",
         model=card.name,
         top_30_overlap=round(choice.overlap, 3),
-        required=REQUIRED,
+        required=REQUIRED_OVERLAP,
         frames=frames,
     )

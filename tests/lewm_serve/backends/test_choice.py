@@ -1,4 +1,4 @@
-"""What is chosen to run a model, by what was measured and what was asked for."""
+"""Which backend runs a model, by measurement and by the settings."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,31 +13,31 @@ from torch import Tensor
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
 from lewm_serve.backends import choice as choosing
-from lewm_serve.backends import processor
 from lewm_serve.backends.backend import ThreadedBackend
 from lewm_serve.backends.choice import (
-    Choice,
+    BackendChoice,
+    BackendSettings,
     NoBackend,
-    Wanted,
     choose,
     choose_backend,
-    plan_seconds,
+    has_bfloat16,
     runnable,
 )
-from lewm_serve.backends.onnx_session import runs_on
-from lewm_serve.backends.processor import has_bfloat16
+from lewm_serve.backends.comparison import plan_seconds
+from lewm_serve.backends.native import library
+from lewm_serve.backends.onnx import runs_on
 from lewm_serve.backends.torch import TorchBackend
-from tests.lewm_models.examples import TINY, card_of, tiny
+from tests.lewm_models.examples import TINY, example_card, tiny_model
 
 CPU = torch.device("cpu")
 CONFIG = LeWMConfig()
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeBackend:
     """Runs nothing; ``times`` holds the seconds of a plan by number of threads.
 
-    Several seconds are those of one round after the other, the last of all further ones.
+    A list holds the seconds of one run after the other; the last ones hold for all further runs.
     """
 
     name: str
@@ -47,31 +47,37 @@ class FakeBackend:
     threads: int = 0
 
 
-def chosen(
+def choice_among(
     backends: Sequence[FakeBackend],
-    threads: Sequence[int] = (1, 2),
-    share: float = 1.0,
-    insist: bool = False,
-) -> Choice:
+    thread_counts: Sequence[int] = (1, 2),
+    overlap: float = 1.0,
+    any_overlap: bool = False,
+) -> BackendChoice:
     def make(backend: FakeBackend) -> Callable[[], ThreadedBackend]:
         return lambda: cast(ThreadedBackend, backend)
 
-    def seconds(backend: ThreadedBackend) -> float:
+    def plan_seconds(backend: ThreadedBackend, _samples: int) -> float:
         taken = cast(FakeBackend, backend).times[backend.threads]
         if isinstance(taken, list):
             return taken.pop(0) if len(taken) > 1 else taken[0]
         return taken
 
-    makers = [make(backend) for backend in backends]
-    return choose(makers, threads, seconds=seconds, rank=lambda _backend: share, insist=insist)
+    return choose(
+        [make(backend) for backend in backends],
+        thread_counts,
+        samples=300,
+        plan_seconds=plan_seconds,
+        overlap=lambda _backend: overlap,
+        any_overlap=any_overlap,
+    )
 
 
 def test_the_fastest_is_chosen_with_its_best_number_of_threads() -> None:
     onnx, eager = FakeBackend("onnx", {1: 4.0, 2: 3.0}), FakeBackend("torch", {1: 2.0, 2: 5.0})
-    made = chosen([onnx, eager])
-    assert made.backend is cast(object, eager)
-    assert made.backend.threads == 1
-    assert [(way.backend.name, way.threads, way.plan_s) for way in made.ways] == [
+    choice = choice_among([onnx, eager])
+    assert choice.backend is cast(object, eager)
+    assert choice.backend.threads == 1
+    assert [(each.backend.name, each.threads, each.plan_s) for each in choice.timings] == [
         ("onnx", 1, 4.0),
         ("onnx", 2, 3.0),
         ("torch", 1, 2.0),
@@ -79,85 +85,89 @@ def test_the_fastest_is_chosen_with_its_best_number_of_threads() -> None:
     ]
 
 
-def test_noise_does_not_take_the_preference_away() -> None:
+def test_noise_does_not_outweigh_preference() -> None:
     onnx, eager = FakeBackend("onnx", {1: 1.0, 2: 0.95}), FakeBackend("torch", {1: 0.92, 2: 0.91})
-    made = chosen([onnx, eager])
-    assert (made.backend.name, made.backend.threads) == ("onnx", 1)
+    choice = choice_among([onnx, eager])
+    assert (choice.backend.name, choice.backend.threads) == ("onnx", 1)
 
 
-def test_neither_the_first_round_nor_an_odd_one_decides() -> None:
+def test_neither_the_first_run_nor_an_exceptional_one_decides() -> None:
     onnx = FakeBackend("onnx", {1: [9.0, 5.0, 1.0]})
     eager = FakeBackend("torch", {1: [0.1, 0.1, 2.0]})
-    made = chosen([onnx, eager], [1])
-    assert [way.plan_s for way in made.ways] == [1.0, 2.0]
-    assert made.backend.name == "onnx"
+    choice = choice_among([onnx, eager], [1])
+    assert [timing.plan_s for timing in choice.timings] == [1.0, 2.0]
+    assert choice.backend.name == "onnx"
 
 
 def test_nothing_is_timed_where_there_is_no_choice() -> None:
-    made = chosen([FakeBackend("onnx", {})], threads=[3])
-    assert (made.backend.threads, made.ways) == (3, ())
+    choice = choice_among([FakeBackend("onnx", {})], thread_counts=[3])
+    assert (choice.backend.threads, choice.timings) == (3, ())
 
 
 @pytest.mark.parametrize(
-    ("seconds", "share", "insist", "precision"),
+    ("seconds", "overlap", "any_overlap", "precision"),
     [
         (0.5, 0.95, False, "bfloat16"),
-        (0.5, 0.89, False, "float32"),  # ranks candidates otherwise
+        (0.5, 0.89, False, "float32"),  # ranks candidates differently
         (1.0, 0.95, False, "float32"),  # is no faster
         (0.5, 0.1, True, "bfloat16"),  # was asked for
     ],
 )
-def test_a_lower_precision_has_to_be_faster_and_to_rank_alike(
-    seconds: float, share: float, insist: bool, precision: str
+def test_a_lower_precision_must_be_faster_and_rank_candidates_alike(
+    seconds: float, overlap: float, any_overlap: bool, precision: str
 ) -> None:
     full = FakeBackend("torch", {1: 1.0})
     lower = FakeBackend("torch", {1: seconds}, "bfloat16")
-    made = chosen([lower] if insist else [full, lower], [1], share, insist)
-    assert made.backend.precision == precision
-    assert made.overlap == share
+    choice = choice_among([lower] if any_overlap else [full, lower], [1], overlap, any_overlap)
+    assert choice.backend.precision == precision
+    assert choice.overlap == overlap
 
 
 def test_what_can_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: False)
-    assert runnable(Wanted(), CPU, CONFIG) == [("onnx", "float32"), ("torch", "float32")]
-    assert runnable(Wanted(backend="torch"), CPU, CONFIG) == [("torch", "float32")]
-    assert runnable(Wanted(precision="float32"), CPU, CONFIG) == runnable(Wanted(), CPU, CONFIG)
-    assert runnable(Wanted(precision="bfloat16"), CPU, TINY) == [("torch", "bfloat16")]
+    assert runnable(BackendSettings(), CPU, CONFIG) == [("onnx", "float32"), ("torch", "float32")]
+    assert runnable(BackendSettings(backend="torch"), CPU, CONFIG) == [("torch", "float32")]
+    assert runnable(BackendSettings(precision="float32"), CPU, CONFIG) == runnable(
+        BackendSettings(), CPU, CONFIG
+    )
+    assert runnable(BackendSettings(precision="bfloat16"), CPU, TINY) == [("torch", "bfloat16")]
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: True)
     for problem, name in ((None, "native"), ("no compiler", "torch")):
         monkeypatch.setattr(choosing, "native_problem", lambda _config, _device, why=problem: why)
-        assert runnable(Wanted(), CPU, CONFIG)[-1] == (name, "bfloat16")
-        assert runnable(Wanted("torch"), CPU, CONFIG)[-1] == ("torch", "bfloat16")
+        assert runnable(BackendSettings(), CPU, CONFIG)[-1] == (name, "bfloat16")
+        assert runnable(BackendSettings("torch"), CPU, CONFIG)[-1] == ("torch", "bfloat16")
     with pytest.raises(NoBackend, match="LEWM_PRECISION is bfloat16: the onnx backend"):
-        runnable(Wanted(backend="onnx", precision="bfloat16"), CPU, CONFIG)
+        runnable(BackendSettings(backend="onnx", precision="bfloat16"), CPU, CONFIG)
 
 
 def test_the_native_backend_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: False)
     monkeypatch.setattr(choosing, "native_problem", lambda _config, _device: None)
     for precision in ("auto", "bfloat16"):
-        assert runnable(Wanted("native", precision), CPU, CONFIG) == [("native", "bfloat16")]
+        assert runnable(BackendSettings("native", precision), CPU, CONFIG) == [
+            ("native", "bfloat16")
+        ]
     with pytest.raises(NoBackend, match="LEWM_PRECISION is float32: the native backend"):
-        runnable(Wanted("native", "float32"), CPU, CONFIG)
+        runnable(BackendSettings("native", "float32"), CPU, CONFIG)
     monkeypatch.setattr(choosing, "native_problem", lambda _config, _device: "no compiler")
     with pytest.raises(NoBackend, match="LEWM_BACKEND is native: no compiler"):
-        runnable(Wanted("native"), CPU, CONFIG)
+        runnable(BackendSettings("native"), CPU, CONFIG)
 
 
-def test_it_is_told_why_the_native_backend_was_no_candidate(
+def test_the_choice_says_why_the_native_backend_was_not_considered(
     model: LeWM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: True)
-    made = choose_backend(model, card_of(model), None, CPU, Wanted(threads=1))
-    assert made.native_problem is not None
-    assert "multiples of 16" in made.native_problem
+    choice = choose_backend(model, example_card(model), None, CPU, BackendSettings(threads=1))
+    assert choice.native_problem is not None
+    assert "multiples of 16" in choice.native_problem
 
 
 def test_onnx_without_cuda_says_what_it_needs() -> None:
     if runs_on(torch.device("cuda:0")):
         pytest.skip("ONNX Runtime runs on CUDA here")
     with pytest.raises(NoBackend, match="onnxruntime-gpu"):
-        runnable(Wanted(backend="onnx"), torch.device("cuda:0"), CONFIG)
+        runnable(BackendSettings(backend="onnx"), torch.device("cuda:0"), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -169,29 +179,29 @@ def test_onnx_without_cuda_says_what_it_needs() -> None:
         ("Features : fp asimd bf16", True),
     ],
 )
-def test_a_processor_tells_whether_it_has_bfloat16(
+def test_which_processors_have_bfloat16(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, has: bool
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"model name : bf16 emulator\n{flags}\n")
-    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(library, "CPU_INFO", tmp_path / "cpuinfo")
     assert has_bfloat16(CPU) is has
-    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "absent")
+    monkeypatch.setattr(library, "CPU_INFO", tmp_path / "absent")
     assert not has_bfloat16(CPU)
 
 
 @pytest.fixture(scope="module")
 def model() -> LeWM:
-    return tiny()
+    return tiny_model()
 
 
-def test_auto_chooses_among_what_it_timed(model: LeWM) -> None:
-    card = card_of(model)
-    made = choose_backend(model, card, None, CPU, Wanted(threads=1))
-    assert made.backend in [way.backend for way in made.ways]
-    assert all(way.plan_s > 0 for way in made.ways)
+def test_auto_chooses_one_of_the_timed_backends(model: LeWM) -> None:
+    card = example_card(model)
+    choice = choose_backend(model, card, None, CPU, BackendSettings(threads=1))
+    assert choice.backend in [timing.backend for timing in choice.timings]
+    assert all(timing.plan_s > 0 for timing in choice.timings)
 
 
-def test_a_plan_is_an_encode_and_its_iterations(model: LeWM) -> None:
+def test_a_plan_takes_an_encode_and_its_iterations(model: LeWM) -> None:
     now = [0.0]
 
     class Slow(TorchBackend):
@@ -203,14 +213,35 @@ def test_a_plan_is_an_encode_and_its_iterations(model: LeWM) -> None:
             now[0] += 1.0
             return super().rollout(*plan)
 
-    card = card_of(model)
+    card = example_card(model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: now[0])
-        assert plan_seconds(Slow(model, CPU), card) == 0.5 + card.solver.iterations
+        samples = card.solver.samples
+        assert plan_seconds(Slow(model, CPU), card, samples) == 0.5 + card.solver.iterations
+        # The time of fewer candidates is scaled up.
+        fewer = plan_seconds(Slow(model, CPU), card, samples // 10)
+        assert fewer == 0.5 + 10 * card.solver.iterations
 
 
 def test_an_explicit_precision_wins(model: LeWM) -> None:
-    card = card_of(model)
-    made = choose_backend(model, card, None, CPU, Wanted(precision="bfloat16", threads=1))
-    assert (made.backend.name, made.backend.precision) == ("torch", "bfloat16")
-    assert made.overlap is not None
+    card = example_card(model)
+    choice = choose_backend(
+        model, card, None, CPU, BackendSettings(precision="bfloat16", threads=1)
+    )
+    assert (choice.backend.name, choice.backend.precision) == ("torch", "bfloat16")
+    assert choice.overlap is not None
+
+
+@pytest.mark.parametrize(("threads", "adapted"), [(None, [3]), (1, []), (2, [])])
+def test_threads_are_reconsidered_in_service_unless_their_number_is_set(
+    model: LeWM, monkeypatch: pytest.MonkeyPatch, threads: int | None, adapted: list[int]
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(
+        TorchBackend, "adapt_threads", lambda _backend, all_threads: calls.append(all_threads)
+    )
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: {0, 1, 2})
+    settings = BackendSettings(backend="torch", precision="float32", threads=threads)
+    choice = choose_backend(model, example_card(model), None, CPU, settings)
+    assert calls == adapted
+    assert choice.backend.threads == threads or threads is None

@@ -1,4 +1,4 @@
-"""Recorded kernels give what launched ones give. Needs a GPU."""
+"""CUDA graphs give the same results as the CPU. Needs a GPU."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from lewm_serve.backends.torch import TorchBackend
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CONFIG = PRESETS["edge"]
-TOLERANCE = 1e-3  # float32 products on a GPU are rounded otherwise than on a CPU
+TOLERANCE = 1e-3  # float32 products on a GPU are rounded differently from those on a CPU
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def backend(model: LeWM) -> TorchBackend:
 @pytest.mark.parametrize("context", [1, 2, 3])
 def test_rollouts(model: LeWM, backend: TorchBackend, context: int, plans: int) -> None:
     reference = TorchBackend(random_model(CONFIG), torch.device("cpu"))
-    for seed in (0, 1):  # the second replays what the first recorded
+    for seed in (0, 1):  # the second call replays the graph that the first one recorded
         generator = torch.Generator().manual_seed(seed)
         latents = torch.randn(plans, context, CONFIG.latent_dim, generator=generator)
         past = torch.randn(plans, context - 1, CONFIG.block_width, generator=generator)
@@ -39,8 +39,8 @@ def test_rollouts(model: LeWM, backend: TorchBackend, context: int, plans: int) 
         expected = reference.rollout(latents, past, candidates)
         assert torch.allclose(backend.rollout(latents, past, candidates), expected, atol=TOLERANCE)
         if context > 1:
-            expected = reference.expect(latents, past)
-            assert torch.allclose(backend.expect(latents, past), expected, atol=TOLERANCE)
+            expected = reference.predict_newest(latents, past)
+            assert torch.allclose(backend.predict_newest(latents, past), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
@@ -53,8 +53,8 @@ def test_encodes(backend: TorchBackend, rows: int) -> None:
 
 
 @torch.inference_mode()
-def test_shapes_beyond_the_most_run_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "MOST", 1)
+def test_shapes_beyond_the_maximum_run_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "MAX_CUDA_GRAPHS", 1)
     double = CudaGraphs(lambda x: 2 * x, torch.device("cuda"))
     for count in (3, 4, 3):
-        assert double(torch.arange(count)).tolist() == [2 * each for each in range(count)]
+        assert double(torch.arange(count)).tolist() == [2 * value for value in range(count)]

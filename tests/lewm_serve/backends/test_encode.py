@@ -1,4 +1,4 @@
-"""A frame's latent, whatever it is encoded with and by how many threads."""
+"""A frame's latent has the same bits in every batch and, with ONNX, on any number of threads."""
 
 from collections.abc import Callable
 
@@ -40,24 +40,26 @@ def frames() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def alone(backend: Backend, frames: Tensor) -> Tensor:
+def latents_alone(backend: Backend, frames: Tensor) -> Tensor:
     return torch.cat([backend.encode(frame[None]) for frame in frames])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 11, 32, 37])
-def test_a_latent_is_the_same_bit_for_bit_whatever_it_is_encoded_with(
-    backend: Backend, frames: Tensor, alone: Tensor, rows: int
+def test_a_latent_has_the_same_bits_in_every_batch(
+    backend: Backend, frames: Tensor, latents_alone: Tensor, rows: int
 ) -> None:
-    assert torch.equal(backend.encode(frames[:rows]), alone[:rows])
+    assert torch.equal(backend.encode(frames[:rows]), latents_alone[:rows])
 
 
-def test_it_encodes_as_the_model_does(model: LeWM, frames: Tensor, alone: Tensor) -> None:
+def test_latents_are_those_of_the_model(model: LeWM, frames: Tensor, latents_alone: Tensor) -> None:
     with torch.no_grad():
-        assert torch.allclose(alone, model.encode(frames), atol=1e-5)
+        assert torch.allclose(latents_alone, model.encode(frames), atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 11])
-def test_threads_change_no_bit_of_a_latent_on_onnx(model: LeWM, frames: Tensor, rows: int) -> None:
+def test_with_onnx_threads_change_no_bit_of_a_latent(
+    model: LeWM, frames: Tensor, rows: int
+) -> None:
     backend = OnnxBackend(model, CPU)
     expected = backend.encode(frames[:rows])
     backend.threads = 3
@@ -65,7 +67,7 @@ def test_threads_change_no_bit_of_a_latent_on_onnx(model: LeWM, frames: Tensor, 
 
 
 @pytest.mark.parametrize("samples", [1, 7, 24, 95])
-def test_threads_change_no_bit_of_a_rollout_on_onnx(model: LeWM, samples: int) -> None:
+def test_with_onnx_threads_change_no_bit_of_a_rollout(model: LeWM, samples: int) -> None:
     config = model.config
     generator = torch.Generator().manual_seed(2)
     latents = torch.randn(1, 2, config.latent_dim, generator=generator)

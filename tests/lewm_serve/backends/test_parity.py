@@ -1,4 +1,4 @@
-"""Every backend against the figures of the field's own library: see `tests/parity/README.md`."""
+"""Every backend against the results of the public library: see `tests/parity/README.md`."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,10 @@ from lewm_models.lewm import LeWM
 from lewm_serve.backends.backend import Backend
 from lewm_serve.backends.onnx import OnnxBackend
 from lewm_serve.backends.torch import TorchBackend
-from tests.lewm_models.examples import PARITY, statistics
+from tests.lewm_models.examples import PARITY_FOLDER, import_card
 
-LATENTS = 1e-5
-COSTS = 1e-4
+LATENT_TOLERANCE = 1e-5
+COST_TOLERANCE = 1e-4
 CPU = torch.device("cpu")
 
 BACKENDS: dict[str, Callable[[LeWM], Backend]] = {
@@ -26,7 +26,7 @@ BACKENDS: dict[str, Callable[[LeWM], Backend]] = {
 
 @pytest.fixture(scope="module")
 def model() -> LeWM:
-    return import_checkpoint(PARITY, statistics(action_block=7))[0]
+    return import_checkpoint(PARITY_FOLDER, import_card(action_block=7))[0]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -38,7 +38,7 @@ def backend(request: pytest.FixtureRequest, model: LeWM) -> Backend:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Tensor]:
-    with np.load(PARITY / "expected.npz") as arrays:
+    with np.load(PARITY_FOLDER / "expected.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
@@ -48,8 +48,10 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def test_latents(backend: Backend, expected: dict[str, Tensor]) -> None:
-    assert error(backend.encode(expected["frames"]), expected["latents"]) < LATENTS
-    assert error(backend.encode(expected["goal"][None])[0], expected["goal_latent"]) < LATENTS
+    assert error(backend.encode(expected["frames"]), expected["latents"]) < LATENT_TOLERANCE
+    assert (
+        error(backend.encode(expected["goal"][None])[0], expected["goal_latent"]) < LATENT_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
@@ -61,16 +63,16 @@ def test_rollouts_and_their_costs(
         expected["action_history"][: context - 1],
         expected["candidates"],
     )
-    # The library's figures are of contexts 1 and 3; the model, held to both, speaks for 2.
+    # The library's results are of contexts 1 and 3; for 2, the model is the reference.
     with torch.no_grad():
         reference = expected.get(f"rollout_context{context}", model.rollout(*plan))
     predicted = backend.rollout(*(part.unsqueeze(0) for part in plan))[0]
-    assert error(predicted, reference) < LATENTS
+    assert error(predicted, reference) < LATENT_TOLERANCE
     costs, reference_costs = (
         (latents[:, -1] - expected["goal_latent"]).square().sum(-1)
         for latents in (predicted, reference)
     )
-    assert error(costs, expected.get(f"cost_context{context}", reference_costs)) < COSTS
+    assert error(costs, expected.get(f"cost_context{context}", reference_costs)) < COST_TOLERANCE
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
@@ -84,4 +86,4 @@ def test_plans_rolled_out_together_keep_their_own_context(
     together = backend.rollout(latents, past, candidates)
     for plan in (0, 1):
         alone = backend.rollout(*(part[plan : plan + 1] for part in (latents, past, candidates)))
-        assert error(together[plan], alone[0]) < LATENTS
+        assert error(together[plan], alone[0]) < LATENT_TOLERANCE

@@ -1,13 +1,13 @@
-"""bfloat16, and how far it ranks candidates as float32 does."""
+"""bfloat16: how close its results are, and whether it ranks candidates as float32 does."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from lewm_models.lewm import LeWM
-from lewm_serve.backends.ranking import PAIRS, overlap, synthetic_frames
+from lewm_serve.backends.comparison import RANKED_PAIRS, ranking_overlap, synthetic_frames
 from lewm_serve.backends.torch import TorchBackend
-from tests.lewm_models.examples import TINY, card_of, tiny
+from tests.lewm_models.examples import TINY, example_card, tiny_model
 
 CPU = torch.device("cpu")
 CONFIG = TINY
@@ -15,7 +15,7 @@ CONFIG = TINY
 
 @pytest.fixture(scope="module")
 def model() -> LeWM:
-    return tiny()
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,9 @@ def lower(model: LeWM) -> TorchBackend:
     return TorchBackend(model, CPU, torch.bfloat16)
 
 
-def test_it_gives_float32_that_is_near(full: TorchBackend, lower: TorchBackend) -> None:
+def test_bfloat16_results_are_close_and_given_in_float32(
+    full: TorchBackend, lower: TorchBackend
+) -> None:
     frames = synthetic_frames(CONFIG.image_size)
     latents, expected = lower.encode(frames), full.encode(frames)
     assert latents.dtype == torch.float32
@@ -43,22 +45,22 @@ def test_it_gives_float32_that_is_near(full: TorchBackend, lower: TorchBackend) 
     assert 0 < (predicted - reference).norm() / reference.norm() < 0.02
 
 
-def test_the_model_stays_what_it_was(model: LeWM, lower: TorchBackend) -> None:
+def test_the_model_itself_is_not_converted(model: LeWM, lower: TorchBackend) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in lower.model.parameters()} == {torch.bfloat16}
 
 
-def test_a_backend_ranks_as_itself(full: TorchBackend) -> None:
-    card = card_of(full.model)
-    assert overlap(full, full, card, None) == 1.0
+def test_a_backend_ranks_like_itself(full: TorchBackend) -> None:
+    card = example_card(full.model)
+    assert ranking_overlap(full, full, card, None) == 1.0
 
 
-def test_bfloat16_ranks_nearly_alike_and_noise_does_not(
+def test_bfloat16_ranks_like_float32_and_noise_does_not(
     full: TorchBackend, lower: TorchBackend
 ) -> None:
-    card = card_of(full.model)
+    card = example_card(full.model)
     frames = synthetic_frames(CONFIG.image_size)
-    near = overlap(lower, full, card, frames)
+    overlap = ranking_overlap(lower, full, card, frames)
 
     class Noisy(TorchBackend):
         def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
@@ -67,11 +69,11 @@ def test_bfloat16_ranks_nearly_alike_and_noise_does_not(
                 predicted.shape, generator=torch.Generator().manual_seed(0)
             )
 
-    far = overlap(Noisy(full.model, CPU), full, card, frames)
-    assert near > 0.8 > far
+    noisy_overlap = ranking_overlap(Noisy(full.model, CPU), full, card, frames)
+    assert overlap > 0.8 > noisy_overlap
 
 
 def test_synthetic_frames_are_different_scenes() -> None:
     frames = synthetic_frames(32)
-    assert (frames.shape, frames.dtype) == ((PAIRS + 1, 32, 32, 3), torch.uint8)
+    assert (frames.shape, frames.dtype) == ((RANKED_PAIRS + 1, 32, 32, 3), torch.uint8)
     assert all((frames[0] != other).float().mean() > 0.5 for other in frames[1:])

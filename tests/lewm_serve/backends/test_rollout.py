@@ -1,4 +1,4 @@
-"""The economical roll-out gives the numbers of the plain one, whichever kernel runs it."""
+"""The roll-out gives the results of `LeWM.rollout`, with every kernel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +10,9 @@ from torch import Tensor
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
-from lewm_serve.backends.onnx_kernel import OnnxKernel
-from lewm_serve.backends.rollout import Kernel, Rollout
-from lewm_serve.backends.shards import Shards
-from lewm_serve.backends.torch_kernel import TorchKernel
+from lewm_serve.backends.onnx import OnnxKernel
+from lewm_serve.backends.rollout import Kernel, Rollout, RowThreads
+from lewm_serve.backends.torch import TorchKernel
 
 TOLERANCE = 1e-5
 
@@ -55,8 +54,8 @@ def kernel(request: pytest.FixtureRequest, model: LeWM) -> Kernel[Any]:
     return KERNELS[request.param](model)
 
 
-def some_plans(model: LeWM, context: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """FrameLatents, past actions and candidates of two plans, seven blocks ahead."""
+def two_plans(model: LeWM, context: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, past actions and candidates of two plans, seven blocks ahead."""
     config = model.config
     generator = torch.Generator().manual_seed(seed)
     return (
@@ -69,15 +68,15 @@ def some_plans(model: LeWM, context: int, seed: int) -> tuple[Tensor, Tensor, Te
 @pytest.mark.parametrize("horizon", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("context", [1, 2, 3])
 @torch.no_grad()
-def test_it_agrees_with_the_model(
+def test_results_are_those_of_the_model(
     model: LeWM, kernel: Kernel[Any], context: int, horizon: int
 ) -> None:
-    latents, past, candidates = some_plans(model, context, seed=context)
+    latents, past, candidates = two_plans(model, context, seed=context)
     candidates = candidates[:, :, :horizon]
     plans = zip(latents, past, candidates, strict=True)
     expected = torch.stack([model.rollout(*plan) for plan in plans])
     for threads in (1, 3):
-        predicted = Rollout(kernel, Shards(threads, smallest=2))(latents, past, candidates)
+        predicted = Rollout(kernel, RowThreads(threads, min_rows=2))(latents, past, candidates)
         assert torch.allclose(predicted, expected, atol=TOLERANCE)
 
 
@@ -86,7 +85,7 @@ def test_past_actions_matter(model: LeWM, kernel: Kernel[Any]) -> None:
     config = model.config
     latents = torch.ones(1, 2, config.latent_dim)
     candidates = torch.zeros(1, 4, 2, config.block_width)
-    rollout = Rollout(kernel, Shards(1))
+    rollout = Rollout(kernel, RowThreads(1))
     first, second = (
         rollout(latents, torch.full((1, 1, config.block_width), value), candidates)
         for value in (-1.0, 1.0)
@@ -96,56 +95,62 @@ def test_past_actions_matter(model: LeWM, kernel: Kernel[Any]) -> None:
 
 @pytest.mark.parametrize("context", [2, 3])
 @torch.no_grad()
-def test_it_expects_what_the_model_predicts(model: LeWM, kernel: Kernel[Any], context: int) -> None:
-    latents, past, _ = some_plans(model, context, seed=context)
+def test_the_newest_latent_is_predicted_as_by_the_model(
+    model: LeWM, kernel: Kernel[Any], context: int
+) -> None:
+    latents, past, _ = two_plans(model, context, seed=context)
     expected = torch.stack(
         [
             model.rollout(own[:-1], actions[:-1], actions[None, -1:])[0, 0]
             for own, actions in zip(latents, past, strict=True)
         ]
     )
-    rollout = Rollout(kernel, Shards(1))
-    assert torch.allclose(rollout.expect(latents, past), expected, atol=TOLERANCE)
+    rollout = Rollout(kernel, RowThreads(1))
+    assert torch.allclose(rollout.predict_newest(latents, past), expected, atol=TOLERANCE)
 
 
 @torch.no_grad()
-def test_what_is_remembered_is_of_the_same_plans_alone(model: LeWM, kernel: Kernel[Any]) -> None:
-    one, other = some_plans(model, 3, seed=1), some_plans(model, 3, seed=2)
+def test_the_shared_context_is_reused_only_for_the_same_plans(
+    model: LeWM, kernel: Kernel[Any]
+) -> None:
+    one, other = two_plans(model, 3, seed=1), two_plans(model, 3, seed=2)
     other_past = (one[0], other[1], one[2])
-    remembering = Rollout(kernel, Shards(1), remember=True)
+    remembering = Rollout(kernel, RowThreads(1), remember=True)
     for latents, past, candidates in (one, one, other, one, other_past, one):
         for horizon in (1, 5, 2):
             asked = latents, past, candidates[:, :, :horizon]
-            assert torch.equal(remembering(*asked), Rollout(kernel, Shards(1))(*asked))
-        plainly = Rollout(kernel, Shards(1)).expect(latents, past)
-        assert torch.equal(remembering.expect(latents, past), plainly)
+            assert torch.equal(remembering(*asked), Rollout(kernel, RowThreads(1))(*asked))
+        expected = Rollout(kernel, RowThreads(1)).predict_newest(latents, past)
+        assert torch.equal(remembering.predict_newest(latents, past), expected)
 
 
 @torch.no_grad()
-def test_a_plans_iterations_compute_once_what_they_share(
+def test_the_iterations_of_a_plan_compute_the_shared_context_once(
     model: LeWM, kernel: Kernel[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
+    window_lengths: list[int] = []
     begin = kernel.begin
 
-    def noting(latents: Sequence[Tensor], actions: Tensor) -> Any:
-        seen.append(len(latents))
+    def counting_begin(latents: Sequence[Tensor], actions: Tensor) -> Any:
+        window_lengths.append(len(latents))
         return begin(latents, actions)
 
-    monkeypatch.setattr(kernel, "begin", noting)
-    latents, past, candidates = some_plans(model, 3, seed=1)
-    rollout = Rollout(kernel, Shards(1), remember=True)
+    monkeypatch.setattr(kernel, "begin", counting_begin)
+    latents, past, candidates = two_plans(model, 3, seed=1)
+    rollout = Rollout(kernel, RowThreads(1), remember=True)
     for _ in range(3):
         rollout(latents, past, candidates)
-    rollout.expect(latents, past)
-    assert seen == [2, 1]
+    rollout.predict_newest(latents, past)
+    assert window_lengths == [2, 1]
 
 
 @torch.no_grad()
-def test_what_is_remembered_is_not_what_was_changed_since(model: LeWM, kernel: Kernel[Any]) -> None:
-    latents, past, candidates = some_plans(model, 3, seed=1)
-    remembering = Rollout(kernel, Shards(1), remember=True)
+def test_a_context_that_was_changed_in_place_is_computed_anew(
+    model: LeWM, kernel: Kernel[Any]
+) -> None:
+    latents, past, candidates = two_plans(model, 3, seed=1)
+    remembering = Rollout(kernel, RowThreads(1), remember=True)
     remembering(latents, past, candidates)
     latents += 1
-    plainly = Rollout(kernel, Shards(1))(latents, past, candidates)
-    assert torch.equal(remembering(latents, past, candidates), plainly)
+    expected = Rollout(kernel, RowThreads(1))(latents, past, candidates)
+    assert torch.equal(remembering(latents, past, candidates), expected)

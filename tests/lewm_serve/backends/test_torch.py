@@ -1,4 +1,8 @@
-"""The torch backend: what it promises beyond the model it runs."""
+"""The PyTorch backend: gradients, batches and threads."""
+
+import logging
+import time
+from typing import Any
 
 import pytest
 import torch
@@ -7,8 +11,9 @@ from torch import Tensor
 from lewm_models.config import PRESETS
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
-from lewm_serve.backends.backend import goal_costs
-from lewm_serve.backends.torch import GRADIENT_ROWS, TorchBackend
+from lewm_serve.backends.rollout import MAX_TRIAL_COST, Rollout
+from lewm_serve.backends.torch import GRADIENT_CANDIDATES, TorchBackend
+from lewm_serve.objectives.latent_distance import latent_distance
 
 CPU = torch.device("cpu")
 CONFIG = PRESETS["edge"]
@@ -36,7 +41,7 @@ def test_gradients_are_those_of_finite_differences(context: int) -> None:
     inputs, costs, gradients = differentiated(backend, context, 3, torch.float64)
     latents, past, candidates, goals = inputs
     assert gradients.shape == candidates.shape
-    assert torch.allclose(goal_costs(backend.rollout(*inputs[:3]), goals), costs)
+    assert torch.allclose(latent_distance(backend.rollout(*inputs[:3]), goals), costs)
     step = 1e-5
     picked = torch.Generator().manual_seed(3)
     for _ in range(20):
@@ -44,36 +49,36 @@ def test_gradients_are_those_of_finite_differences(context: int) -> None:
         moved = torch.zeros_like(candidates)
         moved[at] = step
         above, below = (
-            goal_costs(backend.rollout(latents, past, candidates + sign * moved), goals)
+            latent_distance(backend.rollout(latents, past, candidates + sign * moved), goals)
             for sign in (1, -1)
         )
         slope = (above - below)[at[:2]] / (2 * step)
         assert float(gradients[at]) == pytest.approx(float(slope), rel=1e-4, abs=1e-6)
 
 
-def test_gradients_do_not_depend_on_how_many_are_asked_for_and_leave_the_model_alone() -> None:
+def test_gradients_do_not_depend_on_the_other_candidates_and_do_not_change_the_model() -> None:
     backend = TorchBackend(random_model(PRESETS["edge"]), CPU)
-    inputs, costs, gradients = differentiated(backend, 1, GRADIENT_ROWS + 3, torch.float32)
+    inputs, costs, gradients = differentiated(backend, 1, GRADIENT_CANDIDATES + 3, torch.float32)
     latents, past, candidates, goals = inputs
-    some = backend.gradients(latents[1:], past[1:], candidates[1:, -2:], goals[1:])
-    assert torch.allclose(some[0], costs[1:, -2:], rtol=1e-4)
-    assert torch.allclose(some[1], gradients[1:, -2:], rtol=1e-3, atol=1e-4)
+    last_two = backend.gradients(latents[1:], past[1:], candidates[1:, -2:], goals[1:])
+    assert torch.allclose(last_two[0], costs[1:, -2:], rtol=1e-4)
+    assert torch.allclose(last_two[1], gradients[1:, -2:], rtol=1e-3, atol=1e-4)
     assert not gradients.requires_grad
     assert not any(parameter.requires_grad for parameter in backend.model.parameters())
-    # FrameLatents as the encoder gives them come from inference mode.
+    # Latents from the encoder are made in inference mode.
     size = CONFIG.image_size
-    seen = backend.encode(torch.zeros(2, size, size, 3, dtype=torch.uint8)).unsqueeze(1)
-    assert backend.gradients(seen, past, candidates, goals)[1].isfinite().all()
+    encoded = backend.encode(torch.zeros(2, size, size, 3, dtype=torch.uint8)).unsqueeze(1)
+    assert backend.gradients(encoded, past, candidates, goals)[1].isfinite().all()
 
 
-def test_batches_are_given_up_where_they_would_change_a_latent() -> None:
-    class Entangled(LeWM):
+def test_frames_are_encoded_one_by_one_if_the_batch_changes_latents() -> None:
+    class BatchDependent(LeWM):
         """Adds the batch's size to every latent."""
 
         def features(self, frames: Tensor) -> Tensor:
             return super().features(frames) + len(frames)
 
-    model = Entangled(CONFIG)
+    model = BatchDependent(CONFIG)
     model.load_state_dict(random_model(CONFIG).state_dict())
     backend = TorchBackend(model, CPU)
     backend.warm_up()
@@ -88,3 +93,78 @@ def test_each_backend_runs_on_its_own_number_of_threads() -> None:
     for backend in (one, three, one):
         backend.encode(frames)
         assert torch.get_num_threads() == backend.threads
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Seconds of every roll-out by the number of threads, on a clock that only they move."""
+    now = [0.0]
+    by_threads = {1: 1.0, 3: 1.0}
+    predict = Rollout.__call__
+
+    def timed(rollout: Rollout[Any], *inputs: Tensor) -> Tensor:
+        now[0] += by_threads[torch.get_num_threads()]
+        return predict(rollout, *inputs)
+
+    monkeypatch.setattr(Rollout, "__call__", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return by_threads
+
+
+def adapted_backend(threads: int) -> TorchBackend:
+    backend = TorchBackend(random_model(CONFIG), CPU)
+    backend.threads = threads
+    backend.adapt_threads(3)
+    return backend
+
+
+def run_calls(backend: TorchBackend, calls: int, kind: str = "roll-outs") -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 1, CONFIG.latent_dim, generator=generator)
+    candidates = torch.randn(1, 5, 2, CONFIG.block_width, generator=generator)
+    inputs = latents, candidates[:, 0, :0], candidates
+    if kind == "roll-outs":
+        return [backend.rollout(*inputs) for _ in range(calls)]
+    return [backend.gradients(*inputs, latents[:, 0] + 1)[1] for _ in range(calls)]
+
+
+@pytest.mark.parametrize("kind", ["roll-outs", "gradients"])
+@pytest.mark.parametrize(("chosen", "other"), [(1, 3), (3, 1)])
+def test_a_wrong_number_of_threads_stays_and_is_warned_of_once(
+    seconds: dict[int, float],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    chosen: int,
+    other: int,
+) -> None:
+    backend = adapted_backend(chosen)
+    seconds[other] = 0.5
+    results = run_calls(backend, 100, kind)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert torch.get_num_threads() == backend.threads == chosen
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert f"faster on {other} threads than on {chosen}" in warning.getMessage()
+    assert "LEWM_THREADS" in warning.getMessage()
+
+
+def test_the_right_number_of_threads_causes_no_warning_and_few_trials(
+    seconds: dict[int, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = adapted_backend(3)
+    before_s = time.perf_counter()
+    run_calls(backend, 300)
+    assert time.perf_counter() - before_s <= 300 * (1 + 2 * MAX_TRIAL_COST)
+    assert not caplog.records
+
+
+def test_a_number_of_threads_that_is_set_is_not_reconsidered(
+    seconds: dict[int, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = adapted_backend(1)
+    backend.threads = 1
+    seconds[3] = 0.5
+    before_s = time.perf_counter()
+    run_calls(backend, 100)
+    assert time.perf_counter() - before_s == 100
+    assert not caplog.records

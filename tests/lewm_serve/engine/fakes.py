@@ -102,7 +102,7 @@ class FakeBackend:
             raise RuntimeError("failing plan")
         return candidates
 
-    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+    def predict_newest(self, latents: Tensor, past_actions: Tensor) -> Tensor:
         return past_actions[:, -1]
 
     def gradients(

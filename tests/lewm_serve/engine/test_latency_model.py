@@ -40,7 +40,7 @@ class TimedBackend:
         self.clock.advance(horizon * (0.001 + 0.0001 * max(self.free_rows, samples)))
         return candidates
 
-    def expect(self, *_: Tensor) -> Tensor:
+    def predict_newest(self, *_: Tensor) -> Tensor:
         raise NotImplementedError
 
     def gradients(self, *_: Tensor) -> tuple[Tensor, Tensor]:

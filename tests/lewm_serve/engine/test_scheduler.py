@@ -435,7 +435,7 @@ def test_a_surprise_above_its_limit_ends_the_search_before_it_starts(
 def test_frames_wait_for_one_one_step_prediction_at_most(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    predict_newest = engine.backend.expect
+    predict_newest = engine.backend.predict_newest
 
     def predict_while_a_frame_arrives(latents: Tensor, past_actions: Tensor) -> Tensor:
         engine.encode(7)
@@ -443,7 +443,7 @@ def test_frames_wait_for_one_one_step_prediction_at_most(
             raise RuntimeError("no prediction")
         return predict_newest(latents, past_actions)
 
-    monkeypatch.setattr(engine.backend, "expect", predict_while_a_frame_arrives)
+    monkeypatch.setattr(engine.backend, "predict_newest", predict_while_a_frame_arrives)
     ending = [plan_with_history(engine, max_surprise=0.0) for _ in range(2)]
     usual = engine.plan(2)
     engine.run()

@@ -1,1 +1,1 @@
-"""The predictor in bfloat16 as code of our own, compiled on the machine that runs it."""
+"""Roll-outs in bfloat16 by C++ code that is compiled on the machine that runs it."""

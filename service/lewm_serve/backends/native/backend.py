@@ -1,94 +1,275 @@
-"""The backend whose roll-outs are code of our own, in bfloat16, on a CPU."""
+"""The native backend: roll-outs in bfloat16 on a CPU, by the C++ code beside this file.
+
+Axes: R rows, n new tokens, T steps, L layers, D latent_dim, A one action block.
+"""
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewm_models.config import LeWMConfig
-from lewm_models.lewm import LeWM
-from lewm_serve.backends.backend import ThreadedBackend
-from lewm_serve.backends.native.kernel import NativeKernel, fits
-from lewm_serve.backends.native.library import NoLibrary, keep_memory, library
-from lewm_serve.backends.rollout import Rollout
-from lewm_serve.backends.shards import Shards
-from lewm_serve.backends.warm_up import run_rollouts
+from lewm_models.export.weights import Affine, BlockWeights, PredictorWeights, fold_modules
+from lewm_models.lewm import LeWM, PredictorBlock
+from lewm_serve.backends.backend import (
+    ThreadedBackend,
+    threads_change_rollouts,
+    warm_up_rollouts,
+)
+from lewm_serve.backends.native import library
+from lewm_serve.backends.native.weights import (
+    BLOCK,
+    HALF_BLOCK,
+    PackedFloatMap,
+    PackedMaps,
+    identity,
+    side_by_side,
+)
+from lewm_serve.backends.rollout import Rollout, RowThreads
+
+MAX_WIDTH, MAX_HISTORY = 4096, 16
+"""The limits of layers.h: `MAX_WIDTH` and `MAX_TOKENS`."""
+
+MAPS_A_BLOCK = 5
+
+Window = list[Tensor]
+"""For each token its keys and values (L, panels, R, 32)."""
 
 
 class NativeBackend:
-    """A LeWM whose roll-outs are bfloat16; their rows are split among threads.
+    """A LeWM whose roll-outs are computed in bfloat16; their rows are split among threads.
 
-    Frames are encoded, and gradients taken, by a backend of float32: a plan encodes a frame or two
-    and rolls hundreds of candidates out, and so a latent means the same in either precision.
+    Another backend, in float32, encodes frames and computes gradients. A plan encodes a frame or
+    two and rolls hundreds of candidates out, so bfloat16 would save little there; and a latent has
+    the same bits with and without this backend.
 
     Raises:
-        NoLibrary: there is no code for this model, or none for this machine.
+        NoLibrary: the native code cannot run this model, or cannot run on this machine.
     """
 
     name = "native"
     precision = "bfloat16"
 
-    def __init__(self, model: LeWM, exact: ThreadedBackend) -> None:
-        check(model.config, torch.device(exact.device))
+    def __init__(self, model: LeWM, float32: ThreadedBackend) -> None:
+        check_native(model.config, torch.device(float32.device))
+        library.keep_freed_memory()
         self._config = model.config
-        self._exact = exact
-        keep_memory()
-        self._kernel = NativeKernel(model.eval(), library())
-        self.device, self.encode_precision = exact.device, exact.encode_precision
+        self._float32 = float32
+        self.device, self.encode_precision = float32.device, float32.encode_precision
+        self._row_threads = RowThreads()
+        kernel = NativeKernel(model.eval(), library.library())
+        self._rollout = Rollout(kernel, self._row_threads, remember=True)
         self.threads = 1
 
     @property
     def threads(self) -> int:
         """See `ThreadedBackend`."""
-        return self._exact.threads
+        return self._row_threads.threads
 
     @threads.setter
     def threads(self, count: int) -> None:
-        self._exact.threads = count
-        self._rollout = Rollout(self._kernel, Shards(count), remember=True)
+        self._row_threads.fix(count)
+        self._float32.threads = count
+
+    def adapt_threads(self, all_threads: int) -> None:
+        """See `ThreadedBackend`."""
+        if not threads_change_rollouts(self, self._config, all_threads):
+            self._row_threads.adapt(all_threads)
+        self._float32.adapt_threads(all_threads)
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
-        return self._exact.encode(frames)
+        return self._float32.encode(frames)
 
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """See `Backend.rollout`."""
-        _take_one_thread()
+        _keep_torch_on_one_thread()
         return self._rollout(latents, past_actions, candidates)
 
     @torch.inference_mode()
-    def expect(self, latents: Tensor, past_actions: Tensor) -> Tensor:
-        """See `Backend.expect`."""
-        _take_one_thread()
-        return self._rollout.expect(latents, past_actions)
+    def predict_newest(self, latents: Tensor, past_actions: Tensor) -> Tensor:
+        """See `Backend.predict_newest`."""
+        _keep_torch_on_one_thread()
+        return self._rollout.predict_newest(latents, past_actions)
 
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`."""
-        return self._exact.gradients(latents, past_actions, candidates, goals)
+        return self._float32.gradients(latents, past_actions, candidates, goals)
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
-        self._exact.warm_up()
-        run_rollouts(self, self._config)
+        self._float32.warm_up()
+        warm_up_rollouts(self, self._config)
 
 
-def _take_one_thread() -> None:
-    """The little of a roll-out that is PyTorch's stays on the thread that asks."""
+class NativeKernel:
+    """The `Kernel` that calls the native code; for a model in ``eval()`` mode.
+
+    ``use_tiles=False`` multiplies by AVX-512 dot products even where there are AMX tiles.
+    """
+
+    def __init__(self, model: LeWM, code: ctypes.CDLL, *, use_tiles: bool = True) -> None:
+        config = model.config
+        self.history = config.history
+        self._code = code
+        self._layers, self._latent_dim = config.predictor_depth, config.latent_dim
+        self._inner = config.predictor_heads * config.predictor_head_dim
+        weights = PredictorWeights(model)
+        self._positions = torch.from_numpy(weights.positions).contiguous()
+        self._action_first = PackedFloatMap(weights.action_maps[0])
+        self._input_projection = (
+            None if weights.input_map is None else PackedFloatMap(weights.input_map)
+        )
+        block_maps = [
+            linear for block in weights.blocks for linear in _block_maps(block, self._inner)
+        ]
+        self._packed = PackedMaps(
+            [weights.action_maps[1], *_modulation_maps(model), *block_maps, *weights.output_maps]
+        )
+        self._model = self._pack(config, weights, use_tiles=use_tiles)
+
+    def begin(self, latents: Sequence[Tensor], actions: Tensor) -> tuple[Tensor, Window]:
+        """See `Kernel`."""
+        count, rows = len(latents), len(latents[0])
+        shape = self._layers, 2 * self._inner // BLOCK, count * rows, BLOCK
+        keys_values = torch.empty(shape, dtype=torch.bfloat16)
+        predicted = self._empty_latents(rows)
+        stacked, actions = torch.stack(list(latents)), actions.contiguous()
+        self._code.begin_window(
+            self._model,
+            stacked.data_ptr(),
+            actions.data_ptr(),
+            count,
+            rows,
+            keys_values.data_ptr(),
+            predicted.data_ptr(),
+        )
+        return predicted[:, : self._latent_dim], list(torch.split(keys_values, rows, dim=2))
+
+    def roll(self, latest: Tensor, windows: Mapping[int, Window], actions: Tensor) -> Tensor:
+        """See `Kernel`."""
+        steps, rows, _ = actions.shape
+        predicted = self._empty_latents(steps, rows)
+        tokens = [_known_token(token) for first in sorted(windows) for token in windows[first]]
+        latest = latest.contiguous()
+        # Steps and rows may have any stride, but the values of an action block must be contiguous.
+        actions = actions if actions.stride(2) == 1 else actions.contiguous()
+        self._code.roll_out(
+            self._model,
+            (library.KnownToken * len(tokens))(*tokens),
+            1 + len(windows.get(0, ())),
+            latest.data_ptr(),
+            actions.data_ptr(),
+            steps,
+            rows,
+            actions.stride(0),
+            actions.stride(1),
+            predicted.data_ptr(),
+        )
+        return predicted[..., : self._latent_dim]
+
+    def select(self, window: Window, rows: Tensor) -> Window:
+        """See `Kernel`."""
+        return [token[:, :, rows] for token in window]
+
+    def _empty_latents(self, *shape: int) -> Tensor:
+        """Memory for predicted latents, which the code writes in whole blocks."""
+        return torch.empty(*shape, self._model.head_second.outputs)
+
+    def _pack(
+        self, config: LeWMConfig, weights: PredictorWeights, *, use_tiles: bool
+    ) -> library.PredictorModel:
+        """The struct that the code reads; it points into memory that this object owns."""
+        layers = self._layers
+        action_second, *maps, head_first, head_second = self._packed.maps
+        modulations, block_maps = maps[:layers], maps[layers:]
+        blocks = [
+            library.BlockMaps(
+                *block_maps[MAPS_A_BLOCK * layer : MAPS_A_BLOCK * (layer + 1)],
+                epsilons=(ctypes.c_float * 4)(*block.epsilons),
+            )
+            for layer, block in enumerate(weights.blocks)
+        ]
+        projection = library.FloatMap()  # without weights
+        if self._input_projection is not None:
+            projection = self._input_projection.map
+        return library.PredictorModel(
+            blocks=(library.BlockMaps * layers)(*blocks),
+            modulations=(library.LinearMap * layers)(*modulations),
+            positions=self._positions.data_ptr(),
+            layers=layers,
+            history=config.history,
+            latent=config.latent_dim,
+            width=config.predictor_width,
+            heads=config.predictor_heads,
+            head_width=config.predictor_head_dim,
+            action_first=self._action_first.map,
+            input_projection=projection,
+            action_second=action_second,
+            head_first=head_first,
+            head_second=head_second,
+            epsilon=weights.final_epsilon,
+            use_tiles=use_tiles and bool(self._code.tiles_available()),
+        )
+
+
+def check_native(config: LeWMConfig, device: torch.device) -> None:
+    """Check that the native code can run a model on a device; compiles it if necessary.
+
+    Raises:
+        NoLibrary: it cannot; the message says why.
+    """
+    if device.type != "cpu":
+        raise library.NoLibrary(f"it runs on CPUs, not on {device}")
+    if not supports(config):
+        raise library.NoLibrary("it runs only predictors whose widths are multiples of 16")
+    library.library()
+
+
+def supports(config: LeWMConfig) -> bool:
+    """Whether the native code can compute a predictor of these widths."""
+    inner = config.predictor_heads * config.predictor_head_dim
+    return (
+        config.predictor_width % HALF_BLOCK == 0
+        and config.predictor_head_dim % HALF_BLOCK == 0
+        and inner % BLOCK == 0
+        and config.predictor_width <= MAX_WIDTH
+        and config.history <= MAX_HISTORY
+    )
+
+
+def _keep_torch_on_one_thread() -> None:
+    """Run what PyTorch does in a roll-out, which is little, on the calling thread."""
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
 
 
-def check(config: LeWMConfig, device: torch.device) -> None:
-    """Compile the code, if that has not been done, and see that it can run a model.
+def _block_maps(block: BlockWeights, inner: int) -> list[Affine]:
+    """The maps of a block in the order in which they are used: the fields of `BlockMaps`."""
+    key_value = side_by_side(block.key, block.value)
+    out = identity(inner) if block.attention_out is None else block.attention_out
+    return [key_value, block.query, out, block.mlp_first, block.mlp_second]
 
-    Raises:
-        NoLibrary: it cannot, or there is no code.
+
+def _modulation_maps(model: LeWM) -> list[Affine]:
+    """Each layer's map from the condition to the modulations.
+
+    `PredictorWeights` adds 1 to the scales before it rounds them; the code adds it afterwards.
     """
-    if device.type != "cpu":
-        raise NoLibrary(f"it runs on CPUs, not on {device}")
-    if not fits(config):
-        raise NoLibrary("it wants a predictor whose widths are multiples of 16")
-    library()
+    blocks = (cast(PredictorBlock, block) for block in model.predictor.transformer.layers)
+    return [fold_modules(cast(nn.Linear, block.adaLN_modulation[1])) for block in blocks]
+
+
+def _known_token(keys_values: Tensor) -> library.KnownToken:
+    layer_stride, panel_stride, row_stride, column_stride = keys_values.stride()
+    assert (row_stride, column_stride) == (BLOCK, 1)
+    return library.KnownToken(
+        values=keys_values.data_ptr(), rows=panel_stride // BLOCK, layer_stride=layer_stride
+    )

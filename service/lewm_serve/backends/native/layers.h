@@ -1,4 +1,8 @@
-// What a layer does besides its products: norms, attention, and what becomes of a product's sums.
+// The parts of a predictor layer besides its products: layer norms, attention, and what is done
+// with the results of a product.
+//
+// Rows are candidates; the rows of several tokens lie token by token. Widths are those of the
+// model.
 
 #pragma once
 
@@ -8,161 +12,178 @@
 
 #include "product.h"
 
-// What time is spent on, in ticks of the processor's clock, over all threads.
-enum Kind { PRODUCTS, NORMS, ATTENTION, KINDS };
-inline std::atomic<int64_t> ticks[KINDS];
+// Ticks of the processor's clock that each kind of work took, summed over all threads.
+enum WorkKind { PRODUCTS, NORMS, ATTENTION, WORK_KINDS };
+inline std::atomic<int64_t> work_ticks[WORK_KINDS];
 
-class Timed {
+// Adds the ticks from its construction to its destruction to a kind of work.
+class WorkTimer {
    public:
-    explicit Timed(Kind kind) : kind_(kind), begin_(__rdtsc()) {}
-    ~Timed() { ticks[kind_].fetch_add(__rdtsc() - begin_, std::memory_order_relaxed); }
+    explicit WorkTimer(WorkKind kind) : kind_(kind), begin_(__rdtsc()) {}
+    ~WorkTimer() { work_ticks[kind_].fetch_add(__rdtsc() - begin_, std::memory_order_relaxed); }
 
    private:
-    const Kind kind_;
+    const WorkKind kind_;
     const int64_t begin_;
 };
 
-// Memory that lasts from call to call; a thread has its own.
+// Memory that is kept from call to call. Each thread has its own.
 template <class T>
-class Memory {
+class Scratch {
    public:
-    T* of(int64_t size) {
+    // At least ``size`` values, aligned to a cache line.
+    T* values(int64_t size) {
         if (memory_.size() < static_cast<size_t>(size + BLOCK)) memory_.assign(size + BLOCK, 0);
         const auto begin = reinterpret_cast<uintptr_t>(memory_.data());
         return reinterpret_cast<T*>((begin + 63) / 64 * 64);
     }
 
-    // With room for products, which read whole blocks, from any row on.
+    // A matrix with room for products, which read whole blocks from any row on.
     Panels<T> panels(int64_t rows, int64_t columns) {
-        const int64_t whole = padded(rows) + BLOCK;
-        return {of(whole * padded(columns)), whole};
+        const int64_t padded_rows = padded(rows) + BLOCK;
+        return {values(padded_rows * padded(columns)), padded_rows};
     }
 
    private:
     std::vector<T> memory_;
 };
 
+// What a layer norm subtracts and multiplies by, repeated in all lanes.
 struct Moments {
-    Floats mean, factor;
+    Floats mean, inverse_std;
 };
 
 inline Moments moments(const float* x, int64_t width, float epsilon) {
     Floats total = _mm512_setzero_ps(), squares = total;
-    for (int64_t i = 0; i < width; i += LANES) total += read(x + i);
+    for (int64_t i = 0; i < width; i += LANES) total += load(x + i);
     const float mean = sum(total) / width;
     for (int64_t i = 0; i < width; i += LANES) {
-        const Floats away = read(x + i) - mean;
-        squares += away * away;
+        const Floats difference = load(x + i) - mean;
+        squares += difference * difference;
     }
     const float variance = sum(squares) / width;
     return {_mm512_set1_ps(mean), _mm512_set1_ps(1 / __builtin_sqrtf(variance + epsilon))};
 }
 
-// LayerNorms without their affine parts: norm(x), or norm(norm(x) * (1 + scale) + shift) where
-// there are modulations, in which shift and scale are columns from ``shift`` and behind it on.
-inline void norm(Panels<const float> x, int64_t rows, int64_t width, const float* epsilons,
-          const Inputs* modulations, int64_t shift, Panels<bfloat16> out) {
-    constexpr int64_t MOST_WIDTH = 4096;
-    const Timed timed(NORMS);
-    alignas(64) float row_values[MOST_WIDTH];
+// Layer norms without affine parts, x (rows, width) -> out (rows, width): norm(x), or where there
+// are modulations norm(norm(x) * (1 + scale) + shift). Shift and scale are the columns of
+// ``modulations`` from ``shift_column`` on, ``width`` columns each.
+inline void layer_norms(Panels<const float> x, int64_t rows, int64_t width, const float* epsilons,
+                        const ConstPanels* modulations, int64_t shift_column,
+                        Panels<bfloat16> out) {
+    constexpr int64_t MAX_WIDTH = 4096;
+    const WorkTimer timer(NORMS);
+    alignas(64) float values[MAX_WIDTH];
     for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t i = 0; i < width; i += LANES) write(row_values + i, read(x.at(row, i)));
-        Moments own = moments(row_values, width, epsilons[0]);
+        for (int64_t i = 0; i < width; i += LANES) store(values + i, load(x.at(row, i)));
+        Moments current = moments(values, width, epsilons[0]);
         if (modulations) {
-            const int64_t scale = shift + width;
+            const int64_t scale_column = shift_column + width;
             for (int64_t i = 0; i < width; i += LANES) {
-                const Floats normed = (read(row_values + i) - own.mean) * own.factor;
-                write(row_values + i, normed * (1.0f + read(modulations->at(row, scale + i))) +
-                                          read(modulations->at(row, shift + i)));
+                const Floats normed = (load(values + i) - current.mean) * current.inverse_std;
+                store(values + i, normed * (1.0f + load(modulations->at(row, scale_column + i))) +
+                                      load(modulations->at(row, shift_column + i)));
             }
-            own = moments(row_values, width, epsilons[1]);
+            current = moments(values, width, epsilons[1]);
         }
         for (int64_t i = 0; i < width; i += LANES)
-            write(out.at(row, i), (read(row_values + i) - own.mean) * own.factor);
-        if (width % BLOCK) write(out.at(row, width), _mm512_setzero_ps());
+            store(out.at(row, i), (load(values + i) - current.mean) * current.inverse_std);
+        if (width % BLOCK) store(out.at(row, width), _mm512_setzero_ps());
     }
 }
 
-// Causal attention of the tokens from ``first`` to the window's last: queries (n R, I), or without
-// those of the window's first token, which sees itself alone -> answers (n R, I).
-inline void attend(Inputs query, const std::vector<Inputs>& window, int64_t first, int64_t rows,
-            int64_t heads, int64_t width, Panels<bfloat16> out) {
-    const Timed timed(ATTENTION);
-    const int64_t end = window.size(), inner = heads * width;
-    constexpr int64_t MOST_TOKENS = 16;
-    alignas(64) float shares[MOST_TOKENS][LANES] = {};
+// Causal attention of the tokens from ``first`` to the last one of a window -> out (n rows, inner),
+// where inner = heads * head_width.
+//
+// Queries (n rows, inner) are scaled already. If ``first`` is 0, they begin with the second token:
+// the first token attends only to itself, so its output is its value. Each token of the window
+// holds keys and values (rows, 2 inner).
+inline void attention(ConstPanels queries, const std::vector<ConstPanels>& window, int64_t first,
+                      int64_t rows, int64_t heads, int64_t head_width, Panels<bfloat16> out) {
+    const WorkTimer timer(ATTENTION);
+    const int64_t end = window.size(), inner = heads * head_width;
+    constexpr int64_t MAX_TOKENS = 16;
+    // Scores, then their softmax, of up to 16 rows.
+    alignas(64) float weights[MAX_TOKENS][LANES] = {};
     for (int64_t token = first; token < end; ++token, out = out.from(rows)) {
         if (token == 0) {
             for (int64_t i = 0; i < inner; i += LANES)
                 for (int64_t row = 0; row < rows; ++row)
-                    write(out.at(row, i), read(window[0].at(row, inner + i)));
+                    store(out.at(row, i), load(window[0].at(row, inner + i)));
             continue;
         }
-        for (int64_t begin = 0; begin < inner; begin += width)
+        for (int64_t head = 0; head < inner; head += head_width)
             for (int64_t row = 0; row < rows; row += LANES) {
                 const int64_t count = std::min(LANES, rows - row);
                 for (int64_t seen = 0; seen <= token; ++seen)
                     for (int64_t i = 0; i < count; ++i) {
                         Floats score = _mm512_setzero_ps();
-                        for (int64_t at = begin; at < begin + width; at += LANES)
-                            score += read(query.at(row + i, at)) *
-                                     read(window[seen].at(row + i, at));
-                        shares[seen][i] = sum(score);
+                        for (int64_t column = head; column < head + head_width; column += LANES)
+                            score += load(queries.at(row + i, column)) *
+                                     load(window[seen].at(row + i, column));
+                        weights[seen][i] = sum(score);
                     }
-                Floats highest = read(shares[0]), total = _mm512_setzero_ps();
+                Floats highest = load(weights[0]), total = _mm512_setzero_ps();
                 for (int64_t seen = 1; seen <= token; ++seen)
-                    highest = _mm512_max_ps(highest, read(shares[seen]));
+                    highest = _mm512_max_ps(highest, load(weights[seen]));
                 for (int64_t seen = 0; seen <= token; ++seen) {
-                    const Floats share = exponential(read(shares[seen]) - highest);
-                    write(shares[seen], share);
-                    total += share;
+                    const Floats weight = exponential(load(weights[seen]) - highest);
+                    store(weights[seen], weight);
+                    total += weight;
                 }
                 for (int64_t seen = 0; seen <= token; ++seen)
-                    write(shares[seen], read(shares[seen]) / total);
+                    store(weights[seen], load(weights[seen]) / total);
                 for (int64_t i = 0; i < count; ++i)
-                    for (int64_t at = begin; at < begin + width; at += LANES) {
-                        Floats answer = _mm512_setzero_ps();
+                    for (int64_t column = head; column < head + head_width; column += LANES) {
+                        Floats value = _mm512_setzero_ps();
                         for (int64_t seen = 0; seen <= token; ++seen)
-                            answer +=
-                                shares[seen][i] * read(window[seen].at(row + i, inner + at));
-                        write(out.at(row + i, at), answer);
+                            value +=
+                                weights[seen][i] * load(window[seen].at(row + i, inner + column));
+                        store(out.at(row + i, column), value);
                     }
             }
-        query = query.from(rows);
+        queries = queries.from(rows);
     }
 }
 
 template <class Finish>
-void timed_product(Inputs x, int64_t rows, const Linear& linear, bool tiles, Finish finish) {
-    const Timed timed(PRODUCTS);
-    product(x, rows, linear, tiles, finish);
+void timed_product(ConstPanels x, int64_t rows, const LinearMap& map, bool use_tiles,
+                   Finish finish) {
+    const WorkTimer timer(PRODUCTS);
+    product(x, rows, map, use_tiles, finish);
 }
 
-// What becomes of a product's sums.
-inline auto store(Panels<bfloat16> out) {
+// The following functions make the ``finish`` of a product.
+
+// Stores the results.
+inline auto store_in(Panels<bfloat16> out) {
     return [=](int64_t row, int64_t output, Floats low, Floats high) {
-        write(out.at(row, output), low);
-        write(out.at(row, output) + LANES, high);
+        store(out.at(row, output), low);
+        store(out.at(row, output) + LANES, high);
     };
 }
 
-template <Floats (*function)(Floats)>
-auto store(Panels<bfloat16> out) {
+// Stores an activation function of the results.
+template <Floats (*activation)(Floats)>
+auto store_in(Panels<bfloat16> out) {
     return [=](int64_t row, int64_t output, Floats low, Floats high) {
-        write(out.at(row, output), function(low));
-        write(out.at(row, output) + LANES, function(high));
+        store(out.at(row, output), activation(low));
+        store(out.at(row, output) + LANES, activation(high));
     };
 }
 
-inline auto add_gated(Panels<float> x, int64_t width, Inputs modulations, int64_t gate) {
+// Adds gate * result to the residual stream ``x`` (rows, width). The gate is the columns of
+// ``modulations`` from ``gate_column`` on.
+inline auto add_gated(Panels<float> x, int64_t width, ConstPanels modulations,
+                      int64_t gate_column) {
     return [=](int64_t row, int64_t output, Floats low, Floats high) {
-        float* sums = x.at(row, output);
-        write(sums, read(sums) + read(modulations.at(row, gate + output)) * low);
+        float* residual = x.at(row, output);
+        store(residual, load(residual) + load(modulations.at(row, gate_column + output)) * low);
         output += LANES;
         if (output < width)
-            write(sums + LANES,
-                  read(sums + LANES) + read(modulations.at(row, gate + output)) * high);
+            store(residual + LANES,
+                  load(residual + LANES) + load(modulations.at(row, gate_column + output)) * high);
     };
 }
 
-inline Inputs constant(Panels<bfloat16> panels) { return {panels.values, panels.rows}; }
+inline ConstPanels constant(Panels<bfloat16> panels) { return {panels.values, panels.rows}; }

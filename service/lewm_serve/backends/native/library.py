@@ -1,4 +1,4 @@
-"""The compiled code: made by the machine's C++ compiler for its own processor, once, and kept."""
+"""The native code as a library: compiled once by the machine's C++ compiler, kept, and loaded."""
 
 from __future__ import annotations
 
@@ -12,70 +12,81 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from lewm_serve.backends.processor import cpu_flags
+CPU_INFO = Path("/proc/cpuinfo")
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in ("vectors.h", "product.h", "layers.h", "predictor.cpp")
 )
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w", "-shared", "-fPIC")
-COMPILE_S = 30.0
+COMPILER_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-w",
+    "-shared",
+    "-fPIC",
+)
+COMPILE_TIMEOUT_S = 30.0
 
-NEEDS = "avx512_bf16"
-"""What Linux calls the instructions without which the code does not run."""
+REQUIRED_CPU_FLAG = "avx512_bf16"
+"""Linux's name of the instructions without which the code does not run."""
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""`mallopt`'s parameters."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of `mallopt`."""
+
+WORK_KINDS = ("matrix products", "layer norms", "attention")
+"""`WorkKind` in layers.h. Products include what is done with their results."""
 
 
 class NoLibrary(RuntimeError):
-    """There is no compiled code here; the message says why."""
+    """The native code cannot be used here; the message says why."""
 
 
 def library() -> ctypes.CDLL:
-    """The code, compiled if it has not been.
+    """The native code, compiled if necessary.
 
     Raises:
-        NoLibrary: it cannot be had, or would not run.
+        NoLibrary: it cannot be compiled, or would not run.
     """
-    found = _found()
-    if isinstance(found, NoLibrary):
-        raise found
-    return found
+    loaded = _load()
+    if isinstance(loaded, NoLibrary):
+        raise loaded
+    return loaded
 
 
 @cache
-def _found() -> ctypes.CDLL | NoLibrary:
-    """The code, or why there is none: a compiler that failed is not asked again."""
-    if NEEDS not in cpu_flags():
-        return NoLibrary(f"the processor has no {NEEDS}")
+def _load() -> ctypes.CDLL | NoLibrary:
+    """The native code, or why there is none. Cached, so that a compiler fails only once."""
+    if REQUIRED_CPU_FLAG not in cpu_flags():
+        return NoLibrary(f"the processor has no {REQUIRED_CPU_FLAG}")
     try:
         code = ctypes.CDLL(str(compiled(cache_folder())))
-    except NoLibrary as reason:
-        return reason
+        check_structs(code)
+    except NoLibrary as error:
+        return error
     except OSError as error:
         return NoLibrary(str(error))
-    _declare(code)
+    _declare_functions(code)
     return code
 
 
-KINDS = ("matrix products", "layer norms", "attention")
-"""What `read_ticks` tells apart; a product includes what is done with its sums."""
-
-
-def read_ticks() -> tuple[int, dict[str, int]]:
-    """The processor's clock, and what each kind of work has taken of it, over all threads."""
-    spent = (ctypes.c_int64 * len(KINDS))()
-    now = library().read_ticks(spent)
-    return now, dict(zip(KINDS, spent, strict=True))
+def cpu_flags() -> set[str]:
+    """The features of the processor, as Linux names them; empty on other systems."""
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return set()
+    flag_lines = (line for line in lines if line.startswith(("flags", "Features")))
+    return {flag for line in flag_lines for flag in line.partition(":")[2].split()}
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: the user's own folder.
+    """The user's folder for compiled code.
 
     Raises:
-        NoLibrary: nobody knows where that is.
+        NoLibrary: the user has no home folder.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewm"
@@ -84,7 +95,7 @@ def cache_folder() -> Path:
 
 
 def compiled(folder: Path) -> Path:
-    """The library's file in a folder, made unless it is there for these sources and processor.
+    """The library's file in a folder; compiled unless it exists for these sources and processor.
 
     Raises:
         NoLibrary: there is no compiler, or it fails.
@@ -96,23 +107,27 @@ def compiled(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(folder)
     path = folder / f"predictor-{_fingerprint(compiler)}.so"
-    # A file that was cut short, by a full disk or a loss of power, would end the process.
-    whole = path.with_suffix(".sha256")
-    if path.exists() and whole.exists() and whole.read_text() == _digest(path):
+    # Loading a file that was cut short, by a full disk or a power failure, would end the process.
+    digest_path = path.with_suffix(".sha256")
+    if path.exists() and digest_path.exists() and digest_path.read_text() == _digest(path):
         return path
-    # Another process may do the same: whoever is last replaces files like its own.
+    # Another process may do the same at the same time: both write equal files, and the later one
+    # replaces the earlier one's.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made, made_whole = Path(scratch) / path.name, Path(scratch) / whole.name
-        command = [*shlex.split(compiler), *FLAGS, str(SOURCES[-1]), "-o", str(made)]
+        new_path, new_digest_path = Path(scratch) / path.name, Path(scratch) / digest_path.name
+        source = str(SOURCES[-1])
+        command = [*shlex.split(compiler), *COMPILER_FLAGS, source, "-o", str(new_path)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NoLibrary(f"the compiler does not run: {error}") from error
         if done.returncode != 0:
             raise NoLibrary(f"{compiler} fails: {done.stderr.strip()[:500]}")
-        made_whole.write_text(_digest(made))
-        made.replace(path)
-        made_whole.replace(whole)
+        new_digest_path.write_text(_digest(new_path))
+        new_path.replace(path)
+        new_digest_path.replace(digest_path)
     return path
 
 
@@ -121,33 +136,44 @@ def _digest(path: Path) -> str:
 
 
 def _check_private(folder: Path) -> None:
-    """Refuse a folder in which somebody else could put code for us to run."""
+    """Refuse a folder in which other users could put code that this process would run."""
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise NoLibrary(f"{folder} can be written by others, compiled code is not taken from it")
 
 
 def _fingerprint(compiler: str) -> str:
-    """What the code depends on: sources, flags, compiler and the features of the processor."""
-    text = "\n".join([compiler, *FLAGS, *sorted(cpu_flags())])
+    """What the compiled code depends on: sources, flags, compiler, features of the processor."""
+    text = "\n".join([compiler, *COMPILER_FLAGS, *sorted(cpu_flags())])
     parts = (text.encode(), *(source.read_bytes() for source in SOURCES))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def keep_memory() -> None:
-    """Have the allocator keep what it took, unless the environment says how it is to do.
+def keep_freed_memory() -> None:
+    """Make the allocator keep up to 128 MiB of freed memory for later allocations.
 
-    To give megabytes back after each roll-out, and take them anew page by page in the next one, is
-    an eighth of its time.
+    Without that, each roll-out returns megabytes to the system and takes them again page by page,
+    which is an eighth of its time. Settings of the allocator in the environment take precedence.
     """
     allocator = ctypes.CDLL(None)
     if hasattr(allocator, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
-        allocator.mallopt(TRIM_THRESHOLD, 1 << 27)
-        allocator.mallopt(MMAP_THRESHOLD, 1 << 25)
+        allocator.mallopt(M_TRIM_THRESHOLD, 1 << 27)
+        allocator.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+
+
+def read_ticks() -> tuple[int, dict[str, int]]:
+    """The processor's clock, and the ticks that each kind of work has taken, over all threads."""
+    ticks = (ctypes.c_int64 * len(WORK_KINDS))()
+    now = library().read_ticks(ticks)
+    return now, dict(zip(WORK_KINDS, ticks, strict=True))
+
+
+# The structs that are passed to the code have the same names and fields in product.h (`LinearMap`)
+# and predictor.cpp.
 
 
 class LinearMap(ctypes.Structure):
-    """`Linear` in product.h."""
+    """A linear map in bfloat16, in whole blocks."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),
@@ -157,27 +183,27 @@ class LinearMap(ctypes.Structure):
     )
 
 
+class FloatMap(ctypes.Structure):
+    """A linear map in float32; without weights if there is no such map."""
+
+    _fields_ = LinearMap._fields_
+
+
 class BlockMaps(ctypes.Structure):
-    """`Block` in predictor.cpp."""
+    """The maps of one predictor block."""
 
     _fields_ = (
         ("key_value", LinearMap),
         ("query", LinearMap),
         ("out", LinearMap),
-        ("first", LinearMap),
-        ("second", LinearMap),
+        ("mlp_first", LinearMap),
+        ("mlp_second", LinearMap),
         ("epsilons", ctypes.c_float * 4),
     )
 
 
-class ExactMap(ctypes.Structure):
-    """`Exact` in predictor.cpp."""
-
-    _fields_ = LinearMap._fields_
-
-
-class Model(ctypes.Structure):
-    """`Model` in predictor.cpp."""
+class PredictorModel(ctypes.Structure):
+    """All maps and widths of a predictor."""
 
     _fields_ = (
         ("blocks", ctypes.POINTER(BlockMaps)),
@@ -189,18 +215,18 @@ class Model(ctypes.Structure):
         ("width", ctypes.c_int64),
         ("heads", ctypes.c_int64),
         ("head_width", ctypes.c_int64),
-        ("smooth", ExactMap),
-        ("input", ExactMap),
-        ("condition", LinearMap),
+        ("action_first", FloatMap),
+        ("input_projection", FloatMap),
+        ("action_second", LinearMap),
         ("head_first", LinearMap),
         ("head_second", LinearMap),
         ("epsilon", ctypes.c_float),
-        ("tiles", ctypes.c_int32),
+        ("use_tiles", ctypes.c_int32),
     )
 
 
-class Token(ctypes.Structure):
-    """`Token` in predictor.cpp."""
+class KnownToken(ctypes.Structure):
+    """A token of a window, whose keys and values are known."""
 
     _fields_ = (
         ("values", ctypes.c_void_p),
@@ -209,18 +235,51 @@ class Token(ctypes.Structure):
     )
 
 
-def _declare(code: ctypes.CDLL) -> None:
-    """Say what the functions take. While one runs, other threads do."""
-    pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    model = ctypes.POINTER(Model)
-    code.tiles_available.restype = flag
+SHARED_STRUCTS = (LinearMap, FloatMap, BlockMaps, PredictorModel, KnownToken)
+
+
+def check_structs(code: ctypes.CDLL) -> None:
+    """Compare the size of each struct here with its size in the compiled code.
+
+    Raises:
+        NoLibrary: one of them differs, or is unknown to the code.
+    """
+    code.struct_size.argtypes = (ctypes.c_char_p,)
+    code.struct_size.restype = ctypes.c_int64
+    for struct in SHARED_STRUCTS:
+        here, there = ctypes.sizeof(struct), code.struct_size(struct.__name__.encode())
+        if here != there:
+            raise NoLibrary(
+                f"{struct.__name__} has {here} bytes in Python and {there} in the compiled code"
+            )
+
+
+def _declare_functions(code: ctypes.CDLL) -> None:
+    """Declare the functions' parameters. The interpreter's lock is released while they run."""
+    pointer, size, model = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(PredictorModel)
+    code.tiles_available.restype = ctypes.c_int32
     code.read_ticks.argtypes = (ctypes.POINTER(size),)
     code.read_ticks.restype = size
-    code.begin.argtypes = (model, pointer, pointer, size, size, pointer, pointer)
-    code.begin.restype = None
-    code.roll.argtypes = (
-        *(model, ctypes.POINTER(Token), size),
-        *(pointer, pointer, size, size),
-        *(size, size, pointer),
+    code.begin_window.argtypes = (
+        model,
+        pointer,  # latents
+        pointer,  # actions
+        size,  # count
+        size,  # rows
+        pointer,  # keys_values
+        pointer,  # predicted
     )
-    code.roll.restype = None
+    code.begin_window.restype = None
+    code.roll_out.argtypes = (
+        model,
+        ctypes.POINTER(KnownToken),  # shared
+        size,  # context
+        pointer,  # latest
+        pointer,  # actions
+        size,  # steps
+        size,  # rows
+        size,  # step_stride
+        size,  # row_stride
+        pointer,  # predicted
+    )
+    code.roll_out.restype = None

@@ -1,246 +1,287 @@
-// The predictor of a LeWM in bfloat16, for processors that multiply in it (AVX-512 BF16, AMX).
+// The predictor of a LeWM in bfloat16, for processors with AVX-512 BF16, and AMX if there is any.
 //
-// Candidates are rolled out in one call: products that are finished while their sums are in the
-// nearest cache, and between them one pass for the norms and one for the attention. The residual
-// stream, norms, softmax, gates, and all that is made of actions and latents before they are
-// multiplied, are float32.
+// One call rolls all candidates out. Each product of a layer is finished (bias, activation, gated
+// residual sum) while its results are in the first-level cache. Between products there is one pass
+// for the layer norms and one for the attention. Inputs of products are bfloat16. The residual
+// stream, norms, softmax, gates, latents and actions are float32.
 //
-// Axes: R rows (candidates), T steps, A one action block, D latent, n new tokens, m tokens before
-// them, W width, I heads * head width. Rows of tokens lie token by token.
+// Axes: R rows (candidates), T steps, A one action block, D latent, n new tokens, m known tokens
+// before them, W width, I = heads * head width. The rows of several tokens lie token by token.
+//
+// Python passes the structs named in SHARED_STRUCTS; library.py declares the same fields.
+
+#include <cstring>
 
 #include "layers.h"
 
 namespace {
 
 // A small linear map in float32.
-struct Exact {
-    const float* weight;  // (inputs, outputs)
-    const float* bias;
-    int64_t inputs, outputs;  // outputs a multiple of 32
+struct FloatMap {
+    const float* weight;      // (inputs, outputs)
+    const float* bias;        // (outputs,)
+    int64_t inputs, outputs;  // outputs are a multiple of 32
 
     void operator()(const float* x, float* out) const {
         for (int64_t output = 0; output < outputs; output += LANES) {
-            Floats sum = read(bias + output);
+            Floats total = load(bias + output);
             for (int64_t i = 0; i < inputs; ++i)
-                sum += x[i] * read(weight + i * outputs + output);
-            write(out + output, sum);
+                total += x[i] * load(weight + i * outputs + output);
+            store(out + output, total);
         }
     }
 };
 
-struct Block {
-    Linear key_value, query, out, first, second;
+// The maps of one predictor block; one map computes keys and values. The epsilons are those of its
+// four layer norms, in the order of their use.
+struct BlockMaps {
+    LinearMap key_value, query, out, mlp_first, mlp_second;
     float epsilons[4];
 };
 
-struct Model {
-    const Block* blocks;
-    const Linear* modulations;  // of each layer
-    const float* positions;     // (history, D)
+struct PredictorModel {
+    const BlockMaps* blocks;
+    const LinearMap* modulations;  // of each layer: condition -> shift, scale, gate, twice
+    const float* positions;        // (history, D)
     int64_t layers, history, latent, width, heads, head_width;
-    Exact smooth, input;  // no input map where a latent is as wide as a token
-    Linear condition, head_first, head_second;
-    float epsilon;
-    int32_t tiles;
+    FloatMap action_first;      // with action_second: actions -> condition
+    FloatMap input_projection;  // latents -> tokens; no weights where they are equally wide
+    LinearMap action_second, head_first, head_second;
+    float epsilon;  // of the norm after the last layer
+    int32_t use_tiles;
 
     int64_t inner() const { return heads * head_width; }
 };
 
-// A token whose keys and values are known: (R, 2 I) of each layer, keys before values, in panels
-// of ``rows`` rows.
-struct Token {
+// A token whose keys and values are known: (R, 2 I) for each layer, keys before values, in panels
+// of ``rows`` rows. Layers are ``layer_stride`` values apart.
+struct KnownToken {
     const bfloat16* values;
     int64_t rows, layer_stride;
 };
 
-using Window = std::vector<Token>;
+using Window = std::vector<KnownToken>;
 
-// Latents (R, D), so far apart.
+// Latents (R, D), ``stride`` values apart.
 struct Latents {
     const float* values;
     int64_t stride;
 };
 
-// What actions (T, R, A) do to each layer -> (layers, T R, 6 W), in panels. Steps and rows are so
-// far apart.
-void modulate(const Model& model, const float* actions, int64_t steps, int64_t rows,
-              int64_t step_stride, int64_t row_stride, bfloat16* out) {
-    static thread_local Memory<bfloat16> smoothed_memory, condition_memory;
-    static thread_local Memory<float> row_memory;
+// Computes the modulations of actions (T, R, A) -> out (layers, T R, 6 W), in panels. Steps and
+// rows of the actions are ``step_stride`` and ``row_stride`` values apart.
+void compute_modulations(const PredictorModel& model, const float* actions, int64_t steps,
+                         int64_t rows, int64_t step_stride, int64_t row_stride, bfloat16* out) {
+    static thread_local Scratch<bfloat16> hidden_scratch, condition_scratch;
+    static thread_local Scratch<float> row_scratch;
     const int64_t count = steps * rows;
-    const Panels<bfloat16> smoothed = smoothed_memory.panels(count, model.smooth.outputs);
-    const Panels<bfloat16> condition = condition_memory.panels(count, model.condition.outputs);
-    float* values = row_memory.of(model.smooth.outputs);
+    const Panels<bfloat16> hidden = hidden_scratch.panels(count, model.action_first.outputs);
+    const Panels<bfloat16> condition = condition_scratch.panels(count, model.action_second.outputs);
+    float* values = row_scratch.values(model.action_first.outputs);
     for (int64_t step = 0; step < steps; ++step)
         for (int64_t row = 0; row < rows; ++row) {
-            model.smooth(actions + step * step_stride + row * row_stride, values);
-            for (int64_t i = 0; i < model.smooth.outputs; i += LANES)
-                write(smoothed.at(step * rows + row, i), silu(read(values + i)));
+            model.action_first(actions + step * step_stride + row * row_stride, values);
+            for (int64_t i = 0; i < model.action_first.outputs; i += LANES)
+                store(hidden.at(step * rows + row, i), silu(load(values + i)));
         }
-    timed_product(constant(smoothed), count, model.condition, model.tiles,
-                  store<silu>(condition));
+    timed_product(constant(hidden), count, model.action_second, model.use_tiles,
+                  store_in<silu>(condition));
     for (int64_t layer = 0; layer < model.layers; ++layer) {
-        const Linear& map = model.modulations[layer];
-        timed_product(constant(condition), count, map, model.tiles,
-                      store(Panels<bfloat16>{out, count}));
+        const LinearMap& map = model.modulations[layer];
+        timed_product(constant(condition), count, map, model.use_tiles,
+                      store_in(Panels<bfloat16>{out, count}));
         out += count * map.outputs;
     }
 }
 
-// Latents of consecutive steps as tokens behind ``before`` others -> (n R, W), in panels.
-Panels<float> tokens_of(const Model& model, const std::vector<Latents>& latents, int64_t rows,
-                        int64_t before) {
-    static thread_local Memory<float> token_memory, row_memory;
+// Makes tokens (n R, W), in panels, of the latents of consecutive steps; ``known`` tokens come
+// before them in the window.
+Panels<float> make_tokens(const PredictorModel& model, const std::vector<Latents>& latents,
+                          int64_t rows, int64_t known) {
+    static thread_local Scratch<float> token_scratch, row_scratch;
     const int64_t count = latents.size();
-    const Panels<float> x = token_memory.panels(count * rows, model.width);
-    float* placed = row_memory.of(padded(model.latent) + padded(model.width));
-    float* projected = model.input.weight ? placed + padded(model.latent) : placed;
+    const Panels<float> x = token_scratch.panels(count * rows, model.width);
+    float* positioned = row_scratch.values(padded(model.latent) + padded(model.width));
+    float* projected =
+        model.input_projection.weight ? positioned + padded(model.latent) : positioned;
     for (int64_t token = 0; token < count; ++token) {
-        const float* position = model.positions + (before + token) * model.latent;
+        const float* position = model.positions + (known + token) * model.latent;
         for (int64_t row = 0; row < rows; ++row) {
             const float* latent = latents[token].values + row * latents[token].stride;
-            for (int64_t i = 0; i < model.latent; ++i) placed[i] = latent[i] + position[i];
-            if (model.input.weight) model.input(placed, projected);
+            for (int64_t i = 0; i < model.latent; ++i) positioned[i] = latent[i] + position[i];
+            if (model.input_projection.weight) model.input_projection(positioned, projected);
             for (int64_t i = 0; i < model.width; i += LANES)
-                write(x.at(token * rows + row, i), read(projected + i));
+                store(x.at(token * rows + row, i), load(projected + i));
         }
     }
     return x;
 }
 
-// Put latents of consecutive steps behind a window, and predict the one after the last -> (R, D),
-// ``head_second.outputs`` apart.
+// Appends the latents of consecutive steps to a window and predicts the latent that follows
+// -> predicted (R, D), rows ``head_second.outputs`` values apart.
 //
-// ``modulations`` (layers, T R, 6 W) hold those of the tokens from ``row`` on. ``own`` (layers, n R,
-// 2 I) takes the tokens' keys and values, unless it is null.
-void extend(const Model& model, const Window& window, const std::vector<Latents>& latents,
-            int64_t rows, const bfloat16* modulations, int64_t modulation_rows, int64_t row,
-            bfloat16* own, float* predicted) {
-    static thread_local Memory<bfloat16> normed_memory, key_value_memory, query_memory,
-        answer_memory, hidden_memory;
-    const int64_t before = window.size(), count = latents.size();
+// ``modulations`` (layers, ``modulation_rows``, 6 W) hold those of the new tokens from
+// ``modulation_row`` on. The keys and values of the new tokens are written to ``keys_values``
+// (layers, n R, 2 I) unless it is null.
+void extend(const PredictorModel& model, const Window& window, const std::vector<Latents>& latents,
+            int64_t rows, const bfloat16* modulations, int64_t modulation_rows,
+            int64_t modulation_row, bfloat16* keys_values, float* predicted) {
+    static thread_local Scratch<bfloat16> normed_scratch, key_value_scratch, query_scratch,
+        attended_scratch, hidden_scratch;
+    const int64_t known = window.size(), count = latents.size();
     const int64_t width = model.width, inner = model.inner();
-    const bool tiles = model.tiles;
-    Panels<float> x = tokens_of(model, latents, rows, before);
-    const Panels<bfloat16> normed = normed_memory.panels(count * rows, width);
-    const Panels<bfloat16> query = query_memory.panels(count * rows, inner);
-    const Panels<bfloat16> answer = answer_memory.panels(count * rows, inner);
-    std::vector<Inputs> tokens(before + count);
-    int64_t first = before, asking = count;
+    const bool use_tiles = model.use_tiles;
+    Panels<float> x = make_tokens(model, latents, rows, known);
+    const Panels<bfloat16> normed = normed_scratch.panels(count * rows, width);
+    const Panels<bfloat16> query = query_scratch.panels(count * rows, inner);
+    const Panels<bfloat16> attended = attended_scratch.panels(count * rows, inner);
+    std::vector<ConstPanels> tokens(known + count);
+    // The tokens whose output the layer computes: their index in the window, and their number.
+    int64_t first_output = known, outputs = count;
 
     for (int64_t layer = 0; layer < model.layers; ++layer) {
-        const Block& block = model.blocks[layer];
-        Inputs own_modulations =
-            Inputs{modulations + layer * modulation_rows * 6 * width, modulation_rows}.from(row);
-        norm({x.values, x.rows}, count * rows, width, block.epsilons, &own_modulations, 0, normed);
+        const BlockMaps& block = model.blocks[layer];
+        ConstPanels layer_modulations =
+            ConstPanels{modulations + layer * modulation_rows * 6 * width, modulation_rows}.from(
+                modulation_row);
+        layer_norms({x.values, x.rows}, count * rows, width, block.epsilons, &layer_modulations, 0,
+                    normed);
         const Panels<bfloat16> key_value =
-            own ? Panels<bfloat16>{own + layer * count * rows * 2 * inner, count * rows}
-                : key_value_memory.panels(count * rows, 2 * inner);
-        timed_product(constant(normed), count * rows, block.key_value, tiles, store(key_value));
-        for (int64_t token = 0; token < before; ++token)
+            keys_values
+                ? Panels<bfloat16>{keys_values + layer * count * rows * 2 * inner, count * rows}
+                : key_value_scratch.panels(count * rows, 2 * inner);
+        timed_product(constant(normed), count * rows, block.key_value, use_tiles,
+                      store_in(key_value));
+        for (int64_t token = 0; token < known; ++token)
             tokens[token] = {window[token].values + layer * window[token].layer_stride,
                              window[token].rows};
         for (int64_t token = 0; token < count; ++token)
-            tokens[before + token] = constant(key_value).from(token * rows);
+            tokens[known + token] = constant(key_value).from(token * rows);
 
-        Inputs asked = constant(normed);
+        ConstPanels query_input = constant(normed);
         if (layer == model.layers - 1) {
-            // Of the last layer only the last token's answer is wanted.
-            const int64_t passed = (count - 1) * rows;
-            x = x.from(passed);
-            own_modulations = own_modulations.from(passed);
-            asked = asked.from(passed);
-            first = before + count - 1;
-            asking = 1;
+            // Only the last token's output of the last layer is needed.
+            const int64_t skipped = (count - 1) * rows;
+            x = x.from(skipped);
+            layer_modulations = layer_modulations.from(skipped);
+            query_input = query_input.from(skipped);
+            first_output = known + count - 1;
+            outputs = 1;
         }
-        // A window's first token asks nothing.
-        const int64_t silent = first == 0;
-        timed_product(asked.from(silent * rows), (asking - silent) * rows, block.query, tiles,
-                      store(query));
-        attend(constant(query), tokens, first, rows, model.heads, model.head_width, answer);
-        timed_product(constant(answer), asking * rows, block.out, tiles,
-                      add_gated(x, width, own_modulations, 2 * width));
-        norm({x.values, x.rows}, asking * rows, width, block.epsilons + 2, &own_modulations,
-             3 * width, normed);
-        const Panels<bfloat16> hidden = hidden_memory.panels(asking * rows, block.first.outputs);
-        timed_product(constant(normed), asking * rows, block.first, tiles, store<gelu>(hidden));
-        timed_product(constant(hidden), asking * rows, block.second, tiles,
-                      add_gated(x, width, own_modulations, 5 * width));
+        // The first token of a window needs no query: it attends only to itself.
+        const int64_t without_query = first_output == 0;
+        timed_product(query_input.from(without_query * rows), (outputs - without_query) * rows,
+                      block.query, use_tiles, store_in(query));
+        attention(constant(query), tokens, first_output, rows, model.heads, model.head_width,
+                  attended);
+        timed_product(constant(attended), outputs * rows, block.out, use_tiles,
+                      add_gated(x, width, layer_modulations, 2 * width));
+        layer_norms({x.values, x.rows}, outputs * rows, width, block.epsilons + 2,
+                    &layer_modulations, 3 * width, normed);
+        const Panels<bfloat16> hidden =
+            hidden_scratch.panels(outputs * rows, block.mlp_first.outputs);
+        timed_product(constant(normed), outputs * rows, block.mlp_first, use_tiles,
+                      store_in<gelu>(hidden));
+        timed_product(constant(hidden), outputs * rows, block.mlp_second, use_tiles,
+                      add_gated(x, width, layer_modulations, 5 * width));
     }
 
-    norm({x.values, x.rows}, rows, width, &model.epsilon, nullptr, 0, normed);
-    const Linear &first_map = model.head_first, &second_map = model.head_second;
-    const Panels<bfloat16> hidden = hidden_memory.panels(rows, first_map.outputs);
-    timed_product(constant(normed), rows, first_map, tiles, store<gelu>(hidden));
-    timed_product(constant(hidden), rows, second_map, tiles,
+    layer_norms({x.values, x.rows}, rows, width, &model.epsilon, nullptr, 0, normed);
+    const LinearMap &head_first = model.head_first, &head_second = model.head_second;
+    const Panels<bfloat16> hidden = hidden_scratch.panels(rows, head_first.outputs);
+    timed_product(constant(normed), rows, head_first, use_tiles, store_in<gelu>(hidden));
+    timed_product(constant(hidden), rows, head_second, use_tiles,
                   [=](int64_t row, int64_t output, Floats low, Floats high) {
-                      write(predicted + row * second_map.outputs + output, low);
-                      write(predicted + row * second_map.outputs + output + LANES, high);
+                      store(predicted + row * head_second.outputs + output, low);
+                      store(predicted + row * head_second.outputs + output + LANES, high);
                   });
 }
+
+struct SharedStruct {
+    const char* name;
+    int64_t size;
+};
+
+constexpr SharedStruct SHARED_STRUCTS[] = {
+    {"LinearMap", sizeof(LinearMap)},   {"FloatMap", sizeof(FloatMap)},
+    {"BlockMaps", sizeof(BlockMaps)},   {"PredictorModel", sizeof(PredictorModel)},
+    {"KnownToken", sizeof(KnownToken)},
+};
 
 }  // namespace
 
 extern "C" {
 
-// Whether the tile registers are there and may be used.
-int32_t tiles_available() { return has_tiles; }
+// The size in bytes of a struct that Python passes, by its name; -1 if there is no such struct.
+int64_t struct_size(const char* name) {
+    for (const SharedStruct& shared : SHARED_STRUCTS)
+        if (std::strcmp(shared.name, name) == 0) return shared.size;
+    return -1;
+}
 
-// The clock, and in ``spent`` what products with what finishes them, norms and attention took of it.
-int64_t read_ticks(int64_t* spent) {
-    std::copy(ticks, ticks + KINDS, spent);
+// Whether the tile registers exist and may be used.
+int32_t tiles_available() { return tiles_enabled; }
+
+// Writes the ticks that each kind of work took so far, in the order of WorkKind; the ticks now.
+int64_t read_ticks(int64_t* ticks) {
+    std::copy(work_ticks, work_ticks + WORK_KINDS, ticks);
     return __rdtsc();
 }
 
-// Begin windows with latents (n, R, D) and actions (n, R, A) -> their keys and values (layers, n R,
-// 2 I), and the latent after the last one (R, D).
-void begin(const Model* model, const float* latents, const float* actions, int64_t count,
-           int64_t rows, bfloat16* own, float* predicted) {
-    static thread_local Memory<bfloat16> modulation_memory;
-    const int64_t width = model->width, each = rows * model->latent;
-    bfloat16* modulations = modulation_memory.of(model->layers * count * rows * 6 * width);
-    const int64_t actions_each = model->smooth.inputs;
-    modulate(*model, actions, count, rows, rows * actions_each, actions_each, modulations);
-    std::vector<Latents> given;
+// Begins a window with latents (n, R, D) and actions (n, R, A) -> the tokens' keys and values
+// (layers, n R, 2 I) and the predicted latent after the last one (R, D), rows
+// ``head_second.outputs`` values apart.
+void begin_window(const PredictorModel* model, const float* latents, const float* actions,
+                  int64_t count, int64_t rows, bfloat16* keys_values, float* predicted) {
+    static thread_local Scratch<bfloat16> modulation_scratch;
+    const int64_t width = model->width, token_stride = rows * model->latent;
+    const int64_t action_width = model->action_first.inputs;
+    bfloat16* modulations = modulation_scratch.values(model->layers * count * rows * 6 * width);
+    compute_modulations(*model, actions, count, rows, rows * action_width, action_width,
+                        modulations);
+    std::vector<Latents> tokens;
     for (int64_t token = 0; token < count; ++token)
-        given.push_back({latents + token * each, model->latent});
-    extend(*model, {}, given, rows, modulations, count * rows, 0, own, predicted);
+        tokens.push_back({latents + token * token_stride, model->latent});
+    extend(*model, {}, tokens, rows, modulations, count * rows, 0, keys_values, predicted);
 }
 
-// Roll out from the newest latents (R, D), after ``context`` - 1 others, by actions (T, R, A)
-// -> predicted latents (T, R, D), ``head_second.outputs`` apart.
+// Rolls out from the newest latents (R, D), which follow ``context`` - 1 other frames, with actions
+// (T, R, A) -> predicted latents (T, R, D), rows ``head_second.outputs`` values apart.
 //
-// ``shared`` holds one window after the other, of the frames before the newest: the first begins
-// at the oldest frame and has ``context`` - 1 tokens, each further one begins a frame later.
-void roll(const Model* model, const Token* shared, int64_t context, const float* latest,
-          const float* actions, int64_t steps, int64_t rows, int64_t step_stride,
-          int64_t row_stride, float* predicted) {
-    static thread_local Memory<bfloat16> modulation_memory;
-    static thread_local std::vector<Memory<bfloat16>> own_memory;
+// ``shared`` holds the windows of the frames before the newest, one after the other. The first
+// begins at the oldest frame and has ``context`` - 1 tokens; each next one begins a frame later.
+void roll_out(const PredictorModel* model, const KnownToken* shared, int64_t context,
+              const float* latest, const float* actions, int64_t steps, int64_t rows,
+              int64_t step_stride, int64_t row_stride, float* predicted) {
+    static thread_local Scratch<bfloat16> modulation_scratch;
+    static thread_local std::vector<Scratch<bfloat16>> step_scratch;
     const int64_t width = model->width, stride = model->head_second.outputs;
-    const int64_t keys_values = rows * 2 * model->inner();
-    bfloat16* modulations = modulation_memory.of(model->layers * steps * rows * 6 * width);
-    modulate(*model, actions, steps, rows, step_stride, row_stride, modulations);
-    own_memory.resize(std::max<size_t>(own_memory.size(), model->history));
+    const int64_t layer_stride = rows * 2 * model->inner();
+    bfloat16* modulations = modulation_scratch.values(model->layers * steps * rows * 6 * width);
+    compute_modulations(*model, actions, steps, rows, step_stride, row_stride, modulations);
+    step_scratch.resize(std::max<size_t>(step_scratch.size(), model->history));
     std::vector<Latents> latents{{latest, model->latent}};
     Window window(shared, shared + context - 1);
-    const Token* next = shared + context - 1;
+    const KnownToken* next_shared = shared + context - 1;
     for (int64_t step = 0; step < steps; ++step) {
-        const int64_t first = std::max<int64_t>(0, context + step - model->history);
-        int64_t begin = step;
-        if (first > 0) {
-            // Positions restart: the window is computed anew, on top of what is shared.
-            const int64_t known = std::max<int64_t>(0, context - 1 - first);
-            window.assign(next, next + known);
-            next += known;
-            begin = std::max<int64_t>(0, first - context + 1);
+        const int64_t first_frame = std::max<int64_t>(0, context + step - model->history);
+        int64_t first_new = step;
+        if (first_frame > 0) {
+            // Positions restart at 0 when the window slides: it is computed anew, on top of the
+            // shared window that begins at the same frame.
+            const int64_t known = std::max<int64_t>(0, context - 1 - first_frame);
+            window.assign(next_shared, next_shared + known);
+            next_shared += known;
+            first_new = std::max<int64_t>(0, first_frame - context + 1);
         }
-        const std::vector<Latents> newest(latents.begin() + begin, latents.end());
+        const std::vector<Latents> newest(latents.begin() + first_new, latents.end());
         const bool grows = window.size() + newest.size() < static_cast<size_t>(model->history);
-        bfloat16* own = grows ? own_memory[step].of(model->layers * keys_values) : nullptr;
+        bfloat16* keys_values =
+            grows ? step_scratch[step].values(model->layers * layer_stride) : nullptr;
         float* out = predicted + step * rows * stride;
-        extend(*model, window, newest, rows, modulations, steps * rows, begin * rows, own, out);
-        if (grows) window.push_back({own, rows, keys_values});
+        extend(*model, window, newest, rows, modulations, steps * rows, first_new * rows,
+               keys_values, out);
+        if (grows) window.push_back({keys_values, rows, layer_stride});
         latents.push_back({out, stride});
     }
 }

@@ -1,4 +1,4 @@
-// A linear map of rows in bfloat16, added up in float32.
+// The matrix product of rows with the weights of a linear map, in bfloat16 with float32 sums.
 
 #pragma once
 
@@ -7,12 +7,13 @@
 
 #include "vectors.h"
 
+// Rows, inputs and outputs are multiplied in blocks of this size.
 constexpr int64_t BLOCK = 32;
 
 constexpr int64_t padded(int64_t size) { return (size + BLOCK - 1) / BLOCK * BLOCK; }
 
-// A matrix in panels of 32 columns, one after the other, in each of which row follows row: whatever
-// runs down a panel finds its cache lines in a row, and a tile is one piece of memory.
+// A matrix of ``rows`` rows, stored as panels of 32 columns, one panel after the other. Within a
+// panel, rows follow each other, so that a block is one contiguous piece of memory.
 template <class T>
 struct Panels {
     T* values;
@@ -21,62 +22,66 @@ struct Panels {
     T* at(int64_t row, int64_t column) const {
         return values + (column / BLOCK * rows + row) * BLOCK + column % BLOCK;
     }
+    // The same matrix without the rows before ``row``.
     Panels from(int64_t row) const { return {values + row * BLOCK, rows}; }
 };
 
-using Inputs = Panels<const bfloat16>;
+using ConstPanels = Panels<const bfloat16>;
 
-// Weights lie in the order in which they are multiplied: a panel of 32 outputs is read once, from
-// beginning to end, and serves all rows while it is in the nearest cache.
-struct Linear {
+// A linear map. Its weights lie in the order in which they are multiplied: a panel of 32 outputs is
+// read once, from start to end, and is used for all rows while it is in the first-level cache.
+struct LinearMap {
     const bfloat16* weight;   // (outputs / 32, inputs / 32, 2, 16, 16, 2)
     const float* bias;        // (outputs,)
     int64_t inputs, outputs;  // multiples of 32
 };
 
-// Ask the kernel for the tile registers, which a process must do once: whether they may be used.
-inline bool take_tiles() {
+// Asks the kernel for the AMX tile registers, once a process; whether they may be used.
+inline bool enable_tiles() {
 #ifdef __AMX_BF16__
-    constexpr int REQUEST = 0x1023, TILE_DATA = 18;
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_TILE_DATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE_DATA) == 0;
 #else
     return false;
 #endif
 }
 
-inline const bool has_tiles = take_tiles();
+inline const bool tiles_enabled = enable_tiles();
 
-// Sums of one block, outputs side by side.
-struct alignas(64) Sums {
+// The sums of one block: 32 rows, 32 outputs.
+struct alignas(64) BlockSums {
     float rows[BLOCK][BLOCK];
 };
 
 #ifdef __AMX_BF16__
 
-struct alignas(64) TileShape {
+// The operand of LDTILECFG: eight tiles of 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// 32 rows, or 16 of them, times one panel of weights: four tiles of sums, fed by two of each side.
-// ``meanwhile`` is called at each step: the processor's other parts are idle while tiles multiply.
+// Multiplies up to 32 rows of ``x`` (rows, inputs) with one panel of weights -> sums, in tile
+// registers: four tiles of sums, two of rows, two of weights. Up to 16 rows need half of them.
+// ``meanwhile`` is called after each step, since other units of the processor are idle while tiles
+// are multiplied.
 template <class Meanwhile>
-void multiply_tiles(Inputs x, int64_t rows, int64_t depth, const bfloat16* weights, Sums& sums,
-                    Meanwhile meanwhile) {
-    const bool both = rows > 16;
+void multiply_with_tiles(ConstPanels x, int64_t rows, int64_t inputs, const bfloat16* weights,
+                         BlockSums& sums, Meanwhile meanwhile) {
+    const bool both_halves = rows > 16;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t k = 0; k < depth; k += BLOCK, weights += BLOCK * BLOCK) {
+    for (int64_t input = 0; input < inputs; input += BLOCK, weights += BLOCK * BLOCK) {
         _tile_loadd(6, weights, 64);
         _tile_loadd(7, weights + BLOCK * BLOCK / 2, 64);
-        _tile_loadd(4, x.at(0, k), 64);
+        _tile_loadd(4, x.at(0, input), 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
-        if (both) {
-            _tile_loadd(5, x.at(16, k), 64);
+        if (both_halves) {
+            _tile_loadd(5, x.at(16, input), 64);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
@@ -84,7 +89,7 @@ void multiply_tiles(Inputs x, int64_t rows, int64_t depth, const bfloat16* weigh
     }
     _tile_stored(0, &sums.rows[0][0], sizeof sums.rows[0]);
     _tile_stored(1, &sums.rows[0][16], sizeof sums.rows[0]);
-    if (both) {
+    if (both_halves) {
         _tile_stored(2, &sums.rows[16][0], sizeof sums.rows[0]);
         _tile_stored(3, &sums.rows[16][16], sizeof sums.rows[0]);
     }
@@ -92,111 +97,119 @@ void multiply_tiles(Inputs x, int64_t rows, int64_t depth, const bfloat16* weigh
 
 #endif
 
-// The same by dot products of pairs, eight rows at a time.
-inline void multiply_pairs(Inputs x, int64_t rows, int64_t depth, const bfloat16* weights,
-                           Sums& sums) {
-    constexpr int64_t HEIGHT = 8;
-    for (int64_t row = 0; row < rows; row += HEIGHT) {
-        Floats totals[HEIGHT][2] = {};
-        const bfloat16* pair = weights;
-        for (int64_t k = 0; k < depth; k += BLOCK, pair += BLOCK * BLOCK / 2)
-            for (const bfloat16* from = x.at(row, k); from < x.at(row, k) + BLOCK;
-                 from += 2, pair += BLOCK) {
-                const __m512bh left = (__m512bh)_mm512_loadu_si512(pair);
-                const __m512bh right = (__m512bh)_mm512_loadu_si512(pair + BLOCK * BLOCK / 2);
-                for (int64_t i = 0; i < HEIGHT; ++i) {
-                    int32_t two;
-                    __builtin_memcpy(&two, from + i * BLOCK, sizeof two);
-                    const __m512bh inputs = (__m512bh)_mm512_set1_epi32(two);
-                    totals[i][0] = _mm512_dpbf16_ps(totals[i][0], inputs, left);
-                    totals[i][1] = _mm512_dpbf16_ps(totals[i][1], inputs, right);
+// The same with AVX-512 dot products of pairs of inputs, eight rows at a time.
+inline void multiply_with_dot_products(ConstPanels x, int64_t rows, int64_t inputs,
+                                       const bfloat16* weights, BlockSums& sums) {
+    constexpr int64_t ROWS_AT_ONCE = 8;
+    for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
+        Floats totals[ROWS_AT_ONCE][2] = {};
+        const bfloat16* weight = weights;
+        for (int64_t input = 0; input < inputs; input += BLOCK, weight += BLOCK * BLOCK / 2)
+            for (const bfloat16* pair = x.at(row, input); pair < x.at(row, input) + BLOCK;
+                 pair += 2, weight += BLOCK) {
+                const __m512bh low = (__m512bh)_mm512_loadu_si512(weight);
+                const __m512bh high = (__m512bh)_mm512_loadu_si512(weight + BLOCK * BLOCK / 2);
+                for (int64_t i = 0; i < ROWS_AT_ONCE; ++i) {
+                    int32_t two_inputs;
+                    __builtin_memcpy(&two_inputs, pair + i * BLOCK, sizeof two_inputs);
+                    const __m512bh repeated = (__m512bh)_mm512_set1_epi32(two_inputs);
+                    totals[i][0] = _mm512_dpbf16_ps(totals[i][0], repeated, low);
+                    totals[i][1] = _mm512_dpbf16_ps(totals[i][1], repeated, high);
                 }
             }
-        for (int64_t i = 0; i < HEIGHT; ++i) {
-            write(&sums.rows[row + i][0], totals[i][0]);
-            write(&sums.rows[row + i][16], totals[i][1]);
+        for (int64_t i = 0; i < ROWS_AT_ONCE; ++i) {
+            store(&sums.rows[row + i][0], totals[i][0]);
+            store(&sums.rows[row + i][16], totals[i][1]);
         }
     }
 }
 
-// Blocks as they come out of a product, each finished while the next one is multiplied.
+// The blocks of a product, one after the other: while the sums of a block are computed, the rows of
+// the block before it are handed to ``Finish``. See `product`.
 template <class Finish>
-class Blocks {
+class BlockPipeline {
    public:
-    explicit Blocks(Finish finish) : finish_(finish) {}
+    explicit BlockPipeline(Finish finish) : finish_(finish) {}
 
-    // Where the sums of a block are to go.
-    Sums& begin() { return sums_[turn_]; }
+    // Where the sums of the next block have to be written.
+    BlockSums& next_sums() { return sums_[next_]; }
 
-    // What these sums are: so many rows from ``row`` on, 32 outputs from ``output`` on.
-    void end(int64_t row, int64_t count, int64_t output, const float* bias) {
-        finish(BLOCK);
+    // The sums of the next block are complete: ``count`` rows from ``row`` on, 32 outputs from
+    // ``output`` on. All rows of the block before it are finished first.
+    void complete(int64_t row, int64_t count, int64_t output, const float* bias) {
+        finish_rows(BLOCK);
         row_ = row;
-        next_ = 0;
+        finished_ = 0;
         count_ = count;
         output_ = output;
-        low_ = read(bias + output);
-        high_ = read(bias + output + LANES);
-        turn_ ^= 1;
+        bias_low_ = load(bias + output);
+        bias_high_ = load(bias + output + LANES);
+        next_ ^= 1;
     }
 
-    // Finish so many more rows of the last block.
-    void finish(int64_t most) {
-        const int64_t begin = next_, end = begin + most < count_ ? begin + most : count_;
-        const Sums& sums = sums_[turn_ ^ 1];
+    // Finish up to ``most`` more rows of the last complete block.
+    void finish_rows(int64_t most) {
+        const int64_t begin = finished_, end = begin + most < count_ ? begin + most : count_;
+        const BlockSums& sums = sums_[next_ ^ 1];
         const Finish finish = finish_;
-        const Floats low = low_, high = high_;
+        const Floats low = bias_low_, high = bias_high_;
         for (int64_t row = begin; row < end; ++row)
-            finish(row_ + row, output_, read(&sums.rows[row][0]) + low,
-                   read(&sums.rows[row][16]) + high);
-        next_ = end;
+            finish(row_ + row, output_, load(&sums.rows[row][0]) + low,
+                   load(&sums.rows[row][16]) + high);
+        finished_ = end;
     }
 
    private:
     Finish finish_;
-    Sums sums_[2];
-    int64_t turn_ = 0, row_ = 0, next_ = 0, count_ = 0, output_ = 0;
-    Floats low_, high_;
+    BlockSums sums_[2];
+    int64_t next_ = 0, row_ = 0, finished_ = 0, count_ = 0, output_ = 0;
+    Floats bias_low_, bias_high_;
 };
 
-// Multiply rows by a map, and have ``finish(row, output, low, high)`` take 32 outputs at a time,
-// from ``output`` on, bias added. Whole blocks of rows are read, so ``x`` must have them.
+// Multiplies the rows of ``x`` (rows, inputs) with a linear map and adds its bias. Calls
+// ``finish(row, output, low, high)`` for each row and each 32 outputs: ``low`` holds the 16 results
+// from ``output`` on, ``high`` the next 16. Reads whole blocks of 32 rows, so ``x`` must have room.
 template <class Finish>
-void product(Inputs x, int64_t rows, const Linear& linear, bool tiles, Finish finish) {
+void product(ConstPanels x, int64_t rows, const LinearMap& map, [[maybe_unused]] bool use_tiles,
+             Finish finish) {
     if (rows == 0) return;
-    // Tiles are loaded from memory that compilers do not know to be read.
+    // Compilers do not know that tile instructions read memory, so stores must not move past here.
     __asm__ volatile("" ::: "memory");
 #ifdef __AMX_BF16__
-    const int64_t steps = linear.inputs / BLOCK, at_once = (BLOCK + steps - 1) / steps;
-    const int64_t heights = padded(rows) / BLOCK, lines = (BLOCK + heights - 1) / heights;
-    if (tiles) {
-        // Static, since compilers take no more than its first bytes for used here.
-        static constexpr TileShape shape;
-        _tile_loadconfig(&shape);
+    const int64_t steps = map.inputs / BLOCK, row_blocks = padded(rows) / BLOCK;
+    // In each step of a block: rows of the block before to finish, cache lines to prefetch.
+    const int64_t rows_a_step = (BLOCK + steps - 1) / steps;
+    const int64_t lines_a_step = (BLOCK + row_blocks - 1) / row_blocks;
+    if (use_tiles) {
+        // Static, since compilers assume that only its first bytes are used here.
+        static constexpr TileConfig config;
+        _tile_loadconfig(&config);
     }
 #endif
-    Blocks<Finish> blocks(finish);
-    for (int64_t output = 0; output < linear.outputs; output += BLOCK) {
-        const bfloat16* weights = linear.weight + output * linear.inputs;
-        // Weights come from afar: those of the next panel, or of the next map, are sent for in time.
-        [[maybe_unused]] const bfloat16* ahead = weights + BLOCK * linear.inputs;
+    BlockPipeline<Finish> blocks(finish);
+    for (int64_t output = 0; output < map.outputs; output += BLOCK) {
+        const bfloat16* weights = map.weight + output * map.inputs;
+        // The weights of the next panel, or of the map that follows in memory, are prefetched.
+        [[maybe_unused]] const bfloat16* next_weights = weights + BLOCK * map.inputs;
         for (int64_t row = 0; row < rows; row += BLOCK) {
             const int64_t count = rows - row < BLOCK ? rows - row : BLOCK;
 #ifdef __AMX_BF16__
-            if (tiles)
-                multiply_tiles(x.from(row), count, linear.inputs, weights, blocks.begin(), [&] {
-                    for (int64_t line = 0; line < lines; ++line, ahead += BLOCK)
-                        _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
-                    blocks.finish(at_once);
-                });
+            if (use_tiles)
+                multiply_with_tiles(
+                    x.from(row), count, map.inputs, weights, blocks.next_sums(), [&] {
+                        for (int64_t line = 0; line < lines_a_step; ++line, next_weights += BLOCK)
+                            _mm_prefetch(reinterpret_cast<const char*>(next_weights), _MM_HINT_T1);
+                        blocks.finish_rows(rows_a_step);
+                    });
             else
 #endif
-                multiply_pairs(x.from(row), count, linear.inputs, weights, blocks.begin());
-            blocks.end(row, count, output, linear.bias);
+                multiply_with_dot_products(x.from(row), count, map.inputs, weights,
+                                           blocks.next_sums());
+            blocks.complete(row, count, output, map.bias);
         }
     }
-    blocks.finish(BLOCK);
+    blocks.finish_rows(BLOCK);
 #ifdef __AMX_BF16__
-    if (tiles) _tile_release();
+    if (use_tiles) _tile_release();
 #endif
 }

@@ -1,4 +1,4 @@
-"""Linear maps as the code reads them: bfloat16, in the order in which they are multiplied."""
+"""The weights of linear maps in the memory layout that the native code reads."""
 
 from __future__ import annotations
 
@@ -13,78 +13,98 @@ from lewm_models.export.weights import Affine
 from lewm_serve.backends.native import library
 
 BLOCK = 32
-"""Rows, inputs and outputs that are multiplied together."""
+"""Rows, inputs and outputs are multiplied in blocks of this size; `BLOCK` in product.h."""
 
-HALF = BLOCK // 2
-HUGE_PAGE = 1 << 21
+HALF_BLOCK = BLOCK // 2
+HUGE_PAGE_BYTES = 1 << 21
 
 
 class PackedMaps:
-    """Maps one behind the other, in the order in which they are used: each is sent for while the
-    one before it is multiplied. ``maps`` point into memory that lasts as long as this does.
+    """Linear maps in bfloat16, one after the other in the order in which they are used.
+
+    The native code prefetches each map while it multiplies the map before it. ``maps`` point into
+    memory that this object owns.
     """
 
-    def __init__(self, maps: Sequence[Affine]) -> None:
-        sizes = [whole(each.weight.shape[0]) * whole(each.weight.shape[1]) for each in maps]
-        self._weights = torch.split(_memory(sum(sizes)), sizes)
-        self._biases = [_bias(each) for each in maps]
+    def __init__(self, affines: Sequence[Affine]) -> None:
+        sizes = [padded(inputs) * padded(outputs) for inputs, outputs in map(_shape, affines)]
+        self._weights = torch.split(_huge_pages(sum(sizes)), sizes)
+        self._biases = [_padded_bias(affine) for affine in affines]
         self.maps = []
-        for each, weight, bias in zip(maps, self._weights, self._biases, strict=True):
-            weight.copy_(_panels_of_weights(each))
-            shape = (whole(size) for size in each.weight.shape)
-            self.maps.append(library.LinearMap(weight.data_ptr(), bias.data_ptr(), *shape))
+        for affine, weight, bias in zip(affines, self._weights, self._biases, strict=True):
+            weight.copy_(_panels(affine))
+            inputs, outputs = _shape(affine)
+            self.maps.append(
+                library.LinearMap(
+                    weight=weight.data_ptr(),
+                    bias=bias.data_ptr(),
+                    inputs=padded(inputs),
+                    outputs=padded(outputs),
+                )
+            )
 
 
-class ExactMap:
-    """A small map in float32. ``map`` points into memory that lasts as long as this does."""
+class PackedFloatMap:
+    """A small linear map in float32. ``map`` points into memory that this object owns."""
 
-    def __init__(self, linear: Affine) -> None:
-        inputs, outputs = linear.weight.shape
-        self._weight = torch.zeros(inputs, whole(outputs))
-        self._weight[:, :outputs] = torch.from_numpy(linear.as_float32().weight)
-        self._bias = _bias(linear)
-        pointers = self._weight.data_ptr(), self._bias.data_ptr()
-        self.map = library.ExactMap(*pointers, inputs, whole(outputs))
+    def __init__(self, affine: Affine) -> None:
+        inputs, outputs = _shape(affine)
+        self._weight = torch.zeros(inputs, padded(outputs))
+        self._weight[:, :outputs] = torch.from_numpy(affine.as_float32().weight)
+        self._bias = _padded_bias(affine)
+        self.map = library.FloatMap(
+            weight=self._weight.data_ptr(),
+            bias=self._bias.data_ptr(),
+            inputs=inputs,
+            outputs=padded(outputs),
+        )
 
 
-def beside(*maps: Affine) -> Affine:
-    """Maps of the same input as one, their outputs side by side."""
+def side_by_side(*affines: Affine) -> Affine:
+    """Maps of the same input as one map, with their outputs side by side."""
     return Affine(
-        np.concatenate([each.weight for each in maps], axis=1),
-        np.concatenate([each.bias for each in maps]),
+        np.concatenate([affine.weight for affine in affines], axis=1),
+        np.concatenate([affine.bias for affine in affines]),
     )
 
 
 def identity(width: int) -> Affine:
-    """A map that changes nothing."""
+    """The map that returns its input."""
     return Affine(np.eye(width), np.zeros(width))
 
 
-def whole(size: int) -> int:
-    """Up to the next whole block."""
+def padded(size: int) -> int:
+    """A size rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
-def _panels_of_weights(linear: Affine) -> Tensor:
-    inputs, outputs = linear.weight.shape
-    weight = torch.zeros(whole(inputs), whole(outputs))
-    weight[:inputs, :outputs] = torch.from_numpy(linear.as_float32().weight)
-    # Inputs by blocks, pairs and one of two; outputs by panels, halves and one of sixteen.
-    parts = weight.view(-1, HALF, 2, whole(outputs) // BLOCK, 2, HALF)
+def _shape(affine: Affine) -> tuple[int, int]:
+    """Inputs and outputs."""
+    inputs, outputs = affine.weight.shape
+    return inputs, outputs
+
+
+def _panels(affine: Affine) -> Tensor:
+    """The weights as product.h reads them: (outputs / 32, inputs / 32, 2, 16, 16, 2), flat."""
+    inputs, outputs = _shape(affine)
+    weight = torch.zeros(padded(inputs), padded(outputs))
+    weight[:inputs, :outputs] = torch.from_numpy(affine.as_float32().weight)
+    # Inputs by block, pair in it, and one of the pair; outputs by panel, half of it, and column.
+    parts = weight.view(-1, HALF_BLOCK, 2, padded(outputs) // BLOCK, 2, HALF_BLOCK)
     return parts.permute(3, 0, 4, 1, 5, 2).reshape(-1)
 
 
-def _bias(linear: Affine) -> Tensor:
-    bias = torch.zeros(whole(len(linear.bias)))
-    bias[: len(linear.bias)] = torch.from_numpy(linear.as_float32().bias)
+def _padded_bias(affine: Affine) -> Tensor:
+    bias = torch.zeros(padded(len(affine.bias)))
+    bias[: len(affine.bias)] = torch.from_numpy(affine.as_float32().bias)
     return bias
 
 
-def _memory(size: int) -> Tensor:
-    """So many bfloat16 values in few pages: all are read for every step of a roll-out."""
-    memory = mmap.mmap(-1, 2 * size + HUGE_PAGE)
+def _huge_pages(size: int) -> Tensor:
+    """Memory for ``size`` bfloat16 values in huge pages, since every step reads all weights."""
+    memory = mmap.mmap(-1, 2 * size + HUGE_PAGE_BYTES)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     values = torch.frombuffer(memory, dtype=torch.bfloat16)
-    begin = -values.data_ptr() % HUGE_PAGE // 2
+    begin = -values.data_ptr() % HUGE_PAGE_BYTES // 2
     return values[begin : begin + size]

@@ -1,13 +1,14 @@
-"""The backend of two precisions: roll-outs in bfloat16, all else in float32."""
+"""The native backend: roll-outs in bfloat16, latents in float32."""
 
 import pytest
 import torch
 
 from lewm_models.config import PRESETS
 from lewm_models.random_weights import random_card, random_model
+from lewm_serve.backends.choice import REQUIRED_OVERLAP
+from lewm_serve.backends.comparison import ranking_overlap
 from lewm_serve.backends.native.backend import NativeBackend
 from lewm_serve.backends.native.library import NoLibrary
-from lewm_serve.backends.ranking import REQUIRED, overlap
 from lewm_serve.backends.torch import TorchBackend
 
 CPU = torch.device("cpu")
@@ -15,32 +16,34 @@ CONFIG = PRESETS["edge"]
 
 
 @pytest.fixture(scope="module")
-def exact() -> TorchBackend:
+def float32() -> TorchBackend:
     return TorchBackend(random_model(CONFIG), CPU)
 
 
 @pytest.fixture(scope="module")
-def backend(exact: TorchBackend) -> NativeBackend:
+def backend(float32: TorchBackend) -> NativeBackend:
     try:
-        return NativeBackend(exact.model, TorchBackend(exact.model, CPU))
+        return NativeBackend(float32.model, TorchBackend(float32.model, CPU))
     except NoLibrary as reason:
         pytest.skip(str(reason))
 
 
-def test_latents_are_those_of_float32(backend: NativeBackend, exact: TorchBackend) -> None:
-    backend.threads = exact.threads
+def test_latents_are_those_of_float32(backend: NativeBackend, float32: TorchBackend) -> None:
+    backend.threads = float32.threads
     generator = torch.Generator().manual_seed(0)
     shape = (3, CONFIG.image_size, CONFIG.image_size, 3)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    assert torch.equal(backend.encode(frames), exact.encode(frames))
+    assert torch.equal(backend.encode(frames), float32.encode(frames))
 
 
-def test_candidates_are_ranked_as_by_float32(backend: NativeBackend, exact: TorchBackend) -> None:
+def test_candidates_are_ranked_like_in_float32(
+    backend: NativeBackend, float32: TorchBackend
+) -> None:
     card = random_card("edge", CONFIG, {})
-    assert overlap(backend, exact, card, None) >= REQUIRED
+    assert ranking_overlap(backend, float32, card, None) >= REQUIRED_OVERLAP
 
 
-def test_rollouts_take_one_thread_of_torch(backend: NativeBackend) -> None:
+def test_rollouts_keep_torch_on_one_thread(backend: NativeBackend) -> None:
     backend.threads = 2
     before = torch.get_num_threads()
     candidates = torch.zeros(1, 32, 2, CONFIG.block_width)
@@ -49,7 +52,7 @@ def test_rollouts_take_one_thread_of_torch(backend: NativeBackend) -> None:
     torch.set_num_threads(before)
 
 
-def test_latents_are_named_by_what_they_are(backend: NativeBackend) -> None:
+def test_the_precision_of_latents_is_reported(backend: NativeBackend) -> None:
     lower = TorchBackend(random_model(CONFIG), CPU, torch.bfloat16)
     assert (backend.precision, backend.encode_precision) == ("bfloat16", "float32")
     assert (lower.precision, lower.encode_precision) == ("bfloat16", "bfloat16")

@@ -1,4 +1,4 @@
-"""The roll-out by code of our own against the model in float32."""
+"""The native roll-out against the model in float32."""
 
 import ctypes
 from collections.abc import Callable
@@ -13,16 +13,15 @@ from lewm_models.config import LeWMConfig
 from lewm_models.importing import import_checkpoint
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
-from lewm_serve.backends.native.kernel import NativeKernel, fits
-from lewm_serve.backends.native.library import NoLibrary, library
-from lewm_serve.backends.rollout import Rollout
-from lewm_serve.backends.shards import Shards
-from tests.lewm_models.examples import PARITY, TINY, statistics
+from lewm_serve.backends.native.backend import NativeKernel, supports
+from lewm_serve.backends.native.library import WORK_KINDS, NoLibrary, library, read_ticks
+from lewm_serve.backends.rollout import Rollout, RowThreads
+from tests.lewm_models.examples import PARITY_FOLDER, TINY, import_card
 
-NEAR = 0.015
-"""What bfloat16's eight bits leave of the figures, relative to their norm."""
+BFLOAT16_TOLERANCE = 0.015
+"""The largest error of results in bfloat16, relative to their norm."""
 
-ODD = LeWMConfig(
+ODD_WIDTHS = LeWMConfig(
     image_size=16,
     patch_size=8,
     encoder_width=12,
@@ -42,14 +41,14 @@ ODD = LeWMConfig(
     action_block=2,
     action_mlp=16,
 )
-"""Widths that are no whole blocks, and projections wherever the model may have some."""
+"""Widths that are not multiples of the block size, and all optional projections."""
 
 MODELS: dict[str, Callable[[], LeWM]] = {
-    "parity": lambda: import_checkpoint(PARITY, statistics(action_block=7))[0],
-    "odd": lambda: random_model(ODD),
+    "parity": lambda: import_checkpoint(PARITY_FOLDER, import_card(action_block=7))[0],
+    "odd widths": lambda: random_model(ODD_WIDTHS),
     "paper": lambda: random_model(LeWMConfig(predictor_depth=2, encoder_depth=1)),
-    "long memory": lambda: random_model(replace(ODD, history=5)),
-    "no memory": lambda: random_model(replace(ODD, history=1)),
+    "long history": lambda: random_model(replace(ODD_WIDTHS, history=5)),
+    "history of one": lambda: random_model(replace(ODD_WIDTHS, history=1)),
 }
 
 
@@ -66,15 +65,15 @@ def model(request: pytest.FixtureRequest) -> LeWM:
     return MODELS[request.param]()
 
 
-@pytest.fixture(scope="module", params=["tiles", "pairs"])
+@pytest.fixture(scope="module", params=["tiles", "dot products"])
 def kernel(request: pytest.FixtureRequest, code: ctypes.CDLL, model: LeWM) -> NativeKernel:
     if request.param == "tiles" and not code.tiles_available():
         pytest.skip("the processor has no tile registers")
-    return NativeKernel(model, code, tiles=request.param == "tiles")
+    return NativeKernel(model, code, use_tiles=request.param == "tiles")
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
-    """Relative to the norm of the figures."""
+    """The norm of the difference, relative to the norm of what is expected."""
     assert actual.shape == expected.shape
     return float((actual - expected).norm() / expected.norm())
 
@@ -82,7 +81,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 def plans(
     config: LeWMConfig, count: int, context: int, samples: int, horizon: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """FrameLatents, past actions and candidates."""
+    """Latents, past actions and candidates."""
     generator = torch.Generator().manual_seed(context)
     shapes = (
         (count, context, config.latent_dim),
@@ -95,19 +94,19 @@ def plans(
 
 @pytest.mark.parametrize("horizon", [1, 2, 5, 7])
 @torch.inference_mode()
-def test_it_agrees_with_the_model(model: LeWM, kernel: NativeKernel, horizon: int) -> None:
+def test_results_are_close_to_the_model(model: LeWM, kernel: NativeKernel, horizon: int) -> None:
     for context in range(1, model.config.history + 1):
         inputs = plans(model.config, 2, context, 37, horizon)
         expected = torch.stack([model.rollout(*plan) for plan in zip(*inputs, strict=True)])
-        predicted = Rollout(kernel, Shards(1))(*inputs)
+        predicted = Rollout(kernel, RowThreads(1))(*inputs)
         assert predicted.dtype == torch.float32
-        assert 0 < error(predicted, expected) < NEAR
+        assert 0 < error(predicted, expected) < BFLOAT16_TOLERANCE
 
 
 @torch.inference_mode()
-def test_it_agrees_with_the_fields_own_library(code: ctypes.CDLL) -> None:
+def test_results_are_close_to_the_public_library(code: ctypes.CDLL) -> None:
     kernel = NativeKernel(MODELS["parity"](), code)
-    with np.load(PARITY / "expected.npz") as arrays:
+    with np.load(PARITY_FOLDER / "expected.npz") as arrays:
         expected = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     for context in (1, 3):
         inputs = (
@@ -115,48 +114,64 @@ def test_it_agrees_with_the_fields_own_library(code: ctypes.CDLL) -> None:
             expected["action_history"][: context - 1],
             expected["candidates"],
         )
-        predicted = Rollout(kernel, Shards(1))(*(part.unsqueeze(0) for part in inputs))[0]
-        assert error(predicted, expected[f"rollout_context{context}"]) < NEAR
+        predicted = Rollout(kernel, RowThreads(1))(*(part.unsqueeze(0) for part in inputs))[0]
+        assert error(predicted, expected[f"rollout_context{context}"]) < BFLOAT16_TOLERANCE
 
 
 @pytest.mark.parametrize("samples", [1, 15, 16, 17, 33, 64, 75])
 @torch.inference_mode()
-def test_threads_and_company_change_no_bit(model: LeWM, kernel: NativeKernel, samples: int) -> None:
+def test_threads_and_other_candidates_change_no_bit(
+    model: LeWM, kernel: NativeKernel, samples: int
+) -> None:
     context = min(2, model.config.history)
     latents, past, candidates = plans(model.config, 1, context, 75, 4)
-    together = Rollout(kernel, Shards(1))(latents, past, candidates)[:, :samples]
+    all_rows = Rollout(kernel, RowThreads(1))(latents, past, candidates)[:, :samples]
     for threads in (1, 3):
-        some = Rollout(kernel, Shards(threads, smallest=2))(latents, past, candidates[:, :samples])
-        assert torch.equal(some, together)
+        part = Rollout(kernel, RowThreads(threads, min_rows=2))(
+            latents, past, candidates[:, :samples]
+        )
+        assert torch.equal(part, all_rows)
 
 
 @torch.inference_mode()
-def test_it_expects_what_the_model_predicts(model: LeWM, kernel: NativeKernel) -> None:
+def test_the_newest_latent_is_predicted_as_by_the_model(model: LeWM, kernel: NativeKernel) -> None:
     for context in range(2, model.config.history + 1):
         latents, past, _ = plans(model.config, 2, context, 1, 1)
-        predicted = [
+        expected = [
             model.rollout(own[:-1], actions[:-1], actions[None, -1:])[0, 0]
             for own, actions in zip(latents, past, strict=True)
         ]
-        expected = Rollout(kernel, Shards(1)).expect(latents, past)
-        assert 0 < error(expected, torch.stack(predicted)) < NEAR
+        prediction = Rollout(kernel, RowThreads(1)).predict_newest(latents, past)
+        assert 0 < error(prediction, torch.stack(expected)) < BFLOAT16_TOLERANCE
 
 
 @torch.inference_mode()
-def test_a_model_run_after_another_is_none_the_worse(code: ctypes.CDLL) -> None:
-    # Threads keep their memory from one call to the next, whatever model is run.
+def test_models_that_run_in_turns_do_not_disturb_each_other(code: ctypes.CDLL) -> None:
+    # All models share the scratch memory of a thread.
     kernels = {name: NativeKernel(make(), code) for name, make in MODELS.items()}
     configs = {name: make().config for name, make in MODELS.items()}
     inputs = {name: plans(config, 1, config.history, 20, 3) for name, config in configs.items()}
-    first = {name: Rollout(kernels[name], Shards(1))(*inputs[name]) for name in MODELS}
+    first = {name: Rollout(kernels[name], RowThreads(1))(*inputs[name]) for name in MODELS}
     broken = [part.clone() for part in inputs["paper"]]
     broken[0][:] = float("nan")
-    Rollout(kernels["paper"], Shards(1))(*broken)
+    Rollout(kernels["paper"], RowThreads(1))(*broken)
     for name in MODELS:
-        assert torch.equal(Rollout(kernels[name], Shards(1))(*inputs[name]), first[name])
+        assert torch.equal(Rollout(kernels[name], RowThreads(1))(*inputs[name]), first[name])
 
 
-def test_which_models_it_runs() -> None:
-    assert fits(LeWMConfig())
-    assert fits(ODD)
-    assert not fits(TINY)
+@torch.inference_mode()
+def test_ticks_are_counted_by_kind_of_work(code: ctypes.CDLL) -> None:
+    rollout = Rollout(NativeKernel(MODELS["odd widths"](), code), RowThreads(1))
+    start, before = read_ticks()
+    rollout(*plans(ODD_WIDTHS, 1, 1, 20, 3))
+    end, after = read_ticks()
+    assert list(after) == list(WORK_KINDS)
+    spent = [after[kind] - before[kind] for kind in WORK_KINDS]
+    assert min(spent) > 0
+    assert sum(spent) < end - start
+
+
+def test_which_models_are_supported() -> None:
+    assert supports(LeWMConfig())
+    assert supports(ODD_WIDTHS)
+    assert not supports(TINY)

@@ -1,4 +1,4 @@
-"""Code that is compiled on the spot: once, and with a word where it cannot be."""
+"""The native code is compiled once, and there is a message if it cannot be used."""
 
 import ctypes
 import os
@@ -8,20 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from lewm_serve.backends import processor
 from lewm_serve.backends.native import library as native
 from lewm_serve.backends.native.backend import NativeBackend
-from lewm_serve.backends.native.library import NoLibrary, cache_folder, compiled, library
+from lewm_serve.backends.native.library import (
+    NoLibrary,
+    cache_folder,
+    check_structs,
+    compiled,
+    library,
+)
 from lewm_serve.backends.torch import TorchBackend
-from tests.lewm_models.examples import tiny
+from tests.lewm_models.examples import tiny_model
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def supported() -> None:
-    if native.NEEDS not in processor.cpu_flags():
-        pytest.skip(f"the processor has no {native.NEEDS}")
+    if native.REQUIRED_CPU_FLAG not in native.cpu_flags():
+        pytest.skip(f"the processor has no {native.REQUIRED_CPU_FLAG}")
 
 
 @pytest.mark.usefixtures("supported")
@@ -30,44 +35,44 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = compiled(folder)
     assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {each.suffix for each in folder.iterdir()} == {".so", ".sha256"}
+    assert {file.suffix for file in folder.iterdir()} == {".so", ".sha256"}
     monkeypatch.setattr("subprocess.run", None)
     assert compiled(folder) == path
 
 
 @pytest.mark.usefixtures("supported")
-def test_other_sources_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_flags_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compiled(tmp_path)
-    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-DOTHER"))
+    monkeypatch.setattr(native, "COMPILER_FLAGS", (*native.COMPILER_FLAGS, "-DOTHER"))
     assert compiled(tmp_path) != first
 
 
 @pytest.mark.usefixtures("supported")
 @pytest.mark.parametrize("size", [0, 4096])
-def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path, size: int) -> None:
+def test_a_file_that_was_cut_short_is_compiled_again(tmp_path: Path, size: int) -> None:
     path = compiled(tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:size])
+    content = path.read_bytes()
+    path.write_bytes(content[:size])
     assert compiled(tmp_path) == path
     assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
 
 
-def test_a_compiler_that_failed_is_not_asked_again(
+def test_a_compiler_that_failed_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags : {native.NEEDS}\n")
-    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"flags : {native.REQUIRED_CPU_FLAG}\n")
+    monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler = tmp_path / "compiler"
-    compiler.write_text(f"#!/bin/sh\necho asked >>{tmp_path}/log\nexit 1\n")
+    compiler.write_text(f"#!/bin/sh\necho called >>{tmp_path}/log\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    native._found.cache_clear()
+    native._load.cache_clear()
     for _ in range(2):
         with pytest.raises(NoLibrary, match="fails"):
             library()
-    native._found.cache_clear()
-    assert (tmp_path / "log").read_text() == "asked\n"
+    native._load.cache_clear()
+    assert (tmp_path / "log").read_text() == "called\n"
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,12 +106,12 @@ def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
         compiled(tmp_path)
 
 
-def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
         raise RuntimeError("no home directory")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(NoLibrary, match="no home directory, set XDG_CACHE_HOME"):
         cache_folder()
 
@@ -115,14 +120,40 @@ def test_a_processor_without_the_instructions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text("flags : avx2 fma\n")
-    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
-    native._found.cache_clear()
+    monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
+    native._load.cache_clear()
     with pytest.raises(NoLibrary, match="no avx512_bf16"):
         library()
-    native._found.cache_clear()
+    native._load.cache_clear()
 
 
-def test_models_that_it_does_not_run() -> None:
-    model = tiny()
+def test_models_that_are_not_supported() -> None:
+    model = tiny_model()
     with pytest.raises(NoLibrary, match="widths are multiples of 16"):
         NativeBackend(model, TorchBackend(model, CPU))
+
+
+@pytest.mark.usefixtures("supported")
+def test_structs_have_the_same_size_in_python_and_in_the_code(tmp_path: Path) -> None:
+    code = ctypes.CDLL(str(compiled(tmp_path)))
+    check_structs(code)
+    assert code.struct_size(b"PredictorModel") == ctypes.sizeof(native.PredictorModel)
+
+
+@pytest.mark.usefixtures("supported")
+@pytest.mark.parametrize(
+    ("name", "in_code"), [("KnownToken", ctypes.sizeof(native.KnownToken)), ("Unknown", -1)]
+)
+def test_a_struct_of_another_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, in_code: int
+) -> None:
+    longer = type(name, (native.KnownToken,), {"_fields_": (("added", ctypes.c_int64),)})
+    monkeypatch.setattr(native, "SHARED_STRUCTS", (native.LinearMap, longer))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native._load.cache_clear()
+    with pytest.raises(NoLibrary) as raised:
+        library()
+    native._load.cache_clear()
+    size = ctypes.sizeof(longer)
+    message = f"{name} has {size} bytes in Python and {in_code} in the compiled code"
+    assert str(raised.value) == message
