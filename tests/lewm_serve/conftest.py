@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from lewm_client import PlannerClient
+from tests.lewm_serve.support.drivers import Driver, GrpcDriver, RestDriver
 from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
-from tests.lewm_serve.support.drivers import Driver, RestDriver, GrpcDriver
 from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
 

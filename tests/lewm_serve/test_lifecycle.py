@@ -1,4 +1,4 @@
-"""From the first byte of a server's life to its exit code."""
+"""The life of a server: it listens, loads, serves, drains and stops."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ import pytest
 
 from lewm_client import PlannerClient, PlannerError
 from lewm_models import checkpoint
-from tests.lewm_serve.support.requests import plan
-from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
 from tests.lewm_serve.support.endless_plan import endless_plan
 from tests.lewm_serve.support.frames import picture
+from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
+from tests.lewm_serve.support.requests import plan
 from tests.lewm_serve.support.server_process import ROOT, ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
@@ -25,7 +25,7 @@ LONG_GRACE = ("--grace-s", "600")
 
 
 def serve(*flags: str) -> subprocess.CompletedProcess[str]:
-    """Run a server that is expected to give up."""
+    """Run a server that should not be able to start."""
     command = [sys.executable, "-m", "lewm_serve.cli.main", "serve"]
     return subprocess.run(
         [*command, *flags],
@@ -38,7 +38,7 @@ def serve(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 class HeldCard:
-    """A model's card that the server cannot read on until `release`: a pipe in its place."""
+    """A pipe in the place of a model's card. The server waits when it reads it, until `release`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / checkpoint.CARD_FILE
@@ -47,14 +47,14 @@ class HeldCard:
         os.mkfifo(self.path)
 
     def release(self) -> None:
-        """Let the server read; it reads more than once, and the next time finds a file."""
-        with self.path.open("wb") as pipe:  # waits for the reader
+        """Let the server read the card. When it reads it again, it finds a file."""
+        with self.path.open("wb") as pipe:  # waits for the server
             self.path.unlink()
             self.path.write_bytes(self.content)
             pipe.write(self.content)
 
 
-def test_a_servers_life(tmp_path: Path) -> None:
+def test_a_server_loads_serves_and_drains(tmp_path: Path) -> None:
     card = HeldCard(write_random_model(tmp_path / "models" / MODEL_NAME))
     flags = ("--models", str(tmp_path / "models"), *LONG_GRACE)
     with (
@@ -76,21 +76,21 @@ def test_a_servers_life(tmp_path: Path) -> None:
         assert rest.get("/readyz").status_code == 200
         assert rpc.encode([picture(0)], timeout_s=PATIENCE_S).latents
 
-        with endless_plan(server) as before_it:
-            inside = pool.submit(rest.post, "/plan", json=plan())
+        with endless_plan(server) as first_plan:
+            admitted = pool.submit(rest.post, "/plan", json=plan())
             wait_until(lambda: server.metric('lewm_queued_requests{endpoint="plan"}') == 1)
             server.signal(signal.SIGTERM)
             server.wait_draining()
             assert_draining(rest, rpc)
-            before_it.cancel()
-            answer = inside.result(PATIENCE_S)
+            first_plan.cancel()
+            answer = admitted.result(PATIENCE_S)
         assert server.wait_stopped() == 0, server.errors()
         assert (answer.status_code, answer.json()["status"]) == (200, "completed")
         assert server.lines.get(timeout=PATIENCE_S) == ""  # the ready line was the only one
         assert "Traceback" not in server.errors()
 
 
-def test_a_signal_while_it_loads_ends_it(tmp_path: Path) -> None:
+def test_a_signal_ends_a_server_that_loads(tmp_path: Path) -> None:
     HeldCard(write_random_model(tmp_path / "models" / MODEL_NAME))
     with ServerProcess(tmp_path / "log", "--models", str(tmp_path / "models")) as server:
         server.wait_listening()
@@ -99,7 +99,7 @@ def test_a_signal_while_it_loads_ends_it(tmp_path: Path) -> None:
 
 
 def assert_loading(rest: httpx.Client) -> None:
-    """It answers before it is ready, and says so."""
+    """Check that the server answers that it is loading."""
     assert rest.get("/healthz").status_code == 200
     ready, refused = rest.get("/readyz"), rest.post("/plan", json=plan())
     assert refused.status_code == ready.status_code == 503
@@ -108,7 +108,7 @@ def assert_loading(rest: httpx.Client) -> None:
 
 
 def assert_draining(rest: httpx.Client, rpc: PlannerClient) -> None:
-    """It takes nothing any more, and says so."""
+    """Check that the server answers that it is draining."""
     ready = rest.get("/readyz")
     assert (ready.status_code, ready.json()["code"]) == (503, "draining")
     refused = rest.post("/plan", json=plan())
@@ -121,24 +121,24 @@ def assert_draining(rest: httpx.Client, rpc: PlannerClient) -> None:
     assert caught.value.retry_after_s
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path, model_folder: Path) -> None:
+def test_a_second_signal_ends_the_server_at_once(tmp_path: Path, model_folder: Path) -> None:
     flags = ("--models", str(model_folder), "--host", "0.0.0.0", *LONG_GRACE)
     with (
         ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
-        endless_plan(server) as running,
+        endless_plan(server) as running_plan,
     ):
         assert "without authentication" in server.errors()
         server.signal(signal.SIGINT)
         server.wait_draining()
-        assert not running.done()
+        assert not running_plan.done()
         server.signal(signal.SIGINT)
         assert server.wait_stopped() == 128 + signal.SIGINT
 
 
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
-def test_port_in_use(flag: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+def test_a_port_in_use_is_one_clear_error(flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other_program:
+        port = str(other_program.getsockname()[1])
         other = "--grpc-port" if flag == "--http-port" else "--http-port"
         result = serve(flag, port, other, "0")
     assert (result.returncode, result.stdout) == (1, "")
@@ -146,7 +146,7 @@ def test_port_in_use(flag: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_missing_model() -> None:
+def test_a_missing_model_is_one_clear_error() -> None:
     result = serve("--models", "/nowhere/model", "--http-port", "0", "--grpc-port", "0")
     assert (result.returncode, result.stdout) == (1, "")
     assert "/nowhere/model" in result.stderr
@@ -166,7 +166,7 @@ def test_missing_model() -> None:
         ("--log-level", "loud"),
     ],
 )
-def test_bad_settings(flag: str, value: str) -> None:
+def test_a_bad_setting_is_one_clear_line(flag: str, value: str) -> None:
     result = serve(flag, value)
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1

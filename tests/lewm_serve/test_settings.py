@@ -1,5 +1,6 @@
-"""Settings: flags over environment over defaults, and bounds."""
+"""Settings: flags win over the environment, and all values have bounds."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,6 @@ from lewm_serve.settings import SettingsError, load_settings
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in [name for name in os.environ if name.startswith("LEWM_")]:
         monkeypatch.delenv(name)
 
@@ -36,7 +35,7 @@ def test_models_are_joined_by_colons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings(models="d").models == (Path("d"),)
 
 
-def test_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEWM_REDIS_URL", "")
     monkeypatch.setenv("LEWM_THREADS", "")
     settings = load_settings()
@@ -49,7 +48,7 @@ def test_other_hosts_are_not_loopback(host: str) -> None:
     assert not load_settings(host=host).loopback
 
 
-def test_errors_name_the_setting_and_keep_secrets() -> None:
+def test_errors_name_the_setting() -> None:
     with pytest.raises(SettingsError, match=r"LEWM_MAX_QUEUE \(--max-queue\) is '0'"):
         load_settings(max_queue="0")
     with pytest.raises(SettingsError, match=r"LEWM_CACHE_TTL_S \(--cache-ttl-s\) is '0'"):
@@ -64,7 +63,7 @@ def test_errors_name_the_setting_and_keep_secrets() -> None:
         "unix:///run/redis.sock?db=3",
     ],
 )
-def test_redis_urls(url: str) -> None:
+def test_usable_redis_urls(url: str) -> None:
     settings = load_settings(redis_url=url)
     assert settings.redis_url is not None
     assert settings.redis_url.get_secret_value() == url

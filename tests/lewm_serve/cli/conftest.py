@@ -1,4 +1,4 @@
-"""A model that plans badly, but at once."""
+"""A model that plans badly, but quickly."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,9 @@ from tests.lewm_serve.support.random_model import write_random_model
 
 @pytest.fixture
 def quick_model(tmp_path: Path) -> Path:
-    """A model folder of random weights whose solver hardly searches."""
+    """A model folder of random weights whose solver scores few candidates."""
     folder = write_random_model(tmp_path / "quick")
     card = read_card(folder / checkpoint.CARD_FILE)
-    quick = SolverDefaults(samples=4, iterations=1, elites=2)
-    checkpoint.write_card(folder, replace(card, solver=quick))
+    quick_solver = SolverDefaults(samples=4, iterations=1, elites=2)
+    checkpoint.write_card(folder, replace(card, solver=quick_solver))
     return folder

@@ -1,4 +1,4 @@
-"""What a robot sends, plan by plan."""
+"""What a robot in a closed loop sends with each plan."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,16 +11,19 @@ from lewm_serve.cli.closed_loop import RemotePlanner, find_two_room_model
 from tests.lewm_serve.support.random_model import MODEL_NAME
 from tests.lewm_serve.support.server_process import ServerProcess
 
-QUICK = {"samples": 4, "iterations": 1, "elites": 2}
+QUICK_SOLVER = {"samples": 4, "iterations": 1, "elites": 2}
 FRAME, GOAL = (np.full((224, 224, 3), grey, np.uint8) for grey in (50, 200))
 
 
-class Recorder(PlannerClient):
-    """A client that keeps what it was asked for, and may forget what it was told."""
+class RecordingClient(PlannerClient):
+    """A client that records its plans.
 
-    def __init__(self, target: str, *, forgetful: bool = False) -> None:
+    With ``wrong_latent_ids`` it returns latent ids that the server does not know.
+    """
+
+    def __init__(self, target: str, *, wrong_latent_ids: bool = False) -> None:
         super().__init__(target)
-        self.forgetful = forgetful
+        self.wrong_latent_ids = wrong_latent_ids
         self.goals: list[Any] = []
         self.warm_starts: list[Any] = []
         self.plans: list[PlanResponse] = []
@@ -30,16 +33,16 @@ class Recorder(PlannerClient):
         self.warm_starts.append(settings["warm_start"])
         plan = super().plan(frames, goal, **settings)
         self.plans.append(plan)
-        if self.forgetful:
+        if self.wrong_latent_ids:
             return replace(plan, latent_ids=LatentIds((), "0" * 32))
         return plan
 
 
-def test_the_goal_is_sent_once_and_plans_go_on_where_the_last_ended(
+def test_the_goal_is_sent_once_and_each_plan_starts_where_the_last_ended(
     server: ServerProcess,
 ) -> None:
-    with Recorder(server.target) as client:
-        planner = RemotePlanner(client, 10, model=MODEL_NAME, solver=QUICK)
+    with RecordingClient(server.target) as client:
+        planner = RemotePlanner(client, 10, model=MODEL_NAME, solver=QUICK_SOLVER)
         first, seconds = planner(FRAME, GOAL, 1)
         second, _ = planner(FRAME, GOAL, 2)
     assert first.shape == second.shape == (10, 2)
@@ -51,23 +54,23 @@ def test_the_goal_is_sent_once_and_plans_go_on_where_the_last_ended(
     assert np.array_equal(client.warm_starts[1], client.plans[0].actions[10:])
 
 
-def test_plans_that_are_run_to_their_end_start_afresh(server: ServerProcess) -> None:
-    with Recorder(server.target) as client:
-        planner = RemotePlanner(client, 25, solver=QUICK)
+def test_without_a_rest_of_the_last_plan_there_is_no_warm_start(server: ServerProcess) -> None:
+    with RecordingClient(server.target) as client:
+        planner = RemotePlanner(client, 25, solver=QUICK_SOLVER)
         first, again = (planner(FRAME, GOAL, 1)[0] for _ in range(2))
     assert client.warm_starts == [None, None]
     assert np.array_equal(first, again)
 
 
-def test_a_goal_the_server_has_forgotten_is_sent_again(server: ServerProcess) -> None:
-    with Recorder(server.target, forgetful=True) as client:
-        planner = RemotePlanner(client, 25, solver=QUICK)
+def test_a_goal_that_the_server_does_not_know_is_sent_again(server: ServerProcess) -> None:
+    with RecordingClient(server.target, wrong_latent_ids=True) as client:
+        planner = RemotePlanner(client, 25, solver=QUICK_SOLVER)
         planner(FRAME, GOAL, 1)
         planner(FRAME, GOAL, 1)
     assert [type(goal) for goal in client.goals] == [bytes, str, bytes]
 
 
-def test_a_model_is_found_by_name_or_default(server: ServerProcess) -> None:
+def test_the_model_is_found_by_name_or_by_default(server: ServerProcess) -> None:
     with PlannerClient(server.target) as client:
         assert find_two_room_model(client, None) == find_two_room_model(client, MODEL_NAME)
         with pytest.raises(ValueError, match=f"no model other.*{MODEL_NAME}"):

@@ -12,7 +12,7 @@ from lewm_models.card import read_card
 from lewm_serve.cli.main import app
 from tests.lewm_serve.support.server_process import ServerProcess
 
-QUICK = ("--samples", "4", "--iterations", "1", "--elites", "2")
+QUICK_SOLVER = ("--samples", "4", "--iterations", "1", "--elites", "2")
 
 
 def lewm(*arguments: str | Path) -> Result:
@@ -20,82 +20,91 @@ def lewm(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_figures_do_not_depend_on_the_robots(server: ServerProcess, tmp_path: Path) -> None:
-    several = {}
+def test_results_do_not_depend_on_the_number_of_robots(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    results = {}
     for robots in ("1", "3"):
-        figures = tmp_path / f"{robots}.json"
+        file = tmp_path / f"{robots}.json"
         result = lewm(
             *("evaluate", "--server", server.target, "--episodes", "4", "--robots", robots),
-            *("--json", figures, *QUICK),
+            *("--json", file, *QUICK_SOLVER),
         )
         assert result.exit_code == 0, result.output
         assert "of 4" in result.stdout
-        several[robots] = json.loads(figures.read_text())
-    assert several["1"]["solver"]["samples"] == 4
-    assert several["1"]["episodes"] == 4
+        results[robots] = json.loads(file.read_text())
+    assert results["1"]["solver"]["samples"] == 4
+    assert results["1"]["episodes"] == 4
     for name in ("successes", "plans", "steps_mean", "interval_95"):
-        assert several["1"][name] == several["3"][name]
+        assert results["1"][name] == results["3"][name]
 
 
-def test_figures_go_on_the_card(quick_model: Path) -> None:
+def test_results_are_written_to_the_card(quick_model: Path) -> None:
     card = quick_model / checkpoint.CARD_FILE
     before = read_card(card)
     setting = ("--setting", "momentum=0.3")
     arguments = ("--protocol", "cross-room", "--episodes", "1", *setting, "--write")
     result = lewm("evaluate", quick_model, *arguments)
     assert result.exit_code == 0, result.output
-    figures = read_card(card).figures["cross-room"]
-    assert figures["episodes"] == 1
-    assert figures["solver"] == {
-        "name": "cem", "samples": 4, "iterations": 1, "elites": 2, "horizon": 5, "tolerance": 0,
-        "momentum": 0.3, "deviation": 1,
-    }  # fmt: skip
-    assert before.with_figures(**{"cross-room": figures}) == read_card(card)
+    results = read_card(card).figures["cross-room"]
+    assert results["episodes"] == 1
+    assert results["solver"] == {
+        "name": "cem",
+        "samples": 4,
+        "iterations": 1,
+        "elites": 2,
+        "horizon": 5,
+        "tolerance": 0,
+        "momentum": 0.3,
+        "deviation": 1,
+    }
+    assert before.with_figures(**{"cross-room": results}) == read_card(card)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (("no/such/model",), "no/such/model/model.json: cannot be read"),
         (("--server", "127.0.0.1:1"), "unavailable"),
-        (("--server", "127.0.0.1:1", "--write"), "--write needs the MODEL"),
+        (
+            ("--server", "127.0.0.1:1", "--write"),
+            "--write: expected a MODEL whose card can be written",
+        ),
         (("--server", "127.0.0.1:1", "--seed", str(2**31)), "seed: expected"),
-        (("--server", "127.0.0.1:1", "--json", "/proc/figures.json"), "/proc/figures.json"),
-        (("--server", "127.0.0.1:1", "--setting", "momentum"), "--setting: expected MODEL_NAME=VALUE"),
+        (("--server", "127.0.0.1:1", "--json", "/proc/results.json"), "/proc/results.json"),
+        (("--server", "127.0.0.1:1", "--setting", "momentum"), "--setting: expected NAME=VALUE"),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_clear_line(
-    arguments: tuple[str, ...], complaint: str
-) -> None:
+def test_a_failing_evaluation_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
     result = lewm("evaluate", *arguments)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("lewm evaluate: ")
-    assert complaint in line
+    assert message in line
 
 
-def test_only_the_card_of_the_model_that_was_measured_is_written(
+def test_only_the_card_of_the_evaluated_model_is_written(
     server: ServerProcess, model_folder: Path, quick_model: Path
 ) -> None:
-    result = lewm("evaluate", quick_model, "--server", server.target, "--write", *QUICK)
+    result = lewm("evaluate", quick_model, "--server", server.target, "--write", *QUICK_SOLVER)
     assert result.exit_code == 1
     assert "serves another version" in result.stderr
     assert not read_card(quick_model / checkpoint.CARD_FILE).figures
 
 
-def test_a_demo_that_misses_its_goals_is_drawn_and_fails(quick_model: Path, tmp_path: Path) -> None:
+def test_a_demo_that_misses_goals_is_drawn_and_fails(quick_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "rooms.gif"
     result = lewm("demo", quick_model, "--robots", "3", "--output", output)
     assert result.exit_code == 1, result.output
     assert "of 3" in result.stdout
-    assert "less than 90%" in result.stderr
+    assert "fewer than 90% of the goals were reached" in result.stderr
     with Image.open(output) as animation, Image.open(output.with_suffix(".png")) as picture:
         assert animation.size == picture.size
         assert sum(1 for _ in ImageSequence.Iterator(animation)) == 51
 
 
 @pytest.mark.parametrize("output", ["/proc/rooms.gif", "/dev/null/rooms.gif"])
-def test_a_demo_that_cannot_be_written_is_not_run(output: str) -> None:
+def test_a_demo_with_an_unusable_output_is_not_run(output: str) -> None:
     result = lewm("demo", "no/such/model", "--output", output)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
@@ -103,7 +112,7 @@ def test_a_demo_that_cannot_be_written_is_not_run(output: str) -> None:
     assert "/rooms.gif" in line or "/dev/null" in line
 
 
-def test_a_demo_draws_animations_only(tmp_path: Path) -> None:
+def test_a_demo_writes_only_gif_files(tmp_path: Path) -> None:
     result = lewm("demo", "--output", tmp_path / "rooms.png")
     assert result.exit_code == 1
     assert "expected a .gif file" in result.stderr

@@ -1,4 +1,4 @@
-"""A server that others start for themselves."""
+"""A server in a process of its own that lives as long as a `with` block."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ from tests.lewm_serve.support.random_model import MODEL_NAME
 from tests.lewm_serve.support.server_process import ROOT
 from tests.patience import PATIENCE_S
 
-USER = """
+USING_PROGRAM = """
 import signal, sys
 from pathlib import Path
 from lewm_serve.cli.local_server import local_server
@@ -25,7 +25,7 @@ with local_server(Path(sys.argv[1])) as server:
 """
 
 
-def test_a_server_lives_as_long_as_it_is_needed(model_folder: Path) -> None:
+def test_a_server_ends_with_its_block(model_folder: Path) -> None:
     with local_server(model_folder, max_frames=1) as server:
         assert server.models == (MODEL_NAME,)
         assert server.url.endswith(str(server.http_port))
@@ -36,19 +36,19 @@ def test_a_server_lives_as_long_as_it_is_needed(model_folder: Path) -> None:
     assert caught.value.status is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_server_does_not_outlive_a_terminated_user(model_folder: Path) -> None:
-    command = [sys.executable, "-c", USER, str(model_folder)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as user:
-        assert user.stdout is not None
-        target = user.stdout.readline().strip()
-        user.terminate()
-        assert user.wait(PATIENCE_S) == 128 + signal.SIGTERM
+def test_a_server_ends_with_a_terminated_program(model_folder: Path) -> None:
+    command = [sys.executable, "-c", USING_PROGRAM, str(model_folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        target = program.stdout.readline().strip()
+        program.terminate()
+        assert program.wait(PATIENCE_S) == 128 + signal.SIGTERM
     with PlannerClient(target) as client, pytest.raises(PlannerError) as caught:
         client.models(timeout_s=PATIENCE_S)
     assert caught.value.status is grpc.StatusCode.UNAVAILABLE
 
 
-def test_the_handler_of_sigterm_is_put_back(model_folder: Path) -> None:
+def test_the_handler_of_sigterm_is_restored(model_folder: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with local_server(model_folder):
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -71,7 +71,7 @@ def test_a_server_that_refuses_its_settings_says_which() -> None:
         pass
 
 
-def test_nobody_waits_for_ever(model_folder: Path) -> None:
+def test_the_wait_for_a_server_is_limited(model_folder: Path) -> None:
     with (
         pytest.raises(LocalServerError, match=r"not ready after \d+ s"),
         local_server(model_folder, timeout_s=0.01),

@@ -13,7 +13,7 @@ from lewm_models.calibration.reference import LatentReference
 from lewm_models.card import Calibration
 from lewm_models.loss import sigreg
 from lewm_serve.api.responses import Health
-from lewm_serve.backends.choice import Wanted
+from lewm_serve.backends.choice import BackendSettings
 from lewm_serve.constants import ANOMALY_KINDS, AnomalyKind, HealthStatus
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner import health
@@ -226,7 +226,7 @@ CALIBRATION = replace(ALL_LIMITS, sigreg_limit=3.0, sigreg_window=4)
 
 @pytest.fixture(scope="module")
 def uncalibrated(model_folder: Path) -> LoadedModel:
-    return load_model(model_folder, torch.device("cpu"), Wanted("torch", threads=1))
+    return load_model(model_folder, torch.device("cpu"), BackendSettings("torch", threads=1))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
 
-COMPARABLE = ("--backend", "onnx", "--threads", "1")
+BACKEND = ("--backend", "onnx")
 """Two servers that are compared must run alike, not each with its own fastest backend."""
 
 
@@ -31,6 +31,7 @@ class ServerProcess:
         log: the file for its standard error.
         flags: flags of `lewm serve`.
         program: the module that is run instead of `lewm`.
+        threads: the number of CPU threads of the model; None: the server chooses it.
         environment: environment variables.
 
     Attributes:
@@ -39,13 +40,20 @@ class ServerProcess:
     """
 
     def __init__(
-        self, log: Path, *flags: str, program: str = "lewm_serve.cli.main", **environment: str
+        self,
+        log: Path,
+        *flags: str,
+        program: str = "lewm_serve.cli.main",
+        threads: str | None = "1",
+        **environment: str,
     ) -> None:
         self.log = log
-        command = [sys.executable, "-m", program, "serve", "--log-format", "json"]
+        command = [sys.executable, "-m", program, "serve", "--log-format", "json", *BACKEND]
+        if threads is not None:
+            command += ["--threads", threads]
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*command, *FREE_PORTS, *COMPARABLE, *flags],
+                [*command, *FREE_PORTS, *flags],
                 cwd=ROOT,
                 env=os.environ | environment,
                 stdout=subprocess.PIPE,

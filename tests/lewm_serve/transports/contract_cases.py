@@ -1,14 +1,10 @@
-"""The contract, a case a line: what is asked, and what must come back over either protocol."""
+"""The contract as a table: requests, and what either protocol must answer."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
 
 from lewm_serve.solvers import SOLVERS
 from tests.lewm_serve.support.frames import (
-    ACTION_DIM,
     ACTION_BLOCK,
     LATENT_DIM,
     base64_of,
@@ -16,219 +12,131 @@ from tests.lewm_serve.support.frames import (
     image,
     latent,
     pixels,
+)
+from tests.lewm_serve.support.requests import (
+    HOLD,
+    WAYPOINT,
+    Document,
+    plan,
+    plan_by,
+    plan_with_solver,
+    predict,
     rows,
 )
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request and its answer. `only` names the one protocol that can express it."""
+    """A request and its answer.
+
+    Attributes:
+        name: a name that is unique for its method.
+        method: the endpoint.
+        request: the request.
+        code: the code of the error, or ``ok``.
+        http_status: the HTTP status, from which the gRPC status follows.
+        expected: fields that a good answer has. `contract_checks` checks the rest of its content.
+        only: the protocol that can express the request, if only one can.
+    """
 
     name: str
     method: str
     request: Document
-    status: int = 200
     code: str = "ok"
-    check: Callable[[Document], bool] = lambda _: True
+    http_status: int = 200
+    expected: Document = field(default_factory=dict)
     only: str | None = None
 
     def __str__(self) -> str:
         return f"{self.method}-{self.name}"
 
 
-SOLVER: Document = {"samples": 16, "iterations": 2, "elites": 4}
+def encode(name: str, *frames: Document, only: str | None = None, **fields: str) -> Case:
+    """A good encode request."""
+    return Case(name, "encode", {"frames": list(frames), **fields}, only=only)
 
 
-def plan(**changes: Any) -> Document:
-    """A small plan, changed; `...` takes a field away."""
-    request = {"frames": [pixels(0)], "goal": pixels(1), "solver": SOLVER, "seed": 7} | changes
-    return {name: value for name, value in request.items() if value is not ...}
+def prediction(name: str, request: Document) -> Case:
+    """A good predict request."""
+    return Case(name, "predict", request)
 
 
-def predict(**changes: Any) -> Document:
-    """A prediction of two steps, changed."""
-    request = {"frames": [pixels(0)], "actions": rows(2 * ACTION_BLOCK)} | changes
-    return {name: value for name, value in request.items() if value is not ...}
-
-
-def shape(value: Any) -> tuple[int, ...]:
-    """The shape of nested lists."""
-    return (len(value), *shape(value[0])) if isinstance(value, list) else ()
-
-
-def solver(**changes: Any) -> Document:
-    """A plan with other solver settings."""
-    return plan(solver=SOLVER | changes)
+def planned(name: str, request: Document, **expected: object) -> Case:
+    """A good plan request. Its search is completed unless ``expected`` says otherwise."""
+    return Case(name, "plan", request, expected={"status": "completed"} | expected)
 
 
 def refused(
-    name: str, method: str, request: Document, code: str, status: int = 422, only: str | None = None
+    name: str,
+    method: str,
+    request: Document,
+    code: str,
+    http_status: int = 422,
+    only: str | None = None,
 ) -> Case:
-    """A case that ends in an error."""
-    return Case(name, method, request, status, code, only=only)
-
-
-def searched_by(name: str, **changes: Any) -> Document:
-    """A plan by another solver than the card's, with settings of its own."""
-    return plan(solver={"name": name, "samples": 16, "iterations": 2} | changes)
-
-
-def given(settings: Document) -> Document:
-    """Solver settings without those that gRPC leaves out."""
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-TUNED = {
-    "name": "mppi",
-    "samples": 16,
-    "iterations": 2,
-    "horizon": 5,
-    "tolerance": 0,
-    "temperature": 0.5,
-    "deviation": 0.7,
-    "noise_exponent": 0,
-}
-
-
-def is_found_by(name: str, document: Document) -> bool:
-    """A plan that a solver ended with two iterations, and said what it ran with."""
-    shared = {"name", "samples", "iterations", "horizon", "tolerance"}
-    return (
-        document["status"] == "completed"
-        and document["iterations"] == 2
-        and math.isfinite(document["cost"])
-        and given(document["solver"]).keys() == shared | SOLVERS[name].own.keys()
-    )
-
-
-WAYPOINT: Document = {"controller": "waypoint", "state": [50.0, 50.0, 60.0, 60.0]}
-
-
-def falls_back(document: Document, controller: str) -> bool:
-    """An answer by that controller, since there was no time for a frame to be looked at."""
-    return (
-        document["status"] == "fallback"
-        and document["fallback"] == {"controller": controller, "reason": "deadline"}
-        and (document["cost"], document["latent_ids"]) == (None, None)
-        and (document["iterations"], document["candidates"]) == (0, 0)
-        and document["health"]["status"] == "unknown"
-        and document.get("trajectory") is None
-    )
-
-
-def is_whole_plan(document: Document) -> bool:
-    """Everything a plan's answer must hold."""
-    inside = all(-1 <= value <= 1 for row in document["actions"] for value in row)
-    return (
-        shape(document["actions"]) == (5 * ACTION_BLOCK, ACTION_DIM)
-        and inside
-        and document["action_block"] == ACTION_BLOCK
-        and math.isfinite(document["cost"])
-        and document["status"] == "completed"
-        and document["iterations"] == 2
-        and document["candidates"] >= 32
-        and document["solver"]["name"] == "cem"
-        and document["solver"]["samples"] == 16
-        and document["seed"] == 7
-        and len(document["latent_ids"]["frames"]) == 1
-        and document["fallback"] is None
-        and document.get("trajectory") is None
-        and document["timing_ms"]["total"] > 0
-    )
+    """A request that ends with an error."""
+    return Case(name, method, request, code, http_status, only=only)
 
 
 GOOD = [
-    Case("pixels", "encode", {"frames": [pixels()]}, check=lambda d: len(d["latents"]) == 1),
-    Case("png", "encode", {"frames": [image("PNG")]}),
-    Case("jpeg", "encode", {"frames": [image("JPEG")]}),
-    Case("other-size", "encode", {"frames": [pixels(0, 100), pixels(0, 33)]}),
-    Case(
-        "three",
-        "encode",
-        {"frames": [pixels(1), image("PNG", 2), image("JPEG", 3)]},
-        check=lambda d: [len(e["latent"]) for e in d["latents"]] == [LATENT_DIM] * 3,
-    ),
-    Case(
-        "base64",
-        "encode",
-        {"frames": [pixels()], "encoding": "base64"},
-        check=lambda d: len(d["latents"][0]["latent"]) == len(base64_of(bytes(4 * LATENT_DIM))),
-        only="rest",
-    ),
-    Case(
-        "health",
-        "encode",
-        {"frames": [pixels()]},
-        check=lambda d: d["health"]["sigreg"] is None and d["health"]["latent_norm"] > 0,
-    ),
-    Case("actions", "predict", predict(), check=lambda d: shape(d["latents"]) == (2, LATENT_DIM)),
-    Case(
+    encode("pixels", pixels()),
+    encode("png", image("PNG")),
+    encode("jpeg", image("JPEG")),
+    encode("other-size", pixels(0, 100), pixels(0, 33)),
+    encode("three", pixels(1), image("PNG", 2), image("JPEG", 3)),
+    encode("latent", latent(0.1)),
+    encode("base64", pixels(), only="rest", encoding="base64"),
+    prediction("actions", predict()),
+    prediction(
         "candidates",
-        "predict",
-        predict(actions=..., candidates=[rows(2 * ACTION_BLOCK, a) for a in (-0.5, 0.0, 0.5)]),
-        check=lambda d: shape(d["latents"]) == (3, 2, LATENT_DIM),
-    ),
-    Case(
-        "history",
-        "predict",
-        predict(frames=[pixels(0), pixels(1), pixels(2)], past_actions=rows(2 * ACTION_BLOCK)),
-    ),
-    Case("whole", "plan", plan(), check=is_whole_plan),
-    Case("images", "plan", plan(frames=[image("JPEG")], goal=image("PNG", 1))),
-    Case("latents", "plan", plan(frames=[latent(0.1)], goal=latent(0.2))),
-    Case("history", "plan", plan(frames=[pixels(0), pixels(1)], past_actions=rows(ACTION_BLOCK))),
-    Case("no-past", "plan", plan(past_actions=[])),
-    Case("nulls", "plan", plan(past_actions=None, deadline_ms=None, priority=None)),
-    Case("warm-start", "plan", plan(warm_start=rows(2 * ACTION_BLOCK))),
-    Case("horizon-one", "plan", solver(horizon=1), check=lambda d: len(d["actions"]) == ACTION_BLOCK),
-    Case("one-elite", "plan", solver(elites=1), check=lambda d: math.isfinite(d["cost"])),
-    *(
-        Case(f"solver-{name}", "plan", searched_by(name), check=partial(is_found_by, name))
-        for name in SOLVERS
-    ),
-    Case(
-        "tuned",
-        "plan",
-        searched_by("mppi", temperature=0.5, deviation=0.7, noise_exponent=0),
-        check=lambda d: given(d["solver"]) == TUNED,
-    ),
-    Case(
-        "converged",
-        "plan",
-        solver(iterations=50, tolerance=3.0),
-        check=lambda d: (d["status"], d["iterations"], d["candidates"]) == ("converged", 1, 17),
-    ),
-    Case("deadline", "plan", plan(deadline_ms=3_600_000)),
-    Case("priority", "plan", plan(priority=9)),
-    Case("min-iterations", "plan", plan(min_iterations=2, deadline_ms=3_600_000)),
-    Case("random-seed", "plan", plan(seed=...), check=lambda d: d["seed"] >= 0),
-    Case("largest-seed", "plan", plan(seed=2**63 - 1), check=lambda d: d["seed"] == 2**63 - 1),
-    Case("no-fallback", "plan", plan(fallback={"controller": "none"})),
-    Case("unused-fallback", "plan", plan(fallback={"controller": "hold"}), check=is_whole_plan),
-    Case(
-        "hold-when-it-is-too-late",
-        "plan",
-        plan(fallback={"controller": "hold"}, deadline_ms=1e-6),
-        check=lambda d: (
-            falls_back(d, "hold")
-            and shape(d["actions"]) == (25, 2)
-            and all(value == 0 for row in d["actions"] for value in row)
+        predict(
+            actions=...,
+            candidates=[rows(2 * ACTION_BLOCK, value) for value in (-0.5, 0.0, 0.5)],
         ),
     ),
-    Case(
+    prediction(
+        "history",
+        predict(frames=[pixels(0), pixels(1), pixels(2)], past_actions=rows(2 * ACTION_BLOCK)),
+    ),
+    planned("small", plan()),
+    planned("images", plan(frames=[image("JPEG")], goal=image("PNG", 1))),
+    planned("latents", plan(frames=[latent(0.1)], goal=latent(0.2))),
+    planned("history", plan(frames=[pixels(0), pixels(1)], past_actions=rows(ACTION_BLOCK))),
+    planned("empty-past", plan(past_actions=[])),
+    planned("nulls", plan(past_actions=None, deadline_ms=None, priority=None)),
+    planned("warm-start", plan(warm_start=rows(2 * ACTION_BLOCK))),
+    planned("horizon-one", plan_with_solver(horizon=1)),
+    planned("one-elite", plan_with_solver(elites=1)),
+    planned("card-elites-within-samples", plan(solver={"samples": 8, "iterations": 1})),
+    *(planned(f"solver-{name}", plan_by(name)) for name in SOLVERS),
+    planned("tuned", plan_by("mppi", temperature=0.5, deviation=0.7, noise_exponent=0)),
+    planned(
+        "converged",
+        plan_with_solver(iterations=50, tolerance=3.0),
+        status="converged",
+        iterations=1,
+        candidates=17,
+    ),
+    planned("deadline", plan(deadline_ms=3_600_000)),
+    planned("priority", plan(priority=9)),
+    planned("min-iterations", plan(min_iterations=2, deadline_ms=3_600_000)),
+    planned("random-seed", plan(seed=...)),
+    planned("largest-seed", plan(seed=2**63 - 1)),
+    planned("no-fallback", plan(fallback={"controller": "none"})),
+    planned("unused-fallback", plan(fallback=HOLD)),
+    planned(
+        "hold-when-it-is-too-late",
+        plan(fallback=HOLD, deadline_ms=1e-6),
+        status="fallback",
+        actions=rows(25, 0.0),
+    ),
+    planned(
         "tail-when-it-is-too-late",
-        "plan",
         plan(fallback={"controller": "tail"}, warm_start=rows(7), deadline_ms=1e-6),
-        check=lambda d: falls_back(d, "tail") and d["actions"] == rows(7) + rows(18, 0.0),
+        status="fallback",
+        actions=rows(7) + rows(18, 0.0),
     ),
-    Case(
-        "trajectory",
-        "plan",
-        plan(include=["trajectory"]),
-        check=lambda d: shape(d["trajectory"]) == (5, LATENT_DIM),
-    ),
+    planned("trajectory", plan(include=["trajectory"])),
 ]
 
 _PNG = encoded("PNG")
@@ -305,7 +213,9 @@ BAD_REQUESTS = [
     refused("empty-actions", "predict", predict(actions=[]), "shape_mismatch"),
     refused("both", "predict", predict(candidates=[rows(5)]), "conflicting_fields", only="rest"),
     refused("half-block", "predict", predict(actions=rows(ACTION_BLOCK + 1)), "shape_mismatch"),
-    refused("wide-actions", "predict", predict(actions=[[0.0] * 3] * ACTION_BLOCK), "shape_mismatch"),
+    refused(
+        "wide-actions", "predict", predict(actions=[[0.0] * 3] * ACTION_BLOCK), "shape_mismatch"
+    ),
     refused("flat-actions", "predict", predict(actions=[0.0] * ACTION_BLOCK), "shape_mismatch"),
     refused("nan-actions", "predict", predict(actions=rows(ACTION_BLOCK, math.nan)), "not_finite"),
     refused("inf-actions", "predict", predict(actions=rows(ACTION_BLOCK, math.inf)), "not_finite"),
@@ -349,31 +259,31 @@ BAD_PLANS = [
     refused("long-warm-start", "plan", plan(warm_start=rows(6 * ACTION_BLOCK)), "shape_mismatch"),
     refused("wide-warm-start", "plan", plan(warm_start=[[0.0] * 3]), "shape_mismatch"),
     refused("nan-warm-start", "plan", plan(warm_start=rows(ACTION_BLOCK, math.nan)), "not_finite"),
-    refused("elites", "plan", solver(samples=8, elites=9), "out_of_range"),
-    refused("no-samples", "plan", solver(samples=0), "out_of_range"),
-    refused("negative-samples", "plan", solver(samples=-1), "out_of_range"),
-    refused("many-samples", "plan", solver(samples=1_000_000), "out_of_range"),
-    refused("many-iterations", "plan", solver(iterations=1_000_000), "out_of_range"),
-    refused("far-horizon", "plan", solver(horizon=1_000_000), "out_of_range"),
-    refused("no-elites", "plan", solver(elites=0), "out_of_range"),
-    refused("tolerance", "plan", solver(tolerance=-0.1), "out_of_range"),
-    refused("nan-tolerance", "plan", solver(tolerance=math.nan), "not_finite"),
-    refused("half-sample", "plan", solver(samples=1.5), "wrong_type", only="rest"),
-    refused("true-sample", "plan", solver(samples=True), "wrong_type", only="rest"),
-    refused("text-sample", "plan", solver(samples="16"), "wrong_type", only="rest"),
-    refused("vast-sample", "plan", solver(samples=10**40), "out_of_range", only="rest"),
-    refused("solver", "plan", solver(name="oracle"), "unknown_solver"),
-    refused("solver-field", "plan", solver(speed=1), "unknown_field"),
-    refused("not-its-own", "plan", solver(temperature=1), "conflicting_fields"),
-    refused("no-elites-in-mppi", "plan", solver(name="mppi"), "conflicting_fields"),
-    refused("momentum", "plan", solver(momentum=1), "out_of_range"),
-    refused("negative-momentum", "plan", solver(momentum=-0.1), "out_of_range"),
-    refused("no-deviation", "plan", solver(deviation=0), "out_of_range"),
-    refused("vast-deviation", "plan", solver(deviation=101), "out_of_range"),
-    refused("nan-deviation", "plan", solver(deviation=math.nan), "not_finite"),
-    refused("noise-exponent", "plan", searched_by("icem", noise_exponent=11), "out_of_range"),
-    refused("no-temperature", "plan", searched_by("mppi", temperature=0), "out_of_range"),
-    refused("learning-rate", "plan", searched_by("gradient", learning_rate=0), "out_of_range"),
+    refused("elites", "plan", plan_with_solver(samples=8, elites=9), "out_of_range"),
+    refused("no-samples", "plan", plan_with_solver(samples=0), "out_of_range"),
+    refused("negative-samples", "plan", plan_with_solver(samples=-1), "out_of_range"),
+    refused("many-samples", "plan", plan_with_solver(samples=1_000_000), "out_of_range"),
+    refused("many-iterations", "plan", plan_with_solver(iterations=1_000_000), "out_of_range"),
+    refused("far-horizon", "plan", plan_with_solver(horizon=1_000_000), "out_of_range"),
+    refused("no-elites", "plan", plan_with_solver(elites=0), "out_of_range"),
+    refused("tolerance", "plan", plan_with_solver(tolerance=-0.1), "out_of_range"),
+    refused("nan-tolerance", "plan", plan_with_solver(tolerance=math.nan), "not_finite"),
+    refused("half-sample", "plan", plan_with_solver(samples=1.5), "wrong_type", only="rest"),
+    refused("boolean-sample", "plan", plan_with_solver(samples=True), "wrong_type", only="rest"),
+    refused("text-sample", "plan", plan_with_solver(samples="16"), "wrong_type", only="rest"),
+    refused("vast-sample", "plan", plan_with_solver(samples=10**40), "out_of_range", only="rest"),
+    refused("solver", "plan", plan_with_solver(name="oracle"), "unknown_solver"),
+    refused("solver-field", "plan", plan_with_solver(speed=1), "unknown_field"),
+    refused("not-its-own", "plan", plan_with_solver(temperature=1), "conflicting_fields"),
+    refused("no-elites-in-mppi", "plan", plan_with_solver(name="mppi"), "conflicting_fields"),
+    refused("momentum", "plan", plan_with_solver(momentum=1), "out_of_range"),
+    refused("negative-momentum", "plan", plan_with_solver(momentum=-0.1), "out_of_range"),
+    refused("no-deviation", "plan", plan_with_solver(deviation=0), "out_of_range"),
+    refused("vast-deviation", "plan", plan_with_solver(deviation=101), "out_of_range"),
+    refused("nan-deviation", "plan", plan_with_solver(deviation=math.nan), "not_finite"),
+    refused("noise-exponent", "plan", plan_by("icem", noise_exponent=11), "out_of_range"),
+    refused("no-temperature", "plan", plan_by("mppi", temperature=0), "out_of_range"),
+    refused("learning-rate", "plan", plan_by("gradient", learning_rate=0), "out_of_range"),
     refused("seed", "plan", plan(seed=-1), "out_of_range"),
     refused("large-seed", "plan", plan(seed=2**63), "out_of_range", only="rest"),
     refused("half-seed", "plan", plan(seed=0.5), "wrong_type", only="rest"),
@@ -397,9 +307,9 @@ BAD_PLANS = [
         "not_finite",
     ),
     refused(
-        "bad-frame-in-spite-of-fallback",
+        "bad-frame-with-a-fallback",
         "plan",
-        plan(frames=[{"latent": [0.1]}], fallback={"controller": "hold"}),
+        plan(frames=[{"latent": [0.1]}], fallback=HOLD),
         "shape_mismatch",
     ),
     refused("unknown-model", "plan", plan(model="m"), "unknown_model", 404),

@@ -1,4 +1,4 @@
-"""Who comes in, who goes first, and what becomes of those inside when the server goes down."""
+"""Which plans a real server admits, in which order it runs them, and what it still finishes."""
 
 import json
 import select
@@ -15,49 +15,48 @@ import numpy as np
 import pytest
 
 from lewm_client import PlannerClient, PlannerError
-from tests.lewm_serve.support.requests import plan
-from tests.lewm_serve.support.drivers import Driver, RestDriver, GrpcDriver
+from tests.lewm_serve.support.drivers import Driver, GrpcDriver, RestDriver
 from tests.lewm_serve.support.endless_plan import ENDLESS_SOLVER, endless_plan
 from tests.lewm_serve.support.frames import picture, pixels
+from tests.lewm_serve.support.requests import plan
 from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 ROBOTS = 12
 
-SHORT = {"name": "cem", "samples": 64, "elites": 8, "iterations": 4}
-LONG = {"name": "cem", "samples": 512, "iterations": 200}
-"""Many iterations, of which at least one should fit where half a minute is given."""
+SHORT_SOLVER = {"name": "cem", "samples": 64, "elites": 8, "iterations": 4}
+LONG_SOLVER = {"name": "cem", "samples": 512, "iterations": 200}
+"""Many iterations, of which at least one should fit into half a minute."""
 
 
-def plans_inside(server: ServerProcess) -> float:
-    """Plans admitted and not yet answered."""
-    waiting = server.metric('lewm_queued_requests{endpoint="plan"}')
-    return waiting + server.metric("lewm_active_plans")
+def admitted_plans(server: ServerProcess) -> float:
+    """The number of plans that are admitted and not answered."""
+    queued = server.metric('lewm_queued_requests{endpoint="plan"}')
+    return queued + server.metric("lewm_active_plans")
 
 
 @contextmanager
-def robot(server: ServerProcess, **request: Any) -> Iterator[socket.socket]:
-    """A client whose plan is inside, unless it has been answered already.
+def robot_with_plan(server: ServerProcess, **request: Any) -> Iterator[socket.socket]:
+    """A client whose plan has been admitted, unless it is answered already.
 
-    At the end it goes away without a word, and is dropped.
+    At the end of the block the client closes its connection, and its plan is dropped.
     """
     body = json.dumps(plan(**request))
     head = "POST /plan HTTP/1.1\r\nHost: robot\r\nContent-Type: application/json\r\n"
-    address = "127.0.0.1", server.http_port
-    before = plans_inside(server)
-    with socket.create_connection(address) as connection:
+    before = admitted_plans(server)
+    with socket.create_connection(("127.0.0.1", server.http_port)) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        wait_until(lambda: plans_inside(server) > before or is_answered(connection))
+        wait_until(lambda: admitted_plans(server) > before or is_answered(connection))
         yield connection
-    wait_until(lambda: plans_inside(server) <= before)
+    wait_until(lambda: admitted_plans(server) <= before)
 
 
 def is_answered(connection: socket.socket) -> bool:
-    """Whether something has come back."""
+    """Whether bytes have arrived."""
     return bool(select.select([connection], [], [], 0)[0])
 
 
-def test_requests_beyond_the_limit_are_refused_until_there_is_room(
+def test_a_full_queue_refuses_requests_until_a_plan_is_done(
     tmp_path: Path, model_folder: Path
 ) -> None:
     flags = ("--models", str(model_folder), "--max-queue", "2")
@@ -66,7 +65,10 @@ def test_requests_beyond_the_limit_are_refused_until_there_is_room(
         PlannerClient(server.target) as rpc,
         httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
     ):
-        with robot(server, solver=ENDLESS_SOLVER), robot(server, solver=ENDLESS_SOLVER):
+        with (
+            robot_with_plan(server, solver=ENDLESS_SOLVER),
+            robot_with_plan(server, solver=ENDLESS_SOLVER),
+        ):
             refused = rest.post("/plan", json=plan())
             assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
             assert int(refused.headers["retry-after"]) >= 1
@@ -77,10 +79,10 @@ def test_requests_beyond_the_limit_are_refused_until_there_is_room(
         assert rest.post("/plan", json=plan()).status_code == 200
 
 
-def test_a_plan_that_would_come_too_late_is_told_when_to_come_again(
+def test_a_plan_that_would_be_late_is_refused_with_retry_after(
     server: ServerProcess, rest: httpx.Client, rpc: PlannerClient
 ) -> None:
-    with robot(server, solver=ENDLESS_SOLVER, priority=9):
+    with robot_with_plan(server, solver=ENDLESS_SOLVER, priority=9):
         refused = rest.post("/plan", json=plan(deadline_ms=2000))
         assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
         with pytest.raises(PlannerError) as caught:
@@ -92,20 +94,21 @@ def test_a_plan_that_would_come_too_late_is_told_when_to_come_again(
 
 
 def test_a_more_urgent_plan_overtakes(server: ServerProcess, rest: httpx.Client) -> None:
-    with robot(server, solver=ENDLESS_SOLVER) as long:
+    with robot_with_plan(server, solver=ENDLESS_SOLVER) as connection:
         urgent = rest.post("/plan", json=plan(deadline_ms=600_000, priority=9)).json()
         assert urgent["status"] == "completed"
-        assert not is_answered(long)
+        assert not is_answered(connection)
 
 
-def test_a_plan_may_be_content_with_fewer_iterations(server: ServerProcess, driver: Driver) -> None:
-    """Behind one that takes all the time until its own deadline.
+def test_a_plan_may_ask_for_fewer_iterations(server: ServerProcess, driver: Driver) -> None:
+    """The plan before it takes all the time until its own deadline.
 
-    On a busy machine the requests need some of that time, or a single iteration more than is left.
+    On a busy machine the requests themselves take some of that time, or a single iteration takes
+    more than is left.
     """
     for scale in (1, 4, 16, 64):
-        request = plan(solver=LONG, deadline_ms=2000 * scale)
-        with robot(server, solver=LONG, deadline_ms=1500 * scale, priority=9):
+        request = plan(solver=LONG_SOLVER, deadline_ms=2000 * scale)
+        with robot_with_plan(server, solver=LONG_SOLVER, deadline_ms=1500 * scale, priority=9):
             refused = driver.send("plan", request)
             admitted = driver.send("plan", request | {"min_iterations": 1})
         if (refused.code, admitted.code) == ("overloaded", "ok"):
@@ -115,49 +118,52 @@ def test_a_plan_may_be_content_with_fewer_iterations(server: ServerProcess, driv
     assert 1 <= admitted.document["iterations"] < 200
 
 
-def test_fewer_than_the_least_iterations_are_of_no_use(driver: Driver) -> None:
+def test_a_plan_without_time_for_its_min_iterations_is_refused(driver: Driver) -> None:
     request = plan(solver=ENDLESS_SOLVER, deadline_ms=60_000, min_iterations=200)
     refused = driver.send("plan", request)
     assert (refused.status, refused.code) == (driver.status(504), "deadline_exceeded")
 
 
-def test_who_goes_away_makes_room(server: ServerProcess, rest: httpx.Client) -> None:
-    with robot(server, solver=ENDLESS_SOLVER):
+def test_a_dropped_plan_no_longer_counts(server: ServerProcess, rest: httpx.Client) -> None:
+    with robot_with_plan(server, solver=ENDLESS_SOLVER):
         pass
     assert rest.post("/plan", json=plan(deadline_ms=600_000)).json()["status"] == "completed"
 
 
-def test_the_same_plan_alone_and_in_a_crowd(server: ServerProcess, rest: httpx.Client) -> None:
-    """Other plans come between its iterations, whatever their urgency."""
-    mine = plan(solver=SHORT | {"iterations": 20})
-    alone = rest.post("/plan", json=mine).json()
+def test_a_plan_is_the_same_alone_and_among_others(
+    server: ServerProcess, rest: httpx.Client
+) -> None:
+    """Other plans run between its iterations, more and less urgent ones."""
+    request = plan(solver=SHORT_SOLVER | {"iterations": 20})
+    alone = rest.post("/plan", json=request).json()
     with (
-        robot(server, solver=ENDLESS_SOLVER),
-        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as strangers,
+        robot_with_plan(server, solver=ENDLESS_SOLVER),
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as other_clients,
         ThreadPoolExecutor(4) as pool,
     ):
-        crowd = [
-            pool.submit(strangers.post, "/plan", json=plan(priority=6 + seed % 4, seed=seed))
+        others = [
+            pool.submit(other_clients.post, "/plan", json=plan(priority=6 + seed % 4, seed=seed))
             for seed in range(12)
         ]
-        together = rest.post("/plan", json=mine | {"priority": 7}).json()
-        assert all(stranger.result().status_code == 200 for stranger in crowd)
+        together = rest.post("/plan", json=request | {"priority": 7}).json()
+        assert all(other.result().status_code == 200 for other in others)
     assert np.array_equal(alone["actions"], together["actions"])
     assert alone["cost"] == together["cost"]
 
 
-def test_whatever_came_in_before_the_signal_is_finished(tmp_path: Path, model_folder: Path) -> None:
+def test_plans_that_came_before_the_signal_are_finished(tmp_path: Path, model_folder: Path) -> None:
     flags = ("--models", str(model_folder), "--grace-s", "600")
     with (
         ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
         PlannerClient(server.target) as rpc,
         httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
         ThreadPoolExecutor(ROBOTS) as pool,
-        endless_plan(server) as before_them,
+        endless_plan(server) as first_plan,
     ):
-        robots = [
+        drivers = (GrpcDriver(rpc), RestDriver(rest))
+        plans = [
             pool.submit(
-                (RestDriver(rest) if seed % 2 else GrpcDriver(rpc)).ask,
+                drivers[seed % 2].send,
                 "plan",
                 plan(frames=[pixels(seed)], goal=pixels(seed + 100), seed=seed),
             )
@@ -166,13 +172,13 @@ def test_whatever_came_in_before_the_signal_is_finished(tmp_path: Path, model_fo
         wait_until(lambda: server.metric('lewm_queued_requests{endpoint="plan"}') == ROBOTS)
         server.signal(signal.SIGTERM)
         server.wait_draining()
-        before_them.cancel()
-        assert [robot.result(PATIENCE_S).code for robot in robots] == ["ok"] * ROBOTS
+        first_plan.cancel()
+        assert [answer.result(PATIENCE_S).code for answer in plans] == ["ok"] * ROBOTS
         assert server.wait_stopped() == 0, server.errors()
 
 
 @pytest.mark.parametrize("deadline_ms", [0.001, 0.5])
-def test_a_deadline_that_cannot_be_met_is_told_at_once(
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(
     rest: httpx.Client, deadline_ms: float
 ) -> None:
     refused = rest.post("/plan", json=plan(deadline_ms=deadline_ms))
@@ -182,10 +188,10 @@ def test_a_deadline_that_cannot_be_met_is_told_at_once(
 def test_an_iteration_that_does_not_fit_is_refused_before_any_work(
     server: ServerProcess, rest: httpx.Client
 ) -> None:
-    rows = 'lewm_batch_rows_sum{kind="rollout"}'
-    before = server.metric(rows)
+    rolled_out_rows = 'lewm_batch_rows_sum{kind="rollout"}'
+    before = server.metric(rolled_out_rows)
     huge = {"name": "cem", "samples": 4096, "horizon": 50}
     refused = rest.post("/plan", json=plan(solver=huge, deadline_ms=200))
     assert (refused.status_code, refused.json()["code"]) == (504, "deadline_exceeded")
-    assert server.metric(rows) == before
-    assert plans_inside(server) == 0
+    assert server.metric(rolled_out_rows) == before
+    assert admitted_plans(server) == 0

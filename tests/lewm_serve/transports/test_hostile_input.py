@@ -1,4 +1,4 @@
-"""Bad requests beside good ones: the good are not harmed, and the memory does not grow."""
+"""Hostile requests: they do not harm good ones, and they cost little memory."""
 
 import json
 import random
@@ -19,31 +19,34 @@ from lewm.v1 import planner_pb2 as pb
 from lewm_client import PlannerClient, PlannerError
 from lewm_serve.errors import CODES
 from lewm_serve.settings import Settings
-from tests.lewm_serve.support.requests import CASES, plan
-from tests.lewm_serve.support.drivers import Driver, RestDriver, GrpcDriver, raw_call
-from tests.lewm_serve.support.frames import base64_of, chunk, picture, pixels, png
+from tests.lewm_serve.support.drivers import Driver, GrpcDriver, RestDriver, raw_call
+from tests.lewm_serve.support.frames import base64_of, picture, pixels, png, png_chunk
+from tests.lewm_serve.support.requests import plan
 from tests.lewm_serve.support.server_process import ServerProcess
+from tests.lewm_serve.transports.contract_cases import CASES
 from tests.patience import PATIENCE_S
 
 MIB = 1 << 20
-HELD = 4
-"""A body is held as received, as text and as an array, and memory is not given back at once."""
+
+BODY_MEMORY_FACTOR = 4
+"""A body is held as bytes, as text and as an array, and memory is not returned at once."""
+
 SPARE_MIB = 64
-LIMIT = Settings.model_fields["max_body_bytes"].default
+MAX_BODY_BYTES = Settings.model_fields["max_body_bytes"].default
 JSON = {"content-type": "application/json"}
 
-BAD = [case for case in CASES if case.code != "ok"]
+BAD_CASES = [case for case in CASES if case.code != "ok"]
 
 
 def image_bombs() -> list[bytes]:
-    """Images that are small until somebody unfolds them."""
-    text = chunk(b"zTXt", b"k\x00\x00" + zlib.compress(bytes(128 * MIB)))
+    """Images that are small until they are decompressed."""
+    text = png_chunk(b"zTXt", b"k\x00\x00" + zlib.compress(bytes(128 * MIB)))
     huge = png(30_000, 30_000, rows=bytes(32 * MIB))
     return [png(64, 64, text), huge, png(2**31 - 1, 1)]
 
 
-def bombs() -> list[bytes]:
-    """Bodies that are small until somebody makes objects of them, or large."""
+def json_bombs() -> list[bytes]:
+    """Bodies that are small until they are parsed, or large."""
     return [
         b'{"frames":[' + b"{}," * 2_000_000 + b"{}]}",
         b'{"frames":[' + b"[]," * 900_000 + b"[]]}",
@@ -57,28 +60,29 @@ def bombs() -> list[bytes]:
     ]
 
 
-def assert_bounded(server: ServerProcess, size: int, send: Callable[[], object]) -> None:
-    """The server needs little more memory for a request than its size in bytes."""
-    # What the system took back from a server that rested does not count.
+def assert_memory_bounded(server: ServerProcess, size: int, send: Callable[[], object]) -> None:
+    """A request of ``size`` bytes needs little more memory than that."""
+    # Memory that the system has taken back from an idle server does not count.
     httpx.post(f"{server.url}/plan", json=plan(), timeout=PATIENCE_S).raise_for_status()
-    assert server.memory_growth_mib(send) < HELD * size // MIB + SPARE_MIB
+    allowed_mib = BODY_MEMORY_FACTOR * size // MIB + SPARE_MIB
+    assert server.memory_growth_mib(send) < allowed_mib
 
 
-def test_memory_is_bounded(server: ServerProcess, rest: httpx.Client) -> None:
-    def refused(path: str, body: bytes) -> None:
+def test_rest_requests_need_bounded_memory(server: ServerProcess, rest: httpx.Client) -> None:
+    def send_refused(path: str, body: bytes) -> None:
         response = rest.post(path, content=body, headers=JSON)
         assert response.status_code in (400, 413, 422), response.text
 
     for image in image_bombs():
         body = json.dumps({"frames": [{"image": base64_of(image)}]}).encode()
-        assert_bounded(server, len(body), partial(refused, "/encode", body))
-    for body in bombs():
-        assert_bounded(server, len(body), partial(refused, "/plan", body))
+        assert_memory_bounded(server, len(body), partial(send_refused, "/encode", body))
+    for body in json_bombs():
+        assert_memory_bounded(server, len(body), partial(send_refused, "/plan", body))
     assert rest.post("/plan", json=plan()).status_code == 200
 
 
-def test_memory_is_bounded_for_messages(server: ServerProcess, rpc: PlannerClient) -> None:
-    def refused(method: str, message: bytes) -> None:
+def test_grpc_requests_need_bounded_memory(server: ServerProcess, rpc: PlannerClient) -> None:
+    def send_refused(method: str, message: bytes) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             raw_call(rpc, f"/lewm.v1.PlannerService/{method}")(message)
         assert PlannerError(caught.value).status in (  # type: ignore[arg-type]
@@ -88,31 +92,34 @@ def test_memory_is_bounded_for_messages(server: ServerProcess, rpc: PlannerClien
 
     for image in image_bombs():
         message = pb.EncodeRequest(frames=[pb.Frame(image=image)]).SerializeToString()
-        assert_bounded(server, len(message), partial(refused, "Encode", message))
+        assert_memory_bounded(server, len(message), partial(send_refused, "Encode", message))
     for request in (
-        *(pb.PlanRequest(model="m" * size) for size in (LIMIT - 100, LIMIT, 2 * LIMIT)),
+        *(
+            pb.PlanRequest(model="m" * size)
+            for size in (MAX_BODY_BYTES - 100, MAX_BODY_BYTES, 2 * MAX_BODY_BYTES)
+        ),
         pb.PlanRequest(frames=[pb.Frame()] * 1_000_000),
         pb.PlanRequest(include=["x"] * 1_000_000),
     ):
         message = request.SerializeToString()
-        assert_bounded(server, len(message), partial(refused, "Plan", message))
+        assert_memory_bounded(server, len(message), partial(send_refused, "Plan", message))
     assert rpc.encode([picture(0)]).latents
 
 
-def test_good_requests_are_not_harmed(server: ServerProcess, rest: httpx.Client) -> None:
+def test_bad_requests_do_not_harm_good_ones(server: ServerProcess, rest: httpx.Client) -> None:
     good = plan(frames=[pixels(5)], goal=pixels(6))
     expected = rest.post("/plan", json=good).json()
     stop = threading.Event()
 
-    def plan_on(driver: Driver) -> None:
+    def send_good_requests(driver: Driver) -> None:
         for _ in range(12):
             answer = driver.send("plan", good)
             assert answer.code == "ok", answer.detail
-            same = np.float32(answer.document["actions"]) == np.float32(expected["actions"])
-            assert same.all()
+            actions = np.float32(answer.document["actions"])
+            assert np.array_equal(actions, np.float32(expected["actions"]))
 
-    def disturb(driver: Driver, seed: int) -> None:
-        cases = random.Random(seed).sample(BAD, len(BAD))
+    def send_bad_requests(driver: Driver, seed: int) -> None:
+        cases = random.Random(seed).sample(BAD_CASES, len(BAD_CASES))
         while not stop.is_set():
             for case in cases:
                 if case.only not in (None, driver.name):
@@ -121,13 +128,13 @@ def test_good_requests_are_not_harmed(server: ServerProcess, rest: httpx.Client)
                 if stop.is_set():
                     break
 
-    def abort() -> None:
+    def abort_connections() -> None:
         while not stop.is_set():
             for port in (server.http_port, server.grpc_port):
                 with socket.create_connection(
                     ("127.0.0.1", port), timeout=PATIENCE_S
                 ) as connection:
-                    linger = struct.pack("ii", 1, 0)  # reset, do not close
+                    linger = struct.pack("ii", 1, 0)  # the connection is reset, not closed
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     connection.sendall(b"POST /plan HTTP/1.1\r\nContent-Length: 9999\r\n\r\n{")
 
@@ -138,23 +145,23 @@ def test_good_requests_are_not_harmed(server: ServerProcess, rest: httpx.Client)
         PlannerClient(server.target) as good_rpc,
         ThreadPoolExecutor(5) as pool,
     ):
-        bad = [
-            pool.submit(disturb, RestDriver(bad_rest), 1),
-            pool.submit(disturb, GrpcDriver(bad_rpc), 2),
-            pool.submit(abort),
+        disturbances = [
+            pool.submit(send_bad_requests, RestDriver(bad_rest), 1),
+            pool.submit(send_bad_requests, GrpcDriver(bad_rpc), 2),
+            pool.submit(abort_connections),
         ]
         try:
             for planning in [
-                pool.submit(plan_on, RestDriver(good_rest)),
-                pool.submit(plan_on, GrpcDriver(good_rpc)),
+                pool.submit(send_good_requests, RestDriver(good_rest)),
+                pool.submit(send_good_requests, GrpcDriver(good_rpc)),
             ]:
                 planning.result()
         finally:
             stop.set()
-        for disturbing in bad:
-            disturbing.result()
+        for disturbance in disturbances:
+            disturbance.result()
     assert "Traceback" not in server.errors()
 
 
-def test_every_bad_case_names_a_known_code() -> None:
-    assert {case.code for case in BAD} <= set(CODES)
+def test_every_bad_case_has_a_known_code() -> None:
+    assert {case.code for case in BAD_CASES} <= set(CODES)

@@ -1,4 +1,4 @@
-"""What the outside sees of a planner's states, without a process."""
+"""The ASGI application over a planner that is a stand-in: states, errors and `Retry-After`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,10 +19,10 @@ from tests.lewm_serve.support.requests import plan
 
 
 @asynccontextmanager
-async def serving(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application over a planner of which only `planner` is there."""
-    methods = {"state": "ready", "encode": None, "predict": None, "plan": None, "label": str}
-    stand_in = cast(Planner, SimpleNamespace(**methods | planner))
+async def client_of(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application. Its planner has only the attributes that are given."""
+    attributes = {"state": "ready", "encode": None, "predict": None, "plan": None, "log_label": str}
+    stand_in = cast(Planner, SimpleNamespace(**attributes | planner))
     app = create_app(stand_in, Settings(), Metrics(), RequestMemory(1 << 30))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
@@ -30,7 +30,7 @@ async def serving(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize(
-    ("state", "alive", "ready", "code"),
+    ("state", "healthz", "readyz", "code"),
     [
         ("loading", 200, 503, "loading"),
         ("ready", 200, 200, None),
@@ -38,33 +38,41 @@ async def serving(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
         ("failed", 503, 503, "failed"),
     ],
 )
-async def test_states(state: str, alive: int, ready: int, code: str | None) -> None:
-    async with serving(state=state) as client:
-        assert (await client.get("/healthz")).status_code == alive
-        response = await client.get("/readyz")
-    assert response.status_code == ready
-    assert response.json().get("code") == code
+async def test_the_probes_show_the_state_of_the_planner(
+    state: str, healthz: int, readyz: int, code: str | None
+) -> None:
+    async with client_of(state=state) as client:
+        alive, ready = await client.get("/healthz"), await client.get("/readyz")
+    assert (alive.status_code, ready.status_code) == (healthz, readyz)
+    assert ready.json().get("code") == code
+    if healthz == 200:
+        assert alive.json() == {"status": state}
+    if readyz == 200:
+        assert ready.json() == {"status": state}
 
 
-async def test_retry_after() -> None:
+async def test_retry_after_is_in_whole_seconds() -> None:
     async def refuse(*_: object) -> None:
         raise Overloaded(retry_after_s=2.3)
 
-    async with serving(plan=refuse) as client:
+    async with client_of(plan=refuse) as client:
         response = await client.post("/plan", json=plan())
     assert (response.status_code, response.json()["code"]) == (429, "overloaded")
     assert response.headers["retry-after"] == "3"
 
 
-async def test_unforeseen_failures_say_nothing() -> None:
+async def test_an_unexpected_error_is_logged_and_not_shown() -> None:
     async def fail(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
     with capture_logs() as logged:
-        async with serving(plan=fail) as client:
+        async with client_of(plan=fail) as client:
             response = await client.post("/plan", json=plan(), headers={"x-request-id": "r1"})
     assert (response.status_code, response.json()["code"]) == (500, "internal")
     assert response.json()["detail"] == "internal error; request id r1"
     assert logged[0] == {
-        "event": "internal error", "log_level": "error", "exc_info": True, "request_id": "r1"
-    }  # fmt: skip
+        "event": "internal error",
+        "log_level": "error",
+        "exc_info": True,
+        "request_id": "r1",
+    }

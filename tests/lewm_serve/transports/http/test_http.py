@@ -1,6 +1,5 @@
-"""What only HTTP can get wrong: bodies, heads, routes, connections."""
+"""What only HTTP has: bodies, request heads, routes, connections."""
 
-import asyncio
 import base64
 import contextlib
 import json
@@ -14,19 +13,19 @@ import numpy as np
 import pytest
 
 from lewm_serve.settings import Settings
-from lewm_serve.transports.http.routes import LARGE_BYTES, off_loop
-from tests.lewm_serve.support.requests import plan
+from lewm_serve.transports.http.routes import LARGE_DOCUMENT_BYTES, _in_thread_if_large
 from tests.lewm_serve.support.endless_plan import ENDLESS_SOLVER
-from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels, rows
+from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels
+from tests.lewm_serve.support.requests import plan, rows
 from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 JSON = {"content-type": "application/json"}
-LIMIT = Settings.model_fields["max_body_bytes"].default
+MAX_BODY_BYTES = Settings.model_fields["max_body_bytes"].default
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The response is a problem document that says so; its content."""
+    """Check that a response is a problem document of this status and code, and return it."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = response.json()
@@ -38,12 +37,12 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 
 
 def connect(server: ServerProcess) -> socket.socket:
-    """A bare connection to the HTTP port."""
+    """A connection to the HTTP port."""
     return socket.create_connection(("127.0.0.1", server.http_port), timeout=PATIENCE_S)
 
 
-def exchange(server: ServerProcess, data: bytes) -> bytes:
-    """All that comes back until the server closes the connection, with data unread or not."""
+def send_bytes(server: ServerProcess, data: bytes) -> bytes:
+    """All bytes that the server answers until it closes the connection."""
     answer = b""
     with connect(server) as connection:
         with contextlib.suppress(ConnectionError):
@@ -55,7 +54,7 @@ def exchange(server: ServerProcess, data: bytes) -> bytes:
 
 
 def assert_serving(rest: httpx.Client) -> None:
-    """The server still answers."""
+    """Check that the server still answers."""
     assert rest.post("/encode", json={"frames": [pixels()]}).status_code == 200
 
 
@@ -74,7 +73,9 @@ def assert_serving(rest: httpx.Client) -> None:
         ("GET", "/v1/models/nobody", 404, "unknown_model"),
     ],
 )
-def test_routes(rest: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+def test_unknown_routes_and_methods(
+    rest: httpx.Client, method: str, path: str, status: int, code: str
+) -> None:
     response = rest.request(method, path)
     assert_problem(response, status, code)
     if status == 405:
@@ -100,16 +101,16 @@ def test_routes(rest: httpx.Client, method: str, path: str, status: int, code: s
         pytest.param(b"\x00\x01\x02", id="binary"),
     ],
 )
-def test_malformed_json(rest: httpx.Client, body: bytes) -> None:
+def test_malformed_json_is_refused(rest: httpx.Client, body: bytes) -> None:
     assert_problem(rest.post("/plan", content=body, headers=JSON), 400, "malformed_json")
 
 
 @pytest.mark.parametrize("body", [b"null", b"3", b'"plan"', b"[]", b"true", b"NaN"])
-def test_not_an_object(rest: httpx.Client, body: bytes) -> None:
+def test_json_that_is_no_object_is_refused(rest: httpx.Client, body: bytes) -> None:
     assert_problem(rest.post("/plan", content=body, headers=JSON), 422, "wrong_type")
 
 
-def test_of_duplicated_fields_the_last_counts(rest: httpx.Client) -> None:
+def test_the_last_of_duplicate_fields_counts(rest: httpx.Client) -> None:
     body = json.dumps(plan()).replace('"seed": 7', '"seed": -1, "seed": 8')
     response = rest.post("/plan", content=body, headers=JSON)
     assert response.json()["seed"] == 8
@@ -125,18 +126,18 @@ def test_of_duplicated_fields_the_last_counts(rest: httpx.Client) -> None:
         JSON | {"content-encoding": "gzip"},
     ],
 )
-def test_media_types(rest: httpx.Client, headers: dict[str, str]) -> None:
+def test_other_media_types_are_refused(rest: httpx.Client, headers: dict[str, str]) -> None:
     response = rest.post("/plan", content=b"{}", headers=headers)
     assert_problem(response, 415, "unsupported_media_type")
 
 
-def test_media_type_with_charset(rest: httpx.Client) -> None:
+def test_a_media_type_may_have_parameters(rest: httpx.Client) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     content = json.dumps({"frames": [pixels()]})
     assert rest.post("/encode", content=content, headers=headers).status_code == 200
 
 
-def test_errors_name_field_value_and_expectation(rest: httpx.Client) -> None:
+def test_errors_name_the_field_what_came_and_what_was_expected(rest: httpx.Client) -> None:
     frame = {"pixels": {"data": "AAAA", "shape": [8, 8, 3]}}
     problem = assert_problem(
         rest.post("/encode", json={"frames": [pixels(), frame]}), 422, "shape_mismatch"
@@ -152,16 +153,16 @@ def test_errors_name_field_value_and_expectation(rest: httpx.Client) -> None:
     assert "frames[1].pixels.data" in problem["detail"]
 
 
-def test_unknown_fields_by_the_thousand_make_a_short_answer(rest: httpx.Client) -> None:
+def test_thousands_of_unknown_fields_give_a_short_answer(rest: httpx.Client) -> None:
     response = rest.post("/plan", json=plan(**{f"field{i}": i for i in range(50_000)}))
     assert_problem(response, 422, "unknown_field")
     assert len(response.content) < 4000
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["content-length", "chunked"])
-def test_oversized_body(rest: httpx.Client, announced: bool) -> None:
+def test_a_body_that_is_too_large_is_refused(rest: httpx.Client, announced: bool) -> None:
     def chunks() -> Iterator[bytes]:
-        for _ in range(LIMIT // (1 << 20) + 8):
+        for _ in range(MAX_BODY_BYTES // (1 << 20) + 8):
             yield bytes(1 << 20)
 
     content = b"".join(chunks()) if announced else chunks()
@@ -171,7 +172,7 @@ def test_oversized_body(rest: httpx.Client, announced: bool) -> None:
     assert_serving(rest)
 
 
-def test_too_many_values(rest: httpx.Client) -> None:
+def test_a_body_with_too_many_values_is_refused(rest: httpx.Client) -> None:
     content = b'{"frames":[' + b"0," * 300_000 + b"0]}"
     problem = assert_problem(
         rest.post("/plan", content=content, headers=JSON), 413, "body_too_large"
@@ -179,7 +180,7 @@ def test_too_many_values(rest: httpx.Client) -> None:
     assert "300000 values" in problem["detail"]
 
 
-def test_too_many_values_to_answer(rest: httpx.Client) -> None:
+def test_an_answer_with_too_many_values_is_refused(rest: httpx.Client) -> None:
     candidates = [rows(10 * ACTION_BLOCK)] * 800  # 800 · 10 · 128 values
     problem = assert_problem(
         rest.post("/predict", json={"frames": [pixels()], "candidates": candidates}),
@@ -200,20 +201,20 @@ def test_large_bodies_and_answers(rest: httpx.Client) -> None:
     assert np.allclose(many[:2], few, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "elsewhere"), [(LARGE_BYTES, False), (LARGE_BYTES + 1, True)])
-def test_large_work_is_done_off_the_loop(size: int, elsewhere: bool) -> None:
-    async def worker() -> bool:
-        return await off_loop(size, threading.get_ident) != threading.get_ident()
+@pytest.mark.parametrize(
+    ("size", "in_thread"), [(LARGE_DOCUMENT_BYTES, False), (LARGE_DOCUMENT_BYTES + 1, True)]
+)
+async def test_large_documents_are_handled_in_a_thread(size: int, in_thread: bool) -> None:
+    thread = await _in_thread_if_large(size, threading.get_ident)
+    assert (thread != threading.get_ident()) is in_thread
 
-    assert asyncio.run(worker()) is elsewhere
 
-
-def test_expectation_is_refused_before_the_body(server: ServerProcess) -> None:
+def test_a_large_body_is_refused_before_it_is_sent(server: ServerProcess) -> None:
     head = (
         b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % (LIMIT + 1)
+        b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % (MAX_BODY_BYTES + 1)
     )
-    assert exchange(server, head).startswith(b"HTTP/1.1 413")
+    assert send_bytes(server, head).startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.parametrize(
@@ -229,8 +230,8 @@ def test_expectation_is_refused_before_the_body(server: ServerProcess) -> None:
         b"GET / HTTP/1.1\r\nX: " + b"a" * 700_000,
     ],
 )
-def test_garbage_on_the_port(server: ServerProcess, rest: httpx.Client, data: bytes) -> None:
-    answer = exchange(server, data)
+def test_bytes_that_are_not_http(server: ServerProcess, rest: httpx.Client, data: bytes) -> None:
+    answer = send_bytes(server, data)
     assert answer.startswith(b"HTTP/1.1 400")
     request_id = json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"]
     (line,) = server.wait_logged(request_id)
@@ -248,7 +249,7 @@ def test_aborted_uploads(server: ServerProcess, rest: httpx.Client) -> None:
     assert_serving(rest)
 
 
-def test_errors_keep_the_connection(server: ServerProcess) -> None:
+def test_an_error_keeps_the_connection_open(server: ServerProcess) -> None:
     limits = httpx.Limits(max_connections=1)
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S, limits=limits) as client:
         for _ in range(3):
@@ -256,36 +257,38 @@ def test_errors_keep_the_connection(server: ServerProcess) -> None:
             assert_serving(client)
 
 
-def test_plan_is_dropped_when_its_client_goes(server: ServerProcess, rest: httpx.Client) -> None:
-    cancelled = 'lewm_requests_total{code="cancelled",endpoint="plan",protocol="rest"}'
-    active = "lewm_active_plans"
-    before = server.metric(cancelled)
-    wait_until(lambda: server.metric(active) == 0)
+def test_a_plan_is_dropped_when_its_client_goes_away(
+    server: ServerProcess, rest: httpx.Client
+) -> None:
+    cancelled_plans = 'lewm_requests_total{code="cancelled",endpoint="plan",protocol="rest"}'
+    active_plans = "lewm_active_plans"
+    before = server.metric(cancelled_plans)
+    wait_until(lambda: server.metric(active_plans) == 0)
     body = json.dumps(plan(solver=ENDLESS_SOLVER)).encode()
     head = b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with connect(server) as connection:
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        wait_until(lambda: server.metric(active) == 1)
-    wait_until(lambda: server.metric(cancelled) == before + 1)
-    wait_until(lambda: server.metric(active) == 0)
+        wait_until(lambda: server.metric(active_plans) == 1)
+    wait_until(lambda: server.metric(cancelled_plans) == before + 1)
+    wait_until(lambda: server.metric(active_plans) == 0)
     assert_serving(rest)
 
 
 @pytest.mark.parametrize("path", ["/encode", "/nowhere", "/healthz", "/models"])
-def test_request_id_is_returned(rest: httpx.Client, path: str) -> None:
+def test_the_request_id_is_returned(rest: httpx.Client, path: str) -> None:
     response = rest.get(path, headers={"x-request-id": "robot 7, step 12"})
     assert response.headers["x-request-id"] == "robot 7, step 12"
 
 
 @pytest.mark.parametrize("received", ["", "x" * 129, "tab\there", "\x80\xff"])
-def test_unfit_request_id_is_replaced(rest: httpx.Client, received: str) -> None:
+def test_an_unusable_request_id_is_replaced(rest: httpx.Client, received: str) -> None:
     headers = {b"x-request-id": received.encode("latin-1")}
     response = rest.get("/readyz", headers=headers)
     assert response.headers["x-request-id"] != received
     assert len(response.headers["x-request-id"]) == 32
 
 
-def test_log_line(server: ServerProcess, rest: httpx.Client) -> None:
+def test_the_log_line_of_a_request(server: ServerProcess, rest: httpx.Client) -> None:
     headers = {"x-request-id": "logged", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-0-01"}
     rest.post("/encode", json={"frames": [pixels()]}, headers=headers)
     (line,) = server.wait_logged("logged")
@@ -295,7 +298,7 @@ def test_log_line(server: ServerProcess, rest: httpx.Client) -> None:
     assert set(line["timing_ms"]) == {"queue", "decode", "encode", "solve", "total"}
 
 
-def test_versioned_path(rest: httpx.Client) -> None:
+def test_the_versioned_path_is_the_same(rest: httpx.Client) -> None:
     plans = [rest.post(path, json=plan()).json()["actions"] for path in ("/plan", "/v1/plan")]
     assert plans[0] == plans[1]
 

@@ -1,8 +1,9 @@
-"""What operators and backend developers read: models, health, metrics, the description."""
+"""What operators and developers read: models, probes, metrics and the OpenAPI document."""
 
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lewm_serve.observability.metrics import REGISTERED
@@ -10,11 +11,13 @@ from tests.lewm_serve.support.server_process import ServerProcess
 
 
 def test_models(server: ServerProcess, rest: httpx.Client) -> None:
-    (described,) = rest.get("/models").json()["models"]
+    document = rest.get("/models").json()
+    assert document.keys() == {"models"}
+    (model,) = document["models"]
     name = server.ready["models"][0]
-    assert rest.get(f"/models/{name}").json() == described
-    assert rest.get(f"/v1/models/{name}").json() == described
-    assert set(described) == {
+    assert rest.get(f"/models/{name}").json() == model
+    assert rest.get(f"/v1/models/{name}").json() == model
+    assert model.keys() == {
         "name",
         "version",
         "default",
@@ -23,14 +26,17 @@ def test_models(server: ServerProcess, rest: httpx.Client) -> None:
         "precision",
         "card",
     }
-    assert described["default"] is True
-    assert described["card"]["action_dim"] == 2
+    assert (model["name"], model["default"]) == (name, True)
+    assert (model["backend"], model["device"], model["precision"]) == ("onnx", "cpu", "float32")
+    assert model["card"]["action_dim"] == 2
 
 
-def test_health(rest: httpx.Client) -> None:
-    for path in ("/healthz", "/readyz"):
-        response = rest.get(path)
-        assert (response.status_code, response.json()) == (200, {"status": "ready"})
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_probes(rest: httpx.Client, path: str) -> None:
+    response = rest.get(path)
+    assert (response.status_code, response.json()) == (200, {"status": "ready"})
+    head = rest.head(path)
+    assert (head.status_code, head.content) == (200, b"")
 
 
 def test_metrics(rest: httpx.Client) -> None:
@@ -50,10 +56,10 @@ def test_documentation(rest: httpx.Client) -> None:
     assert "swagger" in rest.get("/docs").text
 
 
-def test_description_is_complete(rest: httpx.Client) -> None:
+def test_the_openapi_document_is_complete(rest: httpx.Client) -> None:
     document = rest.get("/openapi.json").json()
     assert {"/encode", "/predict", "/plan", "/models", "/readyz"} <= set(document["paths"])
-    for reference in _references(document):
+    for reference in references(document):
         place: Any = document
         for name in reference.removeprefix("#/").split("/"):
             place = place[name]
@@ -66,10 +72,29 @@ def test_description_is_complete(rest: httpx.Client) -> None:
     assert plan["examples"]
 
 
-def _references(value: Any) -> list[str]:
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [
+        ("/models", "ModelList"),
+        ("/models/{name}", "ModelDescription"),
+        ("/healthz", "ServerStatus"),
+        ("/readyz", "ServerStatus"),
+    ],
+)
+def test_the_openapi_document_describes_small_answers(
+    rest: httpx.Client, path: str, schema: str
+) -> None:
+    document = rest.get("/openapi.json").json()
+    answer = document["paths"][path]["get"]["responses"]["200"]
+    reference = answer["content"]["application/json"]["schema"]["$ref"]
+    assert reference == f"#/components/schemas/{schema}"
+
+
+def references(value: Any) -> list[str]:
+    """All references in a part of the document."""
     if isinstance(value, dict):
-        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
-        return own + [reference for item in value.values() for reference in _references(item)]
+        here = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return here + [reference for item in value.values() for reference in references(item)]
     if isinstance(value, list):
-        return [reference for item in value for reference in _references(item)]
+        return [reference for item in value for reference in references(item)]
     return []
