@@ -90,6 +90,10 @@ def test_work_that_takes_no_time_is_always_done() -> None:
     assert (request.search_s(), request.search_s(batched_plans=3)) == (0, 0)
     assert request.iterations_within(0.0) == 2
     assert request.iterations_within(0.0, batched_plans=3) == 2
+    latency = LatencyModel([(1, 0.001)], clock=FakeClock())
+    latency.observe_rollout(10, RolloutShape(1), 0.0)  # by the clock
+    request = QueuedRequest(latency, 0.0, candidates=(10, 20), shape=RolloutShape(1))
+    assert request.iterations_within(0.0) == 2
 
 
 def test_only_frames_that_the_engine_has_not_started_are_expected_work() -> None:

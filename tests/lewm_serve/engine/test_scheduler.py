@@ -116,6 +116,11 @@ def test_a_bad_frame_fails_alone(engine: FakeEngine) -> None:
     assert torch.equal(other.future.result(0), torch.full((1, WIDTH), 2.0))
     with pytest.raises(RuntimeError, match="white frame"):
         bad.future.result(0)
+    only = engine.encode(255)
+    engine.run()
+    with pytest.raises(RuntimeError, match="white frame"):
+        only.future.result(0)
+    assert engine.scheduler.idle
 
 
 def test_a_cancelled_encode_is_not_run(engine: FakeEngine) -> None:
@@ -229,6 +234,26 @@ def test_a_failing_plan_fails_alone(engine: FakeEngine) -> None:
     assert good.future.result(0).status == "completed"
 
 
+def test_a_prediction_without_time_is_not_started(engine: FakeEngine) -> None:
+    job = predict_job(engine.backend, engine.latency, 1, torch.rand(4, 2, WIDTH))
+    job.request.deadline = 1e-6
+    engine.scheduler.submit(job)
+    engine.run()
+    with pytest.raises(DeadlinePassed):
+        job.future.result(0)
+    assert engine.backend.calls == []
+
+
+def test_a_finished_prediction_keeps_its_guarantee(engine: FakeEngine) -> None:
+    """It counts as one iteration, in part as long as it is rolled out in parts."""
+    job = predict_job(engine.backend, engine.latency, 1, torch.rand(MAX_CANDIDATE_STEPS, 2, WIDTH))
+    engine.scheduler.submit(job)
+    engine.run(turns=1)
+    assert (job.request.started_iterations, job.request.completed_iterations) == (0.5, 0)
+    engine.run()
+    assert (job.request.started_iterations, job.request.completed_iterations) == (1, 1)
+
+
 def test_a_prediction_is_one_rollout(engine: FakeEngine) -> None:
     candidates = torch.rand(4, 2, WIDTH)
     job = predict_job(engine.backend, engine.latency, 1, candidates)
@@ -329,6 +354,33 @@ def test_a_failing_plan_of_a_batch_fails_alone(
                 job.future.result(0)
         else:
             assert job.future.result(0).status == "completed"
+
+
+def test_a_plan_of_a_batch_whose_costs_fail_fails_alone(batching_engine: FakeEngine) -> None:
+    failing, good = batching_engine.plan(1), batching_engine.plan(2)
+    failing.goal = torch.zeros(WIDTH + 1)
+    batching_engine.run()
+    assert batching_engine.backend.shapes[0] == (2, 8)
+    with pytest.raises(RuntimeError):
+        failing.future.result(0)
+    assert good.future.result(0).status == "completed"
+
+
+def test_a_plan_that_fails_before_it_joins_a_batch_fails_alone(
+    batching_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, failing, other = (batching_engine.plan(tag, arrival=tag) for tag in (1, 2, 3))
+
+    def fail(now: float) -> bool:
+        raise RuntimeError("no candidates")
+
+    monkeypatch.setattr(failing, "prepare", fail)
+    batching_engine.run()
+    with pytest.raises(RuntimeError, match="no candidates"):
+        failing.future.result(0)
+    assert batching_engine.backend.calls == [("rollout", (1, 3))] * 4
+    for job in (good, other):
+        assert job.future.result(0).status == "completed"
 
 
 def test_batching_makes_no_plan_late(batching_engine: FakeEngine) -> None:

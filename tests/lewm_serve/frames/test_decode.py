@@ -269,6 +269,7 @@ def test_frames_of_small_images_outlive_the_next_request(size: int) -> None:
         pytest.param([JPEG, encoded("PNG")], id="png"),
         pytest.param([JPEG, None], id="no-image"),
         pytest.param([JPEG, JPEG[: len(JPEG) // 2]], id="damaged"),
+        pytest.param([JPEG, JPEG[:-60]], id="truncated"),
     ],
 )
 def test_other_images_are_not_decoded_together(images: list[bytes | None]) -> None:

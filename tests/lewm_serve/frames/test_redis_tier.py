@@ -8,6 +8,7 @@ import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -304,6 +305,53 @@ async def test_a_name_service_that_hangs_takes_one_thread(
             await tier.wait_up()
     finally:
         release.set()
+
+
+async def test_a_host_that_cannot_be_resolved_is_tried_again(
+    redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    getaddrinfo, is_known = socket.getaddrinfo, threading.Event()
+
+    def resolve(*arguments: Any, **options: Any) -> Any:
+        if not is_known.is_set():
+            raise socket.gaierror("unknown host")
+        return getaddrinfo(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with capture_logs() as logs:
+        async with started_tier(redis.url.replace("127.0.0.1", "localhost")) as tier:
+            await tier.wait_until(lambda: tier.errors >= 2)
+            is_known.set()
+            await tier.wait_up()
+    assert [line["reason"] for line in logs if line["event"] == "redis is down"] == ["gaierror"]
+
+
+async def test_a_redis_behind_a_unix_socket(redis: RedisProcess, tmp_path: Path) -> None:
+    connection, path = SlowConnection(redis.port), tmp_path / "redis.sock"
+    server = await asyncio.start_unix_server(connection.carry, path)
+    async with server, started_tier(f"unix://:{PASSWORD}@{path}?db=1") as tier:
+        await tier.wait_working()
+
+
+async def test_a_redis_that_refuses_to_read_is_down() -> None:
+    """As for a user who may read the probe only."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await reader.read(1000):
+            is_probe = request.startswith(b"*2\r\n")  # MGET with one key
+            writer.write(b"*1\r\n$-1\r\n" if is_probe else b"-NOPERM no permission\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with capture_logs() as logs:
+        async with server, started_tier(f"redis://127.0.0.1:{port}") as tier:
+            await tier.wait_up()
+            assert await tier.tier.get(["a"]) is None
+            await tier.wait_until(lambda: tier.errors == 1)
+            await tier.wait_up()  # the probe still works
+    (line,) = (line for line in logs if line["event"] == "redis is down")
+    assert line["reason"] == "NoPermissionError"
 
 
 HANGING_NAME_SERVICE = """
