@@ -41,8 +41,8 @@ serve: $(READY) ## Serve the embedded Two-Room model
 demo: $(READY) ## Drive simulated robots to their goals from camera frames, write demo/
 	$(BIN)/lewm demo
 
-test: $(READY) ## Run all tests
-	$(BIN)/pytest
+test: $(READY) ## Run all tests and show their coverage
+	$(BIN)/pytest --cov --cov-report=term
 
 benchmark: $(READY) ## Benchmark this machine: a table and benchmarks/*.json. NAMES="plan_speed cache": only these
 	$(BIN)/python -m benchmarks $(NAMES)
