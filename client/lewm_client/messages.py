@@ -11,6 +11,7 @@ from lewm.v1 import planner_pb2 as pb
 from lewm_client.responses import (
     EncodedLatent,
     EncodeResponse,
+    FallbackReason,
     FallbackReport,
     FloatArray,
     Health,
@@ -143,4 +144,5 @@ def _latent_ids(message: pb.LatentIds) -> LatentIds:
 
 
 def _fallback_report(message: pb.FallbackReport) -> FallbackReport:
-    return FallbackReport(controller=message.controller, reason=message.reason)
+    reason = cast(FallbackReason, message.reason)
+    return FallbackReport(controller=message.controller, reason=reason)

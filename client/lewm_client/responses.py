@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 HealthStatus = Literal["ok", "degraded", "anomalous", "uncalibrated", "unknown"]
 PlanStatus = Literal["completed", "converged", "deadline", "fallback"]
+FallbackReason = Literal["anomalous", "deadline", "engine_failure"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class FallbackReport:
     """The controller that answered instead of the planner, and the reason."""
 
     controller: str
-    reason: str
+    reason: FallbackReason
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lewm_client import Move, Pilot, PlannerClient, PlannerError
-from tests.lewm_serve.support.random_model import write_random_model
 from tests.lewm_serve.support.frames import picture
+from tests.lewm_serve.support.random_model import write_random_model
 from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
