@@ -15,9 +15,9 @@ import pytest
 from deploy.grafana.generate import FOLDER, documents
 from tests.deploy.promtool import ALERTS, RULES, need
 from tests.lewm_serve.support.frames import ACTION_BLOCK, base64_of, pixels
-from tests.lewm_serve.support.server_process import ServerProcess
 from tests.lewm_serve.support.redis_process import RedisProcess
 from tests.lewm_serve.support.requests import rows
+from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
 FILLED = {"$__rate_interval": "1m", "$instance": ".*", "$model": "two-room"}

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from lewm_client import PlannerClient
+from lewm_serve.constants import PROTOCOLS
 from tests.lewm_serve.support.drivers import Driver, GrpcDriver, RestDriver
 from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
 from tests.lewm_serve.support.server_process import ServerProcess
@@ -42,7 +43,7 @@ def rpc(server: ServerProcess) -> Iterator[PlannerClient]:
         yield client
 
 
-@pytest.fixture(scope="session", params=["rest", "grpc"])
+@pytest.fixture(scope="session", params=PROTOCOLS)
 def driver(request: pytest.FixtureRequest, rest: httpx.Client, rpc: PlannerClient) -> Driver:
-    """Both protocols in turn, each taking and giving JSON documents."""
+    """Both protocols in turn. Each takes and returns JSON documents."""
     return RestDriver(rest) if request.param == "rest" else GrpcDriver(rpc)
