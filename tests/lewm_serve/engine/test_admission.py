@@ -96,6 +96,18 @@ def test_work_that_takes_no_time_is_always_done() -> None:
     assert request.iterations_within(0.0) == 2
 
 
+def test_plans_that_share_rollouts_wait_for_the_rows_of_the_others() -> None:
+    latency = LatencyModel([(1, 0.01), (10, 0.01), (110, 0.11)], clock=FakeClock())
+    request = QueuedRequest(latency, 0.0, candidates=(10, 10), shape=RolloutShape(1))
+    assert request.search_s() == pytest.approx(0.02)
+    assert request.search_s(batched_plans=3) == pytest.approx(0.06)
+    assert request.iterations_within(0.031, batched_plans=3) == 1
+    request.deadline = 0.05
+    request.guarantee(2)
+    assert request.in_time(0.0)
+    assert not request.in_time(0.0, batched_plans=3)
+
+
 def test_only_frames_that_the_engine_has_not_started_are_expected_work() -> None:
     request = QueuedRequest(LATENCY, 0.0, frames=3)
     assert request.preparation_s == pytest.approx(3 * FRAME_S)
@@ -139,6 +151,11 @@ def test_a_deadline_that_an_idle_server_would_miss_has_passed(
     assert not admission
 
 
+def test_an_idle_server_admits_a_plan_with_new_frames(admission: Admission) -> None:
+    """There is no other roll-out for which it would have to wait."""
+    admission.admit(plan(deadline=2 * FRAME_S + 1.001 * PLAN_S, frames=2))
+
+
 def test_frames_are_encoded_before_the_first_iteration(admission: Admission) -> None:
     deadline = 1.5 * ITERATION_S
     admission.admit(plan(deadline=deadline))
@@ -157,8 +174,12 @@ def test_a_plan_that_would_lose_iterations_to_the_queue_is_refused(admission: Ad
 def test_after_retry_after_the_same_request_is_admitted(
     admission: Admission, clock: FakeClock, deadline: float
 ) -> None:
-    """One deadline is too early for the plan itself, the other makes admitted plans late."""
-    admitted = [plan(deadline=factor * PLAN_S) for factor in (1.2, 2.4, 3.5)]
+    """One deadline is too early for the plan itself, the other makes admitted plans late.
+
+    A newcomer that is too early counts with all its iterations: when it comes again, it would do
+    them all, and make the second plan late.
+    """
+    admitted = [plan(deadline=factor * PLAN_S) for factor in (1.2, 2.45, 3.6)]
     for request in admitted:
         admission.admit(request)
     deadline_s = deadline * PLAN_S
@@ -243,6 +264,19 @@ def test_frames_of_others_are_work_ahead(admission: Admission) -> None:
         admission.admit(QueuedRequest(LATENCY, 0.0, deadline=0.5 * FRAME_S, frames=1))
 
 
+def test_an_encode_request_is_not_refused_for_the_sake_of_plans(admission: Admission) -> None:
+    admission.admit(plan(deadline=1.001 * PLAN_S))
+    admission.admit(QueuedRequest(LATENCY, 0.0, frames=1))
+    admission.admit(QueuedRequest(LATENCY, 0.0, deadline=10 * FRAME_S, frames=1))
+
+
+def test_an_encode_request_takes_no_place_among_the_plans(admission: Admission) -> None:
+    for _ in range(3):
+        admission.admit(QueuedRequest(LATENCY, 0.0, deadline=PLAN_S, frames=1))
+    admission.admit(plan(deadline=2 * PLAN_S))
+    refusal(admission, plan(arrival=1e-6, deadline=2 * PLAN_S))
+
+
 def test_frames_that_are_being_encoded_count_once(clock: FakeClock) -> None:
     """They are part of the work that runs now, not of the work that waits."""
     frames = math.ceil(PLAN_S / FRAME_S)
@@ -315,6 +349,22 @@ def test_missed_guarantees_widen_the_margin_and_kept_ones_narrow_it(
     for _ in range(100):
         serve(admission, clock, iterations=ASKS)
     assert nearest_admitted_deadline(admission, clock) == pytest.approx(least, abs=0.01)
+
+
+def test_requests_without_a_guarantee_do_not_change_the_margin(
+    admission: Admission, clock: FakeClock
+) -> None:
+    for _ in range(3):
+        serve(admission, clock, iterations=2)
+    for _ in range(100):
+        encode = QueuedRequest(LATENCY, clock.now, deadline=clock.now + PLAN_S, frames=1)
+        without_deadline = plan(arrival=clock.now)
+        for request in (encode, without_deadline):
+            admission.admit(request)
+            complete(request, len(request.candidates))
+            admission.leave(request)
+    widened = 2 + MIN_MARGIN + 3 * MARGIN_AFTER_MISS
+    assert nearest_admitted_deadline(admission, clock) == pytest.approx(widened, abs=0.01)
 
 
 def test_a_client_that_goes_away_is_not_a_missed_guarantee(

@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from lewm_serve.engine.batching import MAX_ENCODE_BATCH
+from lewm_serve.frames import latent_cache
 from lewm_serve.frames.latent_cache import (
     MAX_GROUP_SIZE,
     LatentCache,
@@ -221,13 +223,38 @@ async def test_a_cache_without_redis() -> None:
     assert b'tier="redis"' not in metrics.render()
 
 
-async def test_a_cache_with_redis_shows_its_metrics() -> None:
+async def test_a_cache_with_redis_has_the_settings_of_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    created: list[dict[str, Any]] = []
+    calls: list[str] = []
+
+    class RecordedTier(RedisTier):
+        def __init__(self, url: str, **options: Any) -> None:
+            super().__init__(url, **options)
+            created.append({"url": url, **options})
+
+        def start(self) -> None:
+            calls.append("start")
+
+        async def close(self) -> None:
+            calls.append("close")
+
+    monkeypatch.setattr(latent_cache, "RedisTier", RecordedTier)
     metrics = Metrics()
-    settings = Settings(redis_url="redis://127.0.0.1:1")  # type: ignore[arg-type]
+    settings = Settings(
+        redis_url="redis://127.0.0.1:1",  # type: ignore[arg-type]
+        redis_timeout_ms=20,
+        cache_ttl_s=30,
+    )
     cache = LatentCache.from_settings(settings, metrics)
     cache.start()
     assert await get(cache, "a") == {}
     await cache.close()
+    assert created == [
+        {"url": "redis://127.0.0.1:1", "timeout_s": 0.02, "ttl_s": 30, "metrics": metrics}
+    ]
+    assert calls == ["start", "close"]
     assert b'lewm_cache_requests_total{result="unavailable",tier="redis"} 1.0' in metrics.render()
 
 
@@ -274,6 +301,21 @@ async def test_a_frame_is_encoded_once_for_all_who_wait(encoder: FakeEncoder) ->
     assert sorted(key for keys in encoder.calls for key in keys) == ["1", "2", "3"]
     for answer, keys in zip(answers, ("12", "23", "31"), strict=True):
         assert {key: latent.item() for key, latent in answer.items()} == {k: float(k) for k in keys}
+
+
+async def test_a_waiting_request_gets_the_latent_that_another_encoded(
+    encoder: FakeEncoder,
+) -> None:
+    """Even if the memory has dropped it in the meantime."""
+    requests = [
+        asyncio.create_task(encoder.single_flight.run(["1"], lambda _key: None, encoder.encode))
+        for _ in range(2)
+    ]
+    await run_tasks()
+    encoder.gate.set()
+    answers = await asyncio.gather(*requests)
+    assert [answer["1"].item() for answer in answers] == [1, 1]
+    assert encoder.calls == [["1"]]
 
 
 async def test_a_latent_that_is_known_by_now_is_not_encoded(encoder: FakeEncoder) -> None:
@@ -329,6 +371,11 @@ async def test_when_all_fail_no_one_waits_for_ever(encoder: FakeEncoder) -> None
     encoder.gate.set()
     answers = await asyncio.gather(*requests, return_exceptions=True)
     assert [type(answer) for answer in answers] == [ValueError] * 3
+
+
+def test_a_group_of_frames_fits_into_one_batch() -> None:
+    """Another request that wants one of the frames waits for the whole group."""
+    assert MAX_GROUP_SIZE <= MAX_ENCODE_BATCH
 
 
 async def test_a_large_request_reserves_only_what_it_encodes(encoder: FakeEncoder) -> None:

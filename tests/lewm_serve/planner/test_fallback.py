@@ -191,7 +191,7 @@ async def endless_work() -> None:
 
 
 async def short_work() -> str:
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     return "result"
 
 

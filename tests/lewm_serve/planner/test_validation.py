@@ -245,9 +245,11 @@ def test_past_actions_are_zscored_blocks(validate: Callable[..., Any], frames: i
 
 @pytest.mark.parametrize("validate", [plan_inputs, predict_inputs])
 def test_wrong_past_actions_are_refused(validate: Callable[..., Any]) -> None:
-    assert problem_of(validate, frames=history(3)) == FieldProblem(
-        "past_actions", "missing_field", "nothing", "10 rows, the actions between 3 frames"
-    )
+    for frames, count in ((2, 5), (3, 10)):
+        expected = f"{count} rows, the actions between {frames} frames"
+        assert problem_of(validate, frames=history(frames)) == FieldProblem(
+            "past_actions", "missing_field", "nothing", expected
+        )
     expected = "5 rows: (frames − 1) · action_block"
     for count in (4, 6):
         rows = action_rows(count)
@@ -289,6 +291,11 @@ def test_the_candidates_of_a_prediction_are_zscored_blocks() -> None:
     assert candidates.shape == (5, 2, 2 * ACTION_BLOCK)
     for blocks, candidate in zip(candidates, rows, strict=True):
         assert blocks.numpy() == pytest.approx(zscored_blocks(candidate), abs=1e-6)
+
+
+def test_a_prediction_may_be_as_long_as_the_server_allows() -> None:
+    rows = action_rows(SETTINGS.max_horizon * ACTION_BLOCK)
+    assert predict_inputs(actions=rows).candidates.shape[1] == SETTINGS.max_horizon
 
 
 def test_wrong_candidates_are_refused() -> None:
