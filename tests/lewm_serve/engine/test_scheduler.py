@@ -11,9 +11,12 @@ from torch import Tensor
 from lewm_serve.engine.admission import MAX_CANDIDATE_STEPS, DeadlinePassed
 from lewm_serve.engine.batching import MAX_ENCODE_BATCH
 from lewm_serve.engine.jobs import EncodeJob, PlanJob, PlanOutcome, PredictJob, Search
-from lewm_serve.engine.latency_model import RolloutShape
+from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.engine.scheduler import MAX_RECORDED_BATCHES, Batch, Scheduler
 from tests.lewm_serve.engine.fakes import (
+    FRAME_S,
+    ROW_S,
+    STEP_S,
     WIDTH,
     FakeBackend,
     FakeClock,
@@ -116,8 +119,10 @@ def test_a_bad_frame_fails_alone(engine: FakeEngine) -> None:
     assert torch.equal(other.future.result(0), torch.full((1, WIDTH), 2.0))
     with pytest.raises(RuntimeError, match="white frame"):
         bad.future.result(0)
+    engine.backend.calls.clear()
     only = engine.encode(255)
     engine.run()
+    assert engine.backend.calls == [("encode", (255,))]
     with pytest.raises(RuntimeError, match="white frame"):
         only.future.result(0)
     assert engine.scheduler.idle
@@ -405,6 +410,18 @@ def test_started_jobs_and_batches_are_counted(engine: FakeEngine) -> None:
     assert engine.scheduler.started_jobs(PlanJob) == 1
     assert [job.request.started for job in jobs] == [True, False]
     assert engine.batches == [Batch("encode", 1), Batch("rollout", 8)]
+
+
+def test_the_latency_model_learns_from_every_run(engine: FakeEngine) -> None:
+    """It expects five times too much for a roll-out, and half too much for a frame."""
+    engine.latency = LatencyModel([(1, STEP_S)], encode_s=1.5 * FRAME_S, clock=engine.clock)
+    for _ in range(50):
+        engine.plan(1, search(samples=10, iterations=1))
+        engine.encode(1, count=2)
+        engine.run()
+    assert engine.latency.encode_s(2) == pytest.approx(2 * FRAME_S, rel=1e-3)
+    rollout_s = engine.latency.rollout_s(10, RolloutShape(2))
+    assert rollout_s == pytest.approx(2 * (STEP_S + 10 * ROW_S), rel=0.2)
 
 
 def test_batches_that_nobody_counts_are_bounded(engine: FakeEngine) -> None:
