@@ -14,10 +14,10 @@ from functools import partial
 import torch
 
 from benchmarks.comparison import with_threads
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_models.config import LeWMConfig
 
-PAPER_CEM = SolverDefaults("cem", samples=300, iterations=30, elites=30, horizon=5)
+PAPER_CEM = SolverConfig("cem", samples=300, iterations=30, elites=30, horizon=5)
 """The search of the paper: CEM, 300 candidates × 30 iterations over 5 action blocks."""
 
 PRODUCT_SIZE = 2048

@@ -29,7 +29,7 @@ from benchmarks.report import (
     at_most,
     run_as_program,
 )
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_models.config import PRESETS, LeWMConfig
 from lewm_models.random_weights import random_card, random_model
 from lewm_serve.backends.backend import Backend
@@ -40,10 +40,10 @@ from lewm_serve.engine.jobs import PlanJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.engine.scheduler import Scheduler
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.solver import Problem
+from lewm_serve.solvers.solver import SearchSpace
 
 QUICK_CONFIG = replace(PRESETS["edge"], encoder_depth=1, predictor_depth=1)
-QUICK_CEM = SolverDefaults("cem", samples=16, iterations=3, elites=4, horizon=5)
+QUICK_CEM = SolverConfig("cem", samples=16, iterations=3, elites=4, horizon=5)
 PLANS, CLIENT_SECONDS = 100, 10.0
 QUICK_PLANS, QUICK_CLIENT_SECONDS = 3, 0.5
 MIN_PLANS_PER_CLIENT = 2
@@ -126,7 +126,7 @@ def _measurements(
 class EnginePlanner:
     """Plans through the engine, between random latents. Threads may share it."""
 
-    def __init__(self, backend: Backend, config: LeWMConfig, solver: SolverDefaults) -> None:
+    def __init__(self, backend: Backend, config: LeWMConfig, solver: SolverConfig) -> None:
         self.backend = backend
         self._config = config
         self._solver = solver
@@ -142,21 +142,21 @@ class EnginePlanner:
         width = self._config.block_width
         bound = torch.ones(width)
         start = torch.zeros(self._solver.horizon, width)
-        problem = Problem(-bound, bound, start, self._config.action_dim)
+        space = SearchSpace(-bound, bound, start, self._config.action_dim)
         began = time.perf_counter()
-        request = QueuedRequest(
+        queued = QueuedRequest(
             self._latency,
             time.monotonic(),
-            candidates=SOLVERS[self._solver.name].candidates_per_ask(self._solver),
+            candidates_per_iteration=SOLVERS[self._solver.name].candidates_per_ask(self._solver),
             shape=RolloutShape(self._solver.horizon, solver=self._solver.name),
         )
         job = PlanJob(
             backend=self.backend,
-            request=request,
+            queued=queued,
             latents=self._latent.unsqueeze(0),
             past_actions=torch.empty(0, width),
             goal=self._goal,
-            search=Search(self._solver, problem, seed),
+            search=Search(self._solver, space, seed),
         )
         self._engine.submit(job).result()
         return time.perf_counter() - began
@@ -190,7 +190,9 @@ class EnginePlanner:
 
 def _choose_backend(config: LeWMConfig, device: torch.device) -> BackendChoice:
     card = random_card("random", config, {})
-    return choose_backend(random_model(config), card, None, device, BackendSettings(threads=1))
+    return choose_backend(
+        random_model(config), card, frames=None, device=device, settings=BackendSettings(threads=1)
+    )
 
 
 if __name__ == "__main__":

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from lewm_models import checkpoint
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_models.config import PRESETS
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_card, random_model
 from lewm_serve.backends.backend import Backend
-from lewm_serve.engine.jobs import roll_out
+from lewm_serve.engine.jobs import roll_out_one_plan
 from lewm_serve.objectives.latent_distance import latent_distance
 from lewm_serve.registry.registry import LoadedModel, Registry
 from lewm_serve.settings import load_settings
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.solver import Problem, Solution
+from lewm_serve.solvers.solver import ScoredSequence, SearchSpace
 
 Rollout = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Context latents (H, D), past actions (H − 1, A), candidates (S, T, A) → latents (S, T, D)."""
@@ -104,7 +104,7 @@ class SearchLoop:
     def __init__(
         self,
         model: LoadedModel,
-        settings: SolverDefaults,
+        settings: SolverConfig,
         *,
         latents: Tensor,
         goal: Tensor,
@@ -114,8 +114,8 @@ class SearchLoop:
     ) -> None:
         config = model.card.config
         start = torch.zeros(settings.horizon, config.block_width).clamp(model.low, model.high)
-        problem = Problem(model.low, model.high, start, config.action_dim)
-        self.solver = SOLVERS[settings.name](settings, problem, seed)
+        space = SearchSpace(model.low, model.high, start, config.action_dim)
+        self.solver = SOLVERS[settings.name](settings, space, seed)
         self._latents = latents
         self._goal = goal
         self._past_actions = start[:0] if past_actions is None else past_actions
@@ -128,7 +128,7 @@ class SearchLoop:
             predicted = self._rollout(self._latents, self._past_actions, candidates)
             self.solver.tell(candidates, latent_distance(predicted, self._goal))
 
-    def run(self) -> Solution:
+    def run(self) -> ScoredSequence:
         """Iterate until the search has ended."""
         while not self.solver.done:
             self.iterate()
@@ -138,7 +138,7 @@ class SearchLoop:
 
 def backend_rollout(backend: Backend) -> Rollout:
     """The roll-out of a backend for one plan."""
-    return partial(roll_out, backend)
+    return partial(roll_out_one_plan, backend)
 
 
 @torch.inference_mode()

@@ -40,7 +40,7 @@ from benchmarks.in_process import (
     random_model_folder,
 )
 from benchmarks.report import Measurement, Report, RunOptions, run_as_program
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_serve.registry.registry import LoadedModel
 
 MAX_ITERATIONS = 5
@@ -88,7 +88,7 @@ def measure(options: RunOptions) -> Report:
     )
 
 
-def profile_plan(model: LoadedModel, solver: SolverDefaults, options: RunOptions) -> dict[str, Any]:
+def profile_plan(model: LoadedModel, solver: SolverConfig, options: RunOptions) -> dict[str, Any]:
     """The shares of the parts of an iteration, and of the operations of its roll-out."""
     iterations = min(MAX_ITERATIONS, solver.iterations)
     options.show_progress(f"{model.name}: parts of an iteration")
@@ -117,7 +117,7 @@ def _random_latents(model: LoadedModel) -> tuple[Tensor, Tensor]:
     return latent.unsqueeze(0), goal
 
 
-def _time_parts(model: LoadedModel, solver: SolverDefaults, iterations: int) -> dict[str, float]:
+def _time_parts(model: LoadedModel, solver: SolverConfig, iterations: int) -> dict[str, float]:
     """Seconds in the roll-out and in the solver."""
     latents, goal = _random_latents(model)
     rollout, rollout_s = backend_rollout(model.backend), 0.0
@@ -141,9 +141,7 @@ def _time_parts(model: LoadedModel, solver: SolverDefaults, iterations: int) -> 
     return {"roll-out": rollout_s / REPEATS, "solver": (total_s - rollout_s) / REPEATS}
 
 
-def _time_operations(
-    model: LoadedModel, solver: SolverDefaults, iterations: int
-) -> dict[str, float]:
+def _time_operations(model: LoadedModel, solver: SolverConfig, iterations: int) -> dict[str, float]:
     """Time in each kind of operation, largest first. Only the shares count."""
     latents, goal = _random_latents(model)
     candidates = SearchLoop(model, solver, latents=latents, goal=goal).solver.ask()

@@ -34,7 +34,7 @@ REPORTED_PACKAGES = ("torch", "onnxruntime", "numpy", "grpcio")
 
 SIGNIFICANT_DIGITS = 5
 
-RESULT_FILES = ":(exclude)benchmarks/*.json"
+EXCLUDE_RESULT_FILES = ":(exclude)benchmarks/*.json"
 """The benchmarks write these files, so a change of them does not change what is measured."""
 
 
@@ -154,7 +154,9 @@ def _revision() -> str | None:
     revision = _git("rev-parse", "--short=12", "HEAD")
     if revision is None:
         return None
-    return revision + ("-changed" if _git("status", "--porcelain", "--", ".", RESULT_FILES) else "")
+    return revision + (
+        "-changed" if _git("status", "--porcelain", "--", ".", EXCLUDE_RESULT_FILES) else ""
+    )
 
 
 def _git(*arguments: str) -> str | None:

@@ -39,7 +39,7 @@ from benchmarks.report import (
     run_as_program,
 )
 from lewm_models import checkpoint
-from lewm_models.card import SolverDefaults, read_card
+from lewm_models.card import SolverConfig, read_card
 from lewm_models.checkpoint import PRETRAINED
 from lewm_models.evaluation.episode import Actions, Frame, run_episode
 from lewm_models.evaluation.protocol import paper_episodes
@@ -131,7 +131,7 @@ def _median_plan_s(results: Sequence[EpisodeResult]) -> float:
     return statistics.median(result.seconds / len(result.candidates) for result in results)
 
 
-def solver_key(solver: SolverDefaults) -> str:
+def solver_key(solver: SolverConfig) -> str:
     """All settings as a string. Results of other settings are other results."""
     return json.dumps(asdict(solver))
 
@@ -158,7 +158,7 @@ class EpisodeRecord:
                 continue
             values["candidates"] = tuple(values["candidates"])
             result = EpisodeResult(**values)
-            results[solver_key(SolverDefaults(**result.solver)), result.episode] = result
+            results[solver_key(SolverConfig(**result.solver)), result.episode] = result
         return results
 
     def add(self, result: EpisodeResult) -> None:
@@ -174,7 +174,7 @@ class EpisodeRecord:
 
 
 def run_all_episodes(
-    record: EpisodeRecord, solvers: Sequence[SolverDefaults], count: int, options: RunOptions
+    record: EpisodeRecord, solvers: Sequence[SolverConfig], count: int, options: RunOptions
 ) -> dict[tuple[str, int], EpisodeResult]:
     """The results of ``count`` episodes with each solver. Only those not in the record are run."""
     results = record.read()
@@ -186,13 +186,13 @@ def run_all_episodes(
     ]
     for left, result in _run_episodes(missing):
         record.add(result)
-        results[solver_key(SolverDefaults(**result.solver)), result.episode] = result
+        results[solver_key(SolverConfig(**result.solver)), result.episode] = result
         options.show_progress(f"{left} of {len(solvers) * count} episodes left")
     return results
 
 
 def _run_episodes(
-    missing: Sequence[tuple[SolverDefaults, int]],
+    missing: Sequence[tuple[SolverConfig, int]],
 ) -> Iterator[tuple[int, EpisodeResult]]:
     """Results as they arrive, each with the number of episodes that are left."""
     if not missing:
@@ -215,7 +215,7 @@ def _load_model() -> None:
     _model = load_like_server(MODEL_FOLDER, threads=1)
 
 
-def _run_episode(solver: SolverDefaults, index: int) -> EpisodeResult:
+def _run_episode(solver: SolverConfig, index: int) -> EpisodeResult:
     planner = InProcessPlanner(_model, solver)
     start = time.perf_counter()
     outcome = run_episode(planner, paper_episodes(index + 1, SEED), index, seed=SEED)
@@ -235,7 +235,7 @@ class InProcessPlanner:
         candidates: the number of candidates of each plan so far.
     """
 
-    def __init__(self, model: LoadedModel, solver: SolverDefaults) -> None:
+    def __init__(self, model: LoadedModel, solver: SolverConfig) -> None:
         self._model = model
         self._solver = solver
         self.candidates: list[int] = []
@@ -250,7 +250,7 @@ class InProcessPlanner:
             self._model, self._solver, latents=latent.unsqueeze(0), goal=goal, seed=seed
         )
         actions = self._model.to_rows(search.run().actions)
-        self.candidates.append(search.solver.candidates)
+        self.candidates.append(search.solver.scored_candidates)
         return actions, time.perf_counter() - start
 
 

@@ -136,7 +136,7 @@ class MonitoredPlan:
         if self._kind == ORDINARY:
             scores = self.durations.measure("assess", self._score)
         if scores is not None:
-            assess = partial(self._monitor.assess, self._model, scores, surprise=surprise)
+            assess = partial(self._monitor.record, self._model, scores, surprise=surprise)
             self.durations.measure("assess", assess)
 
     def _search(self) -> float | None:

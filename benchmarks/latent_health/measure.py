@@ -166,7 +166,9 @@ def count_false_alarms(
         stream.add(latents, 1)
         # The goal is the last frame of another request: any frame that a client may send.
         latents_and_goal = torch.cat([latents, requests.latents[index - 1, -1:]])
-        scores = score_latents(calibration, model.reference, latents_and_goal, len(latents))
+        scores = score_latents(
+            calibration, model.reference, latents_and_goal, frame_count=len(latents)
+        )
         surprise = surprise_of(latents, predicted[index])
         assessment = assess(calibration, scores, surprise=surprise, sigreg=stream.sigreg)
         alarms += assessment.health.status != "ok"

@@ -1,4 +1,8 @@
-"""Receding horizon: run the first actions of a plan, look again, and plan on from the rest."""
+"""Receding-horizon control: run the first actions of a plan, then plan again from a new frame.
+
+A `Pilot` drives one robot. Each `Pilot.step` returns a `Move`: the actions to run next. If there is
+no plan, a local fallback on the robot gets a `Setback` and chooses the actions.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,11 @@ Source = Literal["plan", "fallback", "local"]
 
 @dataclass(frozen=True)
 class Setback:
-    """What a local fallback knows when the server sent no plan.
+    """Why there is no plan, and what is left of the last one: the input of a local fallback.
 
     Attributes:
         error: why there is no plan.
-        rest: (R, action_dim), the actions of the last good plan that are not run yet; R may be 0.
+        rest: (R, action_dim), the actions of the last good plan that have not been run; R may be 0.
         frames: the frames that `Pilot.step` was given.
         state: the state that `Pilot.step` was given.
     """
@@ -46,7 +50,7 @@ def rest_of_plan(setback: Setback) -> FloatArray:
     """Return the rest of the last good plan.
 
     Raises:
-        PlannerError: the setback's error, where nothing is left of the plan.
+        PlannerError: the setback's error, if nothing is left of the plan.
     """
     if not len(setback.rest):
         raise setback.error
@@ -55,14 +59,14 @@ def rest_of_plan(setback: Setback) -> FloatArray:
 
 @dataclass(frozen=True)
 class Move:
-    """The actions to run before the next look.
+    """The actions to run before the next frames are taken.
 
     Attributes:
         actions: (1 … steps, action_dim), in the environment's units.
         source: who made the actions: the planner (`plan`), the server's fallback controller
             (`fallback`), or the local fallback (`local`).
-        plan: the server's response, None where the source is `local`.
-        error: why there is no plan, where the source is `local`.
+        plan: the server's response; None if the source is `local`.
+        error: why there is no plan; None unless the source is `local`.
     """
 
     actions: FloatArray
@@ -78,12 +82,12 @@ class Pilot:
     remaining ones. The goal's frame is sent once; later requests name it by its `latent_id`.
 
     A plan whose health is `anomalous` is returned like any other, but the next search does not
-    start at it. Such a plan arrives only where no fallback is set.
+    start at it. Such a plan arrives only if no fallback is set.
 
     Args:
         client: the connection; many pilots may share it.
         goal: what the robot should see at the end.
-        steps: how many actions of a plan are run before the next look.
+        steps: how many actions of a plan are run before the next frames are taken.
         timeout_s: the longest that a `step` takes, and the deadline of its plan.
         fallback: the controller by which the server answers when it cannot plan. "tail" becomes
             "hold" while there is no earlier plan.
@@ -121,7 +125,7 @@ class Pilot:
         self._timeout_s = timeout_s
         self._fallback = fallback
         self._local = local
-        self._settings = dict(settings or {})
+        self._extra_arguments = dict(settings or {})
         self._rest: FloatArray = np.empty((0, 0), np.float32)
 
     def step(
@@ -146,7 +150,7 @@ class Pilot:
                 (R, action_dim).
         """
         try:
-            plan = self._plan(frames, past_actions, state, seed)
+            plan = self._plan(frames, past_actions, state=state, seed=seed)
         except PlannerError as error:
             if not error.temporary:
                 raise
@@ -161,9 +165,9 @@ class Pilot:
         return Move(self._next_actions(plan.actions, "plan"), "plan", plan=plan)
 
     def _next_actions(self, actions: FloatArray, source: Source) -> FloatArray:
-        """Take the first ``steps`` actions, and as many off the rest of the last good plan.
+        """The first ``steps`` actions. The rest of the last good plan is shortened by as many.
 
-        The rest gets shorter also when other actions are run, so that it stays in time.
+        It is shortened even if other actions are run, because time passes in any case.
         """
         if actions.ndim != 2 or not len(actions):
             raise ValueError(f"{source}: expected actions (R, action_dim), got {actions.shape}")
@@ -175,6 +179,7 @@ class Pilot:
         self,
         frames: Sequence[FrameLike],
         past_actions: ArrayLike | None,
+        *,
         state: ArrayLike | None,
         seed: int | None,
     ) -> PlanResponse:
@@ -207,7 +212,7 @@ class Pilot:
             nothing_to_continue = self._fallback == "tail" and rest is None
             controller = "hold" if nothing_to_continue else self._fallback
             arguments["fallback"] = {"controller": controller}
-        arguments.update(self._settings)
+        arguments.update(self._extra_arguments)
         if state is not None and "fallback" in arguments:
             arguments["fallback"] = {**arguments["fallback"], "state": state}
         return arguments

@@ -34,8 +34,8 @@ class CardError(ValueError):
 
 
 @dataclass(frozen=True)
-class SolverDefaults:
-    """The solver settings of a plan request that does not give its own.
+class SolverConfig:
+    """The settings of a search. A card holds the defaults, and a request may replace some of them.
 
     A setting that is None has the solver's own default. A solver ignores settings that it does not
     have.
@@ -58,10 +58,9 @@ class SolverDefaults:
 class Calibration:
     """The distributions of ordinary scores, and the limits above which a score is anomalous.
 
-    ``frames``, ``steps`` and ``windows`` count what norms and distances, surprise, and SIGReg were
-    measured on.
-    ``zscore_limit`` applies to the absolute z-score of a latent's norm. The ``…_quantiles`` are
-    taken at `lewm_models.calibration.limits.QUANTILE_LEVELS`. ``reference`` is the SHA-256 of
+    Norms and distances were measured on ``frames`` frames, surprise on ``steps`` predictions, and
+    SIGReg on ``windows`` windows. ``zscore_limit`` applies to the absolute z-score of a latent's
+    norm. The ``…_quantiles`` are taken at `lewm_models.calibration.limits.QUANTILE_LEVELS`. ``reference`` is the SHA-256 of
     `calibration.safetensors`, which the Mahalanobis distance needs. A score that was not calibrated
     is None: older cards have the norm only, and frames without actions give no surprise.
     """
@@ -91,11 +90,11 @@ class ModelCard:
     Args:
         name: 1 to 64 letters, digits, dots, dashes or underscores.
         config: the hyper-parameters.
-        action_mean: one number per action dimension, as all fields ``action_…``, in the
-            environment's units.
-        action_std: with ``action_mean``, what actions are z-scored with.
-        action_low: with ``action_high``, the bounds of every planned action.
-        action_high: see ``action_low``.
+        action_mean: one number per action dimension, in the environment's units, as in all fields
+            ``action_…``. The z-score of an action subtracts it.
+        action_std: the divisor of the z-score.
+        action_low: the lower bounds of every planned action.
+        action_high: the upper bounds of every planned action.
         action_neutral: the action of a robot without a plan; None means the action nearest to zero
             within the bounds.
         controllers: entry-point names of the fallback controllers for this model.
@@ -103,7 +102,7 @@ class ModelCard:
         solver: the defaults of plan requests.
         calibration: None if the model is not calibrated.
         provenance: where the model comes from and how to make it again.
-        figures: measured results, by protocol.
+        figures: measured results, by protocol; "figures" is their name in the file.
         extra: fields that this version does not know, unchanged.
 
     Raises:
@@ -119,7 +118,7 @@ class ModelCard:
     action_neutral: tuple[float, ...] | None = None
     controllers: tuple[str, ...] = ()
     crop: Literal["center"] | None = None
-    solver: SolverDefaults = SolverDefaults()
+    solver: SolverConfig = SolverConfig()
     calibration: Calibration | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -204,7 +203,7 @@ class ModelCard:
             ),
             controllers=tuple(_pop(rest, "controllers", list)) if "controllers" in rest else (),
             crop=rest.pop("crop", None),
-            solver=_pop_nested(rest, "solver", SolverDefaults) or SolverDefaults(),
+            solver=_pop_nested(rest, "solver", SolverConfig) or SolverConfig(),
             calibration=_pop_nested(rest, "calibration", Calibration),
             provenance=_pop(rest, "provenance", dict) if "provenance" in rest else {},
             figures=_pop(rest, "figures", dict) if "figures" in rest else {},

@@ -2,8 +2,8 @@
 
 The encoder (a ViT, its CLS token and a projector) turns a frame into one latent. The predictor, a
 causal transformer conditioned on action blocks by adaptive LayerNorm, predicts the next latent.
-Source: arXiv 2603.19312. The keys of the state dict are those of the field's public checkpoints, as
-transformers 5 writes them.
+Source: arXiv 2603.19312. The keys of the state dict are those of the public LeWM checkpoints, as
+version 5 of transformers writes them.
 
 Axes: B batch, N frames, P encoder tokens, T time steps, S candidates, D latent_dim,
 A = action_dim · action_block: the numbers of one z-scored action block, in the order of time.
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Linear, BatchNorm, GELU, Linear. SIGReg trains its outputs to be isotropic Gaussian."""
+    """Linear, BatchNorm, GELU, Linear. SIGReg (`lewm_models.loss`) makes its outputs Gaussian."""
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class PredictorMLP(nn.Module):
         return self.net(x)  # type: ignore[no-any-return]
 
 
-class PredictorBlock(nn.Module):
+class PredictorLayer(nn.Module):
     """A transformer block with AdaLN-zero: shift, scale and gate come from the action."""
 
     def __init__(self, config: LeWMConfig) -> None:
@@ -218,7 +218,7 @@ class Transformer(nn.Module):
         latent, width, output = config.latent_dim, config.predictor_width, config.predictor_output
         self.input_proj = nn.Linear(latent, width) if latent != width else nn.Identity()
         self.cond_proj = nn.Linear(latent, width) if latent != width else nn.Identity()
-        self.layers = nn.ModuleList(PredictorBlock(config) for _ in range(config.predictor_depth))
+        self.layers = nn.ModuleList(PredictorLayer(config) for _ in range(config.predictor_depth))
         self.norm = nn.LayerNorm(width)
         self.output_proj = nn.Linear(width, output) if width != output else nn.Identity()
 
@@ -357,9 +357,8 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def initialise(model: LeWM, generator: torch.Generator) -> None:
     """Set the initial weights for training; the same seed gives the same weights.
 
-    As in the paper, positions are N(0, 1) and the AdaLN linears are zero. All other matrices are
-    N(0, 0.02²), truncated at two standard deviations, in the encoder, and uniform ±1/√fan_in
-    elsewhere.
+    As in the paper, positions are N(0, 1) and the AdaLN linears are zero. The encoder's matrices
+    are N(0, 0.02²), truncated at two standard deviations. Other matrices are uniform ±1/√fan_in.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("position_embeddings") or name.endswith("pos_embedding"):

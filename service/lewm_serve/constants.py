@@ -32,10 +32,16 @@ FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 ServerState = Literal["loading", "ready", "draining", "failed"]
 
 STAGES = ("queue", "decode", "encode", "solve", "serialize")
-BATCH_KINDS = ("encode", "rollout")
+
+BatchKind = Literal["encode", "rollout"]
+BATCH_KINDS: tuple[BatchKind, ...] = get_args(BatchKind)
 
 OK_CODE = "ok"
 """The code of a request that succeeded, in metrics and in the access log."""
+
+JSON_MEDIA_TYPE = "application/json"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+"""The media type of errors over HTTP (RFC 9457)."""
 
 MAX_FRAMES_PER_REQUEST = 4096
 """The upper limit of the setting ``max_frames``."""

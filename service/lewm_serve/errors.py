@@ -31,7 +31,7 @@ Where each is raised, on the way from bytes to a plan:
       │ RequestTimeout, Overloaded (too many connections or bytes)
       │ MalformedJson, MalformedMessage
 
-An error knows its HTTP status and the name of its gRPC status. Transports only render it.
+An error knows its HTTP status and the name of its gRPC status. Transports only write it.
 """
 
 import math
@@ -109,7 +109,7 @@ class ServiceError(Exception):
         detail: one sentence for people.
         code: a stable name for programs.
         errors: the refused fields, if any.
-        retry_after_s: seconds after which a retry makes sense; None where no time is promised.
+        retry_after_s: seconds after which a retry makes sense; None if that is not known.
     """
 
     status: ClassVar[int]
@@ -159,7 +159,9 @@ class InvalidRequest(ServiceError):
     title = "Invalid request"
 
     def __init__(self, code: str, field: str, *, received: object, expected: str) -> None:
-        self._describe(FieldProblem(field, code, shorten(received), expected))
+        self._describe(
+            FieldProblem(field=field, code=code, received=shorten(received), expected=expected)
+        )
 
     @classmethod
     def of(cls, *problems: FieldProblem) -> "InvalidRequest":
@@ -214,7 +216,12 @@ class UnknownModel(ServiceError):
     title = "Unknown model"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        problem = FieldProblem("model", self.code, shorten(name), f"one of {', '.join(known)}")
+        problem = FieldProblem(
+            field="model",
+            code=self.code,
+            received=shorten(name),
+            expected=f"one of {', '.join(known)}",
+        )
         super().__init__(str(problem), errors=[problem])
 
 
@@ -227,8 +234,12 @@ class UnknownLatent(ServiceError):
     title = "Unknown latent"
 
     def __init__(self, field: str, latent_id: str) -> None:
-        expected = "a latent_id still in the cache; send the frame again"
-        problem = FieldProblem(field, self.code, shorten(latent_id), expected)
+        problem = FieldProblem(
+            field=field,
+            code=self.code,
+            received=shorten(latent_id),
+            expected="a latent_id still in the cache; send the frame again",
+        )
         super().__init__(str(problem), errors=[problem])
 
 
@@ -290,14 +301,14 @@ class Overloaded(ServiceError):
 
 
 class Cancelled(ServiceError):
-    """The client closed the connection. Nobody reads the answer."""
+    """The client disconnected. Nobody reads the answer."""
 
     status = 499
     grpc_status = "CANCELLED"
     code = "cancelled"
     title = "Cancelled"
 
-    def __init__(self, detail: str = "the client went away") -> None:
+    def __init__(self, detail: str = "the client disconnected") -> None:
         super().__init__(detail)
 
 

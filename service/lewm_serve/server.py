@@ -42,9 +42,9 @@ class Server:
         self.planner = Planner(settings, metrics)
         memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
         metrics.held_bytes.set_function(lambda: memory.total)
-        app = create_app(self.planner, settings, metrics, memory)
+        app = create_app(self.planner, settings, metrics=metrics, memory=memory)
         self.http = HttpServer(app, settings, metrics)
-        self.grpc = GrpcServer(self.planner, settings, metrics, memory)
+        self.grpc = GrpcServer(self.planner, settings, metrics=metrics, memory=memory)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -91,7 +91,7 @@ class Server:
         return True
 
     def _announce(self, http_port: int, grpc_port: int) -> None:
-        models = [model.name for model in self.planner.models()]
+        models = [model.name for model in self.planner.describe_models()]
         ready = {
             "event": "ready",
             "http_port": http_port,
@@ -137,7 +137,7 @@ def serve(settings: Settings) -> None:
     async def main() -> None:
         await Server(settings).run()
         # A run of the model that outlasts the grace period cannot be interrupted. A normal exit
-        # would abort, because it takes the interpreter down under that run.
+        # would end the interpreter during that run, and the process would abort.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

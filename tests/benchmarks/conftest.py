@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks.in_process import random_model_folder
 from lewm_models import checkpoint
-from lewm_models.card import SolverDefaults, read_card
+from lewm_models.card import SolverConfig, read_card
 from lewm_serve.cli.local_server import LocalServer, local_server
 
-SHORT_SEARCH = SolverDefaults(samples=4, iterations=1, elites=2)
+SHORT_SEARCH = SolverConfig(samples=4, iterations=1, elites=2)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from benchmarks.flops import (
 from benchmarks.in_process import plain_rollout
 from lewm_models.config import PRESETS
 from lewm_models.random_weights import random_model
-from lewm_serve.backends.rollout import Rollout, RowThreads
+from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 from lewm_serve.backends.torch import TorchKernel
 
 
@@ -44,7 +44,7 @@ def test_the_least_count_is_what_a_rollout_with_all_savings_needs(context: int) 
     latents = torch.zeros(1, context, config.latent_dim)
     past_actions = torch.zeros(1, context - 1, config.block_width)
     candidates = torch.zeros(1, samples, horizon, config.block_width)
-    rollout = Rollout(TorchKernel(random_model(config)), RowThreads(1))
+    rollout = SharedContextRollout(TorchKernel(random_model(config)), RowThreads(1))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         rollout(latents, past_actions, candidates)
     # torch counts matrix products only. Attention is written out here, and what candidates share

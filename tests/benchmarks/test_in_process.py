@@ -59,7 +59,7 @@ def test_a_search_finds_the_plan_of_the_server(
     solution = search.run()
     assert model.to_rows(solution.actions).tolist() == expected.actions.tolist()
     assert solution.cost == expected.cost
-    assert search.solver.candidates == expected.candidates
+    assert search.solver.scored_candidates == expected.candidates
 
 
 def test_one_step_predictions_are_those_of_a_rollout(model: LoadedModel) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lewm_models.card import Calibration, CardError, ModelCard, SolverDefaults, read_card
+from lewm_models.card import Calibration, CardError, ModelCard, SolverConfig, read_card
 from lewm_models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.lewm_models.examples import TINY
 
@@ -24,7 +24,7 @@ def full_card() -> ModelCard:
         action_neutral=(0.5, 0.0),
         controllers=("waypoint",),
         crop="center",
-        solver=SolverDefaults(samples=64, tolerance=0.1, momentum=0.2),
+        solver=SolverConfig(samples=64, tolerance=0.1, momentum=0.2),
         calibration=Calibration(
             frames=10,
             norm_mean=2.0,
@@ -79,7 +79,7 @@ def test_optional_fields_have_defaults() -> None:
     for name in (*optional, "provenance", "figures", "licence"):
         del card[name]
     read = ModelCard.from_json(card)
-    assert read.solver == SolverDefaults()
+    assert read.solver == SolverConfig()
     assert (read.action_neutral, read.controllers) == (None, ())
     assert (read.crop, read.calibration, read.provenance, read.figures) == (None, None, {}, {})
 
@@ -89,7 +89,7 @@ def test_solver_settings_that_are_none_are_not_written() -> None:
     assert solver["momentum"] == 0.2
     assert "temperature" not in solver
     card = full_card().to_json() | {"solver": {"momentum": None}}
-    assert ModelCard.from_json(card).solver == SolverDefaults()
+    assert ModelCard.from_json(card).solver == SolverConfig()
 
 
 def test_with_figures_adds_results() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lewm_serve.backends.native.library import NoLibrary, library
+from lewm_serve.backends.native.library import NativeUnavailable, load_library
 from tests.packaging import make_plan
 from tests.packaging.distributions import VERSION
 from tests.packaging.environments import Environment, clean_variables
@@ -23,8 +23,8 @@ for package in (lewm.v1, lewm_client, lewm_models, lewm_serve):
 def native_backend_runs_here() -> bool:
     """Whether this machine's processor and compiler allow the native backend."""
     try:
-        library()
-    except NoLibrary:
+        load_library()
+    except NativeUnavailable:
         return False
     return True
 

@@ -30,22 +30,22 @@ MAX_RECORDED_FRAMES = 50_000
 """The most frames taken from a recording; more would make the limits no better."""
 
 MIN_NORM_SPREAD = 1e-5
-"""The standard deviation of the norms, divided by their mean, below which it is rounding."""
+"""The least spread of the norms relative to their mean. A smaller spread is a rounding error."""
 
 DISTANCE_FOLDS = 5
 """The parts for the cross-validation of Mahalanobis distances."""
 
 SIGREG_WINDOW = 128
-"""Latents in one SIGReg of served frames."""
+"""The number of latents in one window of SIGReg."""
 
 SIGREG_DIRECTIONS = 64
 SIGREG_SEED = 0
 
 SIGREG_RUN_FRAMES = 32
-"""Successive frames of one episode within a window of SIGReg."""
+"""A window of SIGReg consists of runs of this many successive frames of one episode."""
 
 SIGREG_WINDOW_COUNT = 2000
-"""The windows that the distribution of SIGReg is measured on."""
+"""The number of windows on which the distribution of SIGReg is measured."""
 
 MODEL_BATCH = 256
 """Frames or windows that the model computes at once."""
@@ -127,7 +127,7 @@ def calibrate(
             surprise_limit=anomaly_limit(surprises, rate),
             surprise_quantiles=quantiles(surprises),
         )
-    # Served frames are one action block apart. Frames without actions are already so.
+    # The frames of requests are one action block apart, and so are frames without actions.
     block = card.config.action_block
     window_scores = sigreg_window_scores(
         [(episode.latents, 1 if episode.actions is None else block) for episode in encoded]
@@ -186,7 +186,7 @@ def held_out_distances(latents: Tensor) -> Tensor:
 
 
 def _surprises(model: LeWM, card: ModelCard, episodes: Sequence[_EncodedEpisode]) -> Tensor:
-    """The surprises (N,) of all predictions from 1 to history − 1 frames, or 1 if history is 1."""
+    """The surprises (N,) of predictions from 1 to history − 1 frames; from 1 if history is 1."""
     surprises = [
         one_step_errors(
             model, card, latents=episode.latents, actions=episode.actions, context=context

@@ -14,7 +14,7 @@ import numpy as np
 
 from lewm_models.config import LeWMConfig
 from lewm_models.export.graph import GraphBuilder, OnnxGraph
-from lewm_models.export.weights import MODULATIONS_PER_BLOCK, BlockWeights, PredictorWeights
+from lewm_models.export.weights import MODULATIONS_PER_LAYER, LayerWeights, PredictorWeights
 from lewm_models.lewm import LeWM
 
 ATTENTION_GATE = 2
@@ -32,13 +32,13 @@ def predictor_graph(model: LeWM) -> OnnxGraph:
 
 
 def modulation_graph(weights: PredictorWeights) -> OnnxGraph:
-    """``actions`` (rows, A) → ``modulation.{layer}.{index}`` (rows, width), see `BlockWeights`."""
+    """``actions`` (rows, A) → ``modulation.{layer}.{index}`` (rows, width), see `LayerWeights`."""
     parts = _PredictorParts(weights)
     graph = parts.graph
     condition = parts.condition(graph.input("actions", ("rows", weights.config.block_width)))
-    for layer, block in enumerate(weights.blocks):
-        for index, value in enumerate(parts.modulations(condition, block)):
-            graph.output(value, modulation_name(layer, index), ("rows", parts.width))
+    for index, layer in enumerate(weights.layers):
+        for which, value in enumerate(parts.modulations(condition, layer)):
+            graph.output(value, modulation_name(index, which), ("rows", parts.width))
     return graph.finish("modulations")
 
 
@@ -63,12 +63,12 @@ def last_token_modulations(config: LeWMConfig) -> list[str]:
     """The modulations that `extension_graph` takes of the last token only."""
     last_layer = config.predictor_depth - 1
     return [
-        modulation_name(last_layer, index) for index in range(ATTENTION_GATE, MODULATIONS_PER_BLOCK)
+        modulation_name(last_layer, index) for index in range(ATTENTION_GATE, MODULATIONS_PER_LAYER)
     ]
 
 
 def modulation_name(layer: int, index: int) -> str:
-    """The name of one of a layer's `MODULATIONS_PER_BLOCK` modulations."""
+    """The name of one of a layer's `MODULATIONS_PER_LAYER` modulations."""
     return f"modulation.{layer}.{index}"
 
 
@@ -88,43 +88,43 @@ class _PredictorParts:
         graph, (first, second) = self.graph, self.weights.action_maps
         return graph.silu(graph.linear(graph.silu(graph.linear(actions, first)), second))
 
-    def modulations(self, condition: str, block: BlockWeights) -> list[str]:
-        """The modulations of a block, each (rows, width)."""
-        return [self.graph.linear(condition, modulation) for modulation in block.modulations]
+    def modulations(self, condition: str, layer: LayerWeights) -> list[str]:
+        """The modulations of a layer, each (rows, width)."""
+        return [self.graph.linear(condition, modulation) for modulation in layer.modulations]
 
     def tokens(self, latents: str) -> str:
         """Latents with their positions added (rows, D) → tokens (rows, width)."""
         return self.graph.optional_linear(latents, self.weights.input_map)
 
-    def block(
+    def apply_layer(
         self,
         x: str,
-        block: BlockWeights,
+        layer: LayerWeights,
         *,
         modulations: Sequence[str],
         attention: Callable[[str], str],
         keep_rows: Callable[[str], str] = str,
     ) -> str:
-        """One transformer block.
+        """One transformer layer.
 
         ``attention`` returns all heads (rows, heads · head_dim) of the rows that ``keep_rows``
-        keeps; the block returns these rows.
+        keeps; the layer returns these rows.
         """
         graph = self.graph
         shift1, scale1, gate1, shift2, scale2, gate2 = modulations
-        norm1, attention_norm, norm2, mlp_norm = block.epsilons
+        norm1, attention_norm, norm2, mlp_norm = layer.epsilons
         y = self._modulate(graph.standardise(x, self.width, norm1), shift1, scale1)
         y = attention(graph.standardise(y, self.width, attention_norm))
         x = keep_rows(x)
-        y = graph.optional_linear(y, block.attention_out)
+        y = graph.optional_linear(y, layer.attention_out)
         x = graph.op("Add", x, graph.op("Mul", y, gate1))
         y = self._modulate(graph.standardise(x, self.width, norm2), shift2, scale2)
-        y = graph.linear(graph.standardise(y, self.width, mlp_norm), block.mlp_first)
-        y = graph.linear(graph.op("Gelu", y), block.mlp_second)
+        y = graph.linear(graph.standardise(y, self.width, mlp_norm), layer.mlp_first)
+        y = graph.linear(graph.op("Gelu", y), layer.mlp_second)
         return graph.op("Add", x, graph.op("Mul", y, gate2))
 
     def predicted_latents(self, x: str) -> str:
-        """The output of the last block (rows, width) → predicted latents (rows, D)."""
+        """The output of the last layer (rows, width) → predicted latents (rows, D)."""
         graph, (first, second) = self.graph, self.weights.output_maps
         x = graph.linear(graph.standardise(x, self.width, self.weights.final_epsilon), first)
         return graph.linear(graph.op("Gelu", x), second)
@@ -147,10 +147,10 @@ class _FullWindow(_PredictorParts):
         x = self.tokens(graph.reshape(x, -1, config.latent_dim))
         future = np.triu(np.full((config.history, config.history), -np.inf, np.float32), 1)
         mask = self._first_frames(future, axes=[0, 1])
-        for block in self.weights.blocks:
-            attention = partial(self._attention, block=block, mask=mask)
-            modulations = self.modulations(condition, block)
-            x = self.block(x, block, modulations=modulations, attention=attention)
+        for layer in self.weights.layers:
+            attention = partial(self._attention, layer=layer, mask=mask)
+            modulations = self.modulations(condition, layer)
+            x = self.apply_layer(x, layer, modulations=modulations, attention=attention)
         shape = graph.op("Concat", self._rows_and_frames, graph.integers(-1), axis=0)
         predicted = graph.op("Reshape", self.predicted_latents(x), shape)
         graph.output(predicted, "next", ("rows", "frames", config.latent_dim))
@@ -163,15 +163,15 @@ class _FullWindow(_PredictorParts):
         ends = graph.op("Concat", *frames, axis=0)
         return graph.op("Slice", graph.constant(table), starts, ends, graph.integers(*axes))
 
-    def _attention(self, x: str, block: BlockWeights, mask: str) -> str:
+    def _attention(self, x: str, layer: LayerWeights, mask: str) -> str:
         graph, heads, head_dim = self.graph, self.heads, self.head_dim
         shape = graph.op("Concat", self._rows_and_frames, graph.integers(heads, head_dim), axis=0)
         query, key, value = (
             graph.op("Transpose", graph.op("Reshape", graph.linear(x, affine), shape), perm=order)
             for affine, order in (
-                (block.query, [0, 2, 1, 3]),
-                (block.key, [0, 2, 3, 1]),
-                (block.value, [0, 2, 1, 3]),
+                (layer.query, [0, 2, 1, 3]),
+                (layer.key, [0, 2, 3, 1]),
+                (layer.value, [0, 2, 1, 3]),
             )
         )
         scores = graph.op("Add", graph.op("MatMul", query, key), mask)
@@ -190,17 +190,17 @@ class _Extension(_PredictorParts):
     def build(self) -> OnnxGraph:
         x = self._new_tokens()
         of_last_token = last_token_modulations(self.config)
-        for layer, block in enumerate(self.weights.blocks):
-            names = [modulation_name(layer, index) for index in range(MODULATIONS_PER_BLOCK)]
+        for index, layer in enumerate(self.weights.layers):
+            names = [modulation_name(index, which) for which in range(MODULATIONS_PER_LAYER)]
             modulations = [
                 self.graph.input(name, ("rows" if name in of_last_token else "tokens", self.width))
                 for name in names
             ]
-            is_last = layer == len(self.weights.blocks) - 1
-            attention = partial(self._attention, layer=layer, block=block, last_only=is_last)
+            is_last = index == len(self.weights.layers) - 1
+            attention = partial(self._attention, index=index, layer=layer, last_only=is_last)
             keep_rows = self._rows_of_last_token if is_last else str
-            x = self.block(
-                x, block, modulations=modulations, attention=attention, keep_rows=keep_rows
+            x = self.apply_layer(
+                x, layer, modulations=modulations, attention=attention, keep_rows=keep_rows
             )
         latent = self.predicted_latents(x)
         self.graph.output(latent, "latent", ("rows", self.config.latent_dim))
@@ -217,11 +217,11 @@ class _Extension(_PredictorParts):
     def _rows_of_last_token(self, x: str) -> str:
         return self.graph.split_rows(x, self.new_tokens)[-1]
 
-    def _attention(self, x: str, layer: int, block: BlockWeights, last_only: bool) -> str:
+    def _attention(self, x: str, *, index: int, layer: LayerWeights, last_only: bool) -> str:
         """Causal attention over all tokens, of the new tokens or of the last one only."""
         graph = self.graph
-        keys = self._all_tokens(layer, "key", graph.linear(x, block.key))
-        values = self._all_tokens(layer, "value", graph.linear(x, block.value))
+        keys = self._all_tokens(index, "key", graph.linear(x, layer.key))
+        values = self._all_tokens(index, "value", graph.linear(x, layer.value))
         tokens = range(self.new_tokens - 1 if last_only else 0, self.new_tokens)
         # The first token of a window attends to itself only: the result is its value.
         with_query = [token for token in tokens if self.known_tokens + token > 0]
@@ -229,7 +229,7 @@ class _Extension(_PredictorParts):
         if with_query:
             if len(with_query) < self.new_tokens:
                 x = graph.join_rows(graph.split_rows(x, self.new_tokens)[with_query[0] :])
-            queries = self._split_tokens(graph.linear(x, block.query), len(with_query))
+            queries = self._split_tokens(graph.linear(x, layer.query), len(with_query))
             results += [
                 self._attend(query, keys[: self.known_tokens + token + 1], values)
                 for token, query in zip(with_query, queries, strict=True)

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lewm_models.lewm import LeWM, PredictorAttention, PredictorBlock
+from lewm_models.lewm import LeWM, PredictorAttention, PredictorLayer
 
 Matrix = NDArray[np.floating]
 
-MODULATIONS_PER_BLOCK = 6
-"""Shift, scale and gate of a block's attention, then those of its MLP."""
+MODULATIONS_PER_LAYER = 6
+"""Shift, scale and gate of a layer's attention, then those of its MLP."""
 
 SCALE_MODULATIONS = (1, 4)
-"""Which modulations of a block are scales."""
+"""Which modulations of a layer are scales."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Affine:
         product = self.weight[:, None] * weight if is_diagonal else self.weight @ weight
         return Affine(product, self.bias @ weight + bias)
 
-    def outputs(self, begin: int, end: int) -> Affine:
+    def slice_outputs(self, begin: int, end: int) -> Affine:
         """The map to the outputs from ``begin`` up to ``end``."""
         return Affine(self.weight[..., begin:end], self.bias[begin:end])
 
@@ -100,8 +100,8 @@ def as_float64(tensor: Tensor) -> Matrix:
 
 
 @dataclass(frozen=True)
-class BlockWeights:
-    """The maps of one predictor block, in float32.
+class LayerWeights:
+    """The maps of one predictor layer, in float32.
 
     The affine part of each norm is folded into the maps that follow it. ``query`` includes the
     factor head_dim^-1/2, and the scales among ``modulations`` include the 1 of 1 + scale.
@@ -113,7 +113,7 @@ class BlockWeights:
         attention_out: None in a model without an output projection.
         mlp_first: (width, mlp).
         mlp_second: (mlp, width).
-        modulations: `MODULATIONS_PER_BLOCK` maps (width, width) of the condition.
+        modulations: `MODULATIONS_PER_LAYER` maps (width, width) of the condition.
         epsilons: those of norm1, attn.norm, norm2 and the norm of the MLP.
     """
 
@@ -134,9 +134,9 @@ class PredictorWeights:
         positions: (history, D).
         input_map: from a latent to the predictor's width; None if both widths are equal.
         action_maps: two, with a SiLU after the first, from a block of actions to the condition.
-        blocks: those of the predictor.
-        final_epsilon: the epsilon of the norm after the last block.
-        output_maps: two, with a GELU between them, from the standardised output of the last block
+        layers: those of the predictor.
+        final_epsilon: the epsilon of the norm after the last layer.
+        output_maps: two, with a GELU between them, from the standardised output of the last layer
             to a latent.
     """
 
@@ -151,7 +151,7 @@ class PredictorWeights:
             fold_modules(action_encoder.patch_embed, action_encoder.embed[0]).as_float32(),
             fold_modules(action_encoder.embed[2], transformer.cond_proj).as_float32(),
         )
-        self.blocks = [_block_weights(cast(PredictorBlock, block)) for block in transformer.layers]
+        self.layers = [_layer_weights(cast(PredictorLayer, layer)) for layer in transformer.layers]
         self.final_epsilon = transformer.norm.eps
         self.output_maps = (
             fold_modules(
@@ -161,21 +161,21 @@ class PredictorWeights:
         )
 
 
-def _block_weights(block: PredictorBlock) -> BlockWeights:
-    attention, (mlp_norm, mlp_first, _, _, mlp_second, _) = block.attn, block.mlp.net
+def _layer_weights(layer: PredictorLayer) -> LayerWeights:
+    attention, (mlp_norm, mlp_first, _, _, mlp_second, _) = layer.attn, layer.mlp.net
     query, key, value = _query_key_value(attention)
-    return BlockWeights(
+    return LayerWeights(
         query=query.as_float32(),
         key=key.as_float32(),
         value=value.as_float32(),
         attention_out=_optional_map(attention.to_out),
         mlp_first=fold_modules(mlp_norm, mlp_first).as_float32(),
         mlp_second=fold_modules(mlp_second).as_float32(),
-        modulations=_modulations(block),
+        modulations=_modulations(layer),
         epsilons=(
-            block.norm1.eps,
+            layer.norm1.eps,
             attention.norm.eps,
-            block.norm2.eps,
+            layer.norm2.eps,
             cast(nn.LayerNorm, mlp_norm).eps,
         ),
     )
@@ -184,16 +184,16 @@ def _block_weights(block: PredictorBlock) -> BlockWeights:
 def _query_key_value(attention: PredictorAttention) -> list[Affine]:
     packed = fold_modules(attention.norm, attention.to_qkv)
     inner = len(packed.bias) // 3
-    query, key, value = (packed.outputs(part * inner, (part + 1) * inner) for part in range(3))
+    query, key, value = (packed.slice_outputs(part * inner, (part + 1) * inner) for part in range(3))
     return [query.scaled((inner // attention.heads) ** -0.5), key, value]
 
 
-def _modulations(block: PredictorBlock) -> tuple[Affine, ...]:
-    packed = fold_modules(block.adaLN_modulation[1])
-    width = len(packed.bias) // MODULATIONS_PER_BLOCK
+def _modulations(layer: PredictorLayer) -> tuple[Affine, ...]:
+    packed = fold_modules(layer.adaLN_modulation[1])
+    width = len(packed.bias) // MODULATIONS_PER_LAYER
     maps = []
-    for index in range(MODULATIONS_PER_BLOCK):
-        modulation = packed.outputs(index * width, (index + 1) * width)
+    for index in range(MODULATIONS_PER_LAYER):
+        modulation = packed.slice_outputs(index * width, (index + 1) * width)
         maps.append(modulation.shifted(1) if index in SCALE_MODULATIONS else modulation)
     return tuple(modulation.as_float32() for modulation in maps)
 

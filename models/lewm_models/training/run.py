@@ -18,7 +18,7 @@ from lewm_models.calibration.calibrate import (
     recorded_episodes,
 )
 from lewm_models.calibration.reference import LatentReference
-from lewm_models.card import ModelCard, SolverDefaults
+from lewm_models.card import ModelCard, SolverConfig
 from lewm_models.config import PRESETS
 from lewm_models.lewm import LeWM
 from lewm_models.training.recording import CollectionProgress, Recording, RecordingSpec, collect
@@ -35,9 +35,9 @@ PRESET_TRAINING: Mapping[str, TrainingConfig] = {
     "paper": TrainingConfig(steps=20_000, learning_rate=5e-5),
 }
 
-PRESET_SOLVERS: Mapping[str, SolverDefaults] = {
-    "edge": SolverDefaults(name="icem", samples=48, iterations=2, elites=5),
-    "paper": SolverDefaults(),
+PRESET_SOLVERS: Mapping[str, SolverConfig] = {
+    "edge": SolverConfig(name="icem", samples=48, iterations=2, elites=5),
+    "paper": SolverConfig(),
 }
 
 TWO_ROOM_CONTROLLERS = ("waypoint",)

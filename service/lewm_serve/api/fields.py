@@ -1,4 +1,4 @@
-"""Building blocks of the request models: a strict base class, arrays, and clear errors.
+"""Building blocks of the request types: a strict base class, arrays, and clear errors.
 
 Arrays are nested lists in JSON and NumPy arrays over gRPC. Both become float32. Ragged or wrongly
 nested lists, empty axes, booleans, strings, NaN, infinities and numbers beyond float32 are refused.
@@ -33,13 +33,13 @@ MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_REPORTED_PROBLEMS = 8
 """How many refused fields one answer names."""
 
-Request = TypeVar("Request", bound="RequestModel")
+RequestT = TypeVar("RequestT", bound="RequestModel")
 
 
 class RequestModel(BaseModel):
-    """Base of all request models: unknown fields are refused, values do not change.
+    """Base of all request types: unknown fields are refused, values do not change.
 
-    Both transports fill these models: REST from JSON, gRPC from a message as a dictionary.
+    Both transports fill these types: HTTP from JSON, gRPC from a message as a dictionary.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -66,14 +66,14 @@ class RequestModel(BaseModel):
         return kept
 
 
-def parse(model: type[Request], document: object) -> Request:
+def parse(request_type: type[RequestT], document: object) -> RequestT:
     """Make a request from what a JSON body or a message holds.
 
     Raises:
         InvalidRequest: a field is unknown, missing or wrong.
     """
     try:
-        return model.model_validate(document)
+        return request_type.model_validate(document)
     except ValidationError as error:
         raise to_invalid_request(error) from None
 

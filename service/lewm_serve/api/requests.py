@@ -1,11 +1,14 @@
-"""The requests that a client may send: encode, predict and plan.
+"""The requests that a client may send: encode, predict and plan; and the context of a request.
 
-These models check what can be known without a model. What depends on the model (widths, counts,
-bounds, solvers, the server's limits) is checked in `lewm_serve.planner.validation`.
+The request types check what can be known without a model. What depends on the model (widths,
+counts, bounds, solvers, the server's limits) is checked in `lewm_serve.planner.validation`.
 """
 
 import binascii
 import math
+import re
+import uuid
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -32,7 +35,7 @@ from lewm_serve.api.fields import (
     Vector,
     refusal,
 )
-from lewm_serve.constants import MAX_FRAMES_PER_REQUEST
+from lewm_serve.constants import MAX_FRAMES_PER_REQUEST, Endpoint, Protocol
 from lewm_serve.errors import shorten
 
 MAX_SEED = 2**63 - 1
@@ -42,6 +45,53 @@ MAX_LATENT_VALUE = 1e4
 """Trained latents are near N(0, 1). With values beyond this one, a roll-out overflows."""
 
 FRAME_SOURCES = ("image", "pixels", "latent", "latent_id")
+
+PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
+"""Header values that are safe to repeat in logs and headers."""
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """What a transport knows about a request besides its content.
+
+    Attributes:
+        request_id: the client's id of the request, or a new one.
+        endpoint: what the request asks for.
+        protocol: the transport.
+        received: when it was received, a reading of `time.monotonic()` in seconds.
+        deadline: the transport's deadline, a reading of the same clock: a gRPC call's deadline,
+            less the time that the answer needs to travel. None: there is none.
+        traceparent: what the client sent to trace the request.
+        max_answer_values: the most values in the answer to a predict request. None: the transport
+            has no such limit.
+    """
+
+    request_id: str
+    endpoint: Endpoint
+    protocol: Protocol
+    received: float
+    deadline: float | None = None
+    traceparent: str | None = None
+    max_answer_values: int | None = None
+
+    def earliest_deadline(self, deadline_ms: float | None = None) -> float:
+        """The transport's deadline or the request's own, whichever is earlier.
+
+        ``deadline_ms`` counts from ``received``. Infinity where there is no deadline.
+        """
+        of_transport = math.inf if self.deadline is None else self.deadline
+        of_request = math.inf if deadline_ms is None else self.received + deadline_ms / 1000
+        return min(of_transport, of_request)
+
+
+def printable_or_none(header: str | None) -> str | None:
+    """The header's value if it has 1 to 128 printable ASCII characters, else None."""
+    return header if header is not None and PRINTABLE.fullmatch(header) else None
+
+
+def request_id_from(header: str | None) -> str:
+    """The client's own request id, or a new one if it sent none that can be used."""
+    return printable_or_none(header) or uuid.uuid4().hex
 
 
 def _decode_base64(value: object) -> bytes:
@@ -97,7 +147,7 @@ class Pixels(RequestModel):
 
 
 def _to_pixels(pixels: Pixels) -> NDArray[np.uint8]:
-    """The array (H, W, 3) uint8 over the received bytes, without a copy."""
+    """The array (height, width, 3) uint8 over the received bytes, without a copy."""
     height, width, channels = pixels.shape
     if height < 1 or width < 1 or channels != 3:
         expected, received = "[height, width, 3], all positive", shorten(pixels.shape)
@@ -120,8 +170,8 @@ PixelArray = Annotated[NDArray[np.uint8], GetPydanticSchema(_pixels_schema)]
 class Frame(RequestModel):
     """One frame, given by exactly one of its four sources.
 
-    After validation ``image`` is still encoded, ``pixels`` is (H, W, 3) uint8 and ``latent`` is
-    (latent_dim,) float32.
+    After validation ``image`` is still encoded, ``pixels`` is (height, width, 3) uint8 and
+    ``latent`` is (latent_dim,) float32.
     """
 
     image: EncodedImage | None = None
@@ -173,8 +223,8 @@ def _check_frame_count(value: object) -> object:
     if isinstance(value, list) and not value:
         raise refusal("shape_mismatch", "at least one frame", received="[]")
     if isinstance(value, list) and len(value) > MAX_FRAMES_PER_REQUEST:
-        most = MAX_FRAMES_PER_REQUEST
-        raise refusal("out_of_range", f"at most {most} frames", received=f"more than {most}")
+        limit = MAX_FRAMES_PER_REQUEST
+        raise refusal("out_of_range", f"at most {limit} frames", received=f"more than {limit}")
     return value
 
 
@@ -225,7 +275,7 @@ class PredictRequest(RequestModel):
     past_actions: PastActions = None
     actions: Annotated[Rows | None, Field(description="steps · action_block rows")] = None
     candidates: Annotated[
-        Candidates | None, Field(description="N sequences of steps · action_block rows")
+        Candidates | None, Field(description="sequences of steps · action_block rows")
     ] = None
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
-"""The responses of the service. Transports render these fields in this order.
+"""The responses of the service. Transports write these fields in this order.
 
-Axes: T predicted steps, N candidates, D latent_dim, R action rows, A action_dim. Times are in
+Axes: T predicted steps, S candidates, D latent_dim, R action rows, A action_dim. Times are in
 milliseconds, actions in the environment's units.
 """
 
@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EncodedLatent:
-    """The latent (D,) of one frame, its name in the cache, and whether the cache had it."""
+    """The latent (D,) of one frame, its id, and whether it came from the cache."""
 
     latent: FloatArray
     latent_id: str
@@ -67,7 +67,7 @@ class EncodeResponse:
 
 @dataclass(frozen=True)
 class PredictResponse:
-    """Predicted latents: (T, D) for actions, (N, T, D) for candidates."""
+    """Predicted latents: (T, D) for actions, (S, T, D) for candidates."""
 
     request_id: str
     model: str
@@ -79,7 +79,7 @@ class PredictResponse:
 
 @dataclass(frozen=True)
 class LatentIds:
-    """The names of the request's latents in the cache."""
+    """The ids of the request's latents, by which later requests can name them."""
 
     frames: tuple[str, ...]
     goal: str

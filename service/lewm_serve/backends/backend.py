@@ -10,11 +10,13 @@ from torch import Tensor
 
 from lewm_models.config import LeWMConfig
 
-PREFERENCE_MARGIN = 0.9
-"""An option must take less than this share of a preferred option's time to be chosen instead: a
-choice that depended on noise would change the last bits of a plan from one start to the next."""
+MAX_TIME_SHARE = 0.9
+"""A less preferred option is chosen only if it takes less than this share of the other's time. A
+choice that noise could change would change the last bits of a plan from one start to the next."""
 
 WARM_UP_SAMPLES = 16
+"""Candidates of `warm_up_rollouts`."""
+
 CHECKED_SAMPLES = 37
 """Candidates of `threads_change_rollouts`; threads cannot share them evenly."""
 
@@ -26,7 +28,10 @@ cost of launching operations; more tokens than fit in the processor's cache cost
 
 
 class Backend(Protocol):
-    """Runs one model on one device. Only the engine's thread calls it.
+    """Runs one model on one device: `TorchBackend`, `OnnxBackend` or `NativeBackend`.
+
+    `choice.choose_backend` makes it. The thread that loads the models warms it up and times it;
+    then only the engine's thread calls it.
 
     Axes: N frames, P plans, H context frames, S candidates of a plan, T steps, D latent_dim, A one
     action block.
@@ -63,7 +68,7 @@ class Backend(Protocol):
         """
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Costs (P, S) of candidates, and their gradients (P, S, T, A) with respect to the actions.
 
@@ -74,7 +79,7 @@ class Backend(Protocol):
     def warm_up(self) -> None:
         """Run each kind of call once, so that no request waits for what only the first call needs.
 
-        Where a frame's latent depends on its batch, frames are encoded one by one from now on.
+        If a frame's latent depends on its batch, frames are encoded one by one from now on.
         """
 
 
@@ -112,13 +117,15 @@ def warm_up_rollouts(backend: Backend, config: LeWMConfig) -> None:
 
 def batch_changes_latents(encode: Callable[[Tensor], Tensor], config: LeWMConfig) -> bool:
     """Whether any bit of a frame's latent depends on the size of its batch."""
-    most = encoder_rows(config)
+    rows_per_pass = encoder_rows(config)
     generator = torch.Generator().manual_seed(0)
-    shape = (most, config.image_size, config.image_size, 3)
+    shape = (rows_per_pass, config.image_size, config.image_size, 3)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     latents = encode(frames)
     return not all(
-        torch.equal(encode(frames[:rows]), latents[:rows]) for rows in (1, 2, 3, 5) if rows < most
+        torch.equal(encode(frames[:rows]), latents[:rows])
+        for rows in (1, 2, 3, 5)
+        if rows < rows_per_pass
     )
 
 
@@ -137,9 +144,9 @@ def threads_change_rollouts(backend: ThreadedBackend, config: LeWMConfig, all_th
         torch.randn(shape, generator=generator) for shape in shapes
     )
     before = backend.threads
-    results = []
-    for threads in (1, all_threads):
-        backend.threads = threads
-        results.append(backend.rollout(latents, past_actions, candidates))
+    backend.threads = 1
+    on_one_thread = backend.rollout(latents, past_actions, candidates)
+    backend.threads = all_threads
+    on_all_threads = backend.rollout(latents, past_actions, candidates)
     backend.threads = before
-    return not torch.equal(*results)
+    return not torch.equal(on_one_thread, on_all_threads)

@@ -1,13 +1,14 @@
-"""Which backend, precision and number of threads run a model: the settings', else the fastest.
+"""Choose the backend, precision and threads of a model: those of the settings, or the fastest.
 
-`choose_backend` times what can run here on one plan of the model's default solver. An option that
-is less preferred must be faster by `PREFERENCE_MARGIN`. The order of preference is ONNX Runtime
-before PyTorch on a CPU (PyTorch first on a GPU), float32 before bfloat16, one thread before all.
-A lower precision must also rank candidates as float32 does; see `ranking_overlap`.
+`choose_backend` times one plan of the model's default solver with all options that can run here. A
+less preferred option must take less than `MAX_TIME_SHARE` of the preferred option's time. The order
+of preference is ONNX Runtime before PyTorch on a CPU (PyTorch first on a GPU), float32 before
+bfloat16, one thread before all. A lower precision must also rank candidates as float32 does; see
+`ranking_overlap`.
 
 The backend and its precision stay as they are while the server runs, since the bits of plans depend
-on them. The number of threads is only where a backend starts: unless it is set, the backend
-reconsiders it in service; see `ThreadPolicy`.
+on them. The number of threads may change. Unless it is set, it is only the first choice, and the
+backend reconsiders it while it runs; see `ThreadPolicy`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,21 +25,20 @@ from torch import Tensor
 from lewm_models.card import ModelCard
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
-from lewm_serve.backends.backend import PREFERENCE_MARGIN, ThreadedBackend
+from lewm_serve.backends.backend import MAX_TIME_SHARE, ThreadedBackend
 from lewm_serve.backends.comparison import (
     BackendTiming,
     plan_seconds,
     ranking_overlap,
-    roll_out,
+    roll_out_once,
     time_options,
 )
 from lewm_serve.backends.native.backend import NativeBackend, check_native
-from lewm_serve.backends.native.library import NoLibrary, cpu_flags
+from lewm_serve.backends.native.library import NativeUnavailable, cpu_flags
 from lewm_serve.backends.torch import TorchBackend
 
 Precision = Literal["float32", "bfloat16"]
 BackendAndPrecision = tuple[str, Precision]
-Make = Callable[[str, Precision], ThreadedBackend]
 
 FIXED_PRECISIONS: dict[str, Precision] = {"onnx": "float32", "native": "bfloat16"}
 """The precision of the backends that have only one."""
@@ -47,7 +47,7 @@ BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Linux's names of instructions that multiply in bfloat16, on x86 and on ARM."""
 
 REQUIRED_OVERLAP = 0.9
-"""The least `ranking_overlap` of a lower precision that is chosen without being asked for."""
+"""A lower precision that the settings do not ask for needs at least this `ranking_overlap`."""
 
 
 class NoBackend(RuntimeError):
@@ -56,7 +56,7 @@ class NoBackend(RuntimeError):
 
 @dataclass(frozen=True)
 class BackendSettings:
-    """What the server's settings ask for. ``threads`` of None: one or all, by measurement."""
+    """What the server's settings ask for. ``threads`` is None: one or all, by measurement."""
 
     backend: Literal["auto", "torch", "onnx", "native"] = "auto"
     precision: Literal["auto"] | Precision = "auto"
@@ -69,7 +69,7 @@ class BackendChoice:
 
     ``timings`` holds what was timed; it is empty where there was no choice. ``overlap`` is the
     `ranking_overlap` of the lower precision, if one was considered. ``native_problem`` says why the
-    native backend could not be considered, where PyTorch was considered in bfloat16.
+    native backend was not considered, if PyTorch was considered in bfloat16 in its place.
     """
 
     backend: ThreadedBackend
@@ -81,6 +81,7 @@ class BackendChoice:
 def choose_backend(
     model: LeWM,
     card: ModelCard,
+    *,
     frames: Tensor | None,
     device: torch.device,
     settings: BackendSettings,
@@ -88,25 +89,35 @@ def choose_backend(
     """Choose the backend that runs a model on a device, and warm it up.
 
     Args:
+        model: in ``eval()`` mode.
+        card: its card.
         frames: the model's own frames for `ranking_overlap` (N, size, size, 3) uint8, if any.
+        device: where the model runs.
+        settings: what the server's settings ask for.
 
     Raises:
         NoBackend: what the settings ask for cannot run here.
     """
-    options = runnable(settings, device, model.config)
+    options = runnable_options(settings, device, model.config)
     all_threads = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
-    # The native backend encodes with another one, which may be an option too: it is made once.
-    make: Make = cache(lambda name, precision: _make(model, device, name, precision, make))
+    backends = _Backends(model, device)
+
+    def plan_s(backend: ThreadedBackend, samples: int) -> float:
+        return plan_seconds(backend, card, samples)
+
+    def overlap(backend: ThreadedBackend) -> float:
+        return ranking_overlap(backend, TorchBackend(model, device), card, frames=frames)
+
     choice = choose(
-        [partial(make, name, precision) for name, precision in options],
+        [partial(backends.get, name, precision) for name, precision in options],
         [settings.threads] if settings.threads else sorted({1, all_threads}),
         samples=card.solver.samples,
-        plan_seconds=lambda backend, samples: plan_seconds(backend, card, samples),
-        overlap=lambda backend: ranking_overlap(backend, TorchBackend(model, device), card, frames),
-        any_overlap=settings.precision != "auto" or settings.backend == "native",
+        plan_seconds=plan_s,
+        overlap=overlap,
+        accept_low_overlap=settings.precision != "auto" or settings.backend == "native",
     )
     choice.backend.warm_up()
-    roll_out(choice.backend, card, card.solver.samples)
+    roll_out_once(choice.backend, card, card.solver.samples)  # the size that most requests have
     if settings.threads is None and all_threads > 1:
         choice.backend.adapt_threads(all_threads)
     if device.type == "cpu" and settings.backend == "auto" and ("torch", "bfloat16") in options:
@@ -114,7 +125,7 @@ def choose_backend(
     return choice
 
 
-def runnable(
+def runnable_options(
     settings: BackendSettings, device: torch.device, config: LeWMConfig
 ) -> list[BackendAndPrecision]:
     """Backends and precisions that can run a model on a device, the preferred first.
@@ -153,13 +164,13 @@ def native_problem(config: LeWMConfig, device: torch.device) -> str | None:
     """Why the native backend cannot run a model on a device; None if it can."""
     try:
         check_native(config, device)
-    except NoLibrary as error:
+    except NativeUnavailable as error:
         return str(error)
     return None
 
 
 def onnx_runs_on(device: torch.device) -> bool:
-    """Whether ONNX Runtime is installed for a device; a machine may have PyTorch alone."""
+    """Whether ONNX Runtime is installed for a device; a machine may have PyTorch only."""
     try:
         from lewm_serve.backends.onnx import runs_on
     except ImportError:
@@ -181,25 +192,31 @@ def choose(
     samples: int,
     plan_seconds: Callable[[ThreadedBackend, int], float],
     overlap: Callable[[ThreadedBackend], float],
-    any_overlap: bool,
+    accept_low_overlap: bool,
 ) -> BackendChoice:
-    """Choose among backends, the preferred first, and set the chosen one's number of threads.
+    """Make backends, choose one of them, and set its number of threads.
 
-    A backend of lower precision is considered if its ``overlap`` is at least `REQUIRED_OVERLAP`, or
-    if ``any_overlap`` is accepted. ``plan_seconds`` times a plan with so many candidates;
-    ``samples`` is the number of candidates of the solver.
+    Args:
+        makers: make the backends, the preferred first. At most one has a lower precision.
+        thread_counts: the numbers of threads to choose from, the preferred first.
+        samples: the number of candidates of the solver.
+        plan_seconds: times a plan with this many candidates.
+        overlap: the `ranking_overlap` of a backend of lower precision.
+        accept_low_overlap: whether a backend of lower precision is considered even if its overlap
+            is less than `REQUIRED_OVERLAP`.
     """
-    backends, found_overlap = [], None
+    backends: list[ThreadedBackend] = []
+    measured_overlap: float | None = None
     for make in makers:
         backend = make()
         backend.threads = thread_counts[0]
         if backend.precision != "float32":
-            found_overlap = overlap(backend)
-            if found_overlap < REQUIRED_OVERLAP and not any_overlap:
+            measured_overlap = overlap(backend)
+            if measured_overlap < REQUIRED_OVERLAP and not accept_low_overlap:
                 continue
         backends.append(backend)
     if len(backends) == len(thread_counts) == 1:
-        return BackendChoice(backends[0], overlap=found_overlap)
+        return BackendChoice(backends[0], overlap=measured_overlap)
     timings = time_options(
         [(backend, threads) for backend in backends for threads in thread_counts],
         samples=samples,
@@ -207,20 +224,35 @@ def choose(
     )
     best = timings[0]
     for timing in timings[1:]:
-        if timing.plan_s < PREFERENCE_MARGIN * best.plan_s:
+        if timing.plan_s < MAX_TIME_SHARE * best.plan_s:
             best = timing
     best.backend.threads = best.threads
-    return BackendChoice(best.backend, tuple(timings), found_overlap)
+    return BackendChoice(best.backend, tuple(timings), measured_overlap)
 
 
-def _make(
-    model: LeWM, device: torch.device, name: str, precision: Precision, make: Make
-) -> ThreadedBackend:
-    """Make a backend; ``make`` makes the backend that the native one needs."""
-    if name == "native":
-        return NativeBackend(model, make("onnx" if onnx_runs_on(device) else "torch", "float32"))
-    if name == "onnx":
-        from lewm_serve.backends.onnx import OnnxBackend
+class _Backends:
+    """Makes the backends of a model, each of them once.
 
-        return OnnxBackend(model, device)
-    return TorchBackend(model, device, getattr(torch, precision))
+    The native backend needs another one, which may be an option too.
+    """
+
+    def __init__(self, model: LeWM, device: torch.device) -> None:
+        self._model = model
+        self._device = device
+        self._made: dict[BackendAndPrecision, ThreadedBackend] = {}
+
+    def get(self, name: str, precision: Precision) -> ThreadedBackend:
+        """The backend of this name and precision."""
+        if (name, precision) not in self._made:
+            self._made[name, precision] = self._make(name, precision)
+        return self._made[name, precision]
+
+    def _make(self, name: str, precision: Precision) -> ThreadedBackend:
+        if name == "native":
+            float32_name = "onnx" if onnx_runs_on(self._device) else "torch"
+            return NativeBackend(self._model, self.get(float32_name, "float32"))
+        if name == "onnx":
+            from lewm_serve.backends.onnx import OnnxBackend
+
+            return OnnxBackend(self._model, self._device)
+        return TorchBackend(self._model, self._device, getattr(torch, precision))

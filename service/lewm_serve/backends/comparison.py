@@ -17,14 +17,15 @@ from lewm_serve.backends.backend import Backend, ThreadedBackend
 from lewm_serve.objectives.latent_distance import latent_distance
 
 SCREENING_SAMPLES, SCREENING_ROUNDS, SCREENING_LIMIT_S = 32, 3, 1.0
-"""All options are first timed with few candidates, in up to three rounds that fit in the limit."""
+"""All options are first timed with few candidates, in as many rounds as fit in the limit, at most
+three."""
 
 CLEARLY_SLOWER = 2.0
 """Options that then take more than this many times as long as the fastest are dropped."""
 
 TIMING_ROUNDS, TIMING_LIMIT_S = 5, 1.5
-"""The remaining options are timed with the solver's own number of candidates, in up to five rounds
-that fit in the limit. If not even one round fits, with as many candidates as fit in one round."""
+"""The remaining options are timed with the solver's own number of candidates, in as many rounds as
+fit in the limit, at most five. If not even one round fits, they are timed with fewer candidates."""
 
 RANKED_CANDIDATES, BEST_CANDIDATES = 300, 30
 """Candidates and elites of the paper's CEM."""
@@ -49,14 +50,14 @@ class BackendTiming:
 
 
 class _Run(NamedTuple):
-    """One timed run: the seconds of a plan that follow from it, and how long it took itself."""
+    """One timed run: the seconds of a plan that it indicates, and the seconds that it took."""
 
     plan_s: float
     elapsed_s: float
 
 
 class _Timer:
-    """Times options in turns, so that no single disturbance of the machine decides."""
+    """Times options in turns, so that a disturbance of the machine affects all of them."""
 
     def __init__(
         self,
@@ -67,15 +68,16 @@ class _Timer:
         self._clock = clock
 
     def rounds(
-        self, options: Sequence[Option], samples: int, *, most: int, limit_s: float
+        self, options: Sequence[Option], samples: int, *, max_rounds: int, limit_s: float
     ) -> list[list[_Run]]:
         """Run each option once a round, with this many candidates.
 
-        There is at least one round, and at most ``most`` as far as they fit in ``limit_s``.
+        There is at least one round. There are more, up to ``max_rounds``, if they fit in
+        ``limit_s``.
         """
         rounds: list[list[_Run]] = []
         elapsed_s = round_s = 0.0
-        while not rounds or (len(rounds) < most and elapsed_s + round_s <= limit_s):
+        while not rounds or (len(rounds) < max_rounds and elapsed_s + round_s <= limit_s):
             rounds.append([self._run(option, samples) for option in options])
             round_s = sum(run.elapsed_s for run in rounds[-1])
             elapsed_s += round_s
@@ -96,15 +98,15 @@ def time_options(
     plan_seconds: Callable[[ThreadedBackend, int], float],
     clock: Callable[[], float] = time.monotonic,
 ) -> list[BackendTiming]:
-    """Time backends on numbers of threads; the median of their runs counts.
+    """Time backends on numbers of threads. The time of an option is the median of its runs.
 
     ``samples`` is the number of candidates of the solver. ``plan_seconds`` times a plan with a
     number of candidates.
     """
     timer = _Timer(plan_seconds, clock)
     few = min(SCREENING_SAMPLES, samples)
-    timer.rounds(options, few, most=1, limit_s=0)  # fills caches and builds graphs
-    screening = timer.rounds(options, few, most=SCREENING_ROUNDS, limit_s=SCREENING_LIMIT_S)
+    timer.rounds(options, few, max_rounds=1, limit_s=0)  # fills caches and builds graphs
+    screening = timer.rounds(options, few, max_rounds=SCREENING_ROUNDS, limit_s=SCREENING_LIMIT_S)
     plan_s = _median_plan_s(options, screening)
     fastest_s = min(plan_s.values())
     remaining = [option for option in options if plan_s[option] <= CLEARLY_SLOWER * fastest_s]
@@ -118,12 +120,14 @@ def time_options(
         rounds = timer.rounds(
             remaining,
             max(few, min(samples, affordable)),
-            most=1 + TIMING_ROUNDS,
+            max_rounds=1 + TIMING_ROUNDS,
             limit_s=TIMING_LIMIT_S,
         )
         # The first round allocates memory for more candidates, so it counts only if it is alone.
         plan_s |= _median_plan_s(remaining, rounds[1:] or rounds)
-    return [BackendTiming(*option, plan_s[option]) for option in options]
+    return [
+        BackendTiming(backend, threads, plan_s[backend, threads]) for backend, threads in options
+    ]
 
 
 def _median_plan_s(
@@ -147,29 +151,27 @@ def plan_seconds(backend: Backend, card: ModelCard, samples: int) -> float:
     start = time.monotonic()
     backend.encode(frame)
     encoded = time.monotonic()
-    roll_out(backend, card, samples)
+    roll_out_once(backend, card, samples)
     iteration_s = (time.monotonic() - encoded) * solver.samples / samples
     return encoded - start + solver.iterations * iteration_s
 
 
-def roll_out(backend: Backend, card: ModelCard, samples: int) -> None:
+def roll_out_once(backend: Backend, card: ModelCard, samples: int) -> None:
     """The roll-out of one iteration of the card's solver, from one frame."""
     config = card.config
-    latents, past_actions = (
-        torch.zeros(1, 1, config.latent_dim),
-        torch.empty(1, 0, config.block_width),
-    )
+    latents = torch.zeros(1, 1, config.latent_dim)
+    past_actions = torch.empty(1, 0, config.block_width)
     candidates = torch.zeros(1, samples, card.solver.horizon, config.block_width)
     backend.rollout(latents, past_actions, candidates)
 
 
 def ranking_overlap(
-    backend: Backend, reference: Backend, card: ModelCard, frames: Tensor | None
+    backend: Backend, reference: Backend, card: ModelCard, *, frames: Tensor | None
 ) -> float:
     """How far two backends agree on the best candidates: 0 to 1.
 
-    A solver uses only the order of the costs, and of that only its elites. So this is the share of
-    the reference's 30 best of 300 candidates that are among the backend's 30 best.
+    CEM uses the order of the costs only, to find its elites. So this is the share of the
+    reference's 30 best of 300 candidates that are among the backend's 30 best.
 
     It is the mean over pairs of start and goal among ``frames`` (N, size, size, 3) uint8, N ≥ 2, or
     among synthetic frames. Each backend encodes the frames itself.

@@ -1,6 +1,7 @@
-"""CUDA graphs: a function's kernels recorded once for each shape, then launched as one.
+"""CUDA graphs: the GPU kernels of a function, recorded once for each shape, then launched together.
 
-A roll-out is hundreds of small kernels. If Python launches them one by one, the GPU waits for it.
+A roll-out consists of hundreds of small kernels. If Python launches them one by one, the GPU waits
+for Python.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class CudaGraphs:
         if key not in self._graphs:
             if len(self._graphs) == MAX_CUDA_GRAPHS:
                 return self._function(*(tensor.to(self._device) for tensor in inputs)).cpu()
-            self._graphs[key] = _Graph(self._function, inputs, self._device, self._pool)
+            self._graphs[key] = _Graph(self._function, inputs, device=self._device, pool=self._pool)
         return self._graphs[key](inputs)
 
 
@@ -50,6 +51,7 @@ class _Graph:
         self,
         function: Callable[..., Tensor],
         inputs: tuple[Tensor, ...],
+        *,
         device: torch.device,
         pool: Any,
     ) -> None:

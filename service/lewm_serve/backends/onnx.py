@@ -1,7 +1,7 @@
 """The ONNX Runtime backend, float32: graphs written from the weights of a model.
 
 There is one graph for the encoder, one for the modulations, and one for each kind of window that
-occurs in roll-outs: m tokens known, n tokens new.
+occurs in roll-outs: m known tokens and n new ones.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from lewm_serve.backends.backend import (
     threads_change_rollouts,
     warm_up_rollouts,
 )
-from lewm_serve.backends.rollout import Rollout, RowThreads
-from lewm_serve.backends.stepwise import StepwiseKernel
+from lewm_serve.backends.rollout import RowThreads, SharedContextRollout, StepwiseKernel
 from lewm_serve.backends.torch import TorchBackend
 
 Array = NDArray[np.float32]
@@ -56,7 +55,9 @@ class OnnxBackend:
         self._encoder_rows = encoder_rows(model.config)
         self._encode_threads = RowThreads(min_rows=1)
         self._rollout_threads = RowThreads()
-        self._rollout = Rollout(OnnxKernel(model, device), self._rollout_threads, remember=True)
+        self._rollout = SharedContextRollout(
+            OnnxKernel(model, device), self._rollout_threads, remember=True
+        )
         self.threads = 1
 
     @property
@@ -66,16 +67,16 @@ class OnnxBackend:
 
     @threads.setter
     def threads(self, count: int) -> None:
-        self._encode_threads.fix(count)
-        self._rollout_threads.fix(count)
+        self._encode_threads.use(count)
+        self._rollout_threads.use(count)
         self._torch.threads = count
 
     def adapt_threads(self, all_threads: int) -> None:
         """See `ThreadedBackend`."""
         if not threads_change_rollouts(self, self.model.config, all_threads):
-            self._rollout_threads.adapt(all_threads)
-        # Threads split a batch of frames, and `warm_up` sees to it that batches change no latent.
-        self._encode_threads.adapt(all_threads)
+            self._rollout_threads.choose_by_measurement(all_threads)
+        # Threads split a batch of frames, and after `warm_up` batches change no latent.
+        self._encode_threads.choose_by_measurement(all_threads)
         self._torch.adapt_threads(all_threads)
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -99,10 +100,10 @@ class OnnxBackend:
         return self._rollout.predict_newest(latents, past_actions)
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`."""
-        return self._torch.gradients(latents, past_actions, candidates, goals)
+        return self._torch.gradients(latents, past_actions, candidates, goals=goals)
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
@@ -129,18 +130,25 @@ class OnnxKernel(StepwiseKernel[Modulations, Window]):
         return self._modulate({"actions": actions.flatten(0, 1).numpy()})
 
     def extend(
-        self, window: Window | None, latents: Sequence[Tensor], modulations: Modulations, step: int
+        self,
+        window: Window | None,
+        latents: Sequence[Tensor],
+        modulations: Modulations,
+        *,
+        step: int,
     ) -> tuple[Tensor, Window]:
         """See `StepwiseKernel`."""
         known = window or {}
-        before, count, rows = self.tokens(known), len(latents), len(latents[0])
-        begin, last, end = (rows * index for index in (step, step + count - 1, step + count))
+        known_count, new_count, rows = self.tokens(known), len(latents), len(latents[0])
+        begin, last, end = (
+            rows * index for index in (step, step + new_count - 1, step + new_count)
+        )
         inputs = dict(known)
-        for token, latent in enumerate(latents, before):
+        for token, latent in enumerate(latents, known_count):
             inputs[f"latent.{token}"] = latent.numpy()
         for name, values in modulations.items():
             inputs[name] = values[last if name in self._of_last_token else begin : end]
-        outputs = self._extension(before, count)(inputs)
+        outputs = self._extension(known_count, new_count)(inputs)
         return torch.from_numpy(outputs.pop("latent")), known | outputs
 
     def tokens(self, window: Window) -> int:
@@ -152,12 +160,12 @@ class OnnxKernel(StepwiseKernel[Modulations, Window]):
         index = rows.numpy()
         return {name: values[index] for name, values in window.items()}
 
-    def _extension(self, before: int, new: int) -> OnnxSession:
+    def _extension(self, known_count: int, new_count: int) -> OnnxSession:
         with self._building:
-            if (before, new) not in self._extensions:
-                graph = extension_graph(self._weights, before, new)
-                self._extensions[before, new] = OnnxSession(graph, self._device)
-            return self._extensions[before, new]
+            if (known_count, new_count) not in self._extensions:
+                graph = extension_graph(self._weights, known_count, new_count)
+                self._extensions[known_count, new_count] = OnnxSession(graph, self._device)
+            return self._extensions[known_count, new_count]
 
 
 class OnnxSession:
@@ -165,8 +173,8 @@ class OnnxSession:
 
     def __init__(self, graph: OnnxGraph, device: torch.device) -> None:
         options = onnxruntime.SessionOptions()
-        # Rows are split among threads outside, so that threads wait for each other once a call and
-        # not at every operation; see `RowThreads`.
+        # `RowThreads` splits rows among threads, so that threads wait for each other once a call
+        # and not after every operation.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -186,7 +194,7 @@ class OnnxSession:
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether ONNX Runtime is installed for this device; a GPU needs a package of its own."""
+    """Whether ONNX Runtime is installed for this device; a GPU needs another package."""
     provider = _provider(device)
     name = provider if isinstance(provider, str) else provider[0]
     return name in onnxruntime.get_available_providers()

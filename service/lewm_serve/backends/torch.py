@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lewm_models.lewm import LeWM, PredictorBlock
+from lewm_models.lewm import LeWM, PredictorLayer
 from lewm_serve.backends.backend import batch_changes_latents, encoder_rows, warm_up_rollouts
 from lewm_serve.backends.cuda_graph import CudaGraphs
-from lewm_serve.backends.rollout import Rollout, RowThreads, ThreadPolicy
-from lewm_serve.backends.stepwise import StepwiseKernel
+from lewm_serve.backends.rollout import (
+    RowThreads,
+    SharedContextRollout,
+    StepwiseKernel,
+    ThreadPolicy,
+)
 from lewm_serve.objectives.latent_distance import latent_distance
 
 logger = logging.getLogger(__name__)
@@ -26,7 +30,7 @@ T = TypeVar("T")
 
 PROJECTOR_ROWS = 8
 """Rows of one product in the projector. Matrix libraries round a product of few rows differently
-from one of many rows; a fixed number makes a frame's latent independent of its batch."""
+from one of many rows. With a fixed number, a frame's latent does not depend on its batch."""
 
 MAX_GRAPH_FRAMES = 32
 """The most frames that one CUDA graph encodes."""
@@ -36,7 +40,7 @@ GRADIENT_CANDIDATES = 64
 
 
 class TorchBackend:
-    """A LeWM in PyTorch. Latents outside are float32, whatever the precision inside.
+    """A LeWM in PyTorch. It takes and returns float32 latents, whatever its own precision.
 
     The bits of its results depend on the number of threads, so `adapt_threads` never changes it.
     """
@@ -51,7 +55,7 @@ class TorchBackend:
         self.precision = self.encode_precision = str(precision).removeprefix("torch.")
         self._threads = torch.get_num_threads()
         self._policy: ThreadPolicy | None = None
-        self._rollout = Rollout(TorchKernel(self.model), RowThreads(1))
+        self._rollout = SharedContextRollout(TorchKernel(self.model), RowThreads(1))
         self._encoder_rows = (
             MAX_GRAPH_FRAMES if device.type == "cuda" else encoder_rows(model.config)
         )
@@ -75,7 +79,7 @@ class TorchBackend:
         self._policy = None
 
     def adapt_threads(self, all_threads: int) -> None:
-        """See `ThreadedBackend`: it only warns."""
+        """See `ThreadedBackend`: it only logs a warning."""
         self._policy = ThreadPolicy(self._threads, all_threads)
 
     @torch.inference_mode()
@@ -110,13 +114,15 @@ class TorchBackend:
         return self._run_predict_newest(latents, past_actions)
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`. Candidates are computed in chunks, which bounds the memory."""
         chunks = torch.split(candidates, max(1, GRADIENT_CANDIDATES // len(candidates)), dim=1)
         parts = [
             self._timed(
-                "gradients", chunk, partial(self._gradients, latents, past_actions, chunk, goals)
+                "gradients",
+                chunk,
+                partial(self._gradients, latents, past_actions, chunk, goals=goals),
             )
             for chunk in chunks
         ]
@@ -124,10 +130,13 @@ class TorchBackend:
         return torch.cat(costs, dim=1), torch.cat(gradients, dim=1)
 
     @torch.enable_grad()
-    def _gradients(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        # Autograd refuses tensors made in inference mode, such as latents; their clones are not.
+    def _gradients(
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # Autograd refuses tensors that were made in inference mode, such as latents, but not their
+        # clones.
         latents, past_actions, candidates, goals = (
-            tensor.clone().to(self.device) for tensor in inputs
+            tensor.clone().to(self.device) for tensor in (latents, past_actions, candidates, goals)
         )
         candidates.requires_grad_()
         costs = latent_distance(self._rollout(latents, past_actions, candidates), goals)
@@ -171,8 +180,8 @@ class TorchBackend:
 class TorchKernel(StepwiseKernel[Tensor, "Window"]):
     """The predictor of a model in ``eval()`` mode, in PyTorch, on any device.
 
-    Modulations are a tensor (T, R, L, 6, W). Tensors of several tokens begin with the token axis,
-    so that the values of one step are contiguous.
+    Modulations are a tensor (T, R, L, 6, W). The first axis of tensors of several tokens is the
+    token, so that the values of one step are contiguous.
 
     Axes: R rows, n new tokens, m tokens before them, W width, h heads, d head width, L layers.
     """
@@ -181,8 +190,8 @@ class TorchKernel(StepwiseKernel[Tensor, "Window"]):
         self.model = model
         self.history = model.config.history
         transformer = model.predictor.transformer
-        self._blocks = [cast(PredictorBlock, block) for block in transformer.layers]
-        linears = [cast(nn.Linear, block.adaLN_modulation[1]) for block in self._blocks]
+        self._layers = [cast(PredictorLayer, layer) for layer in transformer.layers]
+        linears = [cast(nn.Linear, layer.adaLN_modulation[1]) for layer in self._layers]
         self._weight = torch.cat([linear.weight for linear in linears])
         self._bias = torch.cat([linear.bias for linear in linears])
 
@@ -192,38 +201,39 @@ class TorchKernel(StepwiseKernel[Tensor, "Window"]):
         condition = self.model.predictor.transformer.cond_proj(self.model.action_encoder(actions))
         packed = F.linear(F.silu(condition), self._weight, self._bias)
         width = self.model.config.predictor_width
-        return packed.reshape(*packed.shape[:2], len(self._blocks), 6, width)
+        return packed.reshape(*packed.shape[:2], len(self._layers), 6, width)
 
     def extend(
-        self, window: Window | None, latents: Sequence[Tensor], modulations: Tensor, step: int
+        self, window: Window | None, latents: Sequence[Tensor], modulations: Tensor, *, step: int
     ) -> tuple[Tensor, Window]:
         """See `StepwiseKernel`."""
-        predictor, count = self.model.predictor, len(latents)
+        predictor = self.model.predictor
+        count = len(latents)
         position = len(window[0][0]) if window else 0
         positions = predictor.pos_embedding[0, position : position + count].unsqueeze(1)
         tokens = (torch.stack(list(latents)) + positions).to(positions.dtype)
         x = predictor.transformer.input_proj(tokens)
         longer: Window = []
-        for layer, block in enumerate(self._blocks):
+        for index, layer in enumerate(self._layers):
             shift1, scale1, gate1, shift2, scale2, gate2 = modulations[
-                step : step + count, :, layer
+                step : step + count, :, index
             ].unbind(2)
-            attention = block.attn
-            normed = attention.norm(block.norm1(x) * (1 + scale1) + shift1)
+            attention = layer.attn
+            normed = attention.norm(layer.norm1(x) * (1 + scale1) + shift1)
             queries, keys, values = (
                 part.unflatten(-1, (attention.heads, -1))
                 for part in attention.to_qkv(normed).chunk(3, dim=-1)
             )
             if window:
                 keys, values = (
-                    torch.cat(pair) for pair in zip(window[layer], (keys, values), strict=True)
+                    torch.cat(pair) for pair in zip(window[index], (keys, values), strict=True)
                 )
             longer.append((keys, values))
-            if block is self._blocks[-1]:
+            if layer is self._layers[-1]:  # only the output of the last token is needed
                 x, queries, gate1 = x[-1:], queries[-1:], gate1[-1:]
                 shift2, scale2, gate2 = shift2[-1:], scale2[-1:], gate2[-1:]
             x = x + gate1 * attention.to_out(_attend(queries, keys, values))
-            x = x + gate2 * block.mlp(block.norm2(x) * (1 + scale2) + shift2)
+            x = x + gate2 * layer.mlp(layer.norm2(x) * (1 + scale2) + shift2)
         hidden = predictor.transformer.output_proj(predictor.transformer.norm(x[-1]))
         return self.model.pred_proj(hidden).to(latents[0].dtype), longer
 
@@ -243,7 +253,8 @@ Window = list[tuple[Tensor, Tensor]]
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Causal attention of the last n tokens (n, R, h, d) over all (m + n, R, h, d) → (n, R, h·d).
 
-    Written as products and sums: for so few tokens they are faster than batched matrix products.
+    It is written as products and sums. For so few tokens they are faster than batched matrix
+    products.
     """
     scale, before = queries.shape[-1] ** -0.5, len(keys) - len(queries)
     outputs = []

@@ -14,7 +14,7 @@ from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.training.recording import Recording
 from lewm_serve.errors import InvalidRequest
-from lewm_serve.frames.decode import prepare_image
+from lewm_serve.frames.decode import frame_from_image
 
 ACTIONS_FILE = "actions.npy"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -68,7 +68,9 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _read_frame(path: Path, card: ModelCard) -> Tensor:
     try:
-        return prepare_image(path.read_bytes(), str(path), card, MAX_FILE_PIXELS)
+        return frame_from_image(
+            path.read_bytes(), card, max_pixels=MAX_FILE_PIXELS, field=str(path)
+        )
     except InvalidRequest as error:
         raise ValueError(error.detail) from error
 

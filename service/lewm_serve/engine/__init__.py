@@ -1,5 +1,5 @@
 """The engine: one thread that owns the accelerator and runs everything that the models compute.
 
 It knows models only as backends and is given plain values: tensors, numbers and solver settings.
-It needs torch and NumPy alone.
+It needs torch, NumPy, safetensors and nothing of the server above it.
 """

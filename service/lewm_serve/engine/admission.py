@@ -16,28 +16,29 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from lewm_serve.engine.latency_model import ONE_STEP, LatencyModel, RolloutShape
+from lewm_serve.engine.latency_model import NO_ROLLOUT, LatencyModel, RolloutShape
 
 MAX_CANDIDATE_STEPS = 2560
-"""Candidates × horizon of one roll-out: 512 candidates over a horizon of 5. Larger iterations are
-done in parts, so that they do not hold up other work for long. Where batching pays, roll-outs may
-be larger."""
+"""Candidates × horizon of one roll-out: 512 candidates over a horizon of 5. A larger iteration is
+split into parts, so that other work waits only briefly. Where batching is faster, roll-outs may be
+larger."""
 
 DEFAULT_QUEUE_DEADLINE_S = 10.0
-"""In the order of the queue, a request without a deadline counts as if it had this one."""
+"""A request without a deadline, or with a later one, is queued as if it had this deadline."""
 
 MIN_MARGIN, MAX_MARGIN = 0.1, 1.0
 """The forecast adds this share to the expected waiting time; see `Admission`."""
 
 MARGIN_AFTER_MISS, MARGIN_AFTER_SUCCESS = 0.1, 0.005
-"""What a missed guarantee adds to the margin, and what a kept one subtracts. On a machine that has
-other work too, about one guarantee in twenty is missed with these."""
+"""A missed guarantee adds the first to the margin, and a kept one subtracts the second. With these
+values, about one guarantee in twenty is missed on a machine that has other work too."""
 
 GUARANTEED_SHARE = 0.9
-"""A plan that its deadline cuts short in any case is guaranteed this share of the iterations that
-an idle server would do. Otherwise the encoding of one other frame would have it refused."""
+"""If the deadline cuts a plan short even on an idle server, this share of its iterations is
+guaranteed. If all were guaranteed, one other frame to encode would cause a refusal."""
 
 ROUNDING_S = 1e-6
+"""Lateness of at most this long is a rounding error."""
 
 
 class DeadlinePassed(Exception):
@@ -56,27 +57,31 @@ class QueuedRequest:
     """A request from its admission to its answer: its place in the queue and its expected work.
 
     Times are readings of the engine's clock in seconds. Of the attributes that change, the thread
-    that admits writes ``frames`` and ``guaranteed_iterations``; the engine's thread writes
-    ``frames_started``, ``started_iterations`` and ``completed_iterations``. Both read all of them.
+    that admits writes ``frames_to_encode`` and ``guaranteed_iterations``; the engine's thread
+    writes ``frames_started``, ``started_iterations`` and ``completed_iterations``. Both read all of
+    them.
 
     Args:
         latency: the latency model of the request's model.
         arrival: when the request arrived.
         deadline: when the answer has to leave; infinity without a deadline.
         priority: 0 to 9; 9 is served first.
-        queue_deadline_s: in the order of the queue, a later deadline, or none, counts as this many
-            seconds after the arrival. Otherwise the request could wait for ever behind an endless
-            series of earlier deadlines.
-        frames: frames that still have to be decoded and encoded.
-        candidates: the number of candidates of each iteration.
+        queue_deadline_s: a request without a deadline, or with a later one, is queued as if its
+            deadline were this many seconds after its arrival. Otherwise it could wait for ever
+            behind an endless series of earlier deadlines.
+        frames_to_encode: how many frames have to be decoded and encoded.
+        candidates_per_iteration: the number of candidates of each iteration; empty if the request
+            has no roll-out.
         shape: the shape of its roll-outs.
         min_iterations: fewer iterations are of no use to the client; None: the client did not say.
 
     Attributes:
-        frames_started: frames whose encoding has started or ended.
-        started_iterations: iterations whose roll-outs have started or ended. An iteration that is
-            rolled out in parts counts in part.
-        completed_iterations: iterations that have ended.
+        urgency: a sort key; the smallest is the most urgent.
+        frames_started: how many frames the engine has started to encode, or has encoded.
+        guaranteed_iterations: how many iterations the request was promised when it was admitted.
+        started_iterations: how many iterations have started or ended. An iteration that is rolled
+            out in parts counts in part.
+        completed_iterations: how many iterations have ended.
     """
 
     def __init__(
@@ -87,30 +92,38 @@ class QueuedRequest:
         deadline: float = math.inf,
         priority: int = 5,
         queue_deadline_s: float = DEFAULT_QUEUE_DEADLINE_S,
-        frames: int = 0,
-        candidates: Sequence[int] = (),
-        shape: RolloutShape = ONE_STEP,
+        frames_to_encode: int = 0,
+        candidates_per_iteration: Sequence[int] = (),
+        shape: RolloutShape = NO_ROLLOUT,
         min_iterations: int | None = None,
     ) -> None:
         self.latency = latency
         self.deadline = deadline
         self.priority = priority
-        self.candidates = candidates
-        self.max_candidates = max(candidates, default=0)
+        self.candidates_per_iteration = candidates_per_iteration
+        self.max_candidates = max(candidates_per_iteration, default=0)
         self.shape = shape
         self.urgency = (-priority, min(deadline, arrival + queue_deadline_s), arrival)
-        self.min_iterations = min(1, len(candidates)) if min_iterations is None else min_iterations
-        self.frames = frames
+        if min_iterations is None:
+            self.min_iterations = min(1, len(candidates_per_iteration))
+        else:
+            self.min_iterations = min_iterations
+        self.frames_to_encode = frames_to_encode
         self.frames_started = 0
         self.guaranteed_iterations = 0
         self.started_iterations = 0.0
         self.completed_iterations = 0
-        self._wanted_iterations = min_iterations
-        # Seconds of one step, and up to the end of each iteration, as measured at the start.
+        self._requested_iterations = min_iterations
+        # Seconds as measured at the start: of one part, and up to the end of each iteration.
         horizon = shape.horizon
-        seconds = {count: latency.measured_rollout_s(count, horizon) for count in set(candidates)}
-        self._step_s = latency.measured_rollout_s(min(self.max_candidates, self.step_rows), horizon)
-        self._end_s = [0.0, *accumulate(seconds[count] for count in candidates)]
+        iteration_s = {
+            count: latency.measured_rollout_s(count, horizon)
+            for count in set(candidates_per_iteration)
+        }
+        self._part_s = latency.measured_rollout_s(
+            min(self.max_candidates, self.max_part_size), horizon
+        )
+        self._end_s = [0.0, *accumulate(iteration_s[count] for count in candidates_per_iteration)]
 
     @property
     def started(self) -> bool:
@@ -118,31 +131,31 @@ class QueuedRequest:
         return self.started_iterations > 0
 
     @property
-    def preparation_s(self) -> float:
+    def frames_s(self) -> float:
         """Expected seconds to decode and encode the frames that the engine has not started."""
-        return max(0, self.frames - self.frames_started) * self.latency.frame_s
+        return max(0, self.frames_to_encode - self.frames_started) * self.latency.frame_s
 
     @property
-    def step_rows(self) -> int:
-        """The most candidates of one roll-out."""
+    def max_part_size(self) -> int:
+        """The most candidates of one roll-out. A larger iteration is rolled out in parts."""
         return max(1, MAX_CANDIDATE_STEPS // self.shape.horizon, self.latency.max_batched_rows)
 
     @property
-    def step_s(self) -> float:
+    def longest_part_s(self) -> float:
         """Expected seconds of its longest roll-out."""
-        return self._step_s * self.latency.correction(self.shape)
+        return self._part_s * self.latency.correction(self.shape)
 
     def guarantee(self, iterations: int) -> None:
         """Guarantee this many iterations, or fewer if the client asked for fewer."""
-        wanted = self._wanted_iterations
-        self.guaranteed_iterations = iterations if wanted is None else min(wanted, iterations)
+        requested = self._requested_iterations
+        self.guaranteed_iterations = iterations if requested is None else min(requested, iterations)
 
     def search_s(self, iterations: int | None = None, batched_plans: int = 1) -> float:
         """Expected seconds of the work that has not started, up to ``iterations`` (None: all).
 
         ``batched_plans`` is the number of plans that share each roll-out.
         """
-        last = len(self.candidates) if iterations is None else iterations
+        last = len(self.candidates_per_iteration) if iterations is None else iterations
         left_s = max(0.0, self._end_s[last] - self._started_s())
         return left_s * self._slowdown(batched_plans)
 
@@ -152,7 +165,7 @@ class QueuedRequest:
         It counts from the end of the roll-out that runs now.
         """
         if seconds == math.inf:
-            return len(self.candidates)
+            return len(self.candidates_per_iteration)
         slowdown = self._slowdown(batched_plans)
         reached_s = math.inf
         if slowdown:
@@ -173,7 +186,7 @@ class QueuedRequest:
         return seconds
 
     def _slowdown(self, batched_plans: int) -> float:
-        """How many times longer an iteration takes than was measured for one plan alone."""
+        """The time of an iteration divided by the time that was measured for one plan alone."""
         slowdown = self.latency.correction(self.shape)
         if batched_plans > 1:
             horizon, rows = self.shape.horizon, self.max_candidates
@@ -186,8 +199,8 @@ class QueuedRequest:
 class Admission:
     """The admitted requests, most urgent first, and the decision whether another may join them.
 
-    The forecast multiplies expected waiting times by 1 + margin. The margin grows when a guarantee
-    is missed and shrinks when one is kept.
+    Use it only from the thread that admits. The forecast multiplies expected waiting times by
+    1 + margin. The margin grows when a guarantee is missed and shrinks when one is kept.
 
     Args:
         limit: the most admitted requests at once.
@@ -210,69 +223,76 @@ class Admission:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def admit(self, request: QueuedRequest) -> None:
-        """Admit a request. The caller must call `leave` when it is done.
+    def admit(self, queued: QueuedRequest) -> None:
+        """Admit a request. The caller must call `leave` when the request ends.
 
         Raises:
             DeadlinePassed: even an idle server could not serve it in time.
             QueueTooLong: it may be admitted later.
         """
         now = self._clock()
-        left_s = request.deadline - now
-        alone = request.iterations_within(left_s - request.preparation_s)
-        if alone < request.min_iterations or left_s < request.preparation_s:
+        left_s = queued.deadline - now
+        idle_iterations = queued.iterations_within(left_s - queued.frames_s)
+        if idle_iterations < queued.min_iterations or left_s < queued.frames_s:
             raise DeadlinePassed
         if len(self._requests) >= self._limit:
             first_end_s = min(place.end_s for place in self._forecast(self._requests, now))
             raise QueueTooLong("the queue is full", first_end_s)
-        is_whole = alone == len(request.candidates)
-        request.guarantee(alone if is_whole else math.ceil(GUARANTEED_SHARE * alone))
-        self._check_queue(request, now)
-        insort(self._requests, request, key=_urgency)
+        is_complete = idle_iterations == len(queued.candidates_per_iteration)
+        queued.guarantee(
+            idle_iterations if is_complete else math.ceil(GUARANTEED_SHARE * idle_iterations)
+        )
+        self._check_queue(queued, now)
+        insort(self._requests, queued, key=_urgency)
 
-    def leave(self, request: QueuedRequest) -> None:
+    def leave(self, queued: QueuedRequest) -> None:
         """Remove a request, whatever its result, and learn whether its guarantee was kept."""
-        self._requests.remove(request)
-        if request.deadline == math.inf or not request.candidates:
+        self._requests.remove(queued)
+        if queued.deadline == math.inf or not queued.candidates_per_iteration:
             return
-        if request.completed_iterations >= request.guaranteed_iterations:
+        if queued.completed_iterations >= queued.guaranteed_iterations:
             self._margin = max(MIN_MARGIN, self._margin - MARGIN_AFTER_SUCCESS)
-        elif not request.in_time(self._clock()):  # otherwise the client went away early
+        elif not queued.in_time(self._clock()):  # a client that disconnects in time is no miss
             self._margin = min(MAX_MARGIN, self._margin + MARGIN_AFTER_MISS)
 
-    def _check_queue(self, request: QueuedRequest, now: float) -> None:
-        if request.deadline == math.inf and all(
+    def _check_queue(self, newcomer: QueuedRequest, now: float) -> None:
+        if newcomer.deadline == math.inf and all(
             other.deadline == math.inf for other in self._requests
         ):
             return
         queue = self._requests.copy()
-        insort(queue, request, key=_urgency)
-        forecast_with = self._forecast(queue, now, newcomer=request)
-        late_s = next(place.late_s for place in forecast_with if place.request is request)
-        harmed = self._harmed_by(request, forecast_with, now)
-        if harmed:
-            wait_s = max(late_s, *(place.end_s for place in harmed))
+        insort(queue, newcomer, key=_urgency)
+        forecast_with = self._forecast(queue, now, newcomer=newcomer)
+        late_s = next(place.late_s for place in forecast_with if place.queued is newcomer)
+        made_late = self._requests_made_late_by(newcomer, forecast_with, now)
+        if made_late:
+            wait_s = max(late_s, *(place.end_s for place in made_late))
             raise QueueTooLong("plans already admitted would not end in time", wait_s)
         if late_s > 0:
-            raise QueueTooLong("the queue ahead leaves too little time before the deadline", late_s)
+            raise QueueTooLong(
+                "the requests in the queue leave too little time before the deadline", late_s
+            )
 
-    def _harmed_by(
+    def _requests_made_late_by(
         self, newcomer: QueuedRequest, forecast_with: Sequence[QueuePlace], now: float
     ) -> list[QueuePlace]:
-        """Admitted requests to which the newcomer would cost guaranteed iterations."""
+        """Admitted requests to which the newcomer would cost guaranteed iterations.
+
+        ``forecast_with`` is the forecast with the newcomer.
+        """
         places_with = {
-            id(place.request): place
+            id(place.queued): place
             for place in forecast_with
-            if place.late_s > 0 and place.request.priority >= newcomer.priority
+            if place.late_s > 0 and place.queued.priority >= newcomer.priority
         }
-        if not places_with or not newcomer.candidates:
+        if not places_with or not newcomer.candidates_per_iteration:
             return []
-        # Requests that are late already must not lose further iterations.
+        # A request may be late without the newcomer too. So both forecasts are compared.
         return [
             place
             for place in self._forecast(self._requests, now)
-            if id(place.request) in places_with
-            and _loses_iterations(place, places_with[id(place.request)])
+            if id(place.queued) in places_with
+            and _loses_iterations(place, places_with[id(place.queued)])
         ]
 
     def _forecast(
@@ -286,20 +306,21 @@ class QueuePlace(NamedTuple):
     """What the queue is expected to do for a request. Seconds count from now.
 
     Attributes:
-        request: the request.
-        start_s: when the engine starts its search, at the latest.
+        queued: the request.
+        start_s: when the engine starts its search, at worst.
         end_s: when it leaves the queue.
-        iterations: the iterations that are complete by its deadline.
-        expected_iterations: the same without the margin, and if no roll-out of another request
-            comes first once its frames are encoded.
-        late_s: how long after the deadline the guaranteed iterations end; 0 or less: in time.
+        iterations_at_worst: how many iterations are complete by its deadline, with the margin and
+            with one roll-out of another request before its first.
+        iterations_as_expected: the same without these two.
+        late_s: how long after the deadline the guaranteed iterations end, at worst; 0 or less: in
+            time.
     """
 
-    request: QueuedRequest
+    queued: QueuedRequest
     start_s: float
     end_s: float
-    iterations: int
-    expected_iterations: int
+    iterations_at_worst: int
+    iterations_as_expected: int
     late_s: float
 
 
@@ -317,39 +338,43 @@ def forecast(
     plans run one after another, or as many at once as one batch holds, each until it is complete
     or its deadline passes. A request whose frames are not encoded yet may have to wait for one
     roll-out of another request afterwards. The newcomer is counted with all its guaranteed
-    iterations, even those after its deadline: that is what it would cost the others when it comes
-    again.
+    iterations, even those after its deadline: that is what it costs the others if it is refused and
+    the client sends it again.
     """
-    preparation_s = sum(request.preparation_s for request in queue)
+    frames_encoded_s = busy_s + sum(queued.frames_s for queued in queue)
     batched_plans = _plans_per_batch(queue)
-    free_s = [busy_s + preparation_s] * batched_plans
-    longest_steps = heapq.nlargest(2, queue, key=lambda request: request.step_s)
+    # A heap: when each place in the batch is free for the next plan.
+    places_free_at_s = [frames_encoded_s] * batched_plans
+    slowest_requests = heapq.nlargest(2, queue, key=lambda queued: queued.longest_part_s)
     places = []
-    for request in queue:
-        left_s = request.deadline - now
-        guaranteed_s = request.search_s(request.guaranteed_iterations, batched_plans)
-        start_s = heapq.heappop(free_s) if request.candidates else busy_s + preparation_s
-        all_s = request.search_s(batched_plans=batched_plans)
-        end_s = min(start_s + all_s, max(start_s, left_s))
-        if request is newcomer:
-            end_s = max(end_s, start_s + guaranteed_s)
-        if request.candidates:
-            heapq.heappush(free_s, end_s)
-        expected_start_s = start_s
-        if request.frames:
-            other_step_s = next((one.step_s for one in longest_steps if one is not request), 0.0)
-            start_s = max(start_s, busy_s + preparation_s + other_step_s)
-        start_s += margin * (start_s - request.preparation_s)
+    for queued in queue:
+        left_s = queued.deadline - now
+        has_rollouts = bool(queued.candidates_per_iteration)
+        guaranteed_s = queued.search_s(queued.guaranteed_iterations, batched_plans)
+        expected_start_s = heapq.heappop(places_free_at_s) if has_rollouts else frames_encoded_s
+        rest_s = queued.search_s(batched_plans=batched_plans)
+        end_s = min(expected_start_s + rest_s, max(expected_start_s, left_s))
+        if queued is newcomer:
+            end_s = max(end_s, expected_start_s + guaranteed_s)
+        if has_rollouts:
+            heapq.heappush(places_free_at_s, end_s)
+        start_s = expected_start_s
+        if queued.frames_to_encode:
+            other_part_s = next(
+                (other.longest_part_s for other in slowest_requests if other is not queued), 0.0
+            )
+            start_s = max(start_s, frames_encoded_s + other_part_s)
+        start_s += margin * (start_s - queued.frames_s)
         late_s = -math.inf
         if left_s < math.inf:
             late_s = start_s + guaranteed_s - left_s - ROUNDING_S
         places.append(
             QueuePlace(
-                request=request,
+                queued=queued,
                 start_s=start_s,
                 end_s=end_s,
-                iterations=request.iterations_within(left_s - start_s, batched_plans),
-                expected_iterations=request.iterations_within(
+                iterations_at_worst=queued.iterations_within(left_s - start_s, batched_plans),
+                iterations_as_expected=queued.iterations_within(
                     left_s - expected_start_s, batched_plans
                 ),
                 late_s=late_s,
@@ -359,20 +384,20 @@ def forecast(
 
 
 def _loses_iterations(without: QueuePlace, with_newcomer: QueuePlace) -> bool:
-    """Whether a newcomer costs a request guaranteed iterations, at the latest or as expected.
+    """Whether a newcomer costs a request guaranteed iterations, at worst or as expected.
 
-    The latest start alone does not tell: by it, a request that has just enough time is late
-    already.
+    Both have to be compared. At worst, a request that has just enough time is late even without the
+    newcomer.
     """
-    guaranteed = without.request.guaranteed_iterations
-    return with_newcomer.iterations < min(without.iterations, guaranteed) or (
-        with_newcomer.expected_iterations < min(without.expected_iterations, guaranteed)
+    guaranteed = without.queued.guaranteed_iterations
+    return with_newcomer.iterations_at_worst < min(without.iterations_at_worst, guaranteed) or (
+        with_newcomer.iterations_as_expected < min(without.iterations_as_expected, guaranteed)
     )
 
 
 def _plans_per_batch(queue: Sequence[QueuedRequest]) -> int:
     """How many of the waiting plans share one roll-out."""
-    plans = [request for request in queue if request.candidates]
+    plans = [queued for queued in queue if queued.candidates_per_iteration]
     if not plans:
         return 1
     max_rows = min(plan.latency.max_batched_rows for plan in plans)
@@ -380,5 +405,5 @@ def _plans_per_batch(queue: Sequence[QueuedRequest]) -> int:
     return max(1, min(len(plans), int(max_rows / mean_candidates)))
 
 
-def _urgency(request: QueuedRequest) -> tuple[int, float, float]:
-    return request.urgency
+def _urgency(queued: QueuedRequest) -> tuple[int, float, float]:
+    return queued.urgency

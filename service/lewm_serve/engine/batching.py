@@ -1,4 +1,4 @@
-"""Several requests' work in one run of the model.
+"""The work of several requests in one run of the model.
 
 Frames of several requests are encoded in one batch. Roll-outs of several plans share one batch
 where more rows increase the throughput, padded to a few fixed shapes.
@@ -14,20 +14,21 @@ from torch import Tensor
 from lewm_serve.engine.jobs import EncodeJob, Job
 
 MAX_ENCODE_BATCH = 32
-"""Frames in one batch. More frames gain little and hold up the plans."""
+"""Frames in one batch. More frames gain little and delay the plans."""
 
 
 def encode_batch(jobs: Sequence[EncodeJob]) -> int:
     """Encode the next frames of jobs of one backend as one batch. Returns their number.
 
-    Each job gets an equal share of the batch, so that a few frames never wait for very many.
+    Each job gets an equal share of the batch, so that a small request does not wait for a large
+    one. Each job takes its latents, and its request counts the started frames.
     """
     share = max(1, MAX_ENCODE_BATCH // len(jobs))
     batched_jobs = jobs[:MAX_ENCODE_BATCH]
     parts = [job.next_frames(share) for job in batched_jobs]
     for job, part in zip(batched_jobs, parts, strict=True):
-        if job.request is not None:
-            job.request.frames_started += len(part)
+        if job.queued is not None:
+            job.queued.frames_started += len(part)
     latents = jobs[0].backend.encode(torch.cat(parts))
     first = 0
     for job, part in zip(batched_jobs, parts, strict=True):
@@ -43,18 +44,18 @@ def can_share_rollout(first: Job, second: Job) -> bool:
         and second.can_be_batched
         and first.backend is second.backend
         and first.latents.shape == second.latents.shape
-        and first.request.shape.horizon == second.request.shape.horizon
+        and first.queued.shape.horizon == second.queued.shape.horizon
     )
 
 
-def batch_rows(candidates: Sequence[int]) -> int:
+def batch_rows(candidate_counts: Sequence[int]) -> int:
     """Rows of one roll-out for plans with these numbers of candidates, padding included.
 
     A single plan is not padded.
     """
-    if len(candidates) == 1:
-        return candidates[0]
-    return padded_size(len(candidates)) * padded_size(max(candidates))
+    if len(candidate_counts) == 1:
+        return candidate_counts[0]
+    return padded_size(len(candidate_counts)) * padded_size(max(candidate_counts))
 
 
 def padded_size(count: int) -> int:
@@ -67,12 +68,12 @@ def padded_size(count: int) -> int:
 
 
 def roll_out_batch(jobs: Sequence[Job]) -> list[Tensor]:
-    """Roll out the next candidates of all jobs at once. Returns the latents (S, T, D) of each.
+    """Roll out the next candidates of all jobs at once. Returns the latents (S, T, D) of each job.
 
     The padding repeats the first plan, and the first candidate of each plan. Its results are
     dropped, so it changes neither an answer nor a random stream.
     """
-    samples = padded_size(max(job.rows for job in jobs))
+    samples = padded_size(max(job.candidate_count for job in jobs))
     padding = [jobs[0]] * (padded_size(len(jobs)) - len(jobs))
     padded_jobs = [*jobs, *padding]
     predicted = jobs[0].backend.rollout(
@@ -80,7 +81,7 @@ def roll_out_batch(jobs: Sequence[Job]) -> list[Tensor]:
         torch.stack([job.past_actions for job in padded_jobs]),
         torch.stack([_pad_candidates(job.candidates, samples) for job in padded_jobs]),
     )
-    return [latents[: job.rows] for latents, job in zip(predicted, jobs, strict=False)]
+    return [latents[: job.candidate_count] for latents, job in zip(predicted, jobs, strict=False)]
 
 
 def _pad_candidates(candidates: Tensor, samples: int) -> Tensor:

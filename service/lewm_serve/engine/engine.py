@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 class EngineStopped(RuntimeError):
-    """The engine takes no more work: it was stopped, or its thread died."""
+    """The engine takes no more work: it was stopped, or its thread ended with an error."""
 
 
 class Engine:
-    """Runs a scheduler on one thread.
+    """Runs a scheduler on one thread. Any thread may call its methods.
 
     ``_changed`` protects ``_stopping`` and wakes the thread.
 
     Attributes:
-        death: done when the thread has died of an error; only that thread sets it.
+        failure: done when the thread has ended with an error; only that thread sets it.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -32,20 +32,20 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.death: Future[None] = Future()
-        self.death.set_running_or_notify_cancel()  # who waits for it cannot cancel it
+        self.failure: Future[None] = Future()
+        self.failure.set_running_or_notify_cancel()  # a caller that waits for it must not cancel it
 
     @property
     def failed(self) -> bool:
-        """Whether the thread has died of an error."""
-        return self.death.done()
+        """Whether the thread has ended with an error."""
+        return self.failure.done()
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Finish submitted work for at most ``timeout_s``. The rest gets `EngineStopped`."""
+        """Let submitted work run for at most ``timeout_s``. The rest gets `EngineStopped`."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -70,7 +70,7 @@ class Engine:
         """The number of jobs of a kind that have started."""
         return self._scheduler.started_jobs(kind)
 
-    def drain_batches(self) -> Iterator[Batch]:
+    def take_batches(self) -> Iterator[Batch]:
         """The batches that ran since the last call."""
         batches = self._scheduler.batches
         while batches:
@@ -83,7 +83,7 @@ class Engine:
         except BaseException:
             logger.exception("the engine's thread died")
             with self._changed:
-                self.death.set_result(None)
+                self.failure.set_result(None)
             self._scheduler.abandon(EngineStopped())
 
     def _wait_for_work(self) -> bool:

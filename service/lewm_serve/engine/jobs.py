@@ -1,4 +1,4 @@
-"""The work of the engine, divided into steps between which other work may come first.
+"""The work of the engine, divided into parts between which other work may come first.
 
 Axes: H context frames, S candidates, T horizon in action blocks, D latent_dim, A one action block.
 Latents are float32, actions are z-scored. Times are readings of the engine's clock in seconds.
@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_serve.backends.backend import Backend
 from lewm_serve.engine.admission import DeadlinePassed, QueuedRequest
 from lewm_serve.engine.latency_model import LatencyModel
 from lewm_serve.objectives.latent_distance import latent_distance
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.solver import Problem, Solver
+from lewm_serve.solvers.solver import SearchSpace, Solver
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class EncodeJob:
     backend: Backend
     latency: LatencyModel
     frames: Tensor
-    request: QueuedRequest | None = None
+    queued: QueuedRequest | None = None
     future: Future[Tensor] = field(default_factory=Future)
     latents: list[Tensor] = field(default_factory=list)
     encoded: int = 0
@@ -58,10 +58,10 @@ class EncodeJob:
 
 @dataclass(frozen=True)
 class Search:
-    """A search that is to be done: the settings of its solver, its search space and its seed."""
+    """What a job searches: the settings of its solver, its search space and its seed."""
 
-    settings: SolverDefaults
-    problem: Problem
+    solver_settings: SolverConfig
+    search_space: SearchSpace
     seed: int
 
 
@@ -73,12 +73,12 @@ class PlanOutcome:
         status: ``anomalous``: nothing was searched, because the surprise exceeds its limit.
         actions: the best actions (T, A); None if nothing was searched.
         cost: the cost of exactly these actions.
-        iterations: completed iterations.
-        candidates: scored candidates.
+        iterations: the number of completed iterations.
+        scored_candidates: the number of scored candidates.
         trajectory: the predicted latents (T, D) of the actions, if the job was to give them.
         surprise: the distance between the newest context latent and its one-step prediction; None
             with one context frame.
-        queue_s: seconds in the queue before the first step.
+        queue_s: seconds in the queue before the first part was started.
         solve_s: seconds since then.
     """
 
@@ -86,7 +86,7 @@ class PlanOutcome:
     actions: Tensor | None
     cost: float | None
     iterations: int
-    candidates: int
+    scored_candidates: int
     trajectory: Tensor | None
     surprise: float | None
     queue_s: float
@@ -106,29 +106,43 @@ class Prediction:
 class Job(ABC):
     """The roll-outs of one request from ``latents`` (H, D) after ``past_actions`` (H − 1, A).
 
-    The engine calls `prepare` and `start_step`, rolls out `candidates`, alone or in a batch with
-    those of other jobs, and passes the predicted latents to `take`, until the job is ``finished``.
+    The candidates of an iteration are rolled out in one or more parts. Until the job is
+    ``finished``, the engine
+
+    1. calls `next_candidates_in_time`;
+    2. calls `start_part`;
+    3. calls `run_part`; or, for several jobs in one batch, rolls out their `candidates` and passes
+       the predicted latents to `take`.
+
     Then it sets ``future`` to `result`. Cancelling the future drops the job. After it is submitted,
     only the engine's thread touches a job, except for its future.
+
+    Attributes:
+        queued: its place in the queue.
+        parts: the candidates of this iteration that are not rolled out yet, in order.
+        started_candidates: how many candidates of this iteration are started or done.
+        submitted_at: when the engine got it.
+        started_at: when its first part was started.
+        finished: whether all its work is done.
     """
 
     can_be_batched = True
     """Whether its roll-outs may be batched with those of other jobs."""
 
     anomalous = False
-    """Whether it ended before its first step, because the surprise exceeds its limit."""
+    """Whether it ended before its first roll-out, because the surprise exceeds its limit."""
 
     def __init__(
-        self, backend: Backend, request: QueuedRequest, latents: Tensor, past_actions: Tensor
+        self, backend: Backend, queued: QueuedRequest, *, latents: Tensor, past_actions: Tensor
     ) -> None:
         self.backend = backend
-        self.request = request
+        self.queued = queued
         self.latents = latents
         self.past_actions = past_actions
         self.parts: deque[Tensor] = deque()
         self.submitted_at = 0.0
         self.started_at: float | None = None
-        self.started_rows = 0
+        self.started_candidates = 0
         self.finished = False
         self.future: Future[Any] = Future()
 
@@ -138,13 +152,16 @@ class Job(ABC):
         return self.parts[0]
 
     @property
-    def rows(self) -> int:
+    def candidate_count(self) -> int:
         """The number of candidates to roll out next."""
         return len(self.parts[0])
 
     @cached_property
     def surprise(self) -> float | None:
-        """See `PlanOutcome`. It is nearly free after a roll-out of the same context."""
+        """See `PlanOutcome`. The first access runs a one-step prediction.
+
+        The prediction is nearly free if the backend has rolled out from the same context before.
+        """
         if len(self.latents) == 1:
             return None
         latents, past_actions = self.latents.unsqueeze(0), self.past_actions.unsqueeze(0)
@@ -153,21 +170,21 @@ class Job(ABC):
         return distance
 
     @abstractmethod
-    def prepare(self, now: float) -> bool:
-        """Provide the next candidates. False: the job has to end, as `result` says."""
+    def next_candidates_in_time(self, now: float) -> bool:
+        """Make the next candidates. False: the job cannot go on, and `result` has its end."""
 
-    def start_step(self, now: float) -> None:
+    def start_part(self, now: float) -> None:
         """Count the next candidates as started, for the forecasts of admission."""
         if self.started_at is None:
             self.started_at = now
-        iteration_rows = self.started_rows + sum(map(len, self.parts))
-        self.started_rows += self.rows
-        part = self.started_rows / iteration_rows
-        self.request.started_iterations = self.request.completed_iterations + part
+        iteration_candidates = self.started_candidates + sum(map(len, self.parts))
+        self.started_candidates += self.candidate_count
+        started_share = self.started_candidates / iteration_candidates
+        self.queued.started_iterations = self.queued.completed_iterations + started_share
 
-    def step(self) -> None:
+    def run_part(self) -> None:
         """Roll out the next candidates alone and take the result."""
-        self.take(roll_out(self.backend, self.latents, self.past_actions, self.candidates))
+        self.take(self._roll_out(self.candidates))
 
     @abstractmethod
     def take(self, predicted: Tensor) -> None:
@@ -175,23 +192,32 @@ class Job(ABC):
 
     @abstractmethod
     def result(self, now: float) -> object:
-        """The answer as it stands: final after the last step, the best so far at the deadline.
+        """The result of the work so far: final after the last part, otherwise the best so far.
 
         Raises:
             DeadlinePassed: there is none yet.
         """
 
+    def _roll_out(self, candidates: Tensor) -> Tensor:
+        """Roll out candidates (S, T, A) from the job's context → (S, T, D)."""
+        return roll_out_one_plan(
+            self.backend,
+            latents=self.latents,
+            past_actions=self.past_actions,
+            candidates=candidates,
+        )
+
     def _split(self, candidates: Tensor) -> deque[Tensor]:
-        """Candidates (S, T, A) in parts that hold up other work for a moment only.
+        """Candidates (S, T, A) in short parts, so that other work does not wait long.
 
         The parts depend on the shape alone, so that a plan does not depend on what else runs.
         """
-        return deque(torch.split(candidates, self.request.step_rows))
+        return deque(torch.split(candidates, self.queued.max_part_size))
 
     def _expected_s(self) -> float:
-        """Expected seconds to roll out all candidates at hand."""
+        """Expected seconds to roll out the rest of this iteration."""
         rows = sum(map(len, self.parts))
-        return self.request.latency.rollout_s(rows, self.request.shape)
+        return self.queued.latency.rollout_s(rows, self.queued.shape)
 
     def _queue_and_solve_s(self, now: float) -> tuple[float, float]:
         started_at = now if self.started_at is None else self.started_at
@@ -204,25 +230,26 @@ class PredictJob(Job):
     def __init__(
         self,
         backend: Backend,
-        request: QueuedRequest,
+        queued: QueuedRequest,
+        *,
         latents: Tensor,
         past_actions: Tensor,
         candidates: Tensor,
     ) -> None:
-        super().__init__(backend, request, latents, past_actions)
+        super().__init__(backend, queued, latents=latents, past_actions=past_actions)
         self.parts = self._split(candidates)
         self.predicted: list[Tensor] = []
 
-    def prepare(self, now: float) -> bool:
-        """See `Job.prepare`."""
-        return now + self._expected_s() <= self.request.deadline
+    def next_candidates_in_time(self, now: float) -> bool:
+        """See `Job.next_candidates_in_time`."""
+        return now + self._expected_s() <= self.queued.deadline
 
     def take(self, predicted: Tensor) -> None:
         """See `Job.take`."""
         self.parts.popleft()
         self.predicted.append(predicted)
         if not self.parts:
-            self.request.completed_iterations = 1
+            self.queued.completed_iterations = 1
             self.finished = True
 
     def result(self, now: float) -> Prediction:
@@ -243,7 +270,7 @@ class PlanJob(Job):
 
     Args:
         backend: what runs the model.
-        request: its place in the queue.
+        queued: its place in the queue.
         latents: the context latents (H, D).
         past_actions: the action blocks (H − 1, A) between them.
         goal: the goal's latent (D,).
@@ -255,21 +282,22 @@ class PlanJob(Job):
     def __init__(
         self,
         backend: Backend,
-        request: QueuedRequest,
+        queued: QueuedRequest,
+        *,
         latents: Tensor,
         past_actions: Tensor,
-        *,
         goal: Tensor,
         search: Search,
         with_trajectory: bool = False,
         max_surprise: float | None = None,
     ) -> None:
-        super().__init__(backend, request, latents, past_actions)
+        super().__init__(backend, queued, latents=latents, past_actions=past_actions)
         self.goal = goal
         self.search = search
         self.with_trajectory = with_trajectory
         self.max_surprise = max_surprise
-        self.can_be_batched = not SOLVERS[search.settings.name].needs_gradients
+        self.solver_class = SOLVERS[search.solver_settings.name]
+        self.can_be_batched = not self.solver_class.needs_gradients
         self.asked: Tensor | None = None
         self.costs: list[Tensor] = []
         self.gradients: list[Tensor] = []
@@ -278,10 +306,13 @@ class PlanJob(Job):
     def solver(self) -> Solver:
         """The solver. It is made when the search starts, because some allocate a lot."""
         search = self.search
-        return SOLVERS[search.settings.name](search.settings, search.problem, search.seed)
+        return self.solver_class(search.solver_settings, search.search_space, search.seed)
 
-    def prepare(self, now: float) -> bool:
-        """See `Job.prepare`. An iteration that is not expected to end in time is not started."""
+    def next_candidates_in_time(self, now: float) -> bool:
+        """See `Job.next_candidates_in_time`.
+
+        False if the surprise exceeds its limit, or if the iteration is not expected to end in time.
+        """
         if self.max_surprise is not None and self.surprise is not None:
             self.anomalous = not self.surprise <= self.max_surprise  # also for NaN
             if self.anomalous:
@@ -291,18 +322,18 @@ class PlanJob(Job):
             self.parts = self._split(self.asked)
         needed_s = self._expected_s()
         if self.with_trajectory:
-            needed_s += self.request.latency.rollout_s(1, self.request.shape)
-        return now + needed_s <= self.request.deadline
+            needed_s += self.queued.latency.rollout_s(1, self.queued.shape)
+        return now + needed_s <= self.queued.deadline
 
-    def step(self) -> None:
-        """See `Job.step`. Solvers that need gradients get them."""
+    def run_part(self) -> None:
+        """See `Job.run_part`. Solvers that need gradients get them."""
         if not self.solver.needs_gradients:
-            return super().step()
+            return super().run_part()
         costs, gradients = self.backend.gradients(
             self.latents.unsqueeze(0),
             self.past_actions.unsqueeze(0),
             self.candidates.unsqueeze(0),
-            self.goal.unsqueeze(0),
+            goals=self.goal.unsqueeze(0),
         )
         self.gradients.append(gradients[0])
         self._take_costs(costs[0])
@@ -321,8 +352,8 @@ class PlanJob(Job):
         gradients = torch.cat(self.gradients) if self.gradients else None
         self.solver.tell(self.asked, torch.cat(self.costs), gradients)
         self.asked, self.costs, self.gradients = None, [], []
-        self.started_rows = 0
-        self.request.completed_iterations += 1
+        self.started_candidates = 0
+        self.queued.completed_iterations += 1
         self.finished = self.solver.done
 
     def result(self, now: float) -> PlanOutcome:
@@ -334,7 +365,7 @@ class PlanJob(Job):
                 actions=None,
                 cost=None,
                 iterations=0,
-                candidates=0,
+                scored_candidates=0,
                 trajectory=None,
                 surprise=self.surprise,
                 queue_s=queue_s,
@@ -346,13 +377,13 @@ class PlanJob(Job):
         trajectory = None
         if self.with_trajectory:
             actions = best.actions.unsqueeze(0)
-            trajectory = roll_out(self.backend, self.latents, self.past_actions, actions)[0]
+            trajectory = self._roll_out(actions)[0]
         return PlanOutcome(
             status=self._status(),
             actions=best.actions,
             cost=best.cost,
             iterations=self.solver.iterations,
-            candidates=self.solver.candidates,
+            scored_candidates=self.solver.scored_candidates,
             trajectory=trajectory,
             surprise=self.surprise,
             queue_s=queue_s,
@@ -365,8 +396,10 @@ class PlanJob(Job):
         return "converged" if self.solver.converged else "completed"
 
 
-def roll_out(backend: Backend, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
-    """Roll out for one plan: (H, D), (H − 1, A) and (S, T, A) → (S, T, D)."""
+def roll_out_one_plan(
+    backend: Backend, *, latents: Tensor, past_actions: Tensor, candidates: Tensor
+) -> Tensor:
+    """`Backend.rollout` for one plan: (H, D), (H − 1, A) and (S, T, A) → (S, T, D)."""
     predicted = backend.rollout(
         latents.unsqueeze(0), past_actions.unsqueeze(0), candidates.unsqueeze(0)
     )

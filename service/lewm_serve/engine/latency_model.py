@@ -23,18 +23,22 @@ THROUGHPUT_GAIN = 1.1
 """More rows count as better only if they have more than this many times the throughput."""
 
 MIN_RUNS, MAX_RUNS, ENOUGH_RUNS_S = 2, 5, 0.5
-"""Runs of one measurement: no more than the least once they have taken this many seconds."""
+"""One measurement has MIN_RUNS to MAX_RUNS runs. After MIN_RUNS, it ends when all its runs together
+took this long."""
 
 NEWEST_WEIGHT = 0.2
-"""The weight of the newest observation in a running average."""
+"""The weight of the newest observation in a running average. Each observation reduces the weights
+of the earlier ones by this share."""
 
 CORRECTION_DECAY_S = 10.0
 """Without new observations, a correction above 1 decays to 1 with this time constant.
 
-Otherwise an expectation that refuses every plan would never be corrected."""
+Without this decay, a correction that is too large could cause the refusal of every plan. Then no
+roll-out would be observed that could reduce it."""
 
 MAX_OBSERVED_RATIO = 2.0
-"""One observation counts as at most this many times the expectation, or its inverse."""
+"""An observation counts as at most this many times the expectation, and as at least the expectation
+divided by this."""
 
 
 class RolloutShape(NamedTuple):
@@ -45,7 +49,8 @@ class RolloutShape(NamedTuple):
     solver: str = ""
 
 
-ONE_STEP = RolloutShape(horizon=1)
+NO_ROLLOUT = RolloutShape(horizon=1)
+"""The shape of requests that have no roll-out."""
 
 
 class LatencyModel:
@@ -53,10 +58,12 @@ class LatencyModel:
 
     Rows are candidates. Expectations of roll-outs come from a curve of (rows, seconds per step of
     the horizon) with ascending rows. Between its points time is linear in rows; beyond the last
-    one it is proportional to them. Each `RolloutShape` has its own running correction, because
-    shapes differ by more than their horizon.
+    one it is proportional to them. Each `RolloutShape` has its own running correction, because the
+    horizon alone does not determine the time.
 
-    The engine's thread and the decoding threads write the observations. Other threads only read.
+    The engine's thread writes the durations of roll-outs and encodes. The event loop and the
+    decoding threads write those of decoding, without a lock: a lost update does no harm. Other
+    threads only read.
 
     Attributes:
         max_batched_rows: rows up to which batching several plans into one roll-out increases the
@@ -116,11 +123,11 @@ class LatencyModel:
         self._decode_s = _running_average(self._decode_s, seconds)
 
     def measure(self, backend: Backend, config: LeWMConfig) -> None:
-        """Time a warmed-up backend and find the rows up to which batching plans pays.
+        """Time a warmed-up backend and find up to how many rows batching plans is faster.
 
-        These are the fewest rows whose throughput is within a tenth of the best. On a CPU plans
-        are not batched: a batched roll-out rounds differently, and on a CPU the same seed must
-        give the same plan bit for bit whoever else is being served.
+        This is the least number of rows whose throughput is within a tenth of the best. On a CPU
+        plans are not batched: a batched roll-out rounds differently, and on a CPU the same seed
+        must give the same plan, bit for bit, whatever else runs.
         """
         frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
         self._encode_s = self._fastest_run_s(lambda: backend.encode(frame))
@@ -159,9 +166,11 @@ class LatencyModel:
         return min(durations)
 
     def _step_s(self, rows: int) -> float:
+        """Seconds per step of the horizon, from the curve."""
         last_rows, last_s = self._curve[-1]
         if rows >= last_rows or len(self._curve) == 1:
             return last_s * rows / last_rows
+        # Below the first point, the line through the first two points is extended.
         index = max(1, bisect_left(self._curve, (rows,)))
         (low_rows, low_s), (high_rows, high_s) = self._curve[index - 1 : index + 1]
         slope = (high_s - low_s) / (high_rows - low_rows)
@@ -190,9 +199,7 @@ class RunningCorrection:
         """Learn from work that was expected to take ``expected_s`` and took ``observed_s``."""
         factor = self.factor
         if self._expected_s:
-            corrected_s = expected_s * factor
-            observed_s = max(observed_s, corrected_s / MAX_OBSERVED_RATIO)
-            observed_s = min(observed_s, corrected_s * MAX_OBSERVED_RATIO)
+            observed_s = _bounded(observed_s, expected_s * factor)
         self._observed_s = (1 - NEWEST_WEIGHT) * self._expected_s * factor + observed_s
         self._expected_s = (1 - NEWEST_WEIGHT) * self._expected_s + expected_s
         self._observed_at = self._clock()
@@ -206,6 +213,10 @@ def _throughput(point: tuple[int, float]) -> float:
 def _running_average(expected_s: float, observed_s: float) -> float:
     if expected_s == 0:
         return observed_s
+    return expected_s + NEWEST_WEIGHT * (_bounded(observed_s, expected_s) - expected_s)
+
+
+def _bounded(observed_s: float, expected_s: float) -> float:
+    """An observation within `MAX_OBSERVED_RATIO` of its expectation."""
     observed_s = max(observed_s, expected_s / MAX_OBSERVED_RATIO)
-    observed_s = min(observed_s, expected_s * MAX_OBSERVED_RATIO)
-    return expected_s + NEWEST_WEIGHT * (observed_s - expected_s)
+    return min(observed_s, expected_s * MAX_OBSERVED_RATIO)

@@ -8,8 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from lewm_serve.constants import BatchKind
 from lewm_serve.engine.batching import (
     MAX_ENCODE_BATCH,
     batch_rows,
@@ -19,24 +20,26 @@ from lewm_serve.engine.batching import (
 )
 from lewm_serve.engine.jobs import EncodeJob, Job
 
+JobT = TypeVar("JobT", EncodeJob, Job)
+
 MAX_RECORDED_BATCHES = 4096
 """Batches that wait to be counted; the oldest are dropped."""
 
 
 class Batch(NamedTuple):
-    """One run of the model: "encode" or "rollout", and its rows."""
+    """One run of the model, and its rows: frames, or candidates with the padding."""
 
-    kind: str
+    kind: BatchKind
     rows: int
 
 
 class Scheduler:
     """The waiting jobs, and the order in which they are done.
 
-    A turn encodes one batch of waiting frames. Then it does one step of the most urgent job, or of
-    several jobs in one batch where that increases the throughput. Jobs join, leave, overtake and
-    expire between turns. A job whose deadline falls into the steps of others is answered before
-    them, with the best result so far.
+    A turn encodes one batch of waiting frames. Then it runs one part of the most urgent job, or of
+    several jobs in one batch where that increases the throughput. Between turns, jobs are added,
+    overtaken and cancelled. If a job's deadline comes during the work of others, the job is
+    answered before this work, with the best result so far.
 
     Any thread may call `submit` and cancel a job's future. One thread, the engine's, takes the
     turns; it alone changes jobs and ``free_at``. ``_lock`` protects the lists of jobs.
@@ -75,13 +78,13 @@ class Scheduler:
     def abandon(self, error: Exception) -> None:
         """Answer all waiting jobs with an error."""
         with self._lock:
-            left: list[EncodeJob | Job] = [*self._encode_jobs, *self._jobs]
+            waiting: list[EncodeJob | Job] = [*self._encode_jobs, *self._jobs]
             self._encode_jobs, self._jobs = [], []
-        for job in left:
+        for job in waiting:
             _set_exception(job.future, error)
 
     def run_turn(self) -> None:
-        """Do the next piece of work of each kind."""
+        """Encode one batch of frames, and roll out one batch of candidates."""
         self._run_encode_turn()
         self._run_job_turn()
 
@@ -92,48 +95,47 @@ class Scheduler:
             jobs = [job for job in self._encode_jobs if job.backend is self._encode_jobs[0].backend]
         if not jobs:
             return
-        frames = min(MAX_ENCODE_BATCH, sum(len(job.frames) - job.encoded for job in jobs))
-        self.free_at = self._clock() + jobs[0].latency.encode_s(frames)
+        frame_count = min(MAX_ENCODE_BATCH, sum(len(job.frames) - job.encoded for job in jobs))
+        self.free_at = self._clock() + jobs[0].latency.encode_s(frame_count)
         self._finish_expired(self.free_at)
-        try:
-            self._encode(jobs)
-        except Exception as error:
-            if len(jobs) == 1:
-                self._fail(jobs[0], error)
-            else:
-                # One of the jobs makes the batch fail. Alone, it fails alone.
-                for job in jobs:
-                    try:
-                        self._encode([job])
-                    except Exception as own_error:
-                        self._fail(job, own_error)
+        self._encode(jobs)
         for job in jobs:
             if job.finished:
                 self._remove(job)
                 _set_result(job.future, job.result())
 
     def _encode(self, jobs: Sequence[EncodeJob]) -> None:
+        """Encode one batch for these jobs. If that fails, encode one batch for each job."""
+        if len(jobs) > 1:
+            try:
+                self._encode_batch(jobs)
+                return
+            except Exception:
+                pass  # only the job that makes the batch fail gets the error
+        self._run_one_by_one(jobs, lambda job: self._encode_batch([job]))
+
+    def _encode_batch(self, jobs: Sequence[EncodeJob]) -> None:
         start = self._clock()
-        frames = encode_batch(jobs)
-        jobs[0].latency.observe_encode(frames, self._clock() - start)
-        self.batches.append(Batch("encode", frames))
+        frame_count = encode_batch(jobs)
+        jobs[0].latency.observe_encode(frame_count, self._clock() - start)
+        self.batches.append(Batch("encode", frame_count))
 
     def _run_job_turn(self) -> None:
-        """Do one step of the most urgent job, and of those in the same batch."""
+        """Run one part of the most urgent job, and of the jobs in the same batch."""
         with self._lock:
             self._jobs = [job for job in self._jobs if not job.future.cancelled()]
         self._finish_expired(self._clock())
-        batch = self._choose_batch()
+        batch = self._next_batch()
         if not batch:
             return
         start = self._clock()
-        request, rows = batch[0].request, batch_rows([job.rows for job in batch])
-        self.free_at = start + request.latency.rollout_s(rows, request.shape)
+        queued, rows = batch[0].queued, batch_rows([job.candidate_count for job in batch])
+        self.free_at = start + queued.latency.rollout_s(rows, queued.shape)
         self._finish_expired(self.free_at, keep=batch)
         for job in batch:
-            job.start_step(start)
-        if self._step(batch):
-            request.latency.observe_rollout(rows, request.shape, self._clock() - start)
+            job.start_part(start)
+        if self._run_parts(batch):
+            queued.latency.observe_rollout(rows, queued.shape, self._clock() - start)
             self.batches.append(Batch("rollout", rows))
         for job in batch:
             if job.finished:
@@ -142,30 +144,34 @@ class Scheduler:
     def _finish_expired(self, until: float, keep: Sequence[Job] = ()) -> None:
         """Finish the jobs whose deadline comes before ``until``, except those in ``keep``."""
         for job in self._jobs:
-            if job.request.deadline <= until and job not in keep:
+            if job.queued.deadline <= until and job not in keep:
                 self._finish(job)
 
-    def _choose_batch(self) -> list[Job]:
-        """The most urgent job that has time for a step, and the jobs that share its batch.
+    def _next_batch(self) -> list[Job]:
+        """The most urgent job that can go on, and the jobs that share its batch.
+
+        Makes their next candidates. Finishes the jobs that cannot go on, and fails those that raise
+        an error.
 
         A job that fails or is found anomalous may have run a one-step prediction, which takes time.
-        Then the turn ends, so that waiting frames are encoded before the next job is looked at.
+        Then the batch is empty, so that waiting frames are encoded before the next job is tried.
         """
         batch: list[Job] = []
-        for job in sorted(self._jobs, key=lambda job: job.request.urgency):
-            max_rows = job.request.latency.max_batched_rows
-            if batch and batch_rows([*(one.rows for one in batch), 1]) > max_rows:
-                break
+        for job in sorted(self._jobs, key=lambda job: job.queued.urgency):
+            max_rows = job.queued.latency.max_batched_rows
+            counts = [batched.candidate_count for batched in batch]
+            if batch and batch_rows([*counts, 1]) > max_rows:
+                break  # not even a plan of one candidate fits
             if batch and not can_share_rollout(batch[0], job):
                 continue
             try:
-                has_time = job.prepare(self._clock())
+                can_go_on = job.next_candidates_in_time(self._clock())
             except Exception as error:
                 self._fail(job, error)
                 if not batch:
                     break
                 continue
-            if not has_time:
+            if not can_go_on:
                 self._finish(job)
                 if job.anomalous and not batch:
                     break
@@ -174,23 +180,25 @@ class Scheduler:
         return batch
 
     def _may_join(self, batch: Sequence[Job], job: Job) -> bool:
-        """Whether a job fits into a batch without making one of its jobs late."""
+        """Whether a job fits into a batch without making itself or a job of the batch late."""
         joined = [*batch, job]
-        if batch_rows([one.rows for one in joined]) > job.request.latency.max_batched_rows:
+        rows = batch_rows([batched.candidate_count for batched in joined])
+        if rows > job.queued.latency.max_batched_rows:
             return False
         now = self._clock()
-        return all(one.request.in_time(now, batched_plans=len(joined)) for one in joined)
+        return all(batched.queued.in_time(now, batched_plans=len(joined)) for batched in joined)
 
-    def _step(self, batch: Sequence[Job]) -> bool:
-        """Roll out the next candidates of a batch. False if the roll-out failed."""
+    def _run_parts(self, batch: Sequence[Job]) -> bool:
+        """Roll out the next candidates of a batch in one run of the model.
+
+        If that fails, each job runs alone. Returns whether the one run succeeded.
+        """
         if len(batch) == 1:
-            return self._step_alone(batch[0])
+            return self._run_one_by_one(batch, lambda job: job.run_part())
         try:
             predicted = roll_out_batch(batch)
-        except Exception:
-            # One of the jobs makes the batch fail. Alone, it fails alone.
-            for job in batch:
-                self._step_alone(job)
+        except Exception:  # only the job that makes the batch fail gets the error
+            self._run_one_by_one(batch, lambda job: job.run_part())
             return False
         for job, latents in zip(batch, predicted, strict=True):
             try:
@@ -199,13 +207,16 @@ class Scheduler:
                 self._fail(job, error)
         return True
 
-    def _step_alone(self, job: Job) -> bool:
-        try:
-            job.step()
-        except Exception as error:
-            self._fail(job, error)
-            return False
-        return True
+    def _run_one_by_one(self, jobs: Sequence[JobT], run: Callable[[JobT], None]) -> bool:
+        """Run each job. A job that raises an error gets it. Returns whether all succeeded."""
+        succeeded = True
+        for job in jobs:
+            try:
+                run(job)
+            except Exception as error:
+                self._fail(job, error)
+                succeeded = False
+        return succeeded
 
     def _finish(self, job: Job) -> None:
         self._remove(job)
@@ -227,7 +238,7 @@ class Scheduler:
 
 
 def _set_result(future: Future[Any], result: object) -> None:
-    # The client may go away, which cancels the future, at any moment.
+    # The client may disconnect at any moment, which cancels the future.
     with contextlib.suppress(InvalidStateError):
         future.set_result(result)
 

@@ -1,1 +1,1 @@
-"""From the frames of requests to latents: decode, look up in the cache, encode once."""
+"""From the frames of requests to latents: look up in the cache, or decode and encode once."""

@@ -1,7 +1,8 @@
 """Images to frames: decoded, checked or cropped, and resized to what the model sees.
 
-Greyscale, palette, 16-bit and CMYK images become RGB (of 16 bits the upper 8 are kept), an alpha
-channel is dropped, and an EXIF orientation is not applied: a frame is what the sensor wrote.
+Greyscale, palette, 16-bit and CMYK images become RGB. 16-bit values are reduced to their upper 8
+bits. An alpha channel is dropped. An EXIF orientation is not applied, because the model sees what
+the sensor wrote.
 
 simplejpeg decodes ordinary JPEG images. It gives the same pixels as Pillow in half the time. Pillow
 decodes everything else.
@@ -28,6 +29,7 @@ from lewm_models.preprocessing import resize
 from lewm_serve.errors import InvalidRequest, Unquoted
 
 Pixels = NDArray[np.uint8]
+"""An image (height, width, 3), RGB."""
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -47,23 +49,24 @@ SMALL_BATCH_FRAMES = 4
 """This many small frames (a history of three and a goal) are decoded on the event loop. Together
 they take less time than waking a thread on busy cores."""
 
-# The server's own limit is checked for every image.
+# Turn off Pillow's limit of pixels: the server checks its own limit for every image.
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_MEMORY = MAX_PNG_TEXT_BYTES
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def prepare_image(data: bytes, field: str, card: ModelCard, max_pixels: int) -> Tensor:
+def frame_from_image(data: bytes, card: ModelCard, *, max_pixels: int, field: str) -> Tensor:
     """An encoded image as a frame (size, size, 3) uint8 of the model's image size.
 
     Raises:
-        InvalidRequest: see `decode_image` and `prepare_pixels`; ``field`` is its path.
+        InvalidRequest: see `decode_image` and `frame_from_pixels`; ``field`` is its path.
     """
-    return prepare_pixels(decode_image(data, max_pixels, field), field, card, max_pixels)
+    pixels = decode_image(data, max_pixels, field)
+    return frame_from_pixels(pixels, card, max_pixels=max_pixels, field=field)
 
 
-def prepare_pixels(pixels: Pixels, field: str, card: ModelCard, max_pixels: int) -> Tensor:
-    """Pixels (H, W, 3) as a frame (size, size, 3) uint8 of the model's image size.
+def frame_from_pixels(pixels: Pixels, card: ModelCard, *, max_pixels: int, field: str) -> Tensor:
+    """Pixels (height, width, 3) as a frame (size, size, 3) uint8 of the model's image size.
 
     Raises:
         InvalidRequest: `image_too_large`; or `not_square`, if the card does not allow a crop.
@@ -82,12 +85,12 @@ def prepare_pixels(pixels: Pixels, field: str, card: ModelCard, max_pixels: int)
             raise InvalidRequest("not_square", field, received=received, expected="a square frame")
         pixels = central_square(pixels)
     # Received bytes are read-only. torch cannot express that and would warn.
-    frames = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-    return resize(frames.unsqueeze(0), card.config.image_size)[0]
+    frame = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    return resize(frame.unsqueeze(0), card.config.image_size)[0]
 
 
 def central_square(pixels: Pixels) -> Pixels:
-    """The largest square in the centre of (H, W, 3)."""
+    """The largest square in the centre of (height, width, 3)."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -95,11 +98,11 @@ def central_square(pixels: Pixels) -> Pixels:
 
 
 def decode_image(data: bytes, max_pixels: int, field: str) -> Pixels:
-    """The pixels (H, W, 3) of a PNG or JPEG image.
+    """The pixels (height, width, 3) of a PNG or JPEG image.
 
     Raises:
-        InvalidRequest: `invalid_image` for other formats and damaged data, `image_too_large` if the
-            header announces more than ``max_pixels`` pixels. Nothing is allocated before.
+        InvalidRequest: `invalid_image` for other formats and damaged data; `image_too_large` if the
+            header announces more than ``max_pixels`` pixels, before the pixels are allocated.
     """
     if data.startswith(JPEG_MAGIC):
         if data.count(JPEG_START_OF_SCAN) > MAX_JPEG_SCANS:
@@ -124,10 +127,10 @@ def small_jpeg_shape(data: bytes) -> tuple[int, int] | None:
 
 
 class SmallFrameDecoder:
-    """Decodes a few small JPEG images into memory of its own and resizes them together.
+    """Decodes a few small JPEG images into memory that it keeps, and resizes them together.
 
-    Its memory stays in the processor's caches, and most of the fixed costs arise once for all
-    frames. It is used from one thread.
+    This memory stays in the processor's caches, and most of the fixed costs arise once for all
+    frames. Used only from one thread.
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -143,18 +146,21 @@ class SmallFrameDecoder:
         if len(images) > SMALL_BATCH_FRAMES:
             return None
         shapes = {small_jpeg_shape(image) if image is not None else None for image in images}
+        if len(shapes) != 1:
+            return None
         shape = shapes.pop()
-        if shapes or shape is None or shape[0] != shape[1] or shape[0] ** 2 > self._max_pixels:
+        if shape is None or shape[0] != shape[1] or shape[0] ** 2 > self._max_pixels:
             return None
         batch_shape = (len(images), *shape, 3)
         pixels = self._memory[: math.prod(batch_shape)].reshape(batch_shape)
         try:
             for image, frame_pixels in zip(images, pixels, strict=True):
-                assert image is not None  # otherwise it has no shape
+                assert image is not None  # it has a shape
                 simplejpeg.decode_jpeg(image, buffer=frame_pixels)
         except ValueError:
             return None
         frames = torch.from_numpy(pixels)
+        # A copy, because the memory is used again.
         return resize(frames, size) if shape[0] != size else frames.clone()
 
 

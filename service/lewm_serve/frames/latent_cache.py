@@ -1,4 +1,6 @@
-"""The cache of latents: the process's memory first, then Redis, and no frame is encoded twice.
+"""The cache of latents: the process's memory first, then Redis.
+
+If several requests want the same new frame at the same time, one of them encodes it.
 
 A latent (D,) is kept by its model's version and its `latent_id`, so that models never mix.
 """
@@ -14,22 +16,24 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
+from lewm_serve.engine.batching import MAX_ENCODE_BATCH
 from lewm_serve.frames.redis_tier import InvalidCacheValue, RedisTier, pack, unpack
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.settings import Settings
 
 WRITE_DELAY_S = 0.05
-"""How far the write of another server may be behind its answer."""
+"""Seconds before the second look for a latent of another server. The answer of that server may come
+before its write to Redis."""
 
-MAX_GROUP_SIZE = 32
-"""Frames that one request encodes as a group. Another request that wants one of them waits for the
-whole group, so it must be no more than the engine encodes in one batch."""
+MAX_GROUP_SIZE = MAX_ENCODE_BATCH
+"""Frames that one request encodes as a group. A request that wants one of them waits for the whole
+group, so a group is not larger than one batch of the engine."""
 
 Encode = Callable[[Sequence[str]], Awaitable[Sequence[Tensor]]]
 
 
 class LatentCache:
-    """Looks latents up in memory and Redis. Lives on the event loop.
+    """Looks latents up in memory and Redis. Used only from the event loop.
 
     Neither a failure of Redis nor what it holds ever fails a request.
     """
@@ -44,7 +48,8 @@ class LatentCache:
     @classmethod
     def from_settings(cls, settings: Settings, metrics: Metrics) -> LatentCache:
         """The cache that the settings describe."""
-        memory, redis = MemoryTier(settings.cache_entries, settings.cache_ttl_s), None
+        memory = MemoryTier(settings.cache_entries, settings.cache_ttl_s)
+        redis = None
         if settings.redis_url is not None:
             metrics.add_redis_tier()
             redis = RedisTier(
@@ -117,8 +122,8 @@ class LatentCache:
         """Keep a latent in memory, and in Redis in the background.
 
         A latent that is used stays: it is written again when it is older than half of its time to
-        live, or older than the connection to Redis. So all servers know what one server knows,
-        even if Redis has lost it.
+        live, or older than the connection to Redis. So Redis gets back what it has lost, and all
+        servers can use it.
         """
         key = _key(version, latent_id)
         since = -math.inf if self._redis is None else self._redis.up_since
@@ -150,7 +155,7 @@ class LatentCache:
 class MemoryTier:
     """At most ``entries`` latents, the least recently used dropped first, each for ``ttl_s``.
 
-    It is used from one thread, the event loop's.
+    Used only from the event loop.
     """
 
     def __init__(
@@ -193,8 +198,8 @@ class SingleFlight:
     """Encodes each latent once for all requests that want it at the same time.
 
     The first request that wants a key encodes it, and the others wait for it. If the first request
-    fails or goes away, one of the others encodes the key anew, so no request fails because of
-    another. Lives on the event loop.
+    fails or its client disconnects, one of the others encodes the key anew, so no request fails
+    because of another. Used only from the event loop.
     """
 
     def __init__(self) -> None:
@@ -215,9 +220,9 @@ class SingleFlight:
                 if latent is not None:
                     latents[key] = latent
             missing = [key for key in missing if key not in latents]
-            own = [key for key in missing if key not in self._in_progress][:MAX_GROUP_SIZE]
-            if own:
-                latents |= await self._encode(own, encode)
+            unclaimed = [key for key in missing if key not in self._in_progress]
+            if unclaimed:
+                latents |= await self._encode(unclaimed[:MAX_GROUP_SIZE], encode)
             elif missing:
                 latents |= await self._wait_for(missing[0])
         return latents
@@ -238,7 +243,7 @@ class SingleFlight:
     async def _wait_for(self, key: str) -> dict[str, Tensor]:
         """The latent that another request encodes; empty if that request failed."""
         future = self._in_progress[key]
-        await asyncio.wait({future})  # does not cancel the future when this request goes away
+        await asyncio.wait({future})  # does not cancel the future if this request is cancelled
         latent = future.result()
         return {} if latent is None else {key: latent}
 

@@ -1,4 +1,4 @@
-"""The latents of a request's frames: named, looked up in the cache, decoded, encoded."""
+"""The latents of a request's frames: identified, looked up in the cache, decoded, encoded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from lewm_serve.frames.decode import (
     SMALL_BATCH_FRAMES,
     SMALL_IMAGE_PIXELS,
     SmallFrameDecoder,
-    prepare_image,
-    prepare_pixels,
+    frame_from_image,
+    frame_from_pixels,
     small_jpeg_shape,
 )
 from lewm_serve.frames.latent_cache import LatentCache
@@ -33,10 +33,11 @@ from lewm_serve.observability.metrics import Metrics
 from lewm_serve.registry.registry import LoadedModel
 
 DECODING_THREADS = 2
-"""Bounds the memory of images that are decoded at once."""
+"""They bound the memory of the images that are decoded at once."""
 
 DECODING_PART_BYTES = 64 * 1024
-"""What a decoding thread gets at once (at least one frame). Waking a thread takes as long as
+"""How many bytes of frames a decoding thread gets at once, but at least one frame. If a request has
+more bytes than this, its frames are also hashed in such a thread. Waking a thread takes as long as
 decoding a small image."""
 
 PREPROCESSING_VERSION = 1
@@ -52,9 +53,9 @@ class FrameLatents:
 
     Attributes:
         values: the latents (N, D).
-        ids: their names in the cache.
+        ids: their latent ids.
         cached: which of them came from the cache.
-        decode_s: seconds spent on naming, looking up and decoding.
+        decode_s: seconds spent on hashing, looking up and decoding.
         encode_s: seconds spent on encoding, the waiting time included.
     """
 
@@ -66,8 +67,8 @@ class FrameLatents:
 
 
 @dataclass(frozen=True)
-class NamedFrame:
-    """A frame of a request, its path in the request and its name in the cache."""
+class FrameWithId:
+    """A frame of a request, its path in the request, and the id of its latent."""
 
     frame: Frame
     field: str
@@ -75,47 +76,48 @@ class NamedFrame:
 
 
 class LatentSource:
-    """Gives each frame of a request its latent. Lives on the event loop."""
+    """Gives each frame of a request its latent. Used only from the event loop."""
 
     def __init__(
-        self, engine: Engine, cache: LatentCache, metrics: Metrics, max_pixels: int
+        self, engine: Engine, cache: LatentCache, *, metrics: Metrics, max_pixels: int
     ) -> None:
         self._engine = engine
         self._cache = cache
         self._metrics = metrics
         self._max_pixels = max_pixels
-        self._small_frames = SmallFrameDecoder(max_pixels)
+        self._small_frame_decoder = SmallFrameDecoder(max_pixels)
         self._threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
 
     def close(self) -> None:
         """Stop the decoding threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def latents(
+    async def latents_of(
         self,
-        model: LoadedModel,
         frames: Sequence[Frame],
+        model: LoadedModel,
+        *,
         fields: Sequence[str],
-        request: QueuedRequest,
+        queued: QueuedRequest,
     ) -> FrameLatents:
         """The latents of frames, in their order.
 
         Args:
-            model: the model that encodes them.
             frames: the frames.
+            model: the model that encodes them.
             fields: the path of each frame in the request, for errors.
-            request: the request's place in the queue.
+            queued: the request's place in the queue.
 
         Raises:
             InvalidRequest: a frame cannot be used.
-            UnknownLatent: the cache does not hold a named latent.
+            UnknownLatent: the cache does not hold a latent that is given by its id.
             EngineStopped: the engine takes no more work.
         """
         start = time.monotonic()
-        named = await self._name(frames, fields, model.backend.encode_precision)
-        latents = await self._known_latents(model, named)
-        missing: dict[str, NamedFrame] = {}
-        for item in named:
+        items = await self._with_ids(frames, fields, model.backend.encode_precision)
+        latents = await self._known_latents(model, items)
+        missing: dict[str, FrameWithId] = {}
+        for item in items:
             if item.latent_id not in latents:
                 missing.setdefault(item.latent_id, item)
         decode_s = time.monotonic() - start
@@ -126,7 +128,7 @@ class LatentSource:
             batch = await self._decode(model, [missing[latent_id] for latent_id in latent_ids])
             decode_s += time.monotonic() - start
             job = EncodeJob(
-                backend=model.backend, latency=model.latency, frames=batch, request=request
+                backend=model.backend, latency=model.latency, frames=batch, queued=queued
             )
             return tuple(await asyncio.wrap_future(self._engine.submit(job)))
 
@@ -135,97 +137,105 @@ class LatentSource:
         self._metrics.stage_duration.labels("decode").observe(decode_s)
         self._metrics.stage_duration.labels("encode").observe(encode_s)
         return FrameLatents(
-            values=torch.stack([latents[item.latent_id] for item in named]),
-            ids=tuple(item.latent_id for item in named),
+            values=torch.stack([latents[item.latent_id] for item in items]),
+            ids=tuple(item.latent_id for item in items),
             cached=tuple(
-                item.latent_id not in missing and item.frame.latent is None for item in named
+                item.latent_id not in missing and item.frame.latent is None for item in items
             ),
             decode_s=decode_s,
             encode_s=encode_s,
         )
 
-    async def _name(
+    async def _with_ids(
         self, frames: Sequence[Frame], fields: Sequence[str], precision: str
-    ) -> list[NamedFrame]:
-        def name_all() -> list[NamedFrame]:
+    ) -> list[FrameWithId]:
+        def identify_all() -> list[FrameWithId]:
             return [
-                NamedFrame(frame, field, latent_id_of(frame, precision))
+                FrameWithId(frame, field, latent_id_of(frame, precision))
                 for frame, field in zip(frames, fields, strict=True)
             ]
 
         if sum(map(_size_in_bytes, frames)) <= DECODING_PART_BYTES:
-            return name_all()
-        # Hashing large frames here would hold up all other requests.
+            return identify_all()
+        # On the event loop, hashing large frames would delay all other requests.
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, name_all)
+        return await loop.run_in_executor(self._threads, identify_all)
 
     async def _known_latents(
-        self, model: LoadedModel, named: Sequence[NamedFrame]
+        self, model: LoadedModel, items: Sequence[FrameWithId]
     ) -> dict[str, Tensor]:
         """The latents that the request holds, which are cached too, and those from the cache.
 
         Raises:
             InvalidRequest: a latent does not have the model's width.
-            UnknownLatent: the cache does not hold a named latent.
+            UnknownLatent: the cache does not hold a latent that is given by its id.
         """
         width = model.card.config.latent_dim
-        by_reference = {
-            item.latent_id: item.field for item in named if item.frame.latent_id is not None
+        field_of_id = {
+            item.latent_id: item.field for item in items if item.frame.latent_id is not None
         }
-        for latent_id, field in by_reference.items():
+        for latent_id, field in field_of_id.items():
             if not LATENT_ID.fullmatch(latent_id):
                 raise UnknownLatent(f"{field}.latent_id", latent_id)
         sent = {
             item.latent_id: _checked_latent(item, width)
-            for item in named
+            for item in items
             if item.frame.latent is not None
         }
         for latent_id, latent in sent.items():
             self._cache.put(model.version, latent_id, latent)
-        others = [item.latent_id for item in named if item.latent_id not in sent]
+        others = [item.latent_id for item in items if item.latent_id not in sent]
         found = await self._cache.get(
-            model.version, list(dict.fromkeys(others)), width, issued=by_reference
+            model.version, list(dict.fromkeys(others)), width, issued=field_of_id
         )
-        for latent_id, field in by_reference.items():
+        for latent_id, field in field_of_id.items():
             if latent_id not in sent and latent_id not in found:
                 raise UnknownLatent(f"{field}.latent_id", latent_id)
         return sent | found
 
-    async def _decode(self, model: LoadedModel, named: Sequence[NamedFrame]) -> Tensor:
+    async def _decode(self, model: LoadedModel, items: Sequence[FrameWithId]) -> Tensor:
         """Decode and resize frames: (N, size, size, 3) uint8.
 
-        A few small frames are decoded at once. The decoding threads do the rest, a few frames at a
-        time, so that the frames of one request do not all stand before those of others.
+        A few small frames are decoded here. The decoding threads do the rest, a few frames at a
+        time, so that the frames of other requests can come in between.
         """
         start = time.monotonic()
-        images = [item.frame.image for item in named]
-        batch = self._small_frames.decode(images, model.card.config.image_size)
+        images = [item.frame.image for item in items]
+        batch = self._small_frame_decoder.decode(images, model.card.config.image_size)
         if batch is not None:
-            model.latency.observe_decode((time.monotonic() - start) / len(named))
+            model.latency.observe_decode((time.monotonic() - start) / len(items))
             return batch
 
-        def prepare(part: Sequence[NamedFrame]) -> list[Tensor]:
-            return [self._prepare(item, model) for item in part]
+        def decode_all(part: Sequence[FrameWithId]) -> list[Tensor]:
+            return [self._decode_one(item, model) for item in part]
 
-        if len(named) <= SMALL_BATCH_FRAMES and all(_is_small(item.frame) for item in named):
-            return torch.stack(prepare(named))
+        if len(items) <= SMALL_BATCH_FRAMES and all(_is_small(item.frame) for item in items):
+            return torch.stack(decode_all(items))
         loop = asyncio.get_running_loop()
-        parts = _parts(named)
-        prepared: list[Tensor] = []
+        parts = _parts(items)
+        decoded: list[Tensor] = []
         while next_parts := list(islice(parts, DECODING_THREADS)):
-            tasks = [loop.run_in_executor(self._threads, prepare, part) for part in next_parts]
-            prepared += chain.from_iterable(await asyncio.gather(*tasks))
-        return torch.stack(prepared)
+            tasks = [loop.run_in_executor(self._threads, decode_all, part) for part in next_parts]
+            decoded += chain.from_iterable(await asyncio.gather(*tasks))
+        return torch.stack(decoded)
 
-    def _prepare(self, item: NamedFrame, model: LoadedModel) -> Tensor:
+    def _decode_one(self, item: FrameWithId, model: LoadedModel) -> Tensor:
         start = time.monotonic()
         if item.frame.image is not None:
-            field = f"{item.field}.image"
-            frame = prepare_image(item.frame.image, field, model.card, self._max_pixels)
+            frame = frame_from_image(
+                item.frame.image,
+                model.card,
+                max_pixels=self._max_pixels,
+                field=f"{item.field}.image",
+            )
         else:
             assert item.frame.pixels is not None  # other frames are not decoded
-            field = f"{item.field}.pixels"
-            frame = prepare_pixels(item.frame.pixels, field, model.card, self._max_pixels)
+            frame = frame_from_pixels(
+                item.frame.pixels,
+                model.card,
+                max_pixels=self._max_pixels,
+                field=f"{item.field}.pixels",
+            )
         model.latency.observe_decode(time.monotonic() - start)
         return frame
 
@@ -244,7 +254,8 @@ def latent_id_of(frame: Frame, precision: str) -> str:
     """The frame's own `latent_id`, or a hash of everything that its latent depends on.
 
     That is the bytes as they were sent, how they are preprocessed and the precision of the encoder.
-    A latent that a client sends is named by its values. It can never stand for an image.
+    A latent that a client sends gets a hash of its values. It never equals the id of an image,
+    because the kind of the frame is hashed too.
     """
     if frame.latent_id is not None:
         return frame.latent_id
@@ -262,7 +273,7 @@ def latent_id_of(frame: Frame, precision: str) -> str:
     return digest.hexdigest()
 
 
-def _checked_latent(item: NamedFrame, width: int) -> Tensor:
+def _checked_latent(item: FrameWithId, width: int) -> Tensor:
     latent = item.frame.latent
     assert latent is not None
     if latent.shape != (width,):
@@ -285,11 +296,11 @@ def _is_small(frame: Frame) -> bool:
     return frame.image is not None and small_jpeg_shape(frame.image) is not None
 
 
-def _parts(named: Iterable[NamedFrame]) -> Iterator[list[NamedFrame]]:
+def _parts(items: Iterable[FrameWithId]) -> Iterator[list[FrameWithId]]:
     """The frames in parts of at most `DECODING_PART_BYTES`, at least one frame each."""
-    part: list[NamedFrame] = []
+    part: list[FrameWithId] = []
     part_bytes = 0
-    for item in named:
+    for item in items:
         size = _size_in_bytes(item.frame)
         if part and part_bytes + size > DECODING_PART_BYTES:
             yield part

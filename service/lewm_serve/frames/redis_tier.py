@@ -35,7 +35,8 @@ CONNECT_TIMEOUT_S = 1.0
 RECONNECT_PAUSE_S = 0.5
 
 IDLE_CHECK_S = 1.0
-"""Without requests, Redis is asked this often, so that a failure is seen before a request comes."""
+"""Without requests, one round trip is made this often, so that a failure is usually seen before a
+request comes."""
 
 MAX_LOOKUPS_PER_TRIP = 64
 MAX_WRITES_PER_TRIP = 64
@@ -91,7 +92,7 @@ class Lookup:
 
 
 class RedisTier:
-    """Reads and writes values, whatever Redis does. Lives on the event loop.
+    """Reads and writes values, whatever Redis does. Used only from the event loop.
 
     Args:
         url: where Redis is. It may hold a password and is never logged.
@@ -116,7 +117,7 @@ class RedisTier:
         self._all_written = asyncio.Event()
         self._all_written.set()
         self._task: asyncio.Task[None] | None = None
-        self._host_lookup = HostLookup()
+        self._host_resolver = HostResolver()
         self._up_gauge = metrics.cache_up.labels("redis")
         self._errors = metrics.cache_errors_total.labels("redis")
 
@@ -177,11 +178,12 @@ class RedisTier:
             finally:
                 with suppress(Exception):
                     await client.aclose()
-            if not round_trips:
+            if not round_trips:  # do not try again at once after a failed attempt
                 await asyncio.sleep(RECONNECT_PAUSE_S)
 
     def _make_client(self) -> Redis:
-        # Retries happen here, never inside a round trip. The other options save one round trip.
+        # `_run` reconnects, so a round trip has no retries and `_exchange` has its own time-out.
+        # ``protocol`` and ``driver_info`` save one round trip for each connection.
         return Redis.from_url(
             self._url,
             protocol=2,
@@ -192,16 +194,17 @@ class RedisTier:
         )
 
     async def _connect(self, client: Redis) -> None:
-        """Connect, and wait until one answer comes within the time-out.
+        """Connect, and ask until Redis answers within the time-out.
 
-        One answer in time is enough, because this machine may stall too. The host is looked up
-        first: connecting would do that on threads which all share and which cannot be cancelled.
+        Late answers do not end the attempt, because this machine may be the slow one. The host is
+        resolved first, by `HostResolver`. Otherwise redis-py would resolve it on asyncio's default
+        threads, which other work shares and which cannot be cancelled.
         """
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             address = client.connection_pool.connection_kwargs
             if "path" not in address:
                 host, port = address.get("host", "localhost"), address.get("port", 6379)
-                await self._host_lookup.resolve(host, port)
+                await self._host_resolver.resolve(host, port)
             in_time = False
             while not in_time:
                 asked_at = time.monotonic()
@@ -209,7 +212,7 @@ class RedisTier:
                 in_time = time.monotonic() - asked_at <= self._timeout_s
 
     async def _make_round_trip(self, client: Redis) -> None:
-        """Wait for work, at most `IDLE_CHECK_S`, and do it."""
+        """Wait for work, for at most `IDLE_CHECK_S`, and make one round trip."""
         with suppress(TimeoutError):
             async with asyncio.timeout(IDLE_CHECK_S):
                 await self._has_work.wait()
@@ -272,35 +275,38 @@ class RedisTier:
             log.warning(event, reason=type(error).__name__)
 
 
-class HostLookup:
-    """Resolves a host name on a thread of its own. Lives on the event loop.
+class HostResolver:
+    """Resolves a host name on a thread of its own. Used only from the event loop.
 
-    A name service may hang, and a lookup cannot be cancelled. So at most one lookup runs at a time,
-    however often it is asked for, and the thread does not keep the process alive.
+    A name service may hang, and a resolution cannot be cancelled. So at most one resolution runs at
+    a time, however often it is asked for, and its thread does not keep the process alive.
     """
 
     def __init__(self) -> None:
-        self._lookup: Future[None] | None = None
+        self._resolving: Future[None] | None = None
 
     async def resolve(self, host: str, port: int) -> None:
-        """Wait until the host is resolved, by this lookup or by one that runs already.
+        """Wait until the host is resolved, by this call or by one that runs already.
 
         Raises:
             OSError: the host cannot be resolved.
         """
-        if self._lookup is None:
-            self._lookup = Future()
-            self._lookup.set_running_or_notify_cancel()  # a caller that goes away cannot cancel it
+        if self._resolving is None:
+            self._resolving = Future()
+            self._resolving.set_running_or_notify_cancel()  # a caller must not cancel it
             thread = Thread(
-                target=_resolve, args=(host, port, self._lookup), name="lookup", daemon=True
+                target=_resolve,
+                args=(host, port, self._resolving),
+                name="resolve-host",
+                daemon=True,
             )
             thread.start()
-        lookup = self._lookup
+        resolving = self._resolving
         try:
-            await asyncio.wrap_future(lookup)
+            await asyncio.wrap_future(resolving)
         finally:
-            if lookup.done():
-                self._lookup = None
+            if resolving.done():
+                self._resolving = None
 
 
 def _resolve(host: str, port: int, result: Future[None]) -> None:

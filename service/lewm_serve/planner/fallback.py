@@ -1,9 +1,9 @@
 """Fallbacks: a controller of the request's choice answers when the planner cannot.
 
-Its actions are computed before the search starts, so that they are there when they are needed. It
-answers for anomalous latents, for a deadline without a single iteration and for a failing engine.
-It never answers for an overloaded server, which the client has to know about, nor for a request
-that is wrong.
+Its actions are computed before the search starts, so that they are ready when they are needed. It
+answers if the latents are anomalous, if the deadline comes before the first iteration has ended,
+and if the engine fails. It does not answer if the server is overloaded, because the client has to
+know that, nor if the request is wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lewm_models.card import RESERVED_CONTROLLERS
 from lewm_serve.api.fields import FloatArray
 from lewm_serve.api.requests import Fallback
 from lewm_serve.constants import FallbackReason
@@ -29,7 +30,7 @@ from lewm_serve.registry.registry import LoadedModel
 
 T = TypeVar("T")
 
-NO_FALLBACK, HOLD, TAIL = "none", "hold", "tail"
+NO_FALLBACK, HOLD, TAIL = RESERVED_CONTROLLERS
 
 GENERIC_CONTROLLERS = (HOLD, TAIL)
 """The controllers that exist for every model."""
@@ -42,14 +43,14 @@ share of the available time if that is less, so that the fallback's answer arriv
 
 
 class AnomalousFrames(Exception):
-    """A score of the frames or the goal is above its limit, so nobody would use a plan of them."""
+    """A score of the frames or the goal is above its limit, so the fallback answers at once."""
 
 
 @dataclass(frozen=True)
 class PreparedFallback:
     """The actions that ``controller`` computed, or the exception that it raised.
 
-    A controller that fails matters only to requests that need its actions.
+    If the controller failed, only a request that needs its actions fails.
     """
 
     controller: str
@@ -60,7 +61,7 @@ class PreparedFallback:
         """(R, action_dim), inside the model's bounds.
 
         Raises:
-            RuntimeError: the controller failed. Nothing else answers in its place.
+            RuntimeError: the controller failed.
         """
         if isinstance(self.computed, Exception):
             raise RuntimeError(f"the controller {self.controller} failed") from self.computed
@@ -72,15 +73,15 @@ def controller_names(model: LoadedModel) -> tuple[str, ...]:
     return (*GENERIC_CONTROLLERS, *model.controllers)
 
 
-def prepare_fallback(
-    model: LoadedModel, fallback: Fallback, warm_start: FloatArray | None, rows: int
+def compute_fallback(
+    model: LoadedModel, fallback: Fallback, *, warm_start: FloatArray | None, rows: int
 ) -> PreparedFallback | None:
     """Compute the actions of the fallback that a request names; None for "none".
 
     Args:
         model: the model.
         fallback: the request's fallback.
-        warm_start: the request's warm start (up to rows, action_dim), already validated.
+        warm_start: the request's warm start (up to ``rows``, action_dim), already validated.
         rows: the number of action rows of the plan, horizon · action_block.
 
     Raises:
@@ -109,7 +110,7 @@ def prepare_fallback(
     try:
         computed = controller.actions(state, rows)
         if computed.shape != actions.shape or not np.isfinite(computed).all():
-            raise TypeError(f"gave {computed.shape}, expected {actions.shape}, finite")
+            raise TypeError(f"returned {computed.shape}, expected finite actions {actions.shape}")
         return PreparedFallback(name, model.clip(computed))
     except ValueError as error:
         raise InvalidRequest(
@@ -130,7 +131,10 @@ def _validate_state(controller: Controller, name: str, state: FloatArray | None)
 
 
 def search_deadline(deadline: float) -> float:
-    """When the search of a request with a fallback has to end; readings of `time.monotonic()`."""
+    """When the search of a request with a fallback has to end.
+
+    Both are readings of `time.monotonic()`; ``deadline`` is that of the answer.
+    """
     if deadline == math.inf:
         return deadline
     left_s = max(0.0, deadline - time.monotonic())
@@ -138,15 +142,15 @@ def search_deadline(deadline: float) -> float:
 
 
 async def finish_in_time(
-    work: Coroutine[Any, Any, T], request: QueuedRequest, answer_by: float | None
+    work: Coroutine[Any, Any, T], queued: QueuedRequest, answer_by: float | None
 ) -> T:
-    """Wait for work of a request, but not so long that the answer of its fallback comes too late.
+    """Wait for work of a request. With a fallback, give up in time for the fallback to answer.
 
-    ``answer_by`` is the deadline of the answer; None: there is no fallback to wait for.
+    ``answer_by`` is the deadline of the answer. None: the request has no fallback, so wait.
 
-    At the request's search deadline, a search without a completed iteration is given up, whatever
-    it waits for. A search with completed iterations is about to answer, unless the engine hangs. It
-    gets half of the time from there to ``answer_by``, the deadline of the answer.
+    At the deadline of the search, the work is given up if no iteration is complete. If an iteration
+    is complete, the engine is about to answer, unless it hangs. It gets half of the time between
+    the deadline of the search and ``answer_by``.
 
     Raises:
         DeadlinePassed: the work was given up.
@@ -155,9 +159,9 @@ async def finish_in_time(
         return await work
     task = asyncio.create_task(work)
     try:
-        await _wait_until(task, request.deadline)
-        if not task.done() and request.completed_iterations:
-            await _wait_until(task, (request.deadline + answer_by) / 2)
+        await _wait_until(task, queued.deadline)
+        if not task.done() and queued.completed_iterations:
+            await _wait_until(task, (queued.deadline + answer_by) / 2)
         if not task.done():
             raise DeadlinePassed
         return await task
@@ -173,8 +177,8 @@ async def _wait_until(task: asyncio.Future[T], until: float) -> None:
     await asyncio.wait({task}, timeout=timeout_s)
 
 
-def fallback_reason(error: Exception, request_id: str) -> FallbackReason:
-    """Why a fallback answers for a search that ended with this error.
+def fallback_reason_or_raise(error: Exception, request_id: str) -> FallbackReason:
+    """Why a fallback answers after a search that ended with this error.
 
     Raises:
         ServiceError: the error itself, if no fallback answers for it.

@@ -1,7 +1,8 @@
 """The health of the frames of requests: scores of their latents against the model's calibration.
 
 `score_latents` and `assess` judge one request. `Monitor` does so for all requests, counts the
-results in the metrics, and follows SIGReg of the stream of all latents.
+results in the metrics, and computes SIGReg, which says how far the stream of all latents is from a
+Gaussian (`lewm_models.loss`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from lewm_serve.registry.registry import LoadedModel
 STREAM_SHARE = 1 / 8
 """The share of latents that join the window of the stream, chosen at random.
 
-A robot that plans at every step sends nearly the same frame again and again, which SIGReg takes for
-a collapse. With a random choice the latents of the window lie further apart in time."""
+A robot that plans at every step sends nearly the same frame again and again. SIGReg would report
+that as collapsed latents. With a random choice, the latents of the window are further apart in
+time."""
 
 
 class Anomaly(NamedTuple):
@@ -41,7 +43,7 @@ class Anomaly(NamedTuple):
 
 
 class LatentScores(NamedTuple):
-    """The scores of a request's latents by themselves, without a prediction.
+    """The scores that need no prediction: those of a request's latents.
 
     Attributes:
         latents: the latents (N, D) of the frames, without the goal.
@@ -71,15 +73,16 @@ def score_latents(
     calibration: Calibration | None,
     reference: LatentReference | None,
     latents: Tensor,
-    frames: int | None = None,
+    *,
+    frame_count: int | None = None,
 ) -> LatentScores:
     """Score the latents (N, D) of a request's frames and, after these, of its goal.
 
-    ``frames`` is the number of frames; None: there is no goal.
+    ``frame_count`` is the number of frames; the rest is the goal. None: all latents are frames.
     """
-    # The cost of small tensors is that of their operations, so frames and goal are scored together.
+    # Small tensors cost per operation, not per value. So frames and goal are scored together.
     norms: list[float] = torch.linalg.vector_norm(latents, dim=-1).tolist()
-    count = len(norms) if frames is None else frames
+    count = len(norms) if frame_count is None else frame_count
     if calibration is None:
         return LatentScores(
             latents=latents[:count],
@@ -89,22 +92,24 @@ def score_latents(
         )
     zscores = [(norm - calibration.norm_mean) / calibration.norm_std for norm in norms]
     deviations = list(map(abs, zscores))
-    most_unusual, limit = _index_of_largest(deviations[:count]), calibration.zscore_limit
+    most_unusual = _index_of_largest(deviations[:count])
+    zscore_limit = calibration.zscore_limit
     anomalies: list[Anomaly] = []
     for index in (most_unusual, *range(count, len(norms))):
-        if exceeds(deviations[index], limit):
-            what = f"latent norm {norms[index]:.2f}; its deviation in standard deviations"
-            reason = _reason(f"{_latent_name(index, count)}: {what}", deviations[index], limit)
-            anomalies.append(Anomaly("norm", reason))
+        if exceeds(deviations[index], zscore_limit):
+            name = _latent_name(index, count)
+            what = f"{name}: latent norm {norms[index]:.2f}; its deviation in standard deviations"
+            anomalies.append(Anomaly("norm", _reason(what, deviations[index], zscore_limit)))
     mahalanobis: float | None = None
     if reference is not None:
         distances: list[float] = reference.distances(latents).tolist()
-        furthest, max_distance = _index_of_largest(distances[:count]), calibration.mahalanobis_limit
+        furthest = _index_of_largest(distances[:count])
+        distance_limit = calibration.mahalanobis_limit
         mahalanobis = distances[furthest]
         for index in (furthest, *range(count, len(norms))):
-            if exceeds(distances[index], max_distance):
+            if exceeds(distances[index], distance_limit):
                 what = f"{_latent_name(index, count)}: Mahalanobis distance of the latent"
-                reason = _reason(what, distances[index], max_distance)
+                reason = _reason(what, distances[index], distance_limit)
                 anomalies.append(Anomaly("mahalanobis", reason))
     return LatentScores(
         latents=latents[:count],
@@ -129,7 +134,8 @@ def assess(
     only. SIGReg of the stream alone makes a request at most `degraded`, because it says nothing
     about this request's frames.
     """
-    norm, zscore = scores.norms[scores.most_unusual], scores.zscores[scores.most_unusual]
+    norm = scores.norms[scores.most_unusual]
+    zscore = scores.zscores[scores.most_unusual]
     if calibration is None:
         health = Health(
             status="uncalibrated",
@@ -173,8 +179,8 @@ def _index_of_largest(scores: list[float]) -> int:
     return scores.index(max(scores))
 
 
-def _latent_name(index: int, frames: int) -> str:
-    return "goal" if index == frames else f"frames[{index}]"
+def _latent_name(index: int, frame_count: int) -> str:
+    return "goal" if index == frame_count else f"frames[{index}]"
 
 
 def _reason(what: str, score: float | None, limit: float | None) -> str:
@@ -182,7 +188,7 @@ def _reason(what: str, score: float | None, limit: float | None) -> str:
 
 
 class Monitor:
-    """The health of every request. Lives on the event loop."""
+    """Scores and records the health of every request. Used only from the event loop."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -191,16 +197,21 @@ class Monitor:
 
     def watch(self, model: LoadedModel) -> None:
         """Start the stream of a model's latents, and show its counters from 0 on."""
-        calibration, width = model.card.calibration, model.card.config.latent_dim
+        calibration = model.card.calibration
         window = (calibration and calibration.sigreg_window) or SIGREG_WINDOW
-        self._streams[model.name] = LatentStream(fixed_sigreg_directions(width), window)
+        directions = fixed_sigreg_directions(model.card.config.latent_dim)
+        self._streams[model.name] = LatentStream(directions, window)
         self._health_metrics[model.name] = HealthMetrics(self._metrics, model.name)
 
-    def score(self, model: LoadedModel, latents: Tensor, frames: int | None = None) -> LatentScores:
+    def score(
+        self, model: LoadedModel, latents: Tensor, frame_count: int | None = None
+    ) -> LatentScores:
         """Score latents (N, D) of a request's frames and goal; see `score_latents`."""
-        return score_latents(model.card.calibration, model.reference, latents, frames)
+        return score_latents(
+            model.card.calibration, model.reference, latents, frame_count=frame_count
+        )
 
-    def assess(
+    def record(
         self,
         model: LoadedModel,
         scores: LatentScores,
@@ -210,8 +221,8 @@ class Monitor:
     ) -> Health:
         """The health of a request with these scores. The metrics count it.
 
-        ``new_frames`` is the number of its newest frames that no earlier request has sent. They
-        join the stream.
+        ``new_frames`` is how many of its newest frames are taken to be new; the others are those of
+        earlier requests. A random part of the new ones joins the stream.
         """
         stream = self._streams[model.name]
         stream.add(scores.latents, new_frames)
@@ -221,7 +232,7 @@ class Monitor:
 
 
 class HealthMetrics:
-    """The health metrics of one model, looked up once."""
+    """The health metrics of one model. The two gauges appear when they have their first value."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
@@ -264,13 +275,14 @@ class HealthMetrics:
 
 
 class LatentStream:
-    """The newest latents of a model from all requests, thinned out at random, and their SIGReg.
+    """A random part of the newest latents of a model, from all requests, and their SIGReg.
 
-    SIGReg (`lewm_models.loss`) is a weighted sum of squares: the differences between the means
-    of cos(t·aᵀz) and sin(t·aᵀz) over the window and those of a Gaussian. With the roots of the
-    weights in the terms, it is the squared length of one vector: the sum of the parts of all
-    latents, minus the Gaussian's. Each latent's part is computed once. It is added when the latent
-    enters the window and subtracted when it leaves, in float64, so that no error accumulates.
+    SIGReg (`lewm_models.loss`) is a weighted sum of squares of differences: the means of cos(t·aᵀz)
+    and sin(t·aᵀz) over the window, minus those of a Gaussian. The knots t are the points of its
+    quadrature. If each difference is multiplied by the root of its weight, SIGReg is the squared
+    length of one vector: the sum of the parts of all latents, minus the Gaussian's part. The part
+    of a latent is computed once. It is added when the latent enters the window and subtracted when
+    it leaves, in float64, so that no error accumulates.
 
     Args:
         directions: unit directions (D, M).

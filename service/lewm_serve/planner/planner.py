@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from lewm_serve.api.context import RequestContext
-from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest
+from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, RequestContext
 from lewm_serve.api.responses import (
     EncodedLatent,
     EncodeResponse,
@@ -55,10 +54,10 @@ from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.fallback import (
     NO_FALLBACK,
     AnomalousFrames,
+    compute_fallback,
     controller_names,
-    fallback_reason,
+    fallback_reason_or_raise,
     finish_in_time,
-    prepare_fallback,
     search_deadline,
 )
 from lewm_serve.planner.health import LatentScores, Monitor
@@ -71,7 +70,7 @@ EngineResult = TypeVar("EngineResult", PlanOutcome, Prediction)
 
 
 class Planner:
-    """Answers the requests of all transports. Lives on the event loop."""
+    """Answers the requests of all transports. Used only from the event loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
@@ -80,16 +79,19 @@ class Planner:
         self._engine = Engine(scheduler)
         self._admission = Admission(settings.max_queue, free_at=lambda: scheduler.free_at)
         self._cache = LatentCache.from_settings(settings, metrics)
-        self._latents = LatentSource(self._engine, self._cache, metrics, settings.max_pixels)
+        self._latents = LatentSource(
+            self._engine, self._cache, metrics=metrics, max_pixels=settings.max_pixels
+        )
         self._monitor = Monitor(metrics)
         self._registry: Registry | None = None
         self._draining = False
         self._admitted_by_endpoint: dict[Endpoint, set[QueuedRequest]] = defaultdict(set)
-        self._is_empty = asyncio.Event()
-        self._is_empty.set()
+        self._no_admitted_requests = asyncio.Event()
+        self._no_admitted_requests.set()
         for endpoint in INFERENCE_ENDPOINTS:
-            queued = partial(self._count_queued, endpoint)
-            metrics.queued_requests.labels(endpoint).set_function(queued)
+            metrics.queued_requests.labels(endpoint).set_function(
+                partial(self._count_queued, endpoint)
+            )
         metrics.active_plans.set_function(lambda: self._engine.started_jobs(PlanJob))
         metrics.engine_up.set_function(lambda: not self._engine.failed)
 
@@ -132,21 +134,21 @@ class Planner:
         """Finish the admitted requests, for at most ``grace_s`` seconds, and stop."""
         self.drain()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._is_empty.wait(), grace_s)
+            await asyncio.wait_for(self._no_admitted_requests.wait(), grace_s)
         await asyncio.to_thread(self._engine.stop, 0)
         self._latents.close()
         await self._cache.close()
 
     async def wait_failed(self) -> None:
         """Wait until the engine fails."""
-        await asyncio.wrap_future(self._engine.death)
+        await asyncio.wrap_future(self._engine.failure)
 
     def count_batches(self) -> None:
         """Count the batches that the engine has run since the last call."""
-        for batch in self._engine.drain_batches():
+        for batch in self._engine.take_batches():
             self._metrics.batch_rows.labels(batch.kind).observe(batch.rows)
 
-    def models(self) -> list[ModelDescription]:
+    def describe_models(self) -> list[ModelDescription]:
         """All models.
 
         Raises:
@@ -155,7 +157,7 @@ class Planner:
         registry = self._loaded_registry()
         return [registry.describe(model) for model in registry.all()]
 
-    def model(self, name: str) -> ModelDescription:
+    def describe_model(self, name: str) -> ModelDescription:
         """One model.
 
         Raises:
@@ -171,19 +173,20 @@ class Planner:
 
     async def encode(self, request: EncodeRequest, context: RequestContext) -> EncodeResponse:
         """The latents of frames."""
-        model = self._model(request.model)
+        model = self._loaded_model(request.model)
         validate_encode(request, self._settings)
         queued = QueuedRequest(
             model.latency,
             context.received,
             deadline=context.earliest_deadline(),
-            frames=count_images(request.frames),
+            frames_to_encode=count_images(request.frames),
         )
         with self._admitted(queued, context):
-            fields = frame_fields(request.frames)
-            latents = await self._latents.latents(model, request.frames, fields, queued)
+            latents = await self._latents.latents_of(
+                request.frames, model, fields=frame_fields(request.frames), queued=queued
+            )
         scores = self._monitor.score(model, latents.values)
-        health = self._monitor.assess(model, scores, new_frames=len(request.frames))
+        health = self._monitor.record(model, scores, new_frames=len(request.frames))
         values = latents.values.numpy()
         return EncodeResponse(
             request_id=context.request_id,
@@ -205,31 +208,35 @@ class Planner:
 
     async def predict(self, request: PredictRequest, context: RequestContext) -> PredictResponse:
         """The latents that follow from frames and actions."""
-        model = self._model(request.model)
-        inputs = validate_predict(model, request, self._settings)
-        frames, candidates = request.frames, inputs.candidates
+        model = self._loaded_model(request.model)
+        inputs = validate_predict(
+            model, request, self._settings, max_answer_values=context.max_answer_values
+        )
+        candidate_count, horizon, _ = inputs.candidates.shape
         queued = QueuedRequest(
             model.latency,
             context.received,
             deadline=context.earliest_deadline(),
             queue_deadline_s=self._settings.default_deadline_ms / 1000,
-            frames=count_images(frames),
-            candidates=(len(candidates),),
-            shape=RolloutShape(horizon=candidates.shape[1], context=len(frames)),
+            frames_to_encode=count_images(request.frames),
+            candidates_per_iteration=(candidate_count,),
+            shape=RolloutShape(horizon=horizon, context=len(request.frames)),
         )
         with self._admitted(queued, context):
-            latents = await self._latents.latents(model, frames, frame_fields(frames), queued)
-            queued.frames = 0
+            latents = await self._latents.latents_of(
+                request.frames, model, fields=frame_fields(request.frames), queued=queued
+            )
+            queued.frames_to_encode = 0  # the forecast of admission expects no encoding any more
             job = PredictJob(
                 backend=model.backend,
-                request=queued,
+                queued=queued,
                 latents=latents.values,
                 past_actions=inputs.past_actions,
-                candidates=candidates,
+                candidates=inputs.candidates,
             )
             prediction: Prediction = await self._result(self._engine.submit(job))
         scores = self._monitor.score(model, latents.values)
-        health = self._monitor.assess(model, scores, surprise=prediction.surprise)
+        health = self._monitor.record(model, scores, surprise=prediction.surprise)
         predicted = prediction.latents.numpy()
         return PredictResponse(
             request_id=context.request_id,
@@ -241,30 +248,48 @@ class Planner:
         )
 
     async def plan(self, request: PlanRequest, context: RequestContext) -> PlanResponse:
-        """Actions that lead from the frames to the goal, or those of the request's fallback."""
+        """Actions that lead from the frames to the goal, or those of the request's fallback.
+
+        1. Validate the request, and compute its fallback's actions.
+        2. Get the latents. With a fallback: stop if they are anomalous.
+        3. Search. With a fallback: stop if the surprise is anomalous.
+        4. Assess the health of the frames, whatever came of the search.
+        5. Answer with the plan, or with the fallback's actions and the reason.
+        """
+        # A request with a fallback gets an answer even if the engine has failed.
         needs_engine = request.fallback.controller == NO_FALLBACK
-        model = self._model(request.model, needs_engine=needs_engine)
+        model = self._loaded_model(request.model, needs_engine=needs_engine)
         inputs = validate_plan(model, request, self._settings)
-        rows = inputs.solver.horizon * model.card.config.action_block
-        fallback = prepare_fallback(model, request.fallback, request.warm_start, rows)
+        solver_settings = inputs.solver_settings
+        fallback = compute_fallback(
+            model,
+            request.fallback,
+            warm_start=request.warm_start,
+            rows=solver_settings.horizon * model.card.config.action_block,
+        )
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        solver = SOLVERS[inputs.solver.name]
+        solver_class = SOLVERS[solver_settings.name]
         deadline = context.earliest_deadline(request.deadline_ms)
-        frames, frame_count = (*request.frames, request.goal), len(request.frames)
+        frames_and_goal = (*request.frames, request.goal)
+        frame_count = len(request.frames)  # without the goal
         queued = QueuedRequest(
             model.latency,
             context.received,
             deadline=deadline if fallback is None else search_deadline(deadline),
             priority=request.priority,
             queue_deadline_s=self._settings.default_deadline_ms / 1000,
-            frames=count_images(frames),
-            candidates=solver.candidates_per_ask(inputs.solver),
-            shape=RolloutShape(inputs.solver.horizon, frame_count, inputs.solver.name),
+            frames_to_encode=count_images(frames_and_goal),
+            candidates_per_iteration=solver_class.candidates_per_ask(solver_settings),
+            shape=RolloutShape(
+                horizon=solver_settings.horizon, context=frame_count, solver=solver_settings.name
+            ),
             min_iterations=request.min_iterations,
         )
-        wait_for = partial(
-            finish_in_time, request=queued, answer_by=None if fallback is None else deadline
+        # With a fallback, waiting ends early enough for its answer to arrive in time.
+        wait_in_time = partial(
+            finish_in_time, queued=queued, answer_by=None if fallback is None else deadline
         )
+
         latents: FrameLatents | None = None
         scores: LatentScores | None = None
         health: Health | None = None
@@ -272,40 +297,52 @@ class Planner:
         reason: FallbackReason | None = None
         try:
             with self._admitted(queued, context):
-                fields = (*frame_fields(request.frames), "goal")
-                latents = await wait_for(self._latents.latents(model, frames, fields, queued))
-                queued.frames = 0
+                latents = await wait_in_time(
+                    self._latents.latents_of(
+                        frames_and_goal,
+                        model,
+                        fields=(*frame_fields(request.frames), "goal"),
+                        queued=queued,
+                    )
+                )
+                queued.frames_to_encode = (
+                    0  # the forecast of admission expects no encoding any more
+                )
                 if fallback is not None:
                     scores = self._monitor.score(model, latents.values, frame_count)
                     if scores.anomalies:
                         raise AnomalousFrames
-                search = self._engine.submit(
+                searching = self._engine.submit(
                     PlanJob(
                         backend=model.backend,
-                        request=queued,
+                        queued=queued,
                         latents=latents.values[:-1],
                         past_actions=inputs.past_actions,
                         goal=latents.values[-1],
-                        search=Search(inputs.solver, inputs.problem, seed),
+                        search=Search(solver_settings, inputs.search_space, seed),
                         with_trajectory="trajectory" in request.include,
                         max_surprise=None if fallback is None else model.max_surprise,
                     )
                 )
                 if frame_count == 1:
                     # One frame has no surprise. Its health is assessed while the engine searches.
-                    health = self._plan_health(model, latents, frame_count, scores)
-                outcome = await wait_for(self._result(search))
+                    health = self._assess_plan(
+                        model, latents, frame_count=frame_count, scores=scores
+                    )
+                outcome = await wait_in_time(self._result(searching))
                 assert outcome is not None
                 if outcome.status == "anomalous":
                     raise AnomalousFrames
         except Exception as error:
             if fallback is None:
                 raise
-            reason = fallback_reason(error, context.request_id)
+            reason = fallback_reason_or_raise(error, context.request_id)
         finally:
-            # The health metrics count the frames, whatever became of the search.
+            # Also after an error: the health metrics count the frames of every search.
             if health is None:
-                health = self._plan_health(model, latents, frame_count, scores, outcome)
+                health = self._assess_plan(
+                    model, latents, frame_count=frame_count, scores=scores, outcome=outcome
+                )
 
         report: FallbackReport | None = None
         trajectory: FloatArray | None = None
@@ -314,7 +351,7 @@ class Planner:
             actions, status = fallback.actions, "fallback"
             report = FallbackReport(fallback.controller, reason)
         else:
-            assert outcome is not None  # otherwise there is a reason
+            assert outcome is not None  # without an outcome, a reason is set
             assert outcome.status != "anomalous"
             assert outcome.actions is not None
             actions, status = model.to_rows(outcome.actions), outcome.status
@@ -332,8 +369,8 @@ class Planner:
             cost=None if outcome is None else outcome.cost,
             status=status,
             iterations=0 if outcome is None else outcome.iterations,
-            candidates=0 if outcome is None else outcome.candidates,
-            solver=solver.resolved(inputs.solver),
+            candidates=0 if outcome is None else outcome.scored_candidates,
+            solver=solver_class.all_settings(solver_settings),
             seed=seed,
             latent_ids=None if latents is None else LatentIds(latents.ids[:-1], latents.ids[-1]),
             health=health,
@@ -349,15 +386,15 @@ class Planner:
             raise Loading
         return self._registry
 
-    def _model(self, name: str | None, *, needs_engine: bool = True) -> LoadedModel:
-        """The model of a request. ``needs_engine``: nothing else can answer the request."""
+    def _loaded_model(self, name: str | None, *, needs_engine: bool = True) -> LoadedModel:
+        """The model of a request. Without ``needs_engine``, a failed engine is no error."""
         if self._draining:
             raise Draining
         return self._loaded_registry(needs_engine=needs_engine).get(name)
 
     @contextmanager
     def _admitted(self, queued: QueuedRequest, context: RequestContext) -> Iterator[None]:
-        """Admit a request before any work is done for it. It leaves at the end of the block.
+        """Admit a request for the duration of the block, before any work is done for it.
 
         Errors of the engine become errors for clients.
 
@@ -374,7 +411,7 @@ class Planner:
             raise _deadline_exceeded(context) from None
         admitted = self._admitted_by_endpoint[context.endpoint]
         admitted.add(queued)
-        self._is_empty.clear()
+        self._no_admitted_requests.clear()
         try:
             yield
         except EngineStopped:
@@ -384,12 +421,15 @@ class Planner:
         finally:
             admitted.remove(queued)
             self._admission.leave(queued)
-            if not self._admission:
-                self._is_empty.set()
+            if len(self._admission) == 0:
+                self._no_admitted_requests.set()
             self.count_batches()
 
     def _count_queued(self, endpoint: Endpoint) -> int:
-        """Admitted requests whose search the engine has not started; encodes until they end."""
+        """The number of admitted requests whose search has not started.
+
+        An encode request has no search, so it counts until it ends.
+        """
         return sum(not queued.started for queued in tuple(self._admitted_by_endpoint[endpoint]))
 
     async def _result(self, future: Future[EngineResult]) -> EngineResult:
@@ -399,22 +439,23 @@ class Planner:
         self._metrics.stage_duration.labels("solve").observe(result.solve_s)
         return result
 
-    def _plan_health(
+    def _assess_plan(
         self,
         model: LoadedModel,
         latents: FrameLatents | None,
-        frames: int,
+        *,
+        frame_count: int,
         scores: LatentScores | None,
         outcome: PlanOutcome | None = None,
     ) -> Health:
-        """The health of a plan's frames, counted; `unknown` if their latents are not known."""
+        """The health of a plan's frames; `unknown` without latents. The metrics count it."""
         if latents is None:
             reasons = ("a fallback answered before the frames were seen",)
             return Health(status="unknown", reasons=reasons)
         if scores is None:
-            scores = self._monitor.score(model, latents.values, frames)
+            scores = self._monitor.score(model, latents.values, frame_count)
         surprise = None if outcome is None else outcome.surprise
-        return self._monitor.assess(model, scores, surprise=surprise)
+        return self._monitor.record(model, scores, surprise=surprise)
 
     def _count_plan(
         self,
@@ -431,8 +472,8 @@ class Planner:
             steps = range(shape.context, shape.context + shape.horizon)
             tokens_per_candidate = sum(min(history, step) for step in steps)
             metrics.plan_iterations.observe(outcome.iterations)
-            metrics.candidates_total.inc(outcome.candidates)
-            metrics.predictor_tokens_total.inc(outcome.candidates * tokens_per_candidate)
+            metrics.candidates_total.inc(outcome.scored_candidates)
+            metrics.predictor_tokens_total.inc(outcome.scored_candidates * tokens_per_candidate)
         if report is not None:
             metrics.fallbacks_total.labels(model.name, report.controller, report.reason).inc()
         metrics.plan_status_total.labels(status).inc()
@@ -441,8 +482,8 @@ class Planner:
 def _deadline_exceeded(context: RequestContext) -> DeadlineExceeded:
     elapsed_ms = 1000 * (time.monotonic() - context.received)
     return DeadlineExceeded(
-        "deadline: received one that leaves no time for the iterations asked for, "
-        f"expected a later one ({elapsed_ms:.0f} ms have passed since the request arrived)"
+        "deadline: it leaves no time for the iterations that the request needs; choose a later one "
+        f"({elapsed_ms:.0f} ms have passed since the request arrived)"
     )
 
 
@@ -451,7 +492,7 @@ def _timing(
     latents: FrameLatents | None,
     result: PlanOutcome | Prediction | None = None,
 ) -> Timing:
-    """The time that each stage of a request took. Stages that did not happen took none."""
+    """The time that each stage of a request took; 0 for a stage that did not happen."""
     return Timing(
         queue=0.0 if result is None else 1000 * result.queue_s,
         decode=0.0 if latents is None else 1000 * latents.decode_s,

@@ -3,7 +3,8 @@
 Each function turns one request into the values that the engine works with, or refuses it with an
 error that names the field. Actions become z-scored action blocks.
 
-Axes: R action rows, A = action_dim · action_block, T horizon in action blocks, N candidates.
+Axes: H context frames, R action rows, A = action_dim · action_block, T horizon in action blocks,
+S candidates.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_serve.api.fields import FloatArray
 from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, SolverSettings
 from lewm_serve.errors import InvalidRequest, Unquoted
 from lewm_serve.registry.registry import LoadedModel
 from lewm_serve.settings import Settings
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.solver import COMMON_SETTINGS, Problem
+from lewm_serve.solvers.solver import COMMON_SETTINGS, SearchSpace
 
 BOUND_TOLERANCE = 1e-5
-"""How far outside its bounds an action may be, relative to the width of the bounds: float32 and
-JSON round."""
+"""How far outside its bounds an action may be, relative to the width of the bounds. Actions at a
+bound may exceed it a little, because float32 and JSON round."""
 
 
 @dataclass(frozen=True)
 class PredictInputs:
-    """The past action blocks (H − 1, A) and the candidates (N, T, A) of a predict request."""
+    """The past action blocks (H − 1, A) and the candidates (S, T, A) of a predict request."""
 
     past_actions: Tensor
     candidates: Tensor
@@ -41,15 +42,15 @@ class PlanInputs:
     """The past action blocks (H − 1, A), the solver settings and the search space of a plan."""
 
     past_actions: Tensor
-    solver: SolverDefaults
-    problem: Problem
+    solver_settings: SolverConfig
+    search_space: SearchSpace
 
 
 def validate_encode(request: EncodeRequest, settings: Settings) -> None:
     """Refuse more frames than the server allows.
 
     Raises:
-        InvalidRequest: of `frames`.
+        InvalidRequest: `frames` is wrong.
     """
     count = len(request.frames)
     if count > settings.max_frames:
@@ -58,32 +59,62 @@ def validate_encode(request: EncodeRequest, settings: Settings) -> None:
 
 
 def validate_predict(
-    model: LoadedModel, request: PredictRequest, settings: Settings
+    model: LoadedModel,
+    request: PredictRequest,
+    settings: Settings,
+    *,
+    max_answer_values: int | None = None,
 ) -> PredictInputs:
-    """The inputs of a prediction.
+    """Check a predict request, and convert it to the engine's inputs.
+
+    ``max_answer_values`` is `RequestContext.max_answer_values`.
 
     Raises:
-        InvalidRequest: of `frames`, `past_actions`, `candidates` or `actions`.
+        InvalidRequest: `frames`, `past_actions`, `candidates` or `actions` is wrong.
     """
+    if max_answer_values is not None:
+        _check_answer_size(model, request, max_answer_values)
     _check_frame_count(model, len(request.frames))
     past_actions = _past_actions(model, request.past_actions, len(request.frames))
     return PredictInputs(past_actions, _candidates(model, request, settings))
 
 
 def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) -> PlanInputs:
-    """The inputs of a search.
+    """Check a plan request, and convert it to the engine's inputs.
 
     Raises:
-        InvalidRequest: of `frames`, `past_actions`, `solver`, `min_iterations` or `warm_start`.
+        InvalidRequest: `frames`, `past_actions`, `solver`, `min_iterations` or `warm_start` is
+            wrong.
     """
     _check_frame_count(model, len(request.frames))
     past_actions = _past_actions(model, request.past_actions, len(request.frames))
-    solver = _solver_settings(model, request.solver, settings)
-    wanted = request.min_iterations
-    if wanted is not None and wanted > solver.iterations:
-        expected = f"at most the solver's iterations, {solver.iterations}"
-        raise InvalidRequest("out_of_range", "min_iterations", received=wanted, expected=expected)
-    return PlanInputs(past_actions, solver, _problem(model, solver, request.warm_start))
+    solver_settings = _solver_settings(model, request.solver, settings)
+    min_iterations = request.min_iterations
+    if min_iterations is not None and min_iterations > solver_settings.iterations:
+        expected = f"at most the solver's iterations, {solver_settings.iterations}"
+        raise InvalidRequest(
+            "out_of_range", "min_iterations", received=min_iterations, expected=expected
+        )
+    search_space = _search_space(model, solver_settings, request.warm_start)
+    return PlanInputs(past_actions, solver_settings, search_space)
+
+
+def _check_answer_size(model: LoadedModel, request: PredictRequest, max_values: int) -> None:
+    """Refuse a prediction that is too large for the transport before it is computed."""
+    if request.candidates is not None:
+        field, (candidate_count, rows, _) = "candidates", request.candidates.shape
+    else:
+        assert request.actions is not None
+        field, candidate_count, rows = "actions", 1, len(request.actions)
+    config = model.card.config
+    values = candidate_count * (rows // config.action_block) * config.latent_dim
+    if values > max_values:
+        raise InvalidRequest(
+            "out_of_range",
+            field,
+            received=Unquoted(f"an answer of {values} values"),
+            expected=f"at most {max_values} over REST; use gRPC",
+        )
 
 
 def _check_frame_count(model: LoadedModel, count: int) -> None:
@@ -97,13 +128,13 @@ def _check_frame_count(model: LoadedModel, count: int) -> None:
         )
 
 
-def _past_actions(model: LoadedModel, rows: FloatArray | None, frames: int) -> Tensor:
-    """The executed actions between ``frames`` frames as blocks (frames − 1, A)."""
+def _past_actions(model: LoadedModel, rows: FloatArray | None, frame_count: int) -> Tensor:
+    """The executed actions between ``frame_count`` frames as blocks (frame_count − 1, A)."""
     config = model.card.config
-    count = (frames - 1) * config.action_block
+    count = (frame_count - 1) * config.action_block
     if rows is None:
-        if frames > 1:
-            expected = f"{count} rows, the actions between {frames} frames"
+        if frame_count > 1:
+            expected = f"{count} rows, the actions between {frame_count} frames"
             raise InvalidRequest.missing("past_actions", expected)
         return torch.empty(0, config.block_width)
     if len(rows) != count:
@@ -140,7 +171,7 @@ def _action_blocks(model: LoadedModel, field: str, rows: FloatArray) -> Tensor:
 
 
 def _candidates(model: LoadedModel, request: PredictRequest, settings: Settings) -> Tensor:
-    """The candidates, or the one sequence of actions, as blocks (N, T, A)."""
+    """The candidates, or the one sequence of actions, as blocks (S, T, A)."""
     if request.candidates is not None:
         field = "candidates"
         _check_limit(field, len(request.candidates), settings.max_candidates)
@@ -164,43 +195,47 @@ def _candidates(model: LoadedModel, request: PredictRequest, settings: Settings)
 
 def _solver_settings(
     model: LoadedModel, requested: SolverSettings | None, settings: Settings
-) -> SolverDefaults:
+) -> SolverConfig:
     """The request's solver settings; the model's card gives what is left out.
 
-    Elites that come from the card, or whose samples do, are reduced to the number of samples.
+    With fewer samples than elites, all samples are elites. (If a request itself gives more elites
+    than samples, it was refused before.)
     """
-    given = {} if requested is None else requested.model_dump(exclude_none=True)
-    resolved = replace(model.card.solver, **given)
-    resolved = replace(resolved, elites=min(resolved.elites, resolved.samples))
-    if resolved.name not in SOLVERS:
+    requested_settings = {} if requested is None else requested.model_dump(exclude_none=True)
+    solver_settings = replace(model.card.solver, **requested_settings)
+    elites = min(solver_settings.elites, solver_settings.samples)
+    solver_settings = replace(solver_settings, elites=elites)
+    name = solver_settings.name
+    if name not in SOLVERS:
         known = ", ".join(SOLVERS)
         raise InvalidRequest(
-            "unknown_solver", "solver.name", received=resolved.name, expected=f"one of {known}"
+            "unknown_solver", "solver.name", received=name, expected=f"one of {known}"
         )
-    own_settings = SOLVERS[resolved.name].own_settings
-    for name, value in given.items():
-        if name not in COMMON_SETTINGS and name not in own_settings:
+    own_settings = SOLVERS[name].own_settings
+    for setting, value in requested_settings.items():
+        if setting not in COMMON_SETTINGS and setting not in own_settings:
             raise InvalidRequest(
                 "conflicting_fields",
-                f"solver.{name}",
+                f"solver.{setting}",
                 received=value,
-                expected=f"no such setting with {resolved.name}, which has "
-                f"{', '.join(own_settings)}",
+                expected=f"only settings of {name}: {', '.join(own_settings)}",
             )
-    _check_limit("solver.samples", resolved.samples, settings.max_samples)
-    _check_limit("solver.iterations", resolved.iterations, settings.max_iterations)
-    _check_limit("solver.horizon", resolved.horizon, settings.max_horizon)
-    return resolved
+    _check_limit("solver.samples", solver_settings.samples, settings.max_samples)
+    _check_limit("solver.iterations", solver_settings.iterations, settings.max_iterations)
+    _check_limit("solver.horizon", solver_settings.horizon, settings.max_horizon)
+    return solver_settings
 
 
-def _problem(model: LoadedModel, solver: SolverDefaults, warm_start: FloatArray | None) -> Problem:
-    """The search space. The search starts at the warm start, followed by the mean action."""
-    config = model.card.config
+def _search_space(
+    model: LoadedModel, solver_settings: SolverConfig, warm_start: FloatArray | None
+) -> SearchSpace:
+    """The search space. The warm start is filled up with the mean action to the whole horizon."""
+    config, horizon = model.card.config, solver_settings.horizon
     if warm_start is None:
-        start = torch.zeros(solver.horizon, config.block_width)  # the z-scored mean action is 0
+        start = torch.zeros(horizon, config.block_width)  # the z-scored mean action is 0
     else:
         mean_action = model.action_mean.numpy()
-        rows = np.tile(mean_action, (solver.horizon * config.action_block, 1))
+        rows = np.tile(mean_action, (horizon * config.action_block, 1))
         if len(warm_start) > len(rows):
             received = Unquoted(f"{len(warm_start)} rows")
             expected = f"at most {len(rows)} rows: horizon · action_block"
@@ -210,7 +245,7 @@ def _problem(model: LoadedModel, solver: SolverDefaults, warm_start: FloatArray 
         _check_warm_start(model, warm_start)
         rows[: len(warm_start)] = warm_start
         start = model.to_blocks(rows)
-    return Problem(
+    return SearchSpace(
         low=model.low,
         high=model.high,
         start=start.clamp(model.low, model.high),
@@ -219,7 +254,10 @@ def _problem(model: LoadedModel, solver: SolverDefaults, warm_start: FloatArray 
 
 
 def _check_warm_start(model: LoadedModel, rows: FloatArray) -> None:
-    """Check the rows like other actions. They may end inside a block: a plan is being run."""
+    """Check the rows like other actions. They may end inside an action block.
+
+    The robot may have run a part of the block already, and sends the rest.
+    """
     missing = -len(rows) % model.card.config.action_block
     whole_blocks = np.pad(rows, ((0, missing), (0, 0)), mode="edge")
     _action_blocks(model, "warm_start", whole_blocks)

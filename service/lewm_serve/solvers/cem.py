@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm_models.card import SolverDefaults
-from lewm_serve.solvers.solver import Array, GaussianSolver, Problem, coloured_noise
+from lewm_models.card import SolverConfig
+from lewm_serve.solvers.solver import Array, GaussianSolver, SearchSpace, coloured_noise
 
 ICEM_KEPT_ELITES = 5
 """Elites that iCEM keeps, with their costs, for the next iteration."""
@@ -26,7 +26,7 @@ class CEM(GaussianSolver):
 
     Each iteration samples around the mean and fits mean and deviation to the elites. Candidate 0 is
     the current mean. After the last iteration the final mean is scored as well. The answer is the
-    best sequence that was scored, and its cost is its own, not the average of the elites.
+    best sequence that was scored. Its cost is that of this sequence, not the average of the elites.
 
     Source: Rubinstein and Kroese, The Cross-Entropy Method, 2004.
     """
@@ -38,7 +38,7 @@ class CEM(GaussianSolver):
     }
 
     @classmethod
-    def candidates_per_ask(cls, settings: SolverDefaults) -> list[int]:
+    def candidates_per_ask(cls, settings: SolverConfig) -> list[int]:
         """See `Solver.candidates_per_ask`. The last `ask` holds the final mean alone."""
         return [*super().candidates_per_ask(settings), 1]
 
@@ -87,13 +87,13 @@ class ICEM(GaussianSolver):
         "noise_exponent": 2.0,
     }
 
-    def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
-        super().__init__(settings, problem, seed)
-        self.kept_elites: Array = problem.start.numpy()[None][:0]
+    def __init__(self, settings: SolverConfig, space: SearchSpace, seed: int) -> None:
+        super().__init__(settings, space, seed)
+        self.kept_elites: Array = np.empty((0, *space.start.shape), dtype=np.float32)
         self.kept_costs: Array = np.empty(0, dtype=np.float32)
 
     @classmethod
-    def candidates_per_ask(cls, settings: SolverDefaults) -> list[int]:
+    def candidates_per_ask(cls, settings: SolverConfig) -> list[int]:
         """See `Solver.candidates_per_ask`: fewer each time, but at least twice the elites."""
         fewest = 2 * settings.elites
         return [
@@ -105,7 +105,7 @@ class ICEM(GaussianSolver):
         """See `Solver.ask`."""
         samples = self.candidates_per_ask(self.settings)[self.iterations]
         exponent = self.own_setting("noise_exponent")
-        noise = coloured_noise(self.generator, self.problem, samples, exponent)
+        noise = coloured_noise(self.generator, self.space, samples=samples, exponent=exponent)
         if self.iterations in (0, self.settings.iterations - 1):
             noise[0] = 0
         return self.around_mean(noise)

@@ -9,24 +9,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lewm_models.card import SolverDefaults
-from lewm_serve.solvers.solver import Problem, Solver, coloured_noise
+from lewm_models.card import SolverConfig
+from lewm_serve.solvers.solver import SearchSpace, Solver, coloured_noise
 
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 """Adam's decay rates of the mean gradient and of its square, and its least denominator."""
 
 START_NOISE_EXPONENT = 2.0
-"""The colour of the noise between the starting points; see `coloured_noise`."""
+"""The ``exponent`` of the noise that separates the starting points; see `coloured_noise`."""
 
 
 class Gradient(Solver):
-    """Adam through the roll-out, from many starting points at once, projected on the bounds.
+    """Adam through the roll-out, from many starting points at once, clipped to the bounds.
 
-    Candidate 0 starts at the problem's start, the others around it with the setting ``deviation``.
-    Each iteration moves every candidate by one Adam step and clips it to the bounds.
-    ``learning_rate`` is the length of a step and falls to 0 along half a cosine. The answer is the
-    best sequence that was scored. Where a cost or a gradient is not finite, the candidate continues
-    with its momentum.
+    Candidate 0 starts at the start of the search space. The others start around it, at distances
+    that the setting ``deviation`` gives. Each iteration moves every candidate by one Adam step and
+    clips it to the bounds. ``learning_rate`` is the length of a step and falls to 0 along half a
+    cosine. The answer is the best sequence that was scored. Where a cost or a gradient is not
+    finite, the candidate continues with its momentum.
 
     The search has converged when the next step of the best candidate, at the full learning rate,
     would move every component by at most ``tolerance``.
@@ -38,11 +38,13 @@ class Gradient(Solver):
     own_settings: ClassVar[Mapping[str, float]] = {"learning_rate": 0.2, "deviation": 1.0}
     needs_gradients = True
 
-    def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
-        super().__init__(settings, problem, seed)
-        noise = coloured_noise(self.generator, problem, settings.samples, START_NOISE_EXPONENT)
+    def __init__(self, settings: SolverConfig, space: SearchSpace, seed: int) -> None:
+        super().__init__(settings, space, seed)
+        noise = coloured_noise(
+            self.generator, space, samples=settings.samples, exponent=START_NOISE_EXPONENT
+        )
         noise[0] = 0
-        self.points = self.clip(problem.start + self.own_setting("deviation") * noise)
+        self.points = self.clip(space.start + self.own_setting("deviation") * noise)
         self.first_moment = torch.zeros_like(self.points)
         self.second_moment = torch.zeros_like(self.points)
 

@@ -14,10 +14,10 @@ from lewm_serve.solvers.solver import GaussianSolver, coloured_noise
 class MPPI(GaussianSolver):
     """MPPI (Williams et al., Information Theoretic MPC, ICRA 2017; arXiv 1707.02342).
 
-    All candidates count, with weights exp(−(cost − best cost) / λ). Costs have no unit that two
-    models share, so λ is ``temperature`` times the mean of (cost − best cost) in this iteration.
-    Scaling or shifting all costs therefore does not change the plan. With a temperature of 1, an
-    average candidate has 1/e of the weight of the best.
+    All candidates contribute, with weights exp(−(cost − best cost) / λ). Costs have no unit that
+    two models share, so λ is ``temperature`` times the mean of (cost − best cost) in this
+    iteration. Scaling or shifting all costs therefore does not change the plan. With a temperature
+    of 1, an average candidate has 1/e of the weight of the best.
 
     In the papers the deviation is constant, because they run one iteration per control step. Here
     it is fitted with the same weights, so that a search of several iterations narrows down.
@@ -33,8 +33,12 @@ class MPPI(GaussianSolver):
 
     def ask(self) -> Tensor:
         """See `Solver.ask`."""
-        exponent = self.own_setting("noise_exponent")
-        noise = coloured_noise(self.generator, self.problem, self.settings.samples, exponent)
+        noise = coloured_noise(
+            self.generator,
+            self.space,
+            samples=self.settings.samples,
+            exponent=self.own_setting("noise_exponent"),
+        )
         noise[0] = 0
         return self.around_mean(noise)
 

@@ -21,19 +21,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 
 Array = NDArray[np.float32]
 
 COMMON_SETTINGS = ("name", "samples", "iterations", "horizon", "tolerance")
 """The settings that every solver has."""
 
-MIN_FREEDOM = 1e-4
-"""Below this value of 1 − Σ weights², one candidate has all the weight and no deviation exists."""
+MIN_VARIANCE_DIVISOR = 1e-4
+"""The least value of 1 − Σ weights². Below it one candidate has nearly all the weight, so the
+deviation is unknown."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchSpace:
     """The search space.
 
     Attributes:
@@ -50,19 +51,19 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Solution:
-    """A scored sequence: ``actions`` (T, A) and the ``cost`` of exactly these actions."""
+class ScoredSequence:
+    """A sequence of ``actions`` (T, A) and the ``cost`` of exactly these actions."""
 
     actions: Tensor
     cost: float
 
 
 class Solver(ABC):
-    """One search. Its random stream is its own, so a seed fixes a plan whatever else is served.
+    """One search. It has its own random stream, so a seed fixes a plan whatever else runs.
 
     Attributes:
-        iterations: completed iterations.
-        candidates: scored candidates.
+        iterations: the number of completed iterations.
+        scored_candidates: the number of scored candidates.
         best: the best candidate so far; None before the first `tell`.
         converged: whether the search ended because its spread fell to the tolerance.
         done: whether the search has ended.
@@ -74,30 +75,30 @@ class Solver(ABC):
     needs_gradients: ClassVar[bool] = False
     """Whether `tell` needs the gradients of the costs."""
 
-    def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
+    def __init__(self, settings: SolverConfig, space: SearchSpace, seed: int) -> None:
         self.settings = settings
-        self.problem = problem
+        self.space = space
         self.seed = seed
         self.iterations = 0
-        self.candidates = 0
+        self.scored_candidates = 0
         self.converged = False
         self.done = False
-        self.best: Solution | None = None
+        self.best: ScoredSequence | None = None
 
     @classmethod
-    def setting(cls, settings: SolverDefaults, name: str) -> float:
-        """One of the solver's own settings, or its default if it is left out."""
+    def own_setting_of(cls, settings: SolverConfig, name: str) -> float:
+        """The value of one of `own_settings`; its default if ``settings`` leave it out."""
         value: float | None = getattr(settings, name)
         return cls.own_settings[name] if value is None else value
 
     @classmethod
-    def resolved(cls, settings: SolverDefaults) -> dict[str, Any]:
+    def all_settings(cls, settings: SolverConfig) -> dict[str, Any]:
         """All settings of a search by name, defaults included."""
         common = {name: getattr(settings, name) for name in COMMON_SETTINGS}
-        return common | {name: cls.setting(settings, name) for name in cls.own_settings}
+        return common | {name: cls.own_setting_of(settings, name) for name in cls.own_settings}
 
     @classmethod
-    def candidates_per_ask(cls, settings: SolverDefaults) -> list[int]:
+    def candidates_per_ask(cls, settings: SolverConfig) -> list[int]:
         """The number of candidates of each `ask` of a search that does not converge early."""
         return [settings.samples] * settings.iterations
 
@@ -110,14 +111,15 @@ class Solver(ABC):
 
         ``gradients`` (S, T, A) are those of the costs; only solvers that need them read them.
         """
-        # NumPy is faster than torch for so few values, and keeps the interpreter's lock.
-        finite_costs = np.nan_to_num(costs.numpy(), nan=np.inf, posinf=np.inf)
-        self.candidates += len(candidates)
-        lowest = int(finite_costs.argmin())
-        cost = float(finite_costs[lowest])
+        # NumPy is faster than torch for so few values. It also does not release the interpreter's
+        # lock, which this thread might have to wait for afterwards.
+        costs_without_nan = np.nan_to_num(costs.numpy(), nan=np.inf, posinf=np.inf)
+        self.scored_candidates += len(candidates)
+        lowest = int(costs_without_nan.argmin())
+        cost = float(costs_without_nan[lowest])
         if self.best is None or cost < self.best.cost:
-            self.best = Solution(torch.from_numpy(candidates.numpy()[lowest].copy()), cost)
-        self._learn(candidates, torch.from_numpy(finite_costs), gradients)
+            self.best = ScoredSequence(torch.from_numpy(candidates.numpy()[lowest].copy()), cost)
+        self._learn(candidates, torch.from_numpy(costs_without_nan), gradients)
 
     @cached_property
     def generator(self) -> np.random.Generator:
@@ -126,19 +128,22 @@ class Solver(ABC):
         return np.random.default_rng(self.seed)
 
     def own_setting(self, name: str) -> float:
-        """See `setting`."""
-        return self.setting(self.settings, name)
+        """The value of one of `own_settings` in this search."""
+        return self.own_setting_of(self.settings, name)
 
     def clip(self, candidates: Tensor) -> Tensor:
         """Candidates (S, T, A) moved into the bounds."""
-        return candidates.clamp(self.problem.low, self.problem.high)
+        return candidates.clamp(self.space.low, self.space.high)
 
     @abstractmethod
     def _learn(self, candidates: Tensor, costs: Tensor, gradients: Tensor | None) -> None:
-        """Update the search from the costs and end the iteration."""
+        """Update the search from the costs, and end the iteration by `_end_iteration`."""
 
     def _end_iteration(self, spread: float) -> None:
-        """Count the iteration. ``spread`` is the largest deviation of the search."""
+        """Count the iteration, and set ``converged`` and ``done``.
+
+        ``spread`` is how widely the solver still searches; it is compared with ``tolerance``.
+        """
         self.iterations += 1
         self.converged = self._has_converged(spread)
         self.done = self.converged or self.iterations == self.settings.iterations
@@ -158,10 +163,10 @@ class GaussianSolver(Solver):
     The search has converged when the deviation of every component is at most ``tolerance``.
     """
 
-    def __init__(self, settings: SolverDefaults, problem: Problem, seed: int) -> None:
-        super().__init__(settings, problem, seed)
-        self.mean = problem.start
-        self.std = torch.full_like(problem.start, self.own_setting("deviation"))
+    def __init__(self, settings: SolverConfig, space: SearchSpace, seed: int) -> None:
+        super().__init__(settings, space, seed)
+        self.mean = space.start
+        self.std = torch.full_like(space.start, self.own_setting("deviation"))
 
     def around_mean(self, noise: Tensor) -> Tensor:
         """Candidates (S, T, A) from noise (S, T, A) of unit deviation."""
@@ -174,15 +179,16 @@ class GaussianSolver(Solver):
         the unbiased one. If one candidate has all the weight, the old deviation is kept.
 
         Returns:
-            The largest deviation of any component; infinity if it was kept.
+            The largest deviation of any component; infinity if the old deviation was kept.
         """
         weights = weights[:, None, None]
         mean = (weights * candidates).sum(axis=0)
-        freedom = float(1 - np.square(weights).sum())
+        variance_divisor = float(1 - np.square(weights).sum())
         self.mean = _blend(mean, self.mean, momentum)
-        if freedom < MIN_FREEDOM:
+        if variance_divisor < MIN_VARIANCE_DIVISOR:
             return math.inf
-        variance = (weights * np.square(candidates - mean)).sum(axis=0) / np.float32(freedom)
+        squares = (weights * np.square(candidates - mean)).sum(axis=0)
+        variance = squares / np.float32(variance_divisor)
         self.std = _blend(np.sqrt(variance), self.std, momentum)
         return float(self.std.numpy().max())
 
@@ -192,7 +198,7 @@ def _blend(new: Array, old: Tensor, old_weight: float) -> Tensor:
 
 
 def coloured_noise(
-    generator: np.random.Generator, problem: Problem, samples: int, exponent: float
+    generator: np.random.Generator, space: SearchSpace, *, samples: int, exponent: float
 ) -> Tensor:
     """Noise (samples, T, A) whose power falls as 1 / frequency^exponent along the time steps.
 
@@ -202,13 +208,13 @@ def coloured_noise(
 
     Source: Timmer and König, On generating power law noise, 1995.
     """
-    horizon, width = problem.start.shape
-    steps = horizon * width // problem.action_dim
+    horizon, width = space.start.shape
+    steps = horizon * width // space.action_dim
     if steps == 1:
         white = generator.standard_normal((samples, horizon, width), dtype=np.float32)
         return torch.from_numpy(white)
     amplitudes = _amplitudes(steps, exponent)
-    shape = (samples, problem.action_dim, len(amplitudes))
+    shape = (samples, space.action_dim, len(amplitudes))
     spectrum = generator.standard_normal(shape) + 1j * generator.standard_normal(shape)
     # The constant part is real. It gets the power that other parts share between two values.
     spectrum[..., 0] = np.sqrt(2) * spectrum[..., 0].real

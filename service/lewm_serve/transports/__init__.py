@@ -1,1 +1,1 @@
-"""HTTP and gRPC. Transports translate requests and render answers; the planner does the rest."""
+"""HTTP and gRPC: bytes to request objects, responses to bytes. The planner does the rest."""

@@ -1,4 +1,4 @@
-"""A request and its answer, as both transports handle it: its memory, its log line, its metrics."""
+"""One request in both transports: the memory that it takes, its log line and its metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from lewm_serve.api.context import RequestContext
+from lewm_serve.api.requests import RequestContext
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
 from lewm_serve.constants import OK_CODE
 from lewm_serve.errors import Overloaded
@@ -16,8 +16,8 @@ from lewm_serve.observability.metrics import Metrics
 
 Response = EncodeResponse | PredictResponse | PlanResponse
 
-MEMORY_RETRY_S = 1.0
-"""`Retry-After` of a request that the server has no memory for."""
+MEMORY_RETRY_AFTER_S = 1.0
+"""`Retry-After` when the requests in progress take all the memory that they may."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Exchange:
     response: Response | None = None
 
     def mark_received(self) -> RequestContext:
-        """Deadlines and durations count from now on, without the time of the upload."""
+        """Restart the clock of deadlines and durations, so that the upload does not count."""
         self.context = replace(self.context, received=time.monotonic())
         return self.context
 
@@ -80,10 +80,10 @@ def _response_fields(response: Response) -> dict[str, object]:
 
 
 class RequestMemory:
-    """Counts the bytes of all requests in progress, up to a limit. Lives on the event loop.
+    """Counts the received bytes of all requests in progress, up to a limit.
 
-    A JSON body takes about four times its size while it is read: as text, as a document and as
-    arrays.
+    The memory that they take is larger: about four times the size of a JSON body while it is read,
+    as text, as a document and as arrays. Used only from the event loop.
     """
 
     def __init__(self, limit: int) -> None:
@@ -114,7 +114,7 @@ class MemoryReservation:
             Overloaded: the server would hold more than its limit.
         """
         if self._memory.total + size > self._memory.limit:
-            detail = f"requests of {self._memory.total} bytes are in progress; try again"
-            raise Overloaded(MEMORY_RETRY_S, detail)
+            detail = f"the requests in progress hold {self._memory.total} bytes; try again"
+            raise Overloaded(MEMORY_RETRY_AFTER_S, detail)
         self.size += size
         self._memory.total += size

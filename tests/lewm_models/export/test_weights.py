@@ -50,7 +50,7 @@ def test_a_convolution_of_kernel_size_1_is_linear() -> None:
 
 def test_outputs_are_selected_scaled_and_shifted() -> None:
     linear = nn.Linear(WIDTH, 4, bias=False)
-    folded = fold_modules(linear).outputs(1, 3).scaled(2).shifted(1)
+    folded = fold_modules(linear).slice_outputs(1, 3).scaled(2).shifted(1)
     assert np.allclose(folded.weight, 2 * linear.weight.detach().numpy()[1:3].T)
     assert folded.bias.tolist() == [1, 1]
 

@@ -21,7 +21,7 @@ from lewm_serve.backends.choice import (
     choose,
     choose_backend,
     has_bfloat16,
-    runnable,
+    runnable_options,
 )
 from lewm_serve.backends.comparison import plan_seconds
 from lewm_serve.backends.native import library
@@ -51,7 +51,7 @@ def choice_among(
     backends: Sequence[FakeBackend],
     thread_counts: Sequence[int] = (1, 2),
     overlap: float = 1.0,
-    any_overlap: bool = False,
+    accept_low_overlap: bool = False,
 ) -> BackendChoice:
     def make(backend: FakeBackend) -> Callable[[], ThreadedBackend]:
         return lambda: cast(ThreadedBackend, backend)
@@ -68,7 +68,7 @@ def choice_among(
         samples=300,
         plan_seconds=plan_seconds,
         overlap=lambda _backend: overlap,
-        any_overlap=any_overlap,
+        accept_low_overlap=accept_low_overlap,
     )
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_timed_where_there_is_no_choice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "overlap", "any_overlap", "precision"),
+    ("seconds", "overlap", "accept_low_overlap", "precision"),
     [
         (0.5, 0.95, False, "bfloat16"),
         (0.5, 0.89, False, "float32"),  # ranks candidates differently
@@ -114,51 +114,60 @@ def test_nothing_is_timed_where_there_is_no_choice() -> None:
     ],
 )
 def test_a_lower_precision_must_be_faster_and_rank_candidates_alike(
-    seconds: float, overlap: float, any_overlap: bool, precision: str
+    seconds: float, overlap: float, accept_low_overlap: bool, precision: str
 ) -> None:
     full = FakeBackend("torch", {1: 1.0})
     lower = FakeBackend("torch", {1: seconds}, "bfloat16")
-    choice = choice_among([lower] if any_overlap else [full, lower], [1], overlap, any_overlap)
+    choice = choice_among(
+        [lower] if accept_low_overlap else [full, lower], [1], overlap, accept_low_overlap
+    )
     assert choice.backend.precision == precision
     assert choice.overlap == overlap
 
 
 def test_what_can_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: False)
-    assert runnable(BackendSettings(), CPU, CONFIG) == [("onnx", "float32"), ("torch", "float32")]
-    assert runnable(BackendSettings(backend="torch"), CPU, CONFIG) == [("torch", "float32")]
-    assert runnable(BackendSettings(precision="float32"), CPU, CONFIG) == runnable(
+    assert runnable_options(BackendSettings(), CPU, CONFIG) == [
+        ("onnx", "float32"),
+        ("torch", "float32"),
+    ]
+    assert runnable_options(BackendSettings(backend="torch"), CPU, CONFIG) == [("torch", "float32")]
+    assert runnable_options(BackendSettings(precision="float32"), CPU, CONFIG) == runnable_options(
         BackendSettings(), CPU, CONFIG
     )
-    assert runnable(BackendSettings(precision="bfloat16"), CPU, TINY) == [("torch", "bfloat16")]
+    assert runnable_options(BackendSettings(precision="bfloat16"), CPU, TINY) == [
+        ("torch", "bfloat16")
+    ]
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: True)
     for problem, name in ((None, "native"), ("no compiler", "torch")):
         monkeypatch.setattr(choosing, "native_problem", lambda _config, _device, why=problem: why)
-        assert runnable(BackendSettings(), CPU, CONFIG)[-1] == (name, "bfloat16")
-        assert runnable(BackendSettings("torch"), CPU, CONFIG)[-1] == ("torch", "bfloat16")
+        assert runnable_options(BackendSettings(), CPU, CONFIG)[-1] == (name, "bfloat16")
+        assert runnable_options(BackendSettings("torch"), CPU, CONFIG)[-1] == ("torch", "bfloat16")
     with pytest.raises(NoBackend, match="LEWM_PRECISION is bfloat16: the onnx backend"):
-        runnable(BackendSettings(backend="onnx", precision="bfloat16"), CPU, CONFIG)
+        runnable_options(BackendSettings(backend="onnx", precision="bfloat16"), CPU, CONFIG)
 
 
 def test_the_native_backend_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: False)
     monkeypatch.setattr(choosing, "native_problem", lambda _config, _device: None)
     for precision in ("auto", "bfloat16"):
-        assert runnable(BackendSettings("native", precision), CPU, CONFIG) == [
+        assert runnable_options(BackendSettings("native", precision), CPU, CONFIG) == [
             ("native", "bfloat16")
         ]
     with pytest.raises(NoBackend, match="LEWM_PRECISION is float32: the native backend"):
-        runnable(BackendSettings("native", "float32"), CPU, CONFIG)
+        runnable_options(BackendSettings("native", "float32"), CPU, CONFIG)
     monkeypatch.setattr(choosing, "native_problem", lambda _config, _device: "no compiler")
     with pytest.raises(NoBackend, match="LEWM_BACKEND is native: no compiler"):
-        runnable(BackendSettings("native"), CPU, CONFIG)
+        runnable_options(BackendSettings("native"), CPU, CONFIG)
 
 
 def test_the_choice_says_why_the_native_backend_was_not_considered(
     model: LeWM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: True)
-    choice = choose_backend(model, example_card(model), None, CPU, BackendSettings(threads=1))
+    choice = choose_backend(
+        model, example_card(model), frames=None, device=CPU, settings=BackendSettings(threads=1)
+    )
     assert choice.native_problem is not None
     assert "multiples of 16" in choice.native_problem
 
@@ -167,7 +176,7 @@ def test_onnx_without_cuda_says_what_it_needs() -> None:
     if runs_on(torch.device("cuda:0")):
         pytest.skip("ONNX Runtime runs on CUDA here")
     with pytest.raises(NoBackend, match="onnxruntime-gpu"):
-        runnable(BackendSettings(backend="onnx"), torch.device("cuda:0"), CONFIG)
+        runnable_options(BackendSettings(backend="onnx"), torch.device("cuda:0"), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,9 @@ def model() -> LeWM:
 
 def test_auto_chooses_one_of_the_timed_backends(model: LeWM) -> None:
     card = example_card(model)
-    choice = choose_backend(model, card, None, CPU, BackendSettings(threads=1))
+    choice = choose_backend(
+        model, card, frames=None, device=CPU, settings=BackendSettings(threads=1)
+    )
     assert choice.backend in [timing.backend for timing in choice.timings]
     assert all(timing.plan_s > 0 for timing in choice.timings)
 
@@ -226,7 +237,11 @@ def test_a_plan_takes_an_encode_and_its_iterations(model: LeWM) -> None:
 def test_an_explicit_precision_wins(model: LeWM) -> None:
     card = example_card(model)
     choice = choose_backend(
-        model, card, None, CPU, BackendSettings(precision="bfloat16", threads=1)
+        model,
+        card,
+        frames=None,
+        device=CPU,
+        settings=BackendSettings(precision="bfloat16", threads=1),
     )
     assert (choice.backend.name, choice.backend.precision) == ("torch", "bfloat16")
     assert choice.overlap is not None
@@ -242,6 +257,6 @@ def test_threads_are_reconsidered_in_service_unless_their_number_is_set(
     )
     monkeypatch.setattr("os.sched_getaffinity", lambda _process: {0, 1, 2})
     settings = BackendSettings(backend="torch", precision="float32", threads=threads)
-    choice = choose_backend(model, example_card(model), None, CPU, settings)
+    choice = choose_backend(model, example_card(model), frames=None, device=CPU, settings=settings)
     assert calls == adapted
     assert choice.backend.threads == threads or threads is None

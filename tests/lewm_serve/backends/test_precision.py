@@ -52,7 +52,7 @@ def test_the_model_itself_is_not_converted(model: LeWM, lower: TorchBackend) -> 
 
 def test_a_backend_ranks_like_itself(full: TorchBackend) -> None:
     card = example_card(full.model)
-    assert ranking_overlap(full, full, card, None) == 1.0
+    assert ranking_overlap(full, full, card, frames=None) == 1.0
 
 
 def test_bfloat16_ranks_like_float32_and_noise_does_not(
@@ -60,7 +60,7 @@ def test_bfloat16_ranks_like_float32_and_noise_does_not(
 ) -> None:
     card = example_card(full.model)
     frames = synthetic_frames(CONFIG.image_size)
-    overlap = ranking_overlap(lower, full, card, frames)
+    overlap = ranking_overlap(lower, full, card, frames=frames)
 
     class Noisy(TorchBackend):
         def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def test_bfloat16_ranks_like_float32_and_noise_does_not(
                 predicted.shape, generator=torch.Generator().manual_seed(0)
             )
 
-    noisy_overlap = ranking_overlap(Noisy(full.model, CPU), full, card, frames)
+    noisy_overlap = ranking_overlap(Noisy(full.model, CPU), full, card, frames=frames)
     assert overlap > 0.8 > noisy_overlap
 
 

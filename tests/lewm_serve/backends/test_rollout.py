@@ -11,7 +11,7 @@ from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
 from lewm_serve.backends.onnx import OnnxKernel
-from lewm_serve.backends.rollout import Kernel, Rollout, RowThreads
+from lewm_serve.backends.rollout import Kernel, RowThreads, SharedContextRollout
 from lewm_serve.backends.torch import TorchKernel
 
 TOLERANCE = 1e-5
@@ -76,7 +76,9 @@ def test_results_are_those_of_the_model(
     plans = zip(latents, past, candidates, strict=True)
     expected = torch.stack([model.rollout(*plan) for plan in plans])
     for threads in (1, 3):
-        predicted = Rollout(kernel, RowThreads(threads, min_rows=2))(latents, past, candidates)
+        predicted = SharedContextRollout(kernel, RowThreads(threads, min_rows=2))(
+            latents, past, candidates
+        )
         assert torch.allclose(predicted, expected, atol=TOLERANCE)
 
 
@@ -85,7 +87,7 @@ def test_past_actions_matter(model: LeWM, kernel: Kernel[Any]) -> None:
     config = model.config
     latents = torch.ones(1, 2, config.latent_dim)
     candidates = torch.zeros(1, 4, 2, config.block_width)
-    rollout = Rollout(kernel, RowThreads(1))
+    rollout = SharedContextRollout(kernel, RowThreads(1))
     first, second = (
         rollout(latents, torch.full((1, 1, config.block_width), value), candidates)
         for value in (-1.0, 1.0)
@@ -105,7 +107,7 @@ def test_the_newest_latent_is_predicted_as_by_the_model(
             for own, actions in zip(latents, past, strict=True)
         ]
     )
-    rollout = Rollout(kernel, RowThreads(1))
+    rollout = SharedContextRollout(kernel, RowThreads(1))
     assert torch.allclose(rollout.predict_newest(latents, past), expected, atol=TOLERANCE)
 
 
@@ -115,12 +117,14 @@ def test_the_shared_context_is_reused_only_for_the_same_plans(
 ) -> None:
     one, other = two_plans(model, 3, seed=1), two_plans(model, 3, seed=2)
     other_past = (one[0], other[1], one[2])
-    remembering = Rollout(kernel, RowThreads(1), remember=True)
+    remembering = SharedContextRollout(kernel, RowThreads(1), remember=True)
     for latents, past, candidates in (one, one, other, one, other_past, one):
         for horizon in (1, 5, 2):
             asked = latents, past, candidates[:, :, :horizon]
-            assert torch.equal(remembering(*asked), Rollout(kernel, RowThreads(1))(*asked))
-        expected = Rollout(kernel, RowThreads(1)).predict_newest(latents, past)
+            assert torch.equal(
+                remembering(*asked), SharedContextRollout(kernel, RowThreads(1))(*asked)
+            )
+        expected = SharedContextRollout(kernel, RowThreads(1)).predict_newest(latents, past)
         assert torch.equal(remembering.predict_newest(latents, past), expected)
 
 
@@ -137,7 +141,7 @@ def test_the_iterations_of_a_plan_compute_the_shared_context_once(
 
     monkeypatch.setattr(kernel, "begin", counting_begin)
     latents, past, candidates = two_plans(model, 3, seed=1)
-    rollout = Rollout(kernel, RowThreads(1), remember=True)
+    rollout = SharedContextRollout(kernel, RowThreads(1), remember=True)
     for _ in range(3):
         rollout(latents, past, candidates)
     rollout.predict_newest(latents, past)
@@ -149,8 +153,8 @@ def test_a_context_that_was_changed_in_place_is_computed_anew(
     model: LeWM, kernel: Kernel[Any]
 ) -> None:
     latents, past, candidates = two_plans(model, 3, seed=1)
-    remembering = Rollout(kernel, RowThreads(1), remember=True)
+    remembering = SharedContextRollout(kernel, RowThreads(1), remember=True)
     remembering(latents, past, candidates)
     latents += 1
-    expected = Rollout(kernel, RowThreads(1))(latents, past, candidates)
+    expected = SharedContextRollout(kernel, RowThreads(1))(latents, past, candidates)
     assert torch.equal(remembering(latents, past, candidates), expected)

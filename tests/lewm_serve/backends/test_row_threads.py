@@ -192,7 +192,7 @@ def test_row_threads_follow_what_calls_take(caplog: pytest.LogCaptureFixture) ->
         return len(running)
 
     row_threads = RowThreads(1, clock=lambda: now[0])
-    row_threads.adapt(2)
+    row_threads.choose_by_measurement(2)
     with caplog.at_level(logging.INFO):
         parts = [call(100) for _ in range(30)]
     assert parts[:FIRST_TRIAL_CALLS] == [1] * FIRST_TRIAL_CALLS
@@ -201,5 +201,5 @@ def test_row_threads_follow_what_calls_take(caplog: pytest.LogCaptureFixture) ->
         "threads changed: 2 for roll-outs of about 100 rows"
     ]
     assert call(15) == 1  # too few rows for two threads
-    row_threads.fix(1)
+    row_threads.use(1)
     assert {call(100) for _ in range(30)} == {1}

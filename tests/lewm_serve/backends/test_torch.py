@@ -11,7 +11,7 @@ from torch import Tensor
 from lewm_models.config import PRESETS
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
-from lewm_serve.backends.rollout import MAX_TRIAL_COST, Rollout
+from lewm_serve.backends.rollout import MAX_TRIAL_COST, SharedContextRollout
 from lewm_serve.backends.torch import GRADIENT_CANDIDATES, TorchBackend
 from lewm_serve.objectives.latent_distance import latent_distance
 
@@ -32,7 +32,7 @@ def differentiated(
         (2, config.latent_dim),
     )
     inputs = tuple(torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
-    return inputs, *backend.gradients(*inputs)
+    return inputs, *backend.gradients(*inputs[:3], goals=inputs[3])
 
 
 @pytest.mark.parametrize("context", [1, 3])
@@ -60,7 +60,7 @@ def test_gradients_do_not_depend_on_the_other_candidates_and_do_not_change_the_m
     backend = TorchBackend(random_model(PRESETS["edge"]), CPU)
     inputs, costs, gradients = differentiated(backend, 1, GRADIENT_CANDIDATES + 3, torch.float32)
     latents, past, candidates, goals = inputs
-    last_two = backend.gradients(latents[1:], past[1:], candidates[1:, -2:], goals[1:])
+    last_two = backend.gradients(latents[1:], past[1:], candidates[1:, -2:], goals=goals[1:])
     assert torch.allclose(last_two[0], costs[1:, -2:], rtol=1e-4)
     assert torch.allclose(last_two[1], gradients[1:, -2:], rtol=1e-3, atol=1e-4)
     assert not gradients.requires_grad
@@ -68,7 +68,7 @@ def test_gradients_do_not_depend_on_the_other_candidates_and_do_not_change_the_m
     # Latents from the encoder are made in inference mode.
     size = CONFIG.image_size
     encoded = backend.encode(torch.zeros(2, size, size, 3, dtype=torch.uint8)).unsqueeze(1)
-    assert backend.gradients(encoded, past, candidates, goals)[1].isfinite().all()
+    assert backend.gradients(encoded, past, candidates, goals=goals)[1].isfinite().all()
 
 
 def test_frames_are_encoded_one_by_one_if_the_batch_changes_latents() -> None:
@@ -100,13 +100,13 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """Seconds of every roll-out by the number of threads, on a clock that only they move."""
     now = [0.0]
     by_threads = {1: 1.0, 3: 1.0}
-    predict = Rollout.__call__
+    predict = SharedContextRollout.__call__
 
-    def timed(rollout: Rollout[Any], *inputs: Tensor) -> Tensor:
+    def timed(rollout: SharedContextRollout[Any], *inputs: Tensor) -> Tensor:
         now[0] += by_threads[torch.get_num_threads()]
         return predict(rollout, *inputs)
 
-    monkeypatch.setattr(Rollout, "__call__", timed)
+    monkeypatch.setattr(SharedContextRollout, "__call__", timed)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return by_threads
 
@@ -125,7 +125,7 @@ def run_calls(backend: TorchBackend, calls: int, kind: str = "roll-outs") -> lis
     inputs = latents, candidates[:, 0, :0], candidates
     if kind == "roll-outs":
         return [backend.rollout(*inputs) for _ in range(calls)]
-    return [backend.gradients(*inputs, latents[:, 0] + 1)[1] for _ in range(calls)]
+    return [backend.gradients(*inputs, goals=latents[:, 0] + 1)[1] for _ in range(calls)]
 
 
 @pytest.mark.parametrize("kind", ["roll-outs", "gradients"])

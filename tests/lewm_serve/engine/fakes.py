@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.jobs import EncodeJob, PlanJob, PredictJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.objectives.latent_distance import latent_distance
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.solver import Problem
+from lewm_serve.solvers.solver import SearchSpace
 
 WIDTH = 3
 """The width of latents and of action blocks: a roll-out returns its candidates as its latents."""
@@ -144,10 +144,10 @@ def search(
     name: str = "cem", *, samples: int = 8, iterations: int = 3, horizon: int = 2, seed: int = 1
 ) -> Search:
     """A search for actions of zero. It starts at 0.5."""
-    settings = SolverDefaults(name, samples, iterations, elites=2, horizon=horizon)
+    settings = SolverConfig(name, samples, iterations, elites=2, horizon=horizon)
     bound = torch.ones(WIDTH)
     start = torch.full((horizon, WIDTH), 0.5)
-    return Search(settings, Problem(-bound, bound, start, action_dim=WIDTH), seed)
+    return Search(settings, SearchSpace(-bound, bound, start, action_dim=WIDTH), seed)
 
 
 def queued_plan(
@@ -157,18 +157,18 @@ def queued_plan(
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 5,
-    frames: int = 0,
+    frames_to_encode: int = 0,
     min_iterations: int | None = None,
 ) -> QueuedRequest:
     """A plan's place in the queue."""
-    settings = search.settings
+    settings = search.solver_settings
     return QueuedRequest(
         latency,
         arrival,
         deadline=deadline,
         priority=priority,
-        frames=frames,
-        candidates=SOLVERS[settings.name].candidates_per_ask(settings),
+        frames_to_encode=frames_to_encode,
+        candidates_per_iteration=SOLVERS[settings.name].candidates_per_ask(settings),
         shape=RolloutShape(settings.horizon),
         min_iterations=min_iterations,
     )
@@ -185,11 +185,11 @@ def plan_job(
     priority: int = 5,
 ) -> PlanJob:
     """A plan that the backend's calls name by ``tag``. All its iterations are guaranteed."""
-    request = queued_plan(latency, search, arrival=arrival, deadline=deadline, priority=priority)
-    request.guarantee(len(request.candidates))
+    queued = queued_plan(latency, search, arrival=arrival, deadline=deadline, priority=priority)
+    queued.guarantee(len(queued.candidates_per_iteration))
     return PlanJob(
         backend=backend,
-        request=request,
+        queued=queued,
         latents=torch.full((1, WIDTH), tag),
         past_actions=torch.empty(0, WIDTH),
         goal=torch.zeros(WIDTH),
@@ -204,7 +204,9 @@ def predict_job(
     shape = RolloutShape(horizon=candidates.shape[1])
     return PredictJob(
         backend=backend,
-        request=QueuedRequest(latency, 0.0, candidates=(len(candidates),), shape=shape),
+        queued=QueuedRequest(
+            latency, 0.0, candidates_per_iteration=(len(candidates),), shape=shape
+        ),
         latents=torch.full((1, WIDTH), tag),
         past_actions=torch.empty(0, WIDTH),
         candidates=candidates,

@@ -40,7 +40,7 @@ class SimulatedPlan:
     priority: int = 5
     samples: int = 8
     iterations: int = 5
-    frames: int = 0
+    frame_count: int = 0
     min_iterations: int | None = None
     arrival: float = 0.0
     guaranteed_iterations: int | None = None
@@ -92,13 +92,13 @@ class Simulation:
         self.plans[tag] = plan
         plan.arrival = self.clock.now
         plan_search = search(samples=plan.samples, iterations=plan.iterations, seed=int(tag))
-        request = queued_plan(
+        queued = queued_plan(
             self.latency,
             plan_search,
             arrival=plan.arrival,
             deadline=plan.deadline,
             priority=plan.priority,
-            frames=plan.frames,
+            frames_to_encode=plan.frame_count,
             min_iterations=plan.min_iterations,
         )
 
@@ -108,42 +108,42 @@ class Simulation:
             on_answer()
 
         def leave(future: Future[Any]) -> None:
-            self.admission.leave(request)
+            self.admission.leave(queued)
             answer("cancelled" if future.cancelled() else future.exception() or future.result())
 
         def on_encoded(future: Future[Any]) -> None:
             if future.cancelled() or future.exception():
                 leave(future)
             else:
-                self._submit_search(plan, tag, request, plan_search, leave)
+                self._submit_search(plan, tag, queued, plan_search, leave)
 
         try:
-            self.admission.admit(request)
+            self.admission.admit(queued)
         except (QueueTooLong, DeadlinePassed) as refusal:
             answer(refusal)
             return
-        plan.guaranteed_iterations = request.guaranteed_iterations
-        if plan.frames:
-            frames = torch.zeros(plan.frames, 2, 2, WIDTH, dtype=torch.uint8)
-            job = EncodeJob(self.backend, self.latency, frames, request)
+        plan.guaranteed_iterations = queued.guaranteed_iterations
+        if plan.frame_count:
+            frames = torch.zeros(plan.frame_count, 2, 2, WIDTH, dtype=torch.uint8)
+            job = EncodeJob(self.backend, self.latency, frames, queued=queued)
             self._futures[id(plan)] = job.future
             job.future.add_done_callback(on_encoded)
             self.scheduler.submit(job)
         else:
-            self._submit_search(plan, tag, request, plan_search, leave)
+            self._submit_search(plan, tag, queued, plan_search, leave)
 
     def _submit_search(
         self,
         plan: SimulatedPlan,
         tag: float,
-        request: QueuedRequest,
+        queued: QueuedRequest,
         plan_search: Search,
         on_done: Callable[[Future[Any]], None],
     ) -> None:
-        request.frames = 0
+        queued.frames_to_encode = 0
         job = PlanJob(
             backend=self.backend,
-            request=request,
+            queued=queued,
             latents=torch.full((1, WIDTH), tag),
             past_actions=torch.empty(0, WIDTH),
             goal=torch.zeros(WIDTH),

@@ -23,7 +23,7 @@ SEARCH = search(iterations=10)
 
 ITERATION_S = LATENCY.rollout_s(8, RolloutShape(2))
 PLAN_S = queued_plan(LATENCY, SEARCH).search_s()
-ASKS = len(queued_plan(LATENCY, SEARCH).candidates)
+ASKS = len(queued_plan(LATENCY, SEARCH).candidates_per_iteration)
 
 
 @pytest.fixture
@@ -41,95 +41,97 @@ def plan(**settings: Any) -> QueuedRequest:
     return queued_plan(LATENCY, SEARCH, **settings)
 
 
-def complete(request: QueuedRequest, iterations: int) -> None:
+def complete(queued: QueuedRequest, iterations: int) -> None:
     """What the engine writes when a plan has done this many iterations."""
-    request.started_iterations = request.completed_iterations = iterations
+    queued.started_iterations = queued.completed_iterations = iterations
 
 
 @pytest.fixture
 def three_iterations() -> QueuedRequest:
     """A plan whose iterations take 10, 20 and 30 ms."""
     latency = LatencyModel([(1, 0.001)], clock=FakeClock())
-    return QueuedRequest(latency, 0.0, candidates=(10, 20, 30), shape=RolloutShape(1))
+    return QueuedRequest(latency, 0.0, candidates_per_iteration=(10, 20, 30), shape=RolloutShape(1))
 
 
 def test_expected_seconds_and_iterations_of_a_search(three_iterations: QueuedRequest) -> None:
-    request = three_iterations
-    assert request.search_s() == pytest.approx(0.06)
-    assert request.search_s(2) == pytest.approx(0.03)
+    queued = three_iterations
+    assert queued.search_s() == pytest.approx(0.06)
+    assert queued.search_s(2) == pytest.approx(0.03)
     times = (-1, 0.0, 0.009, 0.011, 0.031, 1, math.inf)
-    assert [request.iterations_within(seconds) for seconds in times] == [0, 0, 0, 1, 2, 3, 3]
-    complete(request, 1)
-    assert request.search_s() == pytest.approx(0.05)
-    assert [request.iterations_within(seconds) for seconds in (0.0, 0.021, 0.051)] == [1, 2, 3]
-    assert request.search_s(1) == 0
+    assert [queued.iterations_within(seconds) for seconds in times] == [0, 0, 0, 1, 2, 3, 3]
+    complete(queued, 1)
+    assert queued.search_s() == pytest.approx(0.05)
+    assert [queued.iterations_within(seconds) for seconds in (0.0, 0.021, 0.051)] == [1, 2, 3]
+    assert queued.search_s(1) == 0
 
 
 def test_expected_work_follows_the_corrected_latency_model(three_iterations: QueuedRequest) -> None:
-    request = three_iterations
-    request.latency.observe_rollout(10, RolloutShape(1), 0.02)
-    assert request.search_s() == pytest.approx(0.12)
-    assert request.iterations_within(0.031) == 1
-    assert request.step_s == pytest.approx(0.06)
+    queued = three_iterations
+    queued.latency.observe_rollout(10, RolloutShape(1), 0.02)
+    assert queued.search_s() == pytest.approx(0.12)
+    assert queued.iterations_within(0.031) == 1
+    assert queued.longest_part_s == pytest.approx(0.06)
 
 
 def test_an_iteration_that_runs_is_not_expected_work(three_iterations: QueuedRequest) -> None:
     """Its end is known: it is that of the work that runs now."""
-    request = three_iterations
-    assert not request.started
-    request.started_iterations = 2.5
-    assert request.started
-    assert request.search_s() == pytest.approx(0.015)
-    assert request.search_s(2) == 0
-    assert [request.iterations_within(seconds) for seconds in (0.0, 0.014, 0.016)] == [2, 2, 3]
+    queued = three_iterations
+    assert not queued.started
+    queued.started_iterations = 2.5
+    assert queued.started
+    assert queued.search_s() == pytest.approx(0.015)
+    assert queued.search_s(2) == 0
+    assert [queued.iterations_within(seconds) for seconds in (0.0, 0.014, 0.016)] == [2, 2, 3]
 
 
 def test_work_that_takes_no_time_is_always_done() -> None:
     """As on a server whose latencies were never measured."""
-    request = QueuedRequest(LatencyModel(), 0.0, candidates=(10, 20), shape=RolloutShape(1))
-    assert (request.search_s(), request.search_s(batched_plans=3)) == (0, 0)
-    assert request.iterations_within(0.0) == 2
-    assert request.iterations_within(0.0, batched_plans=3) == 2
+    queued = QueuedRequest(
+        LatencyModel(), 0.0, candidates_per_iteration=(10, 20), shape=RolloutShape(1)
+    )
+    assert (queued.search_s(), queued.search_s(batched_plans=3)) == (0, 0)
+    assert queued.iterations_within(0.0) == 2
+    assert queued.iterations_within(0.0, batched_plans=3) == 2
     latency = LatencyModel([(1, 0.001)], clock=FakeClock())
     latency.observe_rollout(10, RolloutShape(1), 0.0)  # by the clock
-    request = QueuedRequest(latency, 0.0, candidates=(10, 20), shape=RolloutShape(1))
-    assert request.iterations_within(0.0) == 2
+    queued = QueuedRequest(latency, 0.0, candidates_per_iteration=(10, 20), shape=RolloutShape(1))
+    assert queued.iterations_within(0.0) == 2
 
 
 def test_plans_that_share_rollouts_wait_for_the_rows_of_the_others() -> None:
     latency = LatencyModel([(1, 0.01), (10, 0.01), (110, 0.11)], clock=FakeClock())
-    request = QueuedRequest(latency, 0.0, candidates=(10, 10), shape=RolloutShape(1))
-    assert request.search_s() == pytest.approx(0.02)
-    assert request.search_s(batched_plans=3) == pytest.approx(0.06)
-    assert request.iterations_within(0.031, batched_plans=3) == 1
-    request.deadline = 0.05
-    request.guarantee(2)
-    assert request.in_time(0.0)
-    assert not request.in_time(0.0, batched_plans=3)
+    queued = QueuedRequest(latency, 0.0, candidates_per_iteration=(10, 10), shape=RolloutShape(1))
+    assert queued.search_s() == pytest.approx(0.02)
+    assert queued.search_s(batched_plans=3) == pytest.approx(0.06)
+    assert queued.iterations_within(0.031, batched_plans=3) == 1
+    queued.deadline = 0.05
+    queued.guarantee(2)
+    assert queued.in_time(0.0)
+    assert not queued.in_time(0.0, batched_plans=3)
 
 
 def test_only_frames_that_the_engine_has_not_started_are_expected_work() -> None:
-    request = QueuedRequest(LATENCY, 0.0, frames=3)
-    assert request.preparation_s == pytest.approx(3 * FRAME_S)
-    request.frames_started = 2
-    assert request.preparation_s == pytest.approx(FRAME_S)
-    request.frames = 0  # its latents are known now
-    assert request.preparation_s == 0
+    queued = QueuedRequest(LATENCY, 0.0, frames_to_encode=3)
+    assert queued.frames_s == pytest.approx(3 * FRAME_S)
+    queued.frames_started = 2
+    assert queued.frames_s == pytest.approx(FRAME_S)
+    queued.frames_to_encode = 0  # its latents are known now
+    assert queued.frames_s == 0
 
 
 def test_a_client_is_not_guaranteed_more_than_it_asked_for() -> None:
-    request = plan(min_iterations=3)
-    request.guarantee(10)
-    assert request.guaranteed_iterations == 3
-    request.guarantee(2)
-    assert request.guaranteed_iterations == 2
+    queued = plan(min_iterations=3)
+    queued.guarantee(10)
+    assert queued.guaranteed_iterations == 3
+    queued.guarantee(2)
+    assert queued.guaranteed_iterations == 2
 
 
-def refusal(admission: Admission, request: QueuedRequest) -> QueueTooLong:
+def refusal(admission: Admission, queued: QueuedRequest) -> QueueTooLong:
     """The error of a request that must not be admitted."""
     before = len(admission)
     with pytest.raises(QueueTooLong) as caught:
-        admission.admit(request)
+        admission.admit(queued)
     assert len(admission) == before
     assert caught.value.retry_after_s > 0
     return caught.value
@@ -137,9 +139,9 @@ def refusal(admission: Admission, request: QueuedRequest) -> QueueTooLong:
 
 def test_an_idle_server_admits_what_it_can_do_in_time(admission: Admission) -> None:
     for deadline in (1.001 * ITERATION_S, 3.5 * ITERATION_S, PLAN_S, math.inf):
-        request = plan(deadline=deadline)
-        admission.admit(request)
-        admission.leave(request)
+        queued = plan(deadline=deadline)
+        admission.admit(queued)
+        admission.leave(queued)
 
 
 @pytest.mark.parametrize("deadline", [-1.0, 0.0, 0.99 * ITERATION_S])
@@ -153,20 +155,20 @@ def test_a_deadline_that_an_idle_server_would_miss_has_passed(
 
 def test_an_idle_server_admits_a_plan_with_new_frames(admission: Admission) -> None:
     """There is no other roll-out for which it would have to wait."""
-    admission.admit(plan(deadline=2 * FRAME_S + 1.001 * PLAN_S, frames=2))
+    admission.admit(plan(deadline=2 * FRAME_S + 1.001 * PLAN_S, frames_to_encode=2))
 
 
 def test_frames_are_encoded_before_the_first_iteration(admission: Admission) -> None:
     deadline = 1.5 * ITERATION_S
     admission.admit(plan(deadline=deadline))
     with pytest.raises(DeadlinePassed):
-        admission.admit(plan(deadline=deadline, frames=2))
+        admission.admit(plan(deadline=deadline, frames_to_encode=2))
 
 
 def test_a_plan_that_would_lose_iterations_to_the_queue_is_refused(admission: Admission) -> None:
     admission.admit(plan(deadline=2 * PLAN_S))
     error = refusal(admission, plan(arrival=1e-6, deadline=2 * PLAN_S))
-    assert str(error) == "the queue ahead leaves too little time before the deadline"
+    assert str(error) == "the requests in the queue leave too little time before the deadline"
     admission.admit(plan(arrival=1e-6, deadline=(2 + 1.1 * MIN_MARGIN) * PLAN_S))
 
 
@@ -180,8 +182,8 @@ def test_after_retry_after_the_same_request_is_admitted(
     them all, and make the second plan late.
     """
     admitted = [plan(deadline=factor * PLAN_S) for factor in (1.2, 2.45, 3.6)]
-    for request in admitted:
-        admission.admit(request)
+    for queued in admitted:
+        admission.admit(queued)
     deadline_s = deadline * PLAN_S
     wait_s = refusal(admission, plan(deadline=deadline_s)).retry_after_s
     # Meanwhile the server works through the queue, iteration by iteration.
@@ -223,7 +225,7 @@ def test_a_plan_with_just_enough_time_is_protected_while_it_runs(clock: FakeCloc
     tight = plan(deadline=1.01 * PLAN_S)
     admission.admit(tight)
     tight.started_iterations, free_at = 1.0, ITERATION_S
-    refusal(admission, plan(frames=1))
+    refusal(admission, plan(frames_to_encode=1))
     refusal(admission, plan(deadline=PLAN_S))
     admission.admit(plan())
 
@@ -233,7 +235,9 @@ def test_a_plan_without_a_deadline_must_not_make_others_late(admission: Admissio
     for _ in range(3):
         admission.admit(plan(arrival=1e-6))
     # It has waited so long that it comes first.
-    old = QueuedRequest(LATENCY, -9.9, candidates=(10_000,) * 10, shape=RolloutShape(2))
+    old = QueuedRequest(
+        LATENCY, -9.9, candidates_per_iteration=(10_000,) * 10, shape=RolloutShape(2)
+    )
     refusal(admission, old)
 
 
@@ -256,23 +260,23 @@ def test_work_counts_until_its_request_leaves(admission: Admission) -> None:
 
 def test_frames_of_others_are_work_ahead(admission: Admission) -> None:
     frames = math.ceil(PLAN_S / FRAME_S)
-    admission.admit(QueuedRequest(LATENCY, 0.0, frames=frames))
+    admission.admit(QueuedRequest(LATENCY, 0.0, frames_to_encode=frames))
     refusal(admission, plan(deadline=1.5 * PLAN_S))
-    refusal(admission, QueuedRequest(LATENCY, 0.0, deadline=0.5 * PLAN_S, frames=1))
-    admission.admit(QueuedRequest(LATENCY, 0.0, deadline=1.5 * PLAN_S, frames=1))
+    refusal(admission, QueuedRequest(LATENCY, 0.0, deadline=0.5 * PLAN_S, frames_to_encode=1))
+    admission.admit(QueuedRequest(LATENCY, 0.0, deadline=1.5 * PLAN_S, frames_to_encode=1))
     with pytest.raises(DeadlinePassed):
-        admission.admit(QueuedRequest(LATENCY, 0.0, deadline=0.5 * FRAME_S, frames=1))
+        admission.admit(QueuedRequest(LATENCY, 0.0, deadline=0.5 * FRAME_S, frames_to_encode=1))
 
 
 def test_an_encode_request_is_not_refused_for_the_sake_of_plans(admission: Admission) -> None:
     admission.admit(plan(deadline=1.001 * PLAN_S))
-    admission.admit(QueuedRequest(LATENCY, 0.0, frames=1))
-    admission.admit(QueuedRequest(LATENCY, 0.0, deadline=10 * FRAME_S, frames=1))
+    admission.admit(QueuedRequest(LATENCY, 0.0, frames_to_encode=1))
+    admission.admit(QueuedRequest(LATENCY, 0.0, deadline=10 * FRAME_S, frames_to_encode=1))
 
 
 def test_an_encode_request_takes_no_place_among_the_plans(admission: Admission) -> None:
     for _ in range(3):
-        admission.admit(QueuedRequest(LATENCY, 0.0, deadline=PLAN_S, frames=1))
+        admission.admit(QueuedRequest(LATENCY, 0.0, deadline=PLAN_S, frames_to_encode=1))
     admission.admit(plan(deadline=2 * PLAN_S))
     refusal(admission, plan(arrival=1e-6, deadline=2 * PLAN_S))
 
@@ -280,7 +284,7 @@ def test_an_encode_request_takes_no_place_among_the_plans(admission: Admission) 
 def test_frames_that_are_being_encoded_count_once(clock: FakeClock) -> None:
     """They are part of the work that runs now, not of the work that waits."""
     frames = math.ceil(PLAN_S / FRAME_S)
-    encode = QueuedRequest(LATENCY, 0.0, frames=frames)
+    encode = QueuedRequest(LATENCY, 0.0, frames_to_encode=frames)
     admission = Admission(10, clock, free_at=lambda: frames * FRAME_S)
     admission.admit(encode)
     encode.frames_started = frames
@@ -298,7 +302,7 @@ def test_a_full_queue_refuses_until_the_first_request_leaves(admission: Admissio
 
 def test_a_plan_that_is_cut_short_anyway_may_lose_a_tenth(admission: Admission) -> None:
     long = search(iterations=1000)
-    admission.admit(QueuedRequest(LATENCY, 0.0, frames=1))
+    admission.admit(QueuedRequest(LATENCY, 0.0, frames_to_encode=1))
     admission.admit(queued_plan(LATENCY, long, deadline=50.5 * ITERATION_S))
 
 
@@ -314,11 +318,11 @@ def test_batched_plans_run_at_the_same_time() -> None:
 
 def serve(admission: Admission, clock: FakeClock, iterations: int) -> None:
     """Admit a plan with time for all its iterations. It leaves at its deadline, after these."""
-    request = plan(deadline=clock.now + 1.01 * PLAN_S)
-    admission.admit(request)
-    complete(request, iterations)
+    queued = plan(deadline=clock.now + 1.01 * PLAN_S)
+    admission.admit(queued)
+    complete(queued, iterations)
     clock.advance(1.01 * PLAN_S)
-    admission.leave(request)
+    admission.leave(queued)
 
 
 def nearest_admitted_deadline(admission: Admission, clock: FakeClock) -> float:
@@ -357,12 +361,12 @@ def test_requests_without_a_guarantee_do_not_change_the_margin(
     for _ in range(3):
         serve(admission, clock, iterations=2)
     for _ in range(100):
-        encode = QueuedRequest(LATENCY, clock.now, deadline=clock.now + PLAN_S, frames=1)
+        encode = QueuedRequest(LATENCY, clock.now, deadline=clock.now + PLAN_S, frames_to_encode=1)
         without_deadline = plan(arrival=clock.now)
-        for request in (encode, without_deadline):
-            admission.admit(request)
-            complete(request, len(request.candidates))
-            admission.leave(request)
+        for queued in (encode, without_deadline):
+            admission.admit(queued)
+            complete(queued, len(queued.candidates_per_iteration))
+            admission.leave(queued)
     widened = 2 + MIN_MARGIN + 3 * MARGIN_AFTER_MISS
     assert nearest_admitted_deadline(admission, clock) == pytest.approx(widened, abs=0.01)
 

@@ -77,8 +77,8 @@ def test_it_wakes_for_new_work(engine: Engine, backend: GatedBackend) -> None:
 
 def test_batches_are_drained_once(engine: Engine, backend: GatedBackend) -> None:
     engine.submit(encode_job(backend, latency_model(), 7, count=2)).result(PATIENCE_S)
-    assert list(engine.drain_batches()) == [Batch("encode", 2)]
-    assert list(engine.drain_batches()) == []
+    assert list(engine.take_batches()) == [Batch("encode", 2)]
+    assert list(engine.take_batches()) == []
 
 
 def test_stopping_finishes_submitted_work_and_refuses_more(
@@ -118,7 +118,7 @@ def test_a_dead_thread_leaves_no_one_waiting(
         raise SystemExit
 
     assert not engine.failed
-    assert not engine.death.cancel()  # whoever waits for it cannot hide it from others
+    assert not engine.failure.cancel()  # whoever waits for it cannot hide it from others
     held = hold(engine, backend)
     monkeypatch.setattr(scheduler, "run_turn", die)
     waiting = engine.submit(plan(backend, 2))
@@ -126,7 +126,7 @@ def test_a_dead_thread_leaves_no_one_waiting(
     for future in (held, waiting):
         with pytest.raises(EngineStopped):
             future.result(PATIENCE_S)
-    assert engine.death.result(PATIENCE_S) is None
+    assert engine.failure.result(PATIENCE_S) is None
     assert engine.failed
     with pytest.raises(EngineStopped):
         engine.submit(plan(backend, 3))

@@ -35,7 +35,7 @@ plans = st.builds(
     priority=st.sampled_from([0, 5, 5, 5, 9]),
     samples=st.sampled_from([1, 8, 8, 30, 300, 1500]),
     iterations=st.integers(1, 6),
-    frames=st.sampled_from([0, 0, 1, 3]),
+    frame_count=st.sampled_from([0, 0, 1, 3]),
 )
 arrivals = st.builds(
     Arrival,

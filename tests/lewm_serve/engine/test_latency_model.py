@@ -43,7 +43,7 @@ class TimedBackend:
     def predict_newest(self, *_: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def gradients(self, *_: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, *_: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def warm_up(self) -> None: ...

@@ -32,7 +32,7 @@ def test_throughput_does_not_collapse_under_overload(seed: int, bias: float) -> 
     plan_s = bias * PLAN_S
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(plan_s / 3, 450))
     plans = [
-        SimulatedPlan(deadline_s=5 * plan_s, samples=SAMPLES, iterations=ITERATIONS, frames=1)
+        SimulatedPlan(deadline_s=5 * plan_s, samples=SAMPLES, iterations=ITERATIONS, frame_count=1)
         for _ in arrivals
     ]
     for time, plan in zip(arrivals, plans, strict=True):
@@ -53,7 +53,7 @@ def test_clients_in_closed_loops_get_the_latency_of_a_queue() -> None:
 
     def send_next() -> None:
         if simulation.clock.now < end:
-            plans.append(SimulatedPlan(samples=SAMPLES, iterations=ITERATIONS, frames=1))
+            plans.append(SimulatedPlan(samples=SAMPLES, iterations=ITERATIONS, frame_count=1))
             simulation.arrive(plans[-1], send_next)
 
     for _ in range(clients):

@@ -104,12 +104,12 @@ def test_a_few_frames_do_not_wait_for_very_many(engine: FakeEngine) -> None:
 
 def test_frames_are_counted_when_their_encoding_starts(engine: FakeEngine) -> None:
     job = encode_job(engine.backend, engine.latency, 1, MAX_ENCODE_BATCH + 1)
-    job.request = queued_plan(engine.latency, SHORT_SEARCH, frames=MAX_ENCODE_BATCH + 1)
+    job.queued = queued_plan(engine.latency, SHORT_SEARCH, frames_to_encode=MAX_ENCODE_BATCH + 1)
     engine.scheduler.submit(job)
     engine.run(turns=1)
-    assert job.request.frames_started == MAX_ENCODE_BATCH
+    assert job.queued.frames_started == MAX_ENCODE_BATCH
     engine.run(turns=1)
-    assert job.request.frames_started == MAX_ENCODE_BATCH + 1
+    assert job.queued.frames_started == MAX_ENCODE_BATCH + 1
 
 
 def test_a_bad_frame_fails_alone(engine: FakeEngine) -> None:
@@ -201,7 +201,7 @@ def test_a_plan_is_answered_before_a_step_of_others_that_outlasts_its_deadline(
     engine.plan(2, search(samples=500), arrival=engine.clock.now, priority=9)
     engine.run()
     assert job.future.result(0).iterations == 2
-    assert answered[0] <= job.request.deadline
+    assert answered[0] <= job.queued.deadline
 
 
 def test_a_plan_without_time_for_an_iteration_is_not_started(engine: FakeEngine) -> None:
@@ -241,7 +241,7 @@ def test_a_failing_plan_fails_alone(engine: FakeEngine) -> None:
 
 def test_a_prediction_without_time_is_not_started(engine: FakeEngine) -> None:
     job = predict_job(engine.backend, engine.latency, 1, torch.rand(4, 2, WIDTH))
-    job.request.deadline = 1e-6
+    job.queued.deadline = 1e-6
     engine.scheduler.submit(job)
     engine.run()
     with pytest.raises(DeadlinePassed):
@@ -254,9 +254,9 @@ def test_a_finished_prediction_keeps_its_guarantee(engine: FakeEngine) -> None:
     job = predict_job(engine.backend, engine.latency, 1, torch.rand(MAX_CANDIDATE_STEPS, 2, WIDTH))
     engine.scheduler.submit(job)
     engine.run(turns=1)
-    assert (job.request.started_iterations, job.request.completed_iterations) == (0.5, 0)
+    assert (job.queued.started_iterations, job.queued.completed_iterations) == (0.5, 0)
     engine.run()
-    assert (job.request.started_iterations, job.request.completed_iterations) == (1, 1)
+    assert (job.queued.started_iterations, job.queued.completed_iterations) == (1, 1)
 
 
 def test_a_prediction_is_one_rollout(engine: FakeEngine) -> None:
@@ -285,7 +285,7 @@ def test_a_plan_by_gradients_runs_in_parts_and_alone(batching_engine: FakeEngine
     batching_engine.run()
     outcome = job.future.result(0)
     assert outcome.cost == pytest.approx(0, abs=1e-3)
-    assert (outcome.iterations, outcome.candidates) == (30, 30 * samples)
+    assert (outcome.iterations, outcome.scored_candidates) == (30, 30 * samples)
     calls = batching_engine.backend.calls
     assert [counts for kind, counts in calls if kind == "gradients"] == [
         (samples - 10,),
@@ -332,7 +332,7 @@ def test_batching_changes_no_answer(engine: FakeEngine, batching_engine: FakeEng
         assert alone.actions is not None
         assert batched.actions is not None
         assert torch.equal(alone.actions, batched.actions)
-        assert (alone.cost, alone.candidates) == (batched.cost, batched.candidates)
+        assert (alone.cost, alone.scored_candidates) == (batched.cost, batched.scored_candidates)
     assert len(batching_engine.backend.calls) < len(engine.backend.calls)
 
 
@@ -379,7 +379,7 @@ def test_a_plan_that_fails_before_it_joins_a_batch_fails_alone(
     def fail(now: float) -> bool:
         raise RuntimeError("no candidates")
 
-    monkeypatch.setattr(failing, "prepare", fail)
+    monkeypatch.setattr(failing, "next_candidates_in_time", fail)
     batching_engine.run()
     with pytest.raises(RuntimeError, match="no candidates"):
         failing.future.result(0)
@@ -408,7 +408,7 @@ def test_started_jobs_and_batches_are_counted(engine: FakeEngine) -> None:
     assert engine.scheduler.started_jobs(PlanJob) == 0
     engine.run(turns=1)
     assert engine.scheduler.started_jobs(PlanJob) == 1
-    assert [job.request.started for job in jobs] == [True, False]
+    assert [job.queued.started for job in jobs] == [True, False]
     assert engine.batches == [Batch("encode", 1), Batch("rollout", 8)]
 
 
@@ -448,7 +448,7 @@ def plan_with_history(
     latents = torch.stack([HISTORY[0], torch.full((WIDTH,), newest)])
     job = PlanJob(
         backend=engine.backend,
-        request=queued_plan(engine.latency, SHORT_SEARCH),
+        queued=queued_plan(engine.latency, SHORT_SEARCH),
         latents=latents,
         past_actions=PAST_ACTIONS,
         goal=torch.zeros(WIDTH),
@@ -464,7 +464,7 @@ def test_the_surprise_is_the_distance_from_the_one_step_prediction(engine: FakeE
     planning = plan_with_history(engine)
     predicting = PredictJob(
         backend=engine.backend,
-        request=queued_plan(engine.latency, SHORT_SEARCH),
+        queued=queued_plan(engine.latency, SHORT_SEARCH),
         latents=HISTORY,
         past_actions=PAST_ACTIONS,
         candidates=torch.zeros(1, 1, WIDTH),
@@ -493,7 +493,7 @@ def test_a_surprise_above_its_limit_ends_the_search_before_it_starts(
     usual = engine.plan(2)
     engine.run()
     outcome = anomalous.future.result(0)
-    assert (outcome.status, outcome.iterations, outcome.candidates) == ("anomalous", 0, 0)
+    assert (outcome.status, outcome.iterations, outcome.scored_candidates) == ("anomalous", 0, 0)
     assert (outcome.actions, outcome.cost, outcome.trajectory) == (None, None, None)
     assert outcome.surprise == pytest.approx(SURPRISE if newest == 1.0 else newest, nan_ok=True)
     assert usual.future.result(0).status == "completed"

@@ -23,8 +23,8 @@ from lewm_serve.frames.decode import (
     SmallFrameDecoder,
     central_square,
     decode_image,
-    prepare_image,
-    prepare_pixels,
+    frame_from_image,
+    frame_from_pixels,
     small_jpeg_shape,
 )
 from tests.lewm_serve.support.frames import encoded, picture, png, png_chunk
@@ -218,17 +218,17 @@ def card(crop: str | None) -> ModelCard:
 def test_frames_that_are_not_square_are_cropped_if_the_card_allows_it() -> None:
     wide = encoded("PNG", 0, height=64, width=96)
     with pytest.raises(InvalidRequest) as caught:
-        prepare_image(wide, "goal.image", card(None), MAX_PIXELS)
+        frame_from_image(wide, card(None), max_pixels=MAX_PIXELS, field="goal.image")
     assert caught.value.code == "not_square"
     assert caught.value.detail == "goal.image: received 96 x 64, expected a square frame"
-    frame = prepare_image(wide, "goal.image", card("center"), MAX_PIXELS)
+    frame = frame_from_image(wide, card("center"), max_pixels=MAX_PIXELS, field="goal.image")
     square = np.ascontiguousarray(picture(0, 64, 96)[:, 16:80])
     assert torch.equal(frame, resize(torch.from_numpy(square)[None], 32)[0])
 
 
 def test_pixels_beyond_the_limit_are_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        prepare_pixels(picture(), "frames[1].pixels", card(None), 64 * 64 - 1)
+        frame_from_pixels(picture(), card(None), max_pixels=64 * 64 - 1, field="frames[1].pixels")
     assert caught.value.detail == (
         "frames[1].pixels: received 64 x 64, expected at most 4095 pixels"
     )

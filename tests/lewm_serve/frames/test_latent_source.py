@@ -20,7 +20,7 @@ from lewm_serve.engine.jobs import EncodeJob
 from lewm_serve.engine.latency_model import LatencyModel
 from lewm_serve.errors import InvalidRequest, UnknownLatent
 from lewm_serve.frames import latent_source
-from lewm_serve.frames.decode import prepare_image, prepare_pixels
+from lewm_serve.frames.decode import frame_from_image, frame_from_pixels
 from lewm_serve.frames.latent_cache import LatentCache, MemoryTier
 from lewm_serve.frames.latent_source import (
     DECODING_PART_BYTES,
@@ -110,7 +110,7 @@ class MeanEngine:
 
     def submit(self, job: EncodeJob) -> Future[Tensor]:
         """(N, size, size, 3) → (N, 3)."""
-        self.requests.append(job.request)
+        self.requests.append(job.queued)
         job.future.set_result(job.frames.float().mean(dim=(1, 2)))
         return job.future
 
@@ -124,7 +124,7 @@ def engine() -> MeanEngine:
 def source(engine: MeanEngine) -> Iterator[LatentSource]:
     metrics = Metrics()
     cache = LatentCache(MemoryTier(100, 60.0), None, metrics)
-    source = LatentSource(cast(Engine, engine), cache, metrics, MAX_PIXELS)
+    source = LatentSource(cast(Engine, engine), cache, metrics=metrics, max_pixels=MAX_PIXELS)
     yield source
     source.close()
 
@@ -143,15 +143,17 @@ def decoding_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         monkeypatch.setattr(owner, name, recorded)
 
-    record_calls(latent_source, "prepare_image")
-    record_calls(latent_source, "prepare_pixels")
+    record_calls(latent_source, "frame_from_image")
+    record_calls(latent_source, "frame_from_pixels")
     return threads
 
 
 def latents(source: LatentSource, frames: list[Frame]) -> FrameLatents:
     """The latents of a request's frames."""
     request = QueuedRequest(MODEL.latency, 0.0)
-    return asyncio.run(source.latents(MODEL, frames, frame_fields(frames), request))
+    return asyncio.run(
+        source.latents_of(frames, MODEL, fields=frame_fields(frames), queued=request)
+    )
 
 
 def mean_colours(frames: list[Frame]) -> Tensor:
@@ -159,10 +161,14 @@ def mean_colours(frames: list[Frame]) -> Tensor:
     prepared = []
     for frame in frames:
         if frame.image is not None:
-            prepared.append(prepare_image(frame.image, "", MODEL.card, MAX_PIXELS))
+            prepared.append(
+                frame_from_image(frame.image, MODEL.card, max_pixels=MAX_PIXELS, field="")
+            )
         else:
             assert frame.pixels is not None
-            prepared.append(prepare_pixels(frame.pixels, "", MODEL.card, MAX_PIXELS))
+            prepared.append(
+                frame_from_pixels(frame.pixels, MODEL.card, max_pixels=MAX_PIXELS, field="")
+            )
     return torch.stack([frame.float().mean(dim=(0, 1)) for frame in prepared])
 
 
@@ -248,9 +254,9 @@ def test_many_frames_keep_their_order(source: LatentSource) -> None:
 def test_frames_count_for_the_request_that_has_them_encoded(
     source: LatentSource, engine: MeanEngine
 ) -> None:
-    request = QueuedRequest(MODEL.latency, 0.0, frames=2)
+    request = QueuedRequest(MODEL.latency, 0.0, frames_to_encode=2)
     frames = jpegs(2)
-    asyncio.run(source.latents(MODEL, frames, frame_fields(frames), request))
+    asyncio.run(source.latents_of(frames, MODEL, fields=frame_fields(frames), queued=request))
     assert engine.requests == [request]
 
 

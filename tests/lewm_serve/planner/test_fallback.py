@@ -27,9 +27,9 @@ from lewm_serve.planner.fallback import (
     ANSWER_RESERVE_S,
     ANSWER_RESERVE_SHARE,
     AnomalousFrames,
-    fallback_reason,
+    compute_fallback,
+    fallback_reason_or_raise,
     finish_in_time,
-    prepare_fallback,
     search_deadline,
 )
 from lewm_serve.registry.registry import LoadedModel
@@ -91,14 +91,14 @@ def fallback_actions(
     """The actions that a fallback computes."""
     request = Fallback(controller=name, state=cast(Any, state))
     warm_rows = None if warm_start is None else np.array(warm_start, np.float32)
-    prepared = prepare_fallback(model(action_neutral), request, warm_rows, ROWS)
+    prepared = compute_fallback(model(action_neutral), request, warm_start=warm_rows, rows=ROWS)
     assert prepared is not None
     assert prepared.controller == name
     return cast(list[list[float]], prepared.actions.tolist())
 
 
 def test_none_prepares_nothing() -> None:
-    assert prepare_fallback(model(), Fallback(), None, ROWS) is None
+    assert compute_fallback(model(), Fallback(), warm_start=None, rows=ROWS) is None
 
 
 def test_hold_is_the_action_nearest_to_0_or_that_of_the_card() -> None:
@@ -152,17 +152,17 @@ def test_a_wrong_fallback_is_refused_with_its_field(
     request_: dict[str, Any], code: str, detail: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        prepare_fallback(model(), Fallback(**request_), None, ROWS)
+        compute_fallback(model(), Fallback(**request_), warm_start=None, rows=ROWS)
     assert (caught.value.code, caught.value.detail) == (code, detail)
 
 
 @pytest.mark.parametrize(
     ("x", "cause"),
-    [(7.0, "no such room"), (8.0, r"gave \(5, 2\)"), (9.0, r"expected \(4, 2\), finite")],
+    [(7.0, "no such room"), (8.0, r"returned \(5, 2\)"), (9.0, r"expected finite actions \(4, 2\)")],
 )
 def test_a_failing_controller_matters_only_when_it_is_needed(x: float, cause: str) -> None:
     request = Fallback(controller="diagonal", state=np.array([x, 0.0], np.float32))
-    prepared = prepare_fallback(model(), request, None, ROWS)
+    prepared = compute_fallback(model(), request, warm_start=None, rows=ROWS)
     assert prepared is not None
     with pytest.raises(RuntimeError, match="controller diagonal failed") as caught:
         _ = prepared.actions
@@ -261,14 +261,14 @@ async def test_cancelled_work_that_fails_does_not_hide_the_deadline() -> None:
 )
 def test_the_reason_of_a_fallback(error: Exception, reason: str) -> None:
     with capture_logs() as logged:
-        assert fallback_reason(error, "request-1") == reason
+        assert fallback_reason_or_raise(error, "request-1") == reason
     assert logged == []
 
 
 def test_an_unexpected_error_is_logged_and_the_fallback_answers() -> None:
     error = MemoryError("out of memory")
     with capture_logs() as logged:
-        assert fallback_reason(error, "request-1") == "engine_failure"
+        assert fallback_reason_or_raise(error, "request-1") == "engine_failure"
     (line,) = logged
     assert (line["log_level"], line["request_id"], line["exc_info"]) == (
         "error",
@@ -280,7 +280,7 @@ def test_an_unexpected_error_is_logged_and_the_fallback_answers() -> None:
 def test_no_fallback_answers_for_the_other_errors_of_the_service() -> None:
     error = Overloaded(1.0)
     with pytest.raises(Overloaded) as caught:
-        fallback_reason(error, "request-1")
+        fallback_reason_or_raise(error, "request-1")
     assert caught.value is error
 
 
@@ -347,7 +347,7 @@ async def test_a_dead_engine(model_folder: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(Failed):
             await running.plan()
         with pytest.raises(Failed):
-            running.planner.models()
+            running.planner.describe_models()
         with pytest.raises(InvalidRequest):
             await running.plan(fallback={"controller": "who"})
     reports = [first.fallback, later.fallback]
@@ -442,12 +442,12 @@ class BrokenController:
 async def test_a_broken_controller_fails_only_requests_that_need_it(
     running: RunningPlanner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_of = running.planner._model
+    model_of = running.planner._loaded_model
 
     def model_with_broken_controller(*arguments: Any, **options: Any) -> LoadedModel:
         return replace(model_of(*arguments, **options), controllers={"broken": BrokenController()})
 
-    monkeypatch.setattr(running.planner, "_model", model_with_broken_controller)
+    monkeypatch.setattr(running.planner, "_loaded_model", model_with_broken_controller)
     broken = {"controller": "broken", "state": [1.0]}
     before = running.metric("lewm_plan_status_total", status="fallback")
     assert (await running.plan(fallback=broken)).status == "completed"

@@ -51,7 +51,7 @@ def assess_latents(
 ) -> Assessment:
     """The assessment of a request. A search stops early if it will be anomalous, and only then."""
     frames_and_goal = frames if goal is None else torch.cat([frames, goal])
-    scores = score_latents(calibration, reference, frames_and_goal, len(frames))
+    scores = score_latents(calibration, reference, frames_and_goal, frame_count=len(frames))
     assessment = assess(calibration, scores, surprise=surprise, sigreg=sigreg)
     surprise_limit = None if calibration is None else calibration.surprise_limit
     stops_search = bool(scores.anomalies) or exceeds(surprise, surprise_limit)
@@ -143,7 +143,7 @@ def test_a_goal_may_be_anomalous_but_the_reported_scores_are_those_of_the_frames
 
 
 def test_scores_are_those_of_the_frames_without_the_goal() -> None:
-    scores = score_latents(ALL_LIMITS, REFERENCE, latents(9.0, 12.0, 90.0), 2)
+    scores = score_latents(ALL_LIMITS, REFERENCE, latents(9.0, 12.0, 90.0), frame_count=2)
     assert (scores.norms, scores.zscores, scores.most_unusual) == ((9.0, 12.0), (-0.5, 1.0), 1)
     assert torch.equal(scores.latents, latents(9.0, 12.0))
     assert score_latents(None, None, latents(9.0, 8.0)).zscores == (None, None)
@@ -264,7 +264,7 @@ def monitored(
     goals = () if goal is None else (goal,)
     width = model.card.config.latent_dim
     scores = monitor.score(model, latents(*norms, *goals, width=width), len(norms))
-    return monitor.assess(model, scores, surprise=surprise, new_frames=new_frames)
+    return monitor.record(model, scores, surprise=surprise, new_frames=new_frames)
 
 
 def metric(metrics: Metrics, name: str, model: LoadedModel, **labels: str) -> float | None:

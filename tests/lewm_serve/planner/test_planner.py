@@ -25,11 +25,11 @@ class Gate:
         self._open.set()
         function: Callable[..., Any] = getattr(owner, name)
 
-        def gated(*arguments: Any) -> Any:
+        def gated(*arguments: Any, **options: Any) -> Any:
             if not self._open.is_set():
                 self.reached.set()
             assert self._open.wait(PATIENCE_S)
-            return function(*arguments)
+            return function(*arguments, **options)
 
         monkeypatch.setattr(owner, name, gated)
 
@@ -42,7 +42,7 @@ class Gate:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(latent_source, "prepare_pixels"), (TorchBackend, "encode"), (TorchBackend, "rollout")],
+    [(latent_source, "frame_from_pixels"), (TorchBackend, "encode"), (TorchBackend, "rollout")],
     ids=["decoding", "encoding", "searching"],
 )
 async def test_admitted_plans_are_finished_at_every_stage(

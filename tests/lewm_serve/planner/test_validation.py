@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lewm_models.card import ModelCard, SolverDefaults
+from lewm_models.card import ModelCard, SolverConfig
 from lewm_models.config import PRESETS
 from lewm_models.random_weights import random_card
 from lewm_serve.api.fields import parse
@@ -37,7 +37,7 @@ from tests.lewm_serve.support.requests import plan, predict
 MEAN, STD = np.array([0.25, -0.5], np.float32), np.array([0.5, 2.0], np.float32)
 LOW, HIGH = np.array([-1.0, -3.0], np.float32), np.array([2.0, 5.0], np.float32)
 HISTORY = PRESETS["edge"].history
-CARD_SOLVER = SolverDefaults("cem", samples=20, iterations=3, elites=6, horizon=3, momentum=0.25)
+CARD_SOLVER = SolverConfig("cem", samples=20, iterations=3, elites=6, horizon=3, momentum=0.25)
 HORIZON_ROWS = CARD_SOLVER.horizon * ACTION_BLOCK
 
 SETTINGS = Settings(max_samples=64, max_iterations=8, max_horizon=4, max_candidates=5, max_frames=2)
@@ -110,23 +110,23 @@ def history(frames: int) -> list[dict[str, Any]]:
 
 
 def test_without_a_warm_start_the_search_starts_at_the_mean_action() -> None:
-    start = plan_inputs().problem.start
+    start = plan_inputs().search_space.start
     assert start.shape == (CARD_SOLVER.horizon, 2 * ACTION_BLOCK)
     assert torch.equal(start, torch.zeros_like(start))
     assert np.array_equal(MODEL.to_rows(start), np.tile(MEAN, (HORIZON_ROWS, 1)))
 
 
 def test_the_search_space_is_that_of_the_model() -> None:
-    problem = plan_inputs().problem
+    space = plan_inputs().search_space
     blocks = zscored_blocks(np.tile(np.stack([LOW, HIGH]), (1, ACTION_BLOCK)).reshape(-1, 2))
-    assert problem.low.numpy() == pytest.approx(blocks[0])
-    assert problem.high.numpy() == pytest.approx(blocks[1])
-    assert problem.action_dim == 2
+    assert space.low.numpy() == pytest.approx(blocks[0])
+    assert space.high.numpy() == pytest.approx(blocks[1])
+    assert space.action_dim == 2
 
 
 def test_a_full_warm_start_is_the_start_of_the_search() -> None:
     warm_start = action_rows(HORIZON_ROWS)
-    start = plan_inputs(warm_start=warm_start).problem.start
+    start = plan_inputs(warm_start=warm_start).search_space.start
     assert start.numpy() == pytest.approx(zscored_blocks(warm_start), abs=1e-6)
     assert MODEL.to_rows(start) == pytest.approx(warm_start, abs=1e-6)
 
@@ -135,7 +135,7 @@ def test_a_full_warm_start_is_the_start_of_the_search() -> None:
 def test_a_short_warm_start_is_followed_by_the_mean_action(count: int) -> None:
     """It may end inside a block, because the last plan is being run."""
     warm_start = action_rows(count)
-    start = plan_inputs(warm_start=warm_start).problem.start
+    start = plan_inputs(warm_start=warm_start).search_space.start
     assert start.shape == (CARD_SOLVER.horizon, 2 * ACTION_BLOCK)
     rows = start.reshape(-1, 2).numpy()
     assert rows[:count] == pytest.approx((warm_start - MEAN) / STD, abs=1e-6)
@@ -144,7 +144,9 @@ def test_a_short_warm_start_is_followed_by_the_mean_action(count: int) -> None:
 
 def test_the_horizon_of_the_request_limits_the_warm_start() -> None:
     short = {"horizon": 1}
-    assert plan_inputs(warm_start=action_rows(ACTION_BLOCK), solver=short).problem.start.shape == (
+    assert plan_inputs(
+        warm_start=action_rows(ACTION_BLOCK), solver=short
+    ).search_space.start.shape == (
         1,
         2 * ACTION_BLOCK,
     )
@@ -196,9 +198,9 @@ def test_a_warm_start_that_rounding_put_outside_the_bounds_is_moved_to_the_bound
     rounded[1, 1] = LOW[1] - 0.5 * BOUND_TOLERANCE * (HIGH - LOW)[1]
     assert rounded[0, 0] > HIGH[0]
     assert rounded[1, 1] < LOW[1]
-    problem = plan_inputs(warm_start=rounded).problem
-    assert problem.start[0, 0] == problem.high[0]
-    assert problem.start[0, 3] == problem.low[3]
+    space = plan_inputs(warm_start=rounded).search_space
+    assert space.start[0, 0] == space.high[0]
+    assert space.start[0, 3] == space.low[3]
     rounded[0, 0] = HIGH[0] + 2 * BOUND_TOLERANCE * (HIGH - LOW)[0]
     assert problem_of(plan_inputs, warm_start=rounded).field == "warm_start[0][0]"
 
@@ -207,9 +209,9 @@ def test_a_mean_action_outside_the_bounds_is_moved_to_the_bound() -> None:
     """As when an operator narrows the bounds of a robot."""
     narrow = model_with(action_low=(0.5, -3.0), action_high=(1.0, 5.0))
     for warm_start in (..., np.array([[0.75, 0.0]], np.float32)):
-        problem = plan_inputs(narrow, warm_start=warm_start).problem
-        assert torch.equal(problem.start[1], problem.low.where(problem.low > 0, 0.0))
-        rows = narrow.to_rows(problem.start)
+        space = plan_inputs(narrow, warm_start=warm_start).search_space
+        assert torch.equal(space.start[1], space.low.where(space.low > 0, 0.0))
+        rows = narrow.to_rows(space.start)
         assert (rows >= narrow.card.action_low).all()
         assert (rows <= narrow.card.action_high).all()
 
@@ -220,10 +222,10 @@ def test_a_mean_action_outside_the_bounds_is_moved_to_the_bound() -> None:
 )
 def test_every_warm_start_inside_the_bounds_comes_back(count: int, fractions: list[float]) -> None:
     warm_start = LOW + (HIGH - LOW) * np.array(fractions, np.float32).reshape(-1, 2)[:count]
-    problem = plan_inputs(warm_start=warm_start.astype(np.float32)).problem
-    assert (problem.start >= problem.low).all()
-    assert (problem.start <= problem.high).all()
-    rows = MODEL.to_rows(problem.start)
+    space = plan_inputs(warm_start=warm_start.astype(np.float32)).search_space
+    assert (space.start >= space.low).all()
+    assert (space.start <= space.high).all()
+    rows = MODEL.to_rows(space.start)
     assert rows[:count] == pytest.approx(warm_start, abs=1e-5)
     assert rows[count:] == pytest.approx(np.tile(MEAN, (len(rows) - count, 1)), abs=1e-6)
 
@@ -334,8 +336,8 @@ def test_a_prediction_that_does_not_fit_into_an_answer_is_refused() -> None:
 
 
 def test_without_solver_settings_those_of_the_card_are_used() -> None:
-    assert plan_inputs().solver == CARD_SOLVER
-    assert plan_inputs(solver={}).solver == CARD_SOLVER
+    assert plan_inputs().solver_settings == CARD_SOLVER
+    assert plan_inputs(solver={}).solver_settings == CARD_SOLVER
 
 
 def test_settings_of_the_request_replace_those_of_the_card() -> None:
@@ -348,22 +350,24 @@ def test_settings_of_the_request_replace_those_of_the_card() -> None:
         "momentum": 0.0,
         "deviation": 0.75,
     }
-    assert plan_inputs(solver=requested).solver == SolverDefaults("cem", **requested)
-    assert plan_inputs(solver={"iterations": 1}).solver == replace(CARD_SOLVER, iterations=1)
+    assert plan_inputs(solver=requested).solver_settings == SolverConfig("cem", **requested)
+    assert plan_inputs(solver={"iterations": 1}).solver_settings == replace(
+        CARD_SOLVER, iterations=1
+    )
 
 
 def test_another_solver_keeps_the_settings_of_the_card_that_it_has() -> None:
-    solver = plan_inputs(solver={"name": "mppi", "temperature": 0.5}).solver
+    solver = plan_inputs(solver={"name": "mppi", "temperature": 0.5}).solver_settings
     assert solver == replace(CARD_SOLVER, name="mppi", temperature=0.5)
 
 
 def test_elites_of_the_card_are_lowered_to_the_samples() -> None:
-    assert plan_inputs(solver={"samples": 4}).solver.elites == 4
-    assert plan_inputs(solver={"samples": 6}).solver.elites == 6
-    assert plan_inputs(solver={"samples": 64}).solver.elites == 6
-    assert plan_inputs(solver={"elites": 64}).solver.elites == CARD_SOLVER.samples
+    assert plan_inputs(solver={"samples": 4}).solver_settings.elites == 4
+    assert plan_inputs(solver={"samples": 6}).solver_settings.elites == 6
+    assert plan_inputs(solver={"samples": 64}).solver_settings.elites == 6
+    assert plan_inputs(solver={"elites": 64}).solver_settings.elites == CARD_SOLVER.samples
     few_samples = model_with(solver=replace(CARD_SOLVER, samples=2))
-    assert plan_inputs(few_samples).solver.elites == 2
+    assert plan_inputs(few_samples).solver_settings.elites == 2
 
 
 def test_an_unknown_solver_is_refused() -> None:
@@ -379,19 +383,19 @@ def test_an_unknown_solver_is_refused() -> None:
             {"temperature": 0.5},
             "solver.temperature",
             "0.5",
-            "no such setting with cem, which has elites, momentum, deviation",
+            "only settings of cem: elites, momentum, deviation",
         ),
         (
             {"name": "mppi", "elites": 3},
             "solver.elites",
             "3",
-            "no such setting with mppi, which has temperature, deviation, noise_exponent",
+            "only settings of mppi: temperature, deviation, noise_exponent",
         ),
         (
             {"name": "gradient", "deviation": 0.5, "momentum": 0.5},
             "solver.momentum",
             "0.5",
-            "no such setting with gradient, which has learning_rate, deviation",
+            "only settings of gradient: learning_rate, deviation",
         ),
     ],
 )
@@ -412,7 +416,7 @@ def test_settings_of_another_solver_are_refused(
     ],
 )
 def test_the_limits_of_the_server(name: str, limit: int) -> None:
-    assert getattr(plan_inputs(solver={name: limit}).solver, name) == limit
+    assert getattr(plan_inputs(solver={name: limit}).solver_settings, name) == limit
     assert problem_of(plan_inputs, solver={name: limit + 1}) == FieldProblem(
         f"solver.{name}", "out_of_range", str(limit + 1), f"at most {limit} on this server"
     )
@@ -426,8 +430,8 @@ def test_the_limits_of_the_server_hold_for_the_card_too() -> None:
 
 
 def test_min_iterations_are_at_most_those_of_the_solver() -> None:
-    assert plan_inputs(min_iterations=3).solver.iterations == 3
-    assert plan_inputs(min_iterations=5, solver={"iterations": 5}).solver.iterations == 5
+    assert plan_inputs(min_iterations=3).solver_settings.iterations == 3
+    assert plan_inputs(min_iterations=5, solver={"iterations": 5}).solver_settings.iterations == 5
     assert problem_of(plan_inputs, min_iterations=4) == FieldProblem(
         "min_iterations", "out_of_range", "4", "at most the solver's iterations, 3"
     )

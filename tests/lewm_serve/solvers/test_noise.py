@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewm_serve.solvers.solver import Problem, coloured_noise
+from lewm_serve.solvers.solver import SearchSpace, coloured_noise
 
 
 def noise(samples: int, blocks: int, exponent: float, action_dim: int = 3) -> Tensor:
     """Noise (S, steps, action_dim) for blocks of five steps."""
     bound = torch.ones(5 * action_dim)
-    problem = Problem(-bound, bound, torch.zeros(blocks, 5 * action_dim), action_dim)
-    drawn = coloured_noise(np.random.default_rng(0), problem, samples, exponent)
+    space = SearchSpace(-bound, bound, torch.zeros(blocks, 5 * action_dim), action_dim)
+    drawn = coloured_noise(np.random.default_rng(0), space, samples=samples, exponent=exponent)
     assert drawn.shape == (samples, blocks, 5 * action_dim)
     return drawn.reshape(samples, 5 * blocks, action_dim)
 
@@ -34,7 +34,7 @@ def test_every_sequence_has_the_same_strength(exponent: float) -> None:
 
 def test_a_single_step_is_white() -> None:
     bound = torch.ones(3)
-    problem = Problem(-bound, bound, torch.zeros(1, 3), action_dim=3)
-    drawn = coloured_noise(np.random.default_rng(0), problem, 2000, 2.0)
+    space = SearchSpace(-bound, bound, torch.zeros(1, 3), action_dim=3)
+    drawn = coloured_noise(np.random.default_rng(0), space, samples=2000, exponent=2.0)
     assert drawn.shape == (2000, 1, 3)
     assert float(drawn.std()) == pytest.approx(1, abs=0.05)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import COMMON_SETTINGS
 from tests.lewm_serve.solvers.toy_searches import (
@@ -90,7 +90,7 @@ def test_the_best_never_gets_worse_and_stays_in_bounds(
     assert solver.best is not None
     assert best_costs == sorted(best_costs, reverse=True)
     assert sizes == solver.candidates_per_ask(solver.settings)
-    assert (solver.iterations, solver.candidates) == (iterations, sum(sizes))
+    assert (solver.iterations, solver.scored_candidates) == (iterations, sum(sizes))
     exact = float(cost(solver.best.actions[None]).nan_to_num(nan=math.inf, posinf=math.inf))
     assert solver.best.cost == pytest.approx(exact, rel=1e-5)
 
@@ -193,9 +193,9 @@ def test_the_unit_of_the_cost_does_not_matter(name: str) -> None:
 
 @every_solver
 def test_resolved_settings_hold_what_the_solver_uses(name: str) -> None:
-    settings = SolverDefaults(name, tolerance=0.5, deviation=0.25)
+    settings = SolverConfig(name, tolerance=0.5, deviation=0.25)
     solver_type = SOLVERS[name]
-    resolved = solver_type.resolved(settings)
+    resolved = solver_type.all_settings(settings)
     assert resolved.keys() == {*COMMON_SETTINGS, *solver_type.own_settings}
     assert (resolved["name"], resolved["tolerance"]) == (name, 0.5)
     assert resolved["deviation"] == 0.25

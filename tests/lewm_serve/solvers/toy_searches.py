@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.solver import Problem, Solver
+from lewm_serve.solvers.solver import SearchSpace, Solver
 
 LOW, HIGH = torch.full((2,), -1.5), torch.full((2,), 1.0)
 
@@ -16,9 +16,9 @@ Cost = Callable[[Tensor], Tensor]
 """Candidates (S, T, A) → costs (S,)."""
 
 
-def problem(horizon: int = 3, start: float = 0.0) -> Problem:
+def space(horizon: int = 3, start: float = 0.0) -> SearchSpace:
     """A search space with blocks of one step and two action dimensions."""
-    return Problem(LOW, HIGH, torch.full((horizon, 2), start), action_dim=2)
+    return SearchSpace(LOW, HIGH, torch.full((horizon, 2), start), action_dim=2)
 
 
 def bowl(target: float) -> Cost:
@@ -41,8 +41,8 @@ def ripples(candidates: Tensor) -> Tensor:
 def new_solver(name: str, seed: int = 1, start: float = 0.0, **changes: Any) -> Solver:
     """A solver with moderate settings, changed."""
     moderate = {"samples": 300, "iterations": 30, "elites": 10, "horizon": 3}
-    settings = SolverDefaults(name, **moderate | changes)
-    return SOLVERS[name](settings, problem(settings.horizon, start), seed)
+    settings = SolverConfig(name, **moderate | changes)
+    return SOLVERS[name](settings, space(settings.horizon, start), seed)
 
 
 def tell(solver: Solver, candidates: Tensor, cost: Cost) -> None:

@@ -6,9 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lewm_serve.api.context import RequestContext
 from lewm_serve.api.fields import parse
-from lewm_serve.api.requests import EncodeRequest, PlanRequest
+from lewm_serve.api.requests import EncodeRequest, PlanRequest, RequestContext
 from lewm_serve.api.responses import EncodeResponse, PlanResponse
 from lewm_serve.constants import Endpoint
 from lewm_serve.observability.metrics import Metrics

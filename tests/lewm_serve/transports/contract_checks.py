@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lewm_models.card import SolverDefaults
+from lewm_models.card import SolverConfig
 from lewm_serve.solvers import SOLVERS
 from tests.lewm_serve.support.frames import ACTION_BLOCK, ACTION_DIM, LATENT_DIM
 from tests.lewm_serve.support.random_model import MODEL_NAME
@@ -130,7 +130,7 @@ def check_search(request: Document, answer: Document, solver: Document) -> None:
     assert answer["cost"] >= 0
     assert answer["fallback"] is None
     if answer["status"] == "completed":
-        settings = SolverDefaults(**solver)
+        settings = SolverConfig(**solver)
         candidates = SOLVERS[solver["name"]].candidates_per_ask(settings)
         assert answer["iterations"] == solver["iterations"]
         assert answer["candidates"] == sum(candidates)

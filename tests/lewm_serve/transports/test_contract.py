@@ -85,7 +85,7 @@ def test_a_setting_of_another_solver_is_refused_with_the_settings_there_are(
 ) -> None:
     detail = driver.send("plan", plan_with_solver(temperature=1)).detail
     assert detail.startswith("solver.temperature: ")
-    assert "cem, which has elites, momentum, deviation" in detail
+    assert "only settings of cem: elites, momentum, deviation" in detail
 
 
 def test_latent_ids_stand_for_their_frames(driver: Driver) -> None:

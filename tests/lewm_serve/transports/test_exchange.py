@@ -14,7 +14,7 @@ def test_bytes_beyond_the_limit_are_refused_until_others_are_released() -> None:
         with memory.reserve() as first:
             first.add(60)
             second.add(40)
-            with pytest.raises(Overloaded, match="requests of 100 bytes are in progress"):
+            with pytest.raises(Overloaded, match="requests in progress hold 100 bytes"):
                 second.add(1)
         assert memory.total == 40
         second.add(60)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lewm_models.config import LeWMConfig
-from lewm_models.export.weights import Affine, BlockWeights, PredictorWeights, fold_modules
-from lewm_models.lewm import LeWM, PredictorBlock
+from lewm_models.export.weights import Affine, LayerWeights, PredictorWeights, fold_modules
+from lewm_models.lewm import LeWM, PredictorLayer
 from lewm_serve.backends.backend import (
     ThreadedBackend,
     threads_change_rollouts,
@@ -22,47 +22,50 @@ from lewm_serve.backends.backend import (
 )
 from lewm_serve.backends.native import library
 from lewm_serve.backends.native.weights import (
-    BLOCK,
-    HALF_BLOCK,
+    HALF_MATRIX_BLOCK,
+    MATRIX_BLOCK,
     PackedFloatMap,
     PackedMaps,
     identity,
     side_by_side,
 )
-from lewm_serve.backends.rollout import Rollout, RowThreads
+from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 
 MAX_WIDTH, MAX_HISTORY = 4096, 16
 """The limits of layers.h: `MAX_WIDTH` and `MAX_TOKENS`."""
 
-MAPS_A_BLOCK = 5
+MAPS_PER_LAYER = 5
+"""The linear maps of `library.LayerMaps`; see `_layer_maps`."""
 
 Window = list[Tensor]
-"""For each token its keys and values (L, panels, R, 32)."""
+"""For each token its keys and values (L, panels, R, 32). A panel holds 32 columns, keys first, then
+values; see `Panels` in product.h."""
 
 
 class NativeBackend:
     """A LeWM whose roll-outs are computed in bfloat16; their rows are split among threads.
 
-    Another backend, in float32, encodes frames and computes gradients. A plan encodes a frame or
-    two and rolls hundreds of candidates out, so bfloat16 would save little there; and a latent has
-    the same bits with and without this backend.
+    Another backend, in float32, encodes frames and computes gradients. A plan encodes one or two
+    frames and rolls out hundreds of candidates, so a faster encoding would save little. And the
+    bits of a latent do not depend on whether this backend is used.
 
     Raises:
-        NoLibrary: the native code cannot run this model, or cannot run on this machine.
+        NativeUnavailable: the native code cannot run this model, or cannot run on this machine.
     """
 
     name = "native"
     precision = "bfloat16"
 
-    def __init__(self, model: LeWM, float32: ThreadedBackend) -> None:
-        check_native(model.config, torch.device(float32.device))
+    def __init__(self, model: LeWM, float32_backend: ThreadedBackend) -> None:
+        check_native(model.config, torch.device(float32_backend.device))
         library.keep_freed_memory()
         self._config = model.config
-        self._float32 = float32
-        self.device, self.encode_precision = float32.device, float32.encode_precision
+        self._float32_backend = float32_backend
+        self.device = float32_backend.device
+        self.encode_precision = float32_backend.encode_precision
         self._row_threads = RowThreads()
-        kernel = NativeKernel(model.eval(), library.library())
-        self._rollout = Rollout(kernel, self._row_threads, remember=True)
+        kernel = NativeKernel(model.eval(), library.load_library())
+        self._rollout = SharedContextRollout(kernel, self._row_threads, remember=True)
         self.threads = 1
 
     @property
@@ -72,18 +75,18 @@ class NativeBackend:
 
     @threads.setter
     def threads(self, count: int) -> None:
-        self._row_threads.fix(count)
-        self._float32.threads = count
+        self._row_threads.use(count)
+        self._float32_backend.threads = count
 
     def adapt_threads(self, all_threads: int) -> None:
         """See `ThreadedBackend`."""
         if not threads_change_rollouts(self, self._config, all_threads):
-            self._row_threads.adapt(all_threads)
-        self._float32.adapt_threads(all_threads)
+            self._row_threads.choose_by_measurement(all_threads)
+        self._float32_backend.adapt_threads(all_threads)
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
-        return self._float32.encode(frames)
+        return self._float32_backend.encode(frames)
 
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
@@ -98,14 +101,14 @@ class NativeBackend:
         return self._rollout.predict_newest(latents, past_actions)
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`."""
-        return self._float32.gradients(latents, past_actions, candidates, goals)
+        return self._float32_backend.gradients(latents, past_actions, candidates, goals=goals)
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
-        self._float32.warm_up()
+        self._float32_backend.warm_up()
         warm_up_rollouts(self, self._config)
 
 
@@ -119,7 +122,8 @@ class NativeKernel:
         config = model.config
         self.history = config.history
         self._code = code
-        self._layers, self._latent_dim = config.predictor_depth, config.latent_dim
+        self._layers = config.predictor_depth
+        self._latent_dim = config.latent_dim
         self._inner = config.predictor_heads * config.predictor_head_dim
         weights = PredictorWeights(model)
         self._positions = torch.from_numpy(weights.positions).contiguous()
@@ -127,21 +131,24 @@ class NativeKernel:
         self._input_projection = (
             None if weights.input_map is None else PackedFloatMap(weights.input_map)
         )
-        block_maps = [
-            linear for block in weights.blocks for linear in _block_maps(block, self._inner)
+        layer_maps = [
+            linear for layer in weights.layers for linear in _layer_maps(layer, self._inner)
         ]
         self._packed = PackedMaps(
-            [weights.action_maps[1], *_modulation_maps(model), *block_maps, *weights.output_maps]
+            [weights.action_maps[1], *_modulation_maps(model), *layer_maps, *weights.output_maps]
         )
         self._model = self._pack(config, weights, use_tiles=use_tiles)
 
     def begin(self, latents: Sequence[Tensor], actions: Tensor) -> tuple[Tensor, Window]:
         """See `Kernel`."""
-        count, rows = len(latents), len(latents[0])
-        shape = self._layers, 2 * self._inner // BLOCK, count * rows, BLOCK
+        count = len(latents)
+        rows = len(latents[0])
+        panels = 2 * self._inner // MATRIX_BLOCK
+        shape = self._layers, panels, count * rows, MATRIX_BLOCK
         keys_values = torch.empty(shape, dtype=torch.bfloat16)
         predicted = self._empty_latents(rows)
-        stacked, actions = torch.stack(list(latents)), actions.contiguous()
+        stacked = torch.stack(list(latents))
+        actions = actions.contiguous()
         self._code.begin_window(
             self._model,
             stacked.data_ptr(),
@@ -180,7 +187,7 @@ class NativeKernel:
         return [token[:, :, rows] for token in window]
 
     def _empty_latents(self, *shape: int) -> Tensor:
-        """Memory for predicted latents, which the code writes in whole blocks."""
+        """Memory for predicted latents, which the code writes in blocks of `MATRIX_BLOCK`."""
         return torch.empty(*shape, self._model.head_second.outputs)
 
     def _pack(
@@ -189,19 +196,28 @@ class NativeKernel:
         """The struct that the code reads; it points into memory that this object owns."""
         layers = self._layers
         action_second, *maps, head_first, head_second = self._packed.maps
-        modulations, block_maps = maps[:layers], maps[layers:]
-        blocks = [
-            library.BlockMaps(
-                *block_maps[MAPS_A_BLOCK * layer : MAPS_A_BLOCK * (layer + 1)],
-                epsilons=(ctypes.c_float * 4)(*block.epsilons),
+        modulations, maps_of_layers = maps[:layers], maps[layers:]
+        layer_maps = []
+        for index, layer in enumerate(weights.layers):
+            first = MAPS_PER_LAYER * index
+            key_value, query, out, mlp_first, mlp_second = maps_of_layers[
+                first : first + MAPS_PER_LAYER
+            ]
+            layer_maps.append(
+                library.LayerMaps(
+                    key_value=key_value,
+                    query=query,
+                    out=out,
+                    mlp_first=mlp_first,
+                    mlp_second=mlp_second,
+                    epsilons=(ctypes.c_float * 4)(*layer.epsilons),
+                )
             )
-            for layer, block in enumerate(weights.blocks)
-        ]
         projection = library.FloatMap()  # without weights
         if self._input_projection is not None:
             projection = self._input_projection.map
         return library.PredictorModel(
-            blocks=(library.BlockMaps * layers)(*blocks),
+            layer_maps=(library.LayerMaps * layers)(*layer_maps),
             modulations=(library.LinearMap * layers)(*modulations),
             positions=self._positions.data_ptr(),
             layers=layers,
@@ -224,38 +240,45 @@ def check_native(config: LeWMConfig, device: torch.device) -> None:
     """Check that the native code can run a model on a device; compiles it if necessary.
 
     Raises:
-        NoLibrary: it cannot; the message says why.
+        NativeUnavailable: it cannot; the message says why.
     """
     if device.type != "cpu":
-        raise library.NoLibrary(f"it runs on CPUs, not on {device}")
+        raise library.NativeUnavailable(f"the native code runs on CPUs, not on {device}")
     if not supports(config):
-        raise library.NoLibrary("it runs only predictors whose widths are multiples of 16")
-    library.library()
+        raise library.NativeUnavailable(
+            f"the native code needs a predictor whose width is at most {MAX_WIDTH}, whose width "
+            f"and head width are multiples of {HALF_MATRIX_BLOCK}, whose heads × head width is a "
+            f"multiple of {MATRIX_BLOCK}, and a history of at most {MAX_HISTORY}"
+        )
+    library.load_library()
 
 
 def supports(config: LeWMConfig) -> bool:
     """Whether the native code can compute a predictor of these widths."""
     inner = config.predictor_heads * config.predictor_head_dim
     return (
-        config.predictor_width % HALF_BLOCK == 0
-        and config.predictor_head_dim % HALF_BLOCK == 0
-        and inner % BLOCK == 0
+        config.predictor_width % HALF_MATRIX_BLOCK == 0
+        and config.predictor_head_dim % HALF_MATRIX_BLOCK == 0
+        and inner % MATRIX_BLOCK == 0
         and config.predictor_width <= MAX_WIDTH
         and config.history <= MAX_HISTORY
     )
 
 
 def _keep_torch_on_one_thread() -> None:
-    """Run what PyTorch does in a roll-out, which is little, on the calling thread."""
+    """Make PyTorch use one thread: its threads would compete with those of `RowThreads`.
+
+    PyTorch has little to do in a roll-out.
+    """
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
 
 
-def _block_maps(block: BlockWeights, inner: int) -> list[Affine]:
-    """The maps of a block in the order in which they are used: the fields of `BlockMaps`."""
-    key_value = side_by_side(block.key, block.value)
-    out = identity(inner) if block.attention_out is None else block.attention_out
-    return [key_value, block.query, out, block.mlp_first, block.mlp_second]
+def _layer_maps(layer: LayerWeights, inner: int) -> list[Affine]:
+    """The maps of a layer in the order in which they are used."""
+    key_value = side_by_side(layer.key, layer.value)
+    out = identity(inner) if layer.attention_out is None else layer.attention_out
+    return [key_value, layer.query, out, layer.mlp_first, layer.mlp_second]
 
 
 def _modulation_maps(model: LeWM) -> list[Affine]:
@@ -263,13 +286,15 @@ def _modulation_maps(model: LeWM) -> list[Affine]:
 
     `PredictorWeights` adds 1 to the scales before it rounds them; the code adds it afterwards.
     """
-    blocks = (cast(PredictorBlock, block) for block in model.predictor.transformer.layers)
-    return [fold_modules(cast(nn.Linear, block.adaLN_modulation[1])) for block in blocks]
+    layers = (cast(PredictorLayer, layer) for layer in model.predictor.transformer.layers)
+    return [fold_modules(cast(nn.Linear, layer.adaLN_modulation[1])) for layer in layers]
 
 
 def _known_token(keys_values: Tensor) -> library.KnownToken:
     layer_stride, panel_stride, row_stride, column_stride = keys_values.stride()
-    assert (row_stride, column_stride) == (BLOCK, 1)
+    assert (row_stride, column_stride) == (MATRIX_BLOCK, 1)
     return library.KnownToken(
-        values=keys_values.data_ptr(), rows=panel_stride // BLOCK, layer_stride=layer_stride
+        values=keys_values.data_ptr(),
+        rows=panel_stride // MATRIX_BLOCK,
+        layer_stride=layer_stride,
     )

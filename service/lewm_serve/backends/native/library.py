@@ -24,7 +24,7 @@ COMPILER_FLAGS = (
     "-O3",
     "-march=native",
     "-fno-math-errno",
-    "-w",
+    "-w",  # no warnings here: `make check` compiles the code with all warnings
     "-shared",
     "-fPIC",
 )
@@ -37,37 +37,37 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`."""
 
 WORK_KINDS = ("matrix products", "layer norms", "attention")
-"""`WorkKind` in layers.h. Products include what is done with their results."""
+"""`WorkKind` in layers.h. The time of a product includes what is done with its results."""
 
 
-class NoLibrary(RuntimeError):
-    """The native code cannot be used here; the message says why."""
+class NativeUnavailable(RuntimeError):
+    """The native code cannot run a model here; the message says why."""
 
 
-def library() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
     """The native code, compiled if necessary.
 
     Raises:
-        NoLibrary: it cannot be compiled, or would not run.
+        NativeUnavailable: it cannot be compiled, or would not run.
     """
-    loaded = _load()
-    if isinstance(loaded, NoLibrary):
+    loaded = _load_or_reason()
+    if isinstance(loaded, NativeUnavailable):
         raise loaded
     return loaded
 
 
 @cache
-def _load() -> ctypes.CDLL | NoLibrary:
-    """The native code, or why there is none. Cached, so that a compiler fails only once."""
+def _load_or_reason() -> ctypes.CDLL | NativeUnavailable:
+    """The native code, or why there is none. Cached, so that a failing compiler runs only once."""
     if REQUIRED_CPU_FLAG not in cpu_flags():
-        return NoLibrary(f"the processor has no {REQUIRED_CPU_FLAG}")
+        return NativeUnavailable(f"the processor has no {REQUIRED_CPU_FLAG}")
     try:
-        code = ctypes.CDLL(str(compiled(cache_folder())))
+        code = ctypes.CDLL(str(compile_library(cache_folder())))
         check_structs(code)
-    except NoLibrary as error:
+    except NativeUnavailable as error:
         return error
     except OSError as error:
-        return NoLibrary(str(error))
+        return NativeUnavailable(str(error))
     _declare_functions(code)
     return code
 
@@ -86,60 +86,85 @@ def cache_folder() -> Path:
     """The user's folder for compiled code.
 
     Raises:
-        NoLibrary: the user has no home folder.
+        NativeUnavailable: the user has no home folder.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewm"
     except RuntimeError as error:
-        raise NoLibrary(f"no folder for compiled code: {error}, set XDG_CACHE_HOME") from error
+        raise NativeUnavailable(
+            f"no folder for compiled code: {error}, set XDG_CACHE_HOME"
+        ) from error
 
 
-def compiled(folder: Path) -> Path:
+def compile_library(folder: Path) -> Path:
     """The library's file in a folder; compiled unless it exists for these sources and processor.
 
     Raises:
-        NoLibrary: there is no compiler, or it fails.
+        NativeUnavailable: there is no compiler, or it fails.
         OSError: the folder cannot be written.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        raise NoLibrary(f"no C++ compiler: none of {', '.join(COMPILERS)} is installed")
+    compiler = _find_compiler()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(folder)
     path = folder / f"predictor-{_fingerprint(compiler)}.so"
-    # Loading a file that was cut short, by a full disk or a power failure, would end the process.
-    digest_path = path.with_suffix(".sha256")
-    if path.exists() and digest_path.exists() and digest_path.read_text() == _digest(path):
-        return path
-    # Another process may do the same at the same time: both write equal files, and the later one
-    # replaces the earlier one's.
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        new_path, new_digest_path = Path(scratch) / path.name, Path(scratch) / digest_path.name
-        source = str(SOURCES[-1])
-        command = [*shlex.split(compiler), *COMPILER_FLAGS, source, "-o", str(new_path)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NoLibrary(f"the compiler does not run: {error}") from error
-        if done.returncode != 0:
-            raise NoLibrary(f"{compiler} fails: {done.stderr.strip()[:500]}")
-        new_digest_path.write_text(_digest(new_path))
-        new_path.replace(path)
-        new_digest_path.replace(digest_path)
+    if not _is_valid(path):
+        _compile_into(path, compiler)
     return path
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _find_compiler() -> str:
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise NativeUnavailable(f"no C++ compiler: none of {', '.join(COMPILERS)} is installed")
+    return compiler
 
 
 def _check_private(folder: Path) -> None:
     """Refuse a folder in which other users could put code that this process would run."""
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise NoLibrary(f"{folder} can be written by others, compiled code is not taken from it")
+        raise NativeUnavailable(
+            f"other users can write to {folder}: compiled code is not loaded from it"
+        )
+
+
+def _is_valid(path: Path) -> bool:
+    """Whether a library's file exists and is complete.
+
+    Loading a file that was cut short, by a full disk or a power failure, would end the process.
+    """
+    digest_path = _digest_path(path)
+    return path.exists() and digest_path.exists() and digest_path.read_text() == _digest(path)
+
+
+def _compile_into(path: Path, compiler: str) -> None:
+    """Compile the library's file.
+
+    Another process may do the same at the same time. Both write equal files, and the later file
+    replaces the earlier one.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        new_path = Path(scratch) / path.name
+        command = [*shlex.split(compiler), *COMPILER_FLAGS, str(SOURCES[-1]), "-o", str(new_path)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NativeUnavailable(f"the compiler does not run: {error}") from error
+        if done.returncode != 0:
+            raise NativeUnavailable(f"{compiler} fails: {done.stderr.strip()[:500]}")
+        _digest_path(new_path).write_text(_digest(new_path))
+        new_path.replace(path)
+        _digest_path(new_path).replace(_digest_path(path))
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _fingerprint(compiler: str) -> str:
@@ -164,7 +189,7 @@ def keep_freed_memory() -> None:
 def read_ticks() -> tuple[int, dict[str, int]]:
     """The processor's clock, and the ticks that each kind of work has taken, over all threads."""
     ticks = (ctypes.c_int64 * len(WORK_KINDS))()
-    now = library().read_ticks(ticks)
+    now = load_library().read_ticks(ticks)
     return now, dict(zip(WORK_KINDS, ticks, strict=True))
 
 
@@ -173,7 +198,7 @@ def read_ticks() -> tuple[int, dict[str, int]]:
 
 
 class LinearMap(ctypes.Structure):
-    """A linear map in bfloat16, in whole blocks."""
+    """A linear map in bfloat16, padded to whole blocks of `MATRIX_BLOCK`."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),
@@ -189,8 +214,8 @@ class FloatMap(ctypes.Structure):
     _fields_ = LinearMap._fields_
 
 
-class BlockMaps(ctypes.Structure):
-    """The maps of one predictor block."""
+class LayerMaps(ctypes.Structure):
+    """The maps of one predictor layer."""
 
     _fields_ = (
         ("key_value", LinearMap),
@@ -206,7 +231,7 @@ class PredictorModel(ctypes.Structure):
     """All maps and widths of a predictor."""
 
     _fields_ = (
-        ("blocks", ctypes.POINTER(BlockMaps)),
+        ("layer_maps", ctypes.POINTER(LayerMaps)),
         ("modulations", ctypes.POINTER(LinearMap)),
         ("positions", ctypes.c_void_p),
         ("layers", ctypes.c_int64),
@@ -235,21 +260,21 @@ class KnownToken(ctypes.Structure):
     )
 
 
-SHARED_STRUCTS = (LinearMap, FloatMap, BlockMaps, PredictorModel, KnownToken)
+SHARED_STRUCTS = (LinearMap, FloatMap, LayerMaps, PredictorModel, KnownToken)
 
 
 def check_structs(code: ctypes.CDLL) -> None:
     """Compare the size of each struct here with its size in the compiled code.
 
     Raises:
-        NoLibrary: one of them differs, or is unknown to the code.
+        NativeUnavailable: one of them differs, or is unknown to the code.
     """
     code.struct_size.argtypes = (ctypes.c_char_p,)
     code.struct_size.restype = ctypes.c_int64
     for struct in SHARED_STRUCTS:
         here, there = ctypes.sizeof(struct), code.struct_size(struct.__name__.encode())
         if here != there:
-            raise NoLibrary(
+            raise NativeUnavailable(
                 f"{struct.__name__} has {here} bytes in Python and {there} in the compiled code"
             )
 

@@ -34,13 +34,13 @@ struct FloatMap {
 
 // The maps of one predictor block; one map computes keys and values. The epsilons are those of its
 // four layer norms, in the order of their use.
-struct BlockMaps {
+struct LayerMaps {
     LinearMap key_value, query, out, mlp_first, mlp_second;
     float epsilons[4];
 };
 
 struct PredictorModel {
-    const BlockMaps* blocks;
+    const LayerMaps* blocks;
     const LinearMap* modulations;  // of each layer: condition -> shift, scale, gate, twice
     const float* positions;        // (history, D)
     int64_t layers, history, latent, width, heads, head_width;
@@ -140,7 +140,7 @@ void extend(const PredictorModel& model, const Window& window, const std::vector
     int64_t first_output = known, outputs = count;
 
     for (int64_t layer = 0; layer < model.layers; ++layer) {
-        const BlockMaps& block = model.blocks[layer];
+        const LayerMaps& block = model.blocks[layer];
         ConstPanels layer_modulations =
             ConstPanels{modulations + layer * modulation_rows * 6 * width, modulation_rows}.from(
                 modulation_row);
@@ -204,7 +204,7 @@ struct SharedStruct {
 
 constexpr SharedStruct SHARED_STRUCTS[] = {
     {"LinearMap", sizeof(LinearMap)},   {"FloatMap", sizeof(FloatMap)},
-    {"BlockMaps", sizeof(BlockMaps)},   {"PredictorModel", sizeof(PredictorModel)},
+    {"LayerMaps", sizeof(LayerMaps)},   {"PredictorModel", sizeof(PredictorModel)},
     {"KnownToken", sizeof(KnownToken)},
 };
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from lewm_models.export.weights import Affine
 from lewm_serve.backends.native import library
 
-BLOCK = 32
-"""Rows, inputs and outputs are multiplied in blocks of this size; `BLOCK` in product.h."""
+MATRIX_BLOCK = 32
+"""Rows, inputs and outputs are multiplied in blocks of this size; `MATRIX_BLOCK` in product.h."""
 
-HALF_BLOCK = BLOCK // 2
+HALF_MATRIX_BLOCK = MATRIX_BLOCK // 2
 HUGE_PAGE_BYTES = 1 << 21
 
 
@@ -75,7 +75,7 @@ def identity(width: int) -> Affine:
 
 def padded(size: int) -> int:
     """A size rounded up to whole blocks."""
-    return -(-size // BLOCK) * BLOCK
+    return -(-size // MATRIX_BLOCK) * MATRIX_BLOCK
 
 
 def _shape(affine: Affine) -> tuple[int, int]:
@@ -89,8 +89,10 @@ def _panels(affine: Affine) -> Tensor:
     inputs, outputs = _shape(affine)
     weight = torch.zeros(padded(inputs), padded(outputs))
     weight[:inputs, :outputs] = torch.from_numpy(affine.as_float32().weight)
-    # Inputs by block, pair in it, and one of the pair; outputs by panel, half of it, and column.
-    parts = weight.view(-1, HALF_BLOCK, 2, padded(outputs) // BLOCK, 2, HALF_BLOCK)
+    # Axes of the inputs: block, pair in the block, one of the pair. Axes of the outputs: panel,
+    # half of the panel, column in the half.
+    panels = padded(outputs) // MATRIX_BLOCK
+    parts = weight.view(-1, HALF_MATRIX_BLOCK, 2, panels, 2, HALF_MATRIX_BLOCK)
     return parts.permute(3, 0, 4, 1, 5, 2).reshape(-1)
 
 

@@ -87,7 +87,7 @@ def to_array(tensor: pb.Tensor, field: str) -> NDArray[np.float32]:
     """The tensor as an array over its bytes, without a copy.
 
     Raises:
-        InvalidRequest: `shape_mismatch`. Nothing is allocated before.
+        InvalidRequest: `shape_mismatch`; it is raised before any memory is allocated.
     """
     shape = list(tensor.shape)
     rows, *other_axes = shape or [0]
@@ -106,7 +106,7 @@ def to_array(tensor: pb.Tensor, field: str) -> NDArray[np.float32]:
 
 
 def to_message_fields(value: Any) -> Any:
-    """A response, or a part of one, as the fields of its message. None is left out."""
+    """A response, or a part of one, as the fields of its message, without those that are None."""
     if isinstance(value, np.ndarray):
         return {
             "shape": value.shape,

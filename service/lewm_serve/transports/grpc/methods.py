@@ -17,9 +17,15 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from lewm.v1 import planner_pb2 as pb
-from lewm_serve.api.context import RequestContext, printable_or_none, request_id_from
 from lewm_serve.api.fields import RequestModel, parse
-from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest
+from lewm_serve.api.requests import (
+    EncodeRequest,
+    PlanRequest,
+    PredictRequest,
+    RequestContext,
+    printable_or_none,
+    request_id_from,
+)
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
 from lewm_serve.constants import Endpoint
 from lewm_serve.errors import (
@@ -51,16 +57,16 @@ RequestT = TypeVar("RequestT", bound=RequestModel)
 ResponseT = TypeVar("ResponseT", EncodeResponse, PredictResponse, PlanResponse)
 
 
-class Methods:
+class PlannerMethods:
     """The handlers of all methods."""
 
     def __init__(
-        self, planner: Planner, metrics: Metrics, memory: RequestMemory, max_bytes: int
+        self, planner: Planner, *, metrics: Metrics, memory: RequestMemory, max_message_bytes: int
     ) -> None:
         self.planner = planner
         self.metrics = metrics
         self.memory = memory
-        self.max_bytes = max_bytes
+        self.max_message_bytes = max_message_bytes
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
         """gRPC's handler of each method, by the method's name."""
@@ -69,21 +75,21 @@ class Methods:
             "Encode": self._inference_handler(
                 endpoint="encode",
                 request_message=pb.EncodeRequest,
-                request_model=EncodeRequest,
+                request_type=EncodeRequest,
                 work=planner.encode,
                 response_message=pb.EncodeResponse,
             ),
             "Predict": self._inference_handler(
                 endpoint="predict",
                 request_message=pb.PredictRequest,
-                request_model=PredictRequest,
+                request_type=PredictRequest,
                 work=planner.predict,
                 response_message=pb.PredictResponse,
             ),
             "Plan": self._inference_handler(
                 endpoint="plan",
                 request_message=pb.PlanRequest,
-                request_model=PlanRequest,
+                request_type=PlanRequest,
                 work=planner.plan,
                 response_message=pb.PlanResponse,
             ),
@@ -99,15 +105,15 @@ class Methods:
         *,
         endpoint: Endpoint,
         request_message: type[Message],
-        request_model: type[RequestT],
+        request_type: type[RequestT],
         work: Callable[[RequestT, RequestContext], Awaitable[ResponseT]],
         response_message: type[Message],
     ) -> Handler:
         async def answer(data: bytes, exchange: Exchange) -> Message:
             message: Any = parse_message(request_message, data)
-            model = message.model if message.HasField("model") else None
-            exchange.model = self.planner.log_label(model)
-            request = parse(request_model, to_document(message))
+            model_name = message.model if message.HasField("model") else None
+            exchange.model = self.planner.log_label(model_name)
+            request = parse(request_type, to_document(message))
             response = await work(request, exchange.context)
             exchange.response = response
             return response_message(**to_message_fields(response))
@@ -116,14 +122,14 @@ class Methods:
 
     async def _list_models(self, data: bytes, _exchange: Exchange) -> Message:
         to_document(parse_message(pb.ListModelsRequest, data))
-        models = [pb.Model(**to_message_fields(model)) for model in self.planner.models()]
+        models = [pb.Model(**to_message_fields(model)) for model in self.planner.describe_models()]
         return pb.ListModelsResponse(models=models)
 
     async def _get_model(self, data: bytes, exchange: Exchange) -> Message:
         request = parse_message(pb.GetModelRequest, data)
         exchange.model = self.planner.log_label(request.name)
         to_document(request)
-        model = self.planner.model(request.name)
+        model = self.planner.describe_model(request.name)
         return pb.GetModelResponse(model=pb.Model(**to_message_fields(model)))
 
     def _handler(
@@ -154,20 +160,22 @@ class Methods:
                 error = Internal(context.request_id)
             finally:
                 self._record_later(exchange, error)
+            # Only a refused call gets here: a success has returned, a cancelled one has raised.
             await abort(call, error, context.request_id)
 
         return handle
 
     def _record_later(self, exchange: Exchange, error: ServiceError | None) -> None:
-        """Record the call once its answer is on its way."""
+        """Record the call in the event loop's next round, so that the answer is sent first."""
         status = "OK"
         if error is not None:
             exchange.code, status = error.code, error.grpc_status
         asyncio.get_running_loop().call_soon(record, self.metrics, exchange, status)
 
     def _check_size(self, data: bytes) -> None:
-        if len(data) > self.max_bytes:
-            detail = f"message: received {len(data)} bytes, expected at most {self.max_bytes}"
+        limit = self.max_message_bytes
+        if len(data) > limit:
+            detail = f"message: received {len(data)} bytes, expected at most {limit}"
             raise BodyTooLarge(detail)
 
     def _serialize(self, message: Message) -> bytes:
@@ -239,7 +247,7 @@ def travel_time_s(remaining_s: float) -> float:
 
 
 def _first_headers(call: Call) -> dict[str, str]:
-    """The call's text metadata. Of several values of one name, the first."""
+    """The call's text metadata. If a name has several values, the first one counts."""
     headers: dict[str, str] = {}
     for name, value in call.invocation_metadata() or ():
         if isinstance(value, str):

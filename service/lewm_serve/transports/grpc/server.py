@@ -12,7 +12,7 @@ from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from lewm_serve.transports.exchange import RequestMemory
-from lewm_serve.transports.grpc.methods import SERVICE, Methods, UnknownMethods
+from lewm_serve.transports.grpc.methods import SERVICE, PlannerMethods, UnknownMethods
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -25,20 +25,21 @@ SERVER_OPTIONS = (
     # The server notices a robot that has left the network, and drops its plan.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Only uncompressed messages, because the size limit applies to compressed bytes.
+    # Uncompressed messages only: the library's size limit counts compressed bytes.
     ("grpc.compression_enabled_algorithms_bitset", 1),
 )
 
 LIBRARY_LIMIT_FACTOR = 2
-"""The library's own message limit is this many times ours, because it refuses larger messages
-without a code and a request id. A message beyond it gets RESOURCE_EXHAUSTED alone."""
+"""The library's own limit of a message is this many times the server's limit. The library refuses
+larger messages with RESOURCE_EXHAUSTED, but without a code and a request id. The server refuses the
+messages between the two limits, with both."""
 
 
 class GrpcServer:
     """A `grpc.aio` server whose health service follows `set_ready`."""
 
     def __init__(
-        self, planner: Planner, settings: Settings, metrics: Metrics, memory: RequestMemory
+        self, planner: Planner, settings: Settings, *, metrics: Metrics, memory: RequestMemory
     ) -> None:
         limit = settings.max_body_bytes
         self._server = grpc.aio.server(
@@ -48,8 +49,8 @@ class GrpcServer:
                 ("grpc.max_send_message_length", limit),
             )
         )
-        handlers = Methods(planner, metrics, memory, limit).handlers()
-        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        methods = PlannerMethods(planner, metrics=metrics, memory=memory, max_message_bytes=limit)
+        generic = grpc.method_handlers_generic_handler(SERVICE, methods.handlers())
         self._server.add_generic_rpc_handlers((generic,))
         self._health = health.HealthServicer()
         add_HealthServicer_to_server(self._health, self._server)

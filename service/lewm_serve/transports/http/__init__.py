@@ -1,1 +1,1 @@
-"""The REST interface."""
+"""The HTTP interface: requests and answers in JSON."""

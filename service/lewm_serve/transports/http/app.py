@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lewm_serve.api.context import RequestContext, printable_or_none, request_id_from
-from lewm_serve.constants import Endpoint
+from lewm_serve.api.requests import RequestContext, printable_or_none, request_id_from
+from lewm_serve.constants import ENDPOINTS, PROBLEM_MEDIA_TYPE, Endpoint
 from lewm_serve.errors import (
     BodyTooLarge,
     Cancelled,
@@ -36,36 +36,30 @@ from lewm_serve.settings import Settings
 from lewm_serve.transports.exchange import Exchange, RequestMemory, record
 from lewm_serve.transports.http import openapi
 from lewm_serve.transports.http.routes import (
+    InferenceRoutes,
     exchange_of,
-    inference_routes,
     model_routes,
     operation_routes,
 )
 
 TITLE = "LeWM planner"
 API_VERSION = "1"
-PROBLEM_MEDIA_TYPE = "application/problem+json"
-
-ENDPOINT_OF_PATH: dict[str, Endpoint] = {
-    "encode": "encode",
-    "predict": "predict",
-    "plan": "plan",
-    "models": "models",
-}
 
 UNRECORDED_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
-"""Machines ask for these every few seconds. They would drown the requests in log and metrics."""
+"""Not logged and not counted: they are for operators and monitoring, which requests some of them
+every few seconds."""
+
+MAX_PREDICTED_VALUES = 1_000_000
+"""The most values in the answer to a predict request. Larger answers belong on gRPC."""
 
 
 def create_app(
-    planner: Planner, settings: Settings, metrics: Metrics, memory: RequestMemory
+    planner: Planner, settings: Settings, *, metrics: Metrics, memory: RequestMemory
 ) -> ASGIApp:
     """The application that serves a planner over HTTP."""
     app = FastAPI(title=TITLE, version=API_VERSION, redirect_slashes=False, redoc_url=None)
-    for router in (
-        inference_routes(planner, settings, metrics, memory),
-        model_routes(planner),
-    ):
+    inference = InferenceRoutes(planner, settings, metrics=metrics, memory=memory)
+    for router in (inference.router(), model_routes(planner)):
         app.include_router(router)
         app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(operation_routes(planner, metrics))
@@ -88,17 +82,19 @@ class ExchangeMiddleware:
             return
         headers = Headers(scope=scope)
         request_id = request_id_from(headers.get("x-request-id"))
+        endpoint = _endpoint_of(scope["path"])
         exchange = Exchange(
             RequestContext(
                 request_id=request_id,
-                endpoint=_endpoint_of(scope["path"]),
+                endpoint=endpoint,
                 protocol="rest",
                 received=time.monotonic(),
                 traceparent=printable_or_none(headers.get("traceparent")),
+                max_answer_values=MAX_PREDICTED_VALUES if endpoint == "predict" else None,
             )
         )
         scope["lewm.exchange"] = exchange
-        status = Cancelled.status
+        status = Cancelled.status  # if no response starts, the client has disconnected
 
         async def send_with_request_id(message: Message) -> None:
             nonlocal status
@@ -115,7 +111,7 @@ class ExchangeMiddleware:
             exchange.code = Cancelled.code
             raise
         except Exception:
-            # The client got an answer already. The cause stays here.
+            # `_on_exception` has answered the client. Only the log gets the cause.
             log.exception("internal error", request_id=request_id)
         finally:
             if scope["path"] not in UNRECORDED_PATHS:
@@ -124,7 +120,7 @@ class ExchangeMiddleware:
 
 def _endpoint_of(path: str) -> Endpoint:
     first_part = path.removeprefix("/v1").strip("/").partition("/")[0]
-    return ENDPOINT_OF_PATH.get(first_part, "other")
+    return next((endpoint for endpoint in ENDPOINTS if endpoint == first_part), "other")
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
@@ -155,6 +151,6 @@ def _problem_response(request: Request, error: ServiceError) -> Response:
     if error.retry_after_s is not None:
         headers["Retry-After"] = retry_after_header(error.retry_after_s)
     if isinstance(error, BodyTooLarge | RequestTimeout):
-        headers["Connection"] = "close"  # the rest of the body is still on its way
+        headers["Connection"] = "close"  # the client may still be sending the rest of the body
     body = orjson.dumps(error.problem(exchange.context.request_id))
-    return Response(body, error.status, headers, PROBLEM_MEDIA_TYPE)
+    return Response(body, status_code=error.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)

@@ -1,7 +1,7 @@
 """Request bodies to JSON documents, and responses to JSON bodies.
 
-FastAPI could read bodies and write responses too. It would hold a body of any size, wait for it for
-ever and take several times longer to write arrays.
+FastAPI could read bodies and write responses too. But it would accept a body of any size, wait for
+it without a limit, and take several times longer to write arrays.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
+from lewm_serve.constants import JSON_MEDIA_TYPE
 from lewm_serve.errors import (
     BodyTooLarge,
     MalformedJson,
@@ -27,7 +28,7 @@ from lewm_serve.errors import (
 from lewm_serve.transports.exchange import MemoryReservation, Response
 
 MAX_JSON_VALUES = 300_000
-"""Small values take 30 times their bytes once they are parsed. Larger arrays belong on gRPC."""
+"""A parsed number takes up to 30 times the bytes of its text. Larger arrays belong on gRPC."""
 
 DISCARD_LIMIT_FACTOR = 8
 DISCARD_TIMEOUT_S = 5.0
@@ -58,14 +59,12 @@ async def read_body(
                 memory.add(len(chunk))
                 body += chunk
                 if len(body) > limit:
-                    raise BodyTooLarge(
-                        f"body: received more than the {limit} bytes expected at most"
-                    )
+                    raise BodyTooLarge(f"body: received more than {limit} bytes, the maximum")
     except (BodyTooLarge, Overloaded):
         await _discard_body(request, limit)
         raise
     except TimeoutError:
-        detail = f"body: received {len(body)} bytes in {timeout_s:g} s, expected all of it"
+        detail = f"body: received {len(body)} bytes in {timeout_s:g} s, expected the whole body"
         raise RequestTimeout(detail) from None
     return body
 
@@ -79,7 +78,7 @@ def parse_json(body: bytearray) -> object:
     """
     if body.count(b",") >= MAX_JSON_VALUES:
         raise BodyTooLarge(
-            f"body: received more than the {MAX_JSON_VALUES} values expected at most; "
+            f"body: received more than {MAX_JSON_VALUES} values, the maximum; "
             "use gRPC for large arrays"
         )
     try:
@@ -89,7 +88,10 @@ def parse_json(body: bytearray) -> object:
 
 
 def response_to_json(response: Response, latent_encoding: str) -> bytes:
-    """The fields of a response in their order. Encoded latents are "float" or "base64"."""
+    """A response as JSON, its fields in their order.
+
+    ``latent_encoding`` is that of encoded latents: "float" (lists of numbers) or "base64".
+    """
     document = dict(vars(response))
     if isinstance(response, EncodeResponse) and latent_encoding == "base64":
         document["latents"] = [
@@ -119,9 +121,9 @@ def _to_base64(latent: np.ndarray[Any, Any]) -> str:
 
 def _check_media_type(request: Request) -> None:
     received = request.headers.get("content-type", "")
-    if received.partition(";")[0].strip().lower() != "application/json":
+    if received.partition(";")[0].strip().lower() != JSON_MEDIA_TYPE:
         raise UnsupportedMediaType(
-            f"content-type: received {shorten(received)}, expected application/json"
+            f"content-type: received {shorten(received)}, expected {JSON_MEDIA_TYPE}"
         )
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
@@ -131,7 +133,7 @@ def _check_media_type(request: Request) -> None:
 
 
 async def _discard_body(request: Request, limit: int) -> None:
-    """Let the client finish sending a refused body, within reason.
+    """Read and drop a refused body, up to a limit and for a limited time.
 
     If the connection were closed at once, the client could not read the answer.
     """

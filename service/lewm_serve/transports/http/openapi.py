@@ -16,13 +16,14 @@ from lewm_serve.api.responses import (
     PlanResponse,
     PredictResponse,
 )
+from lewm_serve.constants import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
 
 SCHEMA_PATH = "#/components/schemas/"
-JSON = "application/json"
 
 INFERENCE_ERRORS: tuple[type[errors.ServiceError], ...] = (
     errors.MalformedJson,
     errors.UnknownModel,
+    errors.RequestTimeout,
     errors.BodyTooLarge,
     errors.UnsupportedMediaType,
     errors.InvalidRequest,
@@ -117,7 +118,7 @@ EXAMPLE_PLAN = {
 
 class _ResponseSchema(GenerateJsonSchema):
     def is_instance_schema(self, schema: core_schema.IsInstanceSchema) -> JsonSchemaValue:
-        """Arrays. `_describe_arrays` adds how deep they are nested."""
+        """pydantic calls this for NumPy arrays. `_describe_arrays` adds their axes."""
         return {"type": "array", "items": {}}
 
 
@@ -165,7 +166,7 @@ def component_schemas() -> dict[str, Any]:
 def _error_response(kind: type[errors.ServiceError]) -> dict[str, Any]:
     response: dict[str, Any] = {
         "description": kind.title,
-        "content": {"application/problem+json": {"schema": {"$ref": SCHEMA_PATH + "Problem"}}},
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": SCHEMA_PATH + "Problem"}}},
     }
     if kind in (errors.Overloaded, errors.Loading):
         retry_after = {
@@ -177,24 +178,25 @@ def _error_response(kind: type[errors.ServiceError]) -> dict[str, Any]:
 
 
 def _ok_response(name: str) -> dict[str, Any]:
-    return {"description": "OK", "content": {JSON: {"schema": {"$ref": SCHEMA_PATH + name}}}}
+    content = {JSON_MEDIA_TYPE: {"schema": {"$ref": SCHEMA_PATH + name}}}
+    return {"description": "OK", "content": content}
 
 
-def describe_inference(request: type[RequestModel], response: type) -> dict[str, Any]:
-    """The keyword arguments of a route that takes ``request`` and answers ``response``."""
+def describe_inference(request_type: type[RequestModel], response_type: type) -> dict[str, Any]:
+    """The keyword arguments of a route: the schemas of its request, its response and its errors."""
     body = {
         "required": True,
-        "content": {JSON: {"schema": {"$ref": SCHEMA_PATH + request.__name__}}},
+        "content": {JSON_MEDIA_TYPE: {"schema": {"$ref": SCHEMA_PATH + request_type.__name__}}},
     }
     return {
         "openapi_extra": {"requestBody": body},
-        "responses": {200: _ok_response(response.__name__)}
+        "responses": {200: _ok_response(response_type.__name__)}
         | {kind.status: _error_response(kind) for kind in INFERENCE_ERRORS},
     }
 
 
 def error_responses(*error_types: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route: those of these errors, and of unexpected ones."""
+    """The responses of a route for these errors and, as the default, for unexpected ones."""
     responses: dict[int | str, dict[str, Any]] = {
         kind.status: _error_response(kind) for kind in error_types
     }
@@ -202,7 +204,7 @@ def error_responses(*error_types: type[errors.ServiceError]) -> dict[int | str, 
 
 
 def install(app: FastAPI) -> None:
-    """Add the schemas that the routes refer to to `/openapi.json`."""
+    """Add to `/openapi.json` the schemas that its routes use."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

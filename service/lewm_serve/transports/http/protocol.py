@@ -1,7 +1,7 @@
 """HTTP on the wire: uvicorn's httptools protocol with limits, and errors as problem documents.
 
-This subclass relies on internals of uvicorn. `pyproject.toml` pins the versions for which
-`tests/lewm_serve/transports/http/test_protocol.py` knows that they are as expected.
+This subclass relies on internals of uvicorn. `pyproject.toml` allows only the versions whose
+internals `tests/lewm_serve/transports/http/test_protocol.py` checks.
 """
 
 import asyncio
@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from lewm_serve.api.context import RequestContext, request_id_from
+from lewm_serve.api.requests import RequestContext, request_id_from
+from lewm_serve.constants import PROBLEM_MEDIA_TYPE
 from lewm_serve.errors import (
     MalformedHttp,
     Overloaded,
@@ -25,16 +26,16 @@ from lewm_serve.settings import Settings
 from lewm_serve.transports.exchange import Exchange, record
 
 MAX_HEAD_BYTES = 512 * 1024
-"""A generous limit, because a read of 256 KiB may hold the end of the previous body as well."""
+"""The limit is large, because a read of 256 KiB may hold the end of the previous body as well."""
 
-CONNECTION_RETRY_S = 1.0
+CONNECTION_RETRY_AFTER_S = 1.0
 """`Retry-After` when there are too many connections."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """Limits the connections, and the size and duration of request heads.
 
-    No application sees such a request, but its refusal is a problem document like all others.
+    It refuses a request itself, before the application sees it, with a problem document.
     """
 
     _head_bytes = 0
@@ -54,7 +55,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_head_timer()
         if len(self.connections) > self._settings.max_connections:
             detail = f"there are {self._settings.max_connections} connections already"
-            self._refuse(Overloaded(CONNECTION_RETRY_S, detail))
+            self._refuse(Overloaded(CONNECTION_RETRY_AFTER_S, detail))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting for a head."""
@@ -72,13 +73,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._refuse(MalformedHttp(f"head: received more than {MAX_HEAD_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
-        """The head has ended."""
+        """Stop the timer of the head."""
         super().on_headers_complete()
         self._in_head = False
         self._stop_head_timer()
 
     def on_message_complete(self) -> None:
-        """The request has ended. What follows is the next head."""
+        """Expect the next head."""
         super().on_message_complete()
         self._in_head = True
         self._head_bytes = 0
@@ -111,7 +112,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         body = orjson.dumps(error.problem(context.request_id))
         head = [
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
-            "Content-Type: application/problem+json",
+            f"Content-Type: {PROBLEM_MEDIA_TYPE}",
             f"Content-Length: {len(body)}",
             f"X-Request-ID: {context.request_id}",
             "Connection: close",

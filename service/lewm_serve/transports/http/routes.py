@@ -15,9 +15,8 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
-from lewm_serve.api.context import RequestContext
 from lewm_serve.api.fields import RequestModel, parse
-from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest
+from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, RequestContext
 from lewm_serve.api.responses import (
     EncodeResponse,
     ModelDescription,
@@ -26,19 +25,12 @@ from lewm_serve.api.responses import (
     PredictResponse,
     ServerStatus,
 )
-from lewm_serve.errors import (
-    Cancelled,
-    Draining,
-    Failed,
-    InvalidRequest,
-    Loading,
-    UnknownModel,
-    Unquoted,
-)
+from lewm_serve.constants import JSON_MEDIA_TYPE
+from lewm_serve.errors import Cancelled, Draining, Failed, Loading, UnknownModel
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
-from lewm_serve.transports.exchange import Exchange, RequestMemory
+from lewm_serve.transports.exchange import Exchange, MemoryReservation, RequestMemory
 from lewm_serve.transports.http.bodies import (
     count_values,
     parse_json,
@@ -51,89 +43,98 @@ RequestT = TypeVar("RequestT", bound=RequestModel)
 ResponseT = TypeVar("ResponseT", EncodeResponse, PredictResponse, PlanResponse)
 T = TypeVar("T")
 
-JSON_MEDIA_TYPE = "application/json"
-
 LARGE_DOCUMENT_BYTES = 256 * 1024
-"""Larger documents are read and written in a thread. Otherwise all other requests wait for them."""
+"""Larger documents are read and written in a thread. On the event loop they would delay all other
+requests."""
 
 JSON_BYTES_PER_VALUE = 12
 """The approximate size of a float32 in JSON."""
 
-MAX_PREDICTED_VALUES = 1_000_000
-"""The most values of one answer. Larger answers belong on gRPC."""
 
-FEW_PREDICTED_ROWS = 1000
-"""So few rows of actions cannot give too large an answer: no model's latents are that wide."""
-
-
-def exchange_of(request: Request) -> Exchange:
+def exchange_of(http_request: Request) -> Exchange:
     """The exchange that the middleware started for a request."""
-    exchange = request.scope["lewm.exchange"]
+    exchange = http_request.scope["lewm.exchange"]
     assert isinstance(exchange, Exchange)
     return exchange
 
 
-def inference_routes(
-    planner: Planner, settings: Settings, metrics: Metrics, memory: RequestMemory
-) -> APIRouter:
-    """`/encode`, `/predict`, `/plan`."""
-    router = APIRouter(tags=["inference"])
+class InferenceRoutes:
+    """`/encode`, `/predict` and `/plan`: read the body, call the planner, write its response."""
 
-    def parse_body(model: type[RequestT], body: bytearray, exchange: Exchange) -> RequestT:
-        document = parse_json(body)
-        if isinstance(document, dict):
-            exchange.model = planner.log_label(document.get("model"))
-        return parse(model, document)
+    def __init__(
+        self, planner: Planner, settings: Settings, *, metrics: Metrics, memory: RequestMemory
+    ) -> None:
+        self._planner = planner
+        self._settings = settings
+        self._metrics = metrics
+        self._memory = memory
 
-    async def answer(
+    def router(self) -> APIRouter:
+        """The routes."""
+        router, planner = APIRouter(tags=["inference"]), self._planner
+
+        @router.post("/encode", **describe_inference(EncodeRequest, EncodeResponse))
+        async def encode(http_request: Request) -> Response:
+            """Turn frames into latents."""
+            return await self._handle(http_request, EncodeRequest, planner.encode)
+
+        @router.post("/predict", **describe_inference(PredictRequest, PredictResponse))
+        async def predict(http_request: Request) -> Response:
+            """Predict the latents that follow from frames and actions."""
+            return await self._handle(http_request, PredictRequest, planner.predict)
+
+        @router.post("/plan", **describe_inference(PlanRequest, PlanResponse))
+        async def plan(http_request: Request) -> Response:
+            """Find actions that lead from the frames to the goal."""
+            return await self._handle(http_request, PlanRequest, planner.plan)
+
+        return router
+
+    async def _handle(
+        self,
         http_request: Request,
-        model: type[RequestT],
+        request_type: type[RequestT],
         work: Callable[[RequestT, RequestContext], Awaitable[ResponseT]],
     ) -> Response:
         exchange = exchange_of(http_request)
-        with memory.reserve() as reservation:
-            body = await read_body(
-                http_request,
-                limit=settings.max_body_bytes,
-                timeout_s=settings.receive_s,
-                memory=reservation,
-            )
-            context = exchange.mark_received()
-            request = await _in_thread_if_large(
-                len(body), lambda: parse_body(model, body, exchange)
-            )
-            response = await _cancel_on_disconnect(http_request, work(request, context))
+        with self._memory.reserve() as reservation:
+            request = await self._read_request(http_request, request_type, reservation)
+            response = await _cancel_on_disconnect(http_request, work(request, exchange.context))
         exchange.response = response
-        started = time.monotonic()
         encoding = request.encoding if isinstance(request, EncodeRequest) else "float"
+        return await self._write_response(response, encoding)
+
+    async def _read_request(
+        self,
+        http_request: Request,
+        request_type: type[RequestT],
+        reservation: MemoryReservation,
+    ) -> RequestT:
+        body = await read_body(
+            http_request,
+            limit=self._settings.max_body_bytes,
+            timeout_s=self._settings.receive_s,
+            memory=reservation,
+        )
+        exchange = exchange_of(http_request)
+        exchange.mark_received()
+
+        def parse_body() -> RequestT:
+            document = parse_json(body)
+            if isinstance(document, dict):
+                exchange.model = self._planner.log_label(document.get("model"))
+            return parse(request_type, document)
+
+        return await _in_thread_if_large(len(body), parse_body)
+
+    async def _write_response(self, response: ResponseT, latent_encoding: str) -> Response:
+        started = time.monotonic()
         content = await _in_thread_if_large(
             JSON_BYTES_PER_VALUE * count_values(response),
-            lambda: response_to_json(response, encoding),
+            lambda: response_to_json(response, latent_encoding),
         )
-        metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
+        self._metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
         return Response(content, media_type=JSON_MEDIA_TYPE)
-
-    @router.post("/encode", **describe_inference(EncodeRequest, EncodeResponse))
-    async def encode(request: Request) -> Response:
-        """Turn frames into latents."""
-        return await answer(request, EncodeRequest, planner.encode)
-
-    @router.post("/predict", **describe_inference(PredictRequest, PredictResponse))
-    async def predict(request: Request) -> Response:
-        """Predict the latents that follow from frames and actions."""
-
-        async def work(query: PredictRequest, context: RequestContext) -> PredictResponse:
-            _check_answer_size(planner, query)
-            return await planner.predict(query, context)
-
-        return await answer(request, PredictRequest, work)
-
-    @router.post("/plan", **describe_inference(PlanRequest, PlanResponse))
-    async def plan(request: Request) -> Response:
-        """Find actions that lead from the frames to the goal."""
-        return await answer(request, PlanRequest, planner.plan)
-
-    return router
 
 
 def model_routes(planner: Planner) -> APIRouter:
@@ -143,13 +144,13 @@ def model_routes(planner: Planner) -> APIRouter:
     @router.get("/models", responses=error_responses())
     async def models() -> ModelList:
         """All models."""
-        return ModelList(planner.models())
+        return ModelList(planner.describe_models())
 
     @router.get("/models/{name}", responses=error_responses(UnknownModel))
-    async def model(name: str, request: Request) -> ModelDescription:
+    async def model(name: str, http_request: Request) -> ModelDescription:
         """One model, with its card."""
-        exchange_of(request).model = planner.log_label(name)
-        return planner.model(name)
+        exchange_of(http_request).model = planner.log_label(name)
+        return planner.describe_model(name)
 
     return router
 
@@ -189,15 +190,15 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
 
 
 async def _in_thread_if_large(size: int, work: Callable[[], T]) -> T:
-    """The result of the work. For small documents, a thread would take longer."""
+    """The result of the work, in a thread if the document is large. A thread takes time to wake."""
     return await asyncio.to_thread(work) if size > LARGE_DOCUMENT_BYTES else work()
 
 
-async def _cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
-    """The result of the work. If the client goes away first, the work is cancelled.
+async def _cancel_on_disconnect(http_request: Request, work: Awaitable[T]) -> T:
+    """The result of the work. If the client disconnects first, the work is cancelled.
 
     Raises:
-        Cancelled: the client went away.
+        Cancelled: the client disconnected.
     """
     working = asyncio.current_task()
     assert working is not None
@@ -205,7 +206,7 @@ async def _cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
 
     async def watch() -> None:
         nonlocal disconnected
-        while (await request.receive())["type"] != "http.disconnect":
+        while (await http_request.receive())["type"] != "http.disconnect":
             pass
         disconnected = True
         working.cancel()
@@ -220,24 +221,3 @@ async def _cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
         raise Cancelled from None
     finally:
         watching.cancel()
-
-
-def _check_answer_size(planner: Planner, query: PredictRequest) -> None:
-    """Refuse a prediction that is too large for JSON before it is computed."""
-    rows, field = query.candidates, "candidates"
-    if rows is None:
-        assert query.actions is not None
-        rows, field = query.actions[None], "actions"
-    if rows.shape[0] * rows.shape[1] <= FEW_PREDICTED_ROWS:
-        return  # describing the models takes half a millisecond
-    for model in planner.models():
-        if model.name == query.model or (model.default and query.model is None):
-            steps = rows.shape[1] // model.card["action_block"]
-            values = len(rows) * steps * model.card["latent_dim"]
-            if values > MAX_PREDICTED_VALUES:
-                raise InvalidRequest(
-                    "out_of_range",
-                    field,
-                    received=Unquoted(f"an answer of {values} values"),
-                    expected=f"at most {MAX_PREDICTED_VALUES} over REST; use gRPC",
-                )

@@ -8,7 +8,7 @@ from lewm_models.random_weights import random_card, random_model
 from lewm_serve.backends.choice import REQUIRED_OVERLAP
 from lewm_serve.backends.comparison import ranking_overlap
 from lewm_serve.backends.native.backend import NativeBackend
-from lewm_serve.backends.native.library import NoLibrary
+from lewm_serve.backends.native.library import NativeUnavailable
 from lewm_serve.backends.torch import TorchBackend
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def float32() -> TorchBackend:
 def backend(float32: TorchBackend) -> NativeBackend:
     try:
         return NativeBackend(float32.model, TorchBackend(float32.model, CPU))
-    except NoLibrary as reason:
+    except NativeUnavailable as reason:
         pytest.skip(str(reason))
 
 
@@ -40,7 +40,7 @@ def test_candidates_are_ranked_like_in_float32(
     backend: NativeBackend, float32: TorchBackend
 ) -> None:
     card = random_card("edge", CONFIG, {})
-    assert ranking_overlap(backend, float32, card, None) >= REQUIRED_OVERLAP
+    assert ranking_overlap(backend, float32, card, frames=None) >= REQUIRED_OVERLAP
 
 
 def test_rollouts_keep_torch_on_one_thread(backend: NativeBackend) -> None:

@@ -14,8 +14,13 @@ from lewm_models.importing import import_checkpoint
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
 from lewm_serve.backends.native.backend import NativeKernel, supports
-from lewm_serve.backends.native.library import WORK_KINDS, NoLibrary, library, read_ticks
-from lewm_serve.backends.rollout import Rollout, RowThreads
+from lewm_serve.backends.native.library import (
+    WORK_KINDS,
+    NativeUnavailable,
+    load_library,
+    read_ticks,
+)
+from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 from tests.lewm_models.examples import PARITY_FOLDER, TINY, import_card
 
 BFLOAT16_TOLERANCE = 0.015
@@ -55,8 +60,8 @@ MODELS: dict[str, Callable[[], LeWM]] = {
 @pytest.fixture(scope="module")
 def code() -> ctypes.CDLL:
     try:
-        return library()
-    except NoLibrary as reason:
+        return load_library()
+    except NativeUnavailable as reason:
         pytest.skip(str(reason))
 
 
@@ -98,7 +103,7 @@ def test_results_are_close_to_the_model(model: LeWM, kernel: NativeKernel, horiz
     for context in range(1, model.config.history + 1):
         inputs = plans(model.config, 2, context, 37, horizon)
         expected = torch.stack([model.rollout(*plan) for plan in zip(*inputs, strict=True)])
-        predicted = Rollout(kernel, RowThreads(1))(*inputs)
+        predicted = SharedContextRollout(kernel, RowThreads(1))(*inputs)
         assert predicted.dtype == torch.float32
         assert 0 < error(predicted, expected) < BFLOAT16_TOLERANCE
 
@@ -114,7 +119,9 @@ def test_results_are_close_to_the_public_library(code: ctypes.CDLL) -> None:
             expected["action_history"][: context - 1],
             expected["candidates"],
         )
-        predicted = Rollout(kernel, RowThreads(1))(*(part.unsqueeze(0) for part in inputs))[0]
+        predicted = SharedContextRollout(kernel, RowThreads(1))(
+            *(part.unsqueeze(0) for part in inputs)
+        )[0]
         assert error(predicted, expected[f"rollout_context{context}"]) < BFLOAT16_TOLERANCE
 
 
@@ -125,9 +132,9 @@ def test_threads_and_other_candidates_change_no_bit(
 ) -> None:
     context = min(2, model.config.history)
     latents, past, candidates = plans(model.config, 1, context, 75, 4)
-    all_rows = Rollout(kernel, RowThreads(1))(latents, past, candidates)[:, :samples]
+    all_rows = SharedContextRollout(kernel, RowThreads(1))(latents, past, candidates)[:, :samples]
     for threads in (1, 3):
-        part = Rollout(kernel, RowThreads(threads, min_rows=2))(
+        part = SharedContextRollout(kernel, RowThreads(threads, min_rows=2))(
             latents, past, candidates[:, :samples]
         )
         assert torch.equal(part, all_rows)
@@ -141,7 +148,7 @@ def test_the_newest_latent_is_predicted_as_by_the_model(model: LeWM, kernel: Nat
             model.rollout(own[:-1], actions[:-1], actions[None, -1:])[0, 0]
             for own, actions in zip(latents, past, strict=True)
         ]
-        prediction = Rollout(kernel, RowThreads(1)).predict_newest(latents, past)
+        prediction = SharedContextRollout(kernel, RowThreads(1)).predict_newest(latents, past)
         assert 0 < error(prediction, torch.stack(expected)) < BFLOAT16_TOLERANCE
 
 
@@ -151,17 +158,21 @@ def test_models_that_run_in_turns_do_not_disturb_each_other(code: ctypes.CDLL) -
     kernels = {name: NativeKernel(make(), code) for name, make in MODELS.items()}
     configs = {name: make().config for name, make in MODELS.items()}
     inputs = {name: plans(config, 1, config.history, 20, 3) for name, config in configs.items()}
-    first = {name: Rollout(kernels[name], RowThreads(1))(*inputs[name]) for name in MODELS}
+    first = {
+        name: SharedContextRollout(kernels[name], RowThreads(1))(*inputs[name]) for name in MODELS
+    }
     broken = [part.clone() for part in inputs["paper"]]
     broken[0][:] = float("nan")
-    Rollout(kernels["paper"], RowThreads(1))(*broken)
+    SharedContextRollout(kernels["paper"], RowThreads(1))(*broken)
     for name in MODELS:
-        assert torch.equal(Rollout(kernels[name], RowThreads(1))(*inputs[name]), first[name])
+        assert torch.equal(
+            SharedContextRollout(kernels[name], RowThreads(1))(*inputs[name]), first[name]
+        )
 
 
 @torch.inference_mode()
 def test_ticks_are_counted_by_kind_of_work(code: ctypes.CDLL) -> None:
-    rollout = Rollout(NativeKernel(MODELS["odd widths"](), code), RowThreads(1))
+    rollout = SharedContextRollout(NativeKernel(MODELS["odd widths"](), code), RowThreads(1))
     start, before = read_ticks()
     rollout(*plans(ODD_WIDTHS, 1, 1, 20, 3))
     end, after = read_ticks()

@@ -11,11 +11,11 @@ import torch
 from lewm_serve.backends.native import library as native
 from lewm_serve.backends.native.backend import NativeBackend
 from lewm_serve.backends.native.library import (
-    NoLibrary,
+    NativeUnavailable,
     cache_folder,
     check_structs,
-    compiled,
-    library,
+    compile_library,
+    load_library,
 )
 from lewm_serve.backends.torch import TorchBackend
 from tests.lewm_models.examples import tiny_model
@@ -32,28 +32,28 @@ def supported() -> None:
 @pytest.mark.usefixtures("supported")
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cache"
-    path = compiled(folder)
+    path = compile_library(folder)
     assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {file.suffix for file in folder.iterdir()} == {".so", ".sha256"}
     monkeypatch.setattr("subprocess.run", None)
-    assert compiled(folder) == path
+    assert compile_library(folder) == path
 
 
 @pytest.mark.usefixtures("supported")
 def test_other_flags_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = compiled(tmp_path)
+    first = compile_library(tmp_path)
     monkeypatch.setattr(native, "COMPILER_FLAGS", (*native.COMPILER_FLAGS, "-DOTHER"))
-    assert compiled(tmp_path) != first
+    assert compile_library(tmp_path) != first
 
 
 @pytest.mark.usefixtures("supported")
 @pytest.mark.parametrize("size", [0, 4096])
 def test_a_file_that_was_cut_short_is_compiled_again(tmp_path: Path, size: int) -> None:
-    path = compiled(tmp_path)
+    path = compile_library(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[:size])
-    assert compiled(tmp_path) == path
+    assert compile_library(tmp_path) == path
     assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
 
 
@@ -67,19 +67,21 @@ def test_a_compiler_that_failed_is_not_run_again(
     compiler.write_text(f"#!/bin/sh\necho called >>{tmp_path}/log\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    native._load.cache_clear()
+    native._load_or_reason.cache_clear()
     for _ in range(2):
-        with pytest.raises(NoLibrary, match="fails"):
-            library()
-    native._load.cache_clear()
+        with pytest.raises(NativeUnavailable, match="fails"):
+            load_library()
+    native._load_or_reason.cache_clear()
     assert (tmp_path / "log").read_text() == "called\n"
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
-    with pytest.raises(NoLibrary, match=r"no C\+\+ compiler: none of c\+\+, g\+\+, clang\+\+"):
-        compiled(tmp_path)
+    with pytest.raises(
+        NativeUnavailable, match=r"no C\+\+ compiler: none of c\+\+, g\+\+, clang\+\+"
+    ):
+        compile_library(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +97,15 @@ def test_a_compiler_that_fails(
         compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     folder = tmp_path / "cache"
-    with pytest.raises(NoLibrary, match=message):
-        compiled(folder)
+    with pytest.raises(NativeUnavailable, match=message):
+        compile_library(folder)
     assert not list(folder.iterdir())
 
 
 def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(NoLibrary, match="can be written by others"):
-        compiled(tmp_path)
+    with pytest.raises(NativeUnavailable, match="other users can write to"):
+        compile_library(tmp_path)
 
 
 def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +114,7 @@ def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(NoLibrary, match="no home directory, set XDG_CACHE_HOME"):
+    with pytest.raises(NativeUnavailable, match="no home directory, set XDG_CACHE_HOME"):
         cache_folder()
 
 
@@ -121,21 +123,21 @@ def test_a_processor_without_the_instructions(
 ) -> None:
     (tmp_path / "cpuinfo").write_text("flags : avx2 fma\n")
     monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
-    native._load.cache_clear()
-    with pytest.raises(NoLibrary, match="no avx512_bf16"):
-        library()
-    native._load.cache_clear()
+    native._load_or_reason.cache_clear()
+    with pytest.raises(NativeUnavailable, match="no avx512_bf16"):
+        load_library()
+    native._load_or_reason.cache_clear()
 
 
 def test_models_that_are_not_supported() -> None:
     model = tiny_model()
-    with pytest.raises(NoLibrary, match="widths are multiples of 16"):
+    with pytest.raises(NativeUnavailable, match="whose width and head width are multiples of 16"):
         NativeBackend(model, TorchBackend(model, CPU))
 
 
 @pytest.mark.usefixtures("supported")
 def test_structs_have_the_same_size_in_python_and_in_the_code(tmp_path: Path) -> None:
-    code = ctypes.CDLL(str(compiled(tmp_path)))
+    code = ctypes.CDLL(str(compile_library(tmp_path)))
     check_structs(code)
     assert code.struct_size(b"PredictorModel") == ctypes.sizeof(native.PredictorModel)
 
@@ -150,10 +152,10 @@ def test_a_struct_of_another_size_is_refused(
     longer = type(name, (native.KnownToken,), {"_fields_": (("added", ctypes.c_int64),)})
     monkeypatch.setattr(native, "SHARED_STRUCTS", (native.LinearMap, longer))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native._load.cache_clear()
-    with pytest.raises(NoLibrary) as raised:
-        library()
-    native._load.cache_clear()
+    native._load_or_reason.cache_clear()
+    with pytest.raises(NativeUnavailable) as raised:
+        load_library()
+    native._load_or_reason.cache_clear()
     size = ctypes.sizeof(longer)
     message = f"{name} has {size} bytes in Python and {in_code} in the compiled code"
     assert str(raised.value) == message

@@ -23,7 +23,7 @@ async def client_of(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application. Its planner has only the attributes that are given."""
     attributes = {"state": "ready", "encode": None, "predict": None, "plan": None, "log_label": str}
     stand_in = cast(Planner, SimpleNamespace(**attributes | planner))
-    app = create_app(stand_in, Settings(), Metrics(), RequestMemory(1 << 30))
+    app = create_app(stand_in, Settings(), metrics=Metrics(), memory=RequestMemory(1 << 30))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
