@@ -79,7 +79,7 @@ def measure(options: RunOptions) -> Report:
         )
         options.show_progress("cached frames")
         frames = list(islice(images, QUICK_ENCODES if quick else ENCODES))
-        measurements += _measure_encodes(first, second, frames, details)
+        measurements += _measure_encodes(first, second, frames, details=details)
         options.show_progress("plans of the embedded model")
         measurements += _measure_plans(
             "embedded model",
@@ -95,7 +95,7 @@ def measure(options: RunOptions) -> Report:
                 disturbance,
                 second,
                 without_redis,
-                images,
+                images=images,
                 seconds=QUICK_DISTURBED_SECONDS if quick else DISTURBED_SECONDS,
                 details=details,
             )
@@ -137,13 +137,13 @@ def _measure_encodes(
             "/encode, cached in process: time above the bare route, p50",
             medians["process"] - medians["bare"],
             "ms",
-            MAX_IN_PROCESS_MS,
+            bound=MAX_IN_PROCESS_MS,
         ),
         at_most(
             "/encode, cached in Redis: time above the bare route, p50",
             medians["redis"] - medians["bare"],
             "ms",
-            MAX_FROM_REDIS_MS,
+            bound=MAX_FROM_REDIS_MS,
         ),
     ]
 
@@ -237,12 +237,12 @@ def _measure_disturbance(
             f"{what}: p99 of /encode above that of a server without Redis, new frames",
             p99_ms["with"] - p99_ms["without"],
             "ms",
-            REDIS_TIMEOUT_MS,
+            bound=REDIS_TIMEOUT_MS,
         )
     ]
     if was_lost:
         measurements.append(
-            at_most(f"{what}: server has Redis back after", back_s, "s", MAX_BACK_S)
+            at_most(f"{what}: server has Redis back after", back_s, "s", bound=MAX_BACK_S)
         )
     return measurements
 

@@ -56,7 +56,7 @@ def measure(options: RunOptions) -> Report:
                 f"{CLIENTS} gRPC clients: frames encoded against the backend alone",
                 details["ratio"],
                 "times",
-                MIN_RATIO,
+                bound=MIN_RATIO,
             ),
             Measurement(f"{CLIENTS} clients", details["served_per_s"], "frames/s"),
             Measurement(

@@ -131,7 +131,12 @@ def drive(
     while steps < tasks.budget:
         if fault == MOVED and plan == FAULTY_PLANS[0]:
             room.positions = two_room.sample_positions(1, generator)
-        shown = camera_frame(room, shown, fault if plan in FAULTY_PLANS else NO_FAULT, generator)
+        shown = camera_frame(
+            room,
+            shown,
+            fault=fault if plan in FAULTY_PLANS else NO_FAULT,
+            generator=generator,
+        )
         frames = [*frames, to_png(shown[0].numpy())][-HISTORY:]
         past_actions = past_actions[-(len(frames) - 1) :] if len(frames) > 1 else []
         move = pilot.step(
@@ -146,12 +151,14 @@ def drive(
             reached = bool(room.step(action[None]))
             steps, fallback_steps = steps + 1, fallback_steps + is_fallback
             if reached:
-                return Episode(True, steps, wall_hits, fallback_steps)
+                return Episode(
+                    reached=True, steps=steps, wall_hits=wall_hits, fallback_steps=fallback_steps
+                )
         past_actions.append(move.actions)
         if is_fallback:
             frames, past_actions = [], []
         plan += 1
-    return Episode(False, steps, wall_hits, fallback_steps)
+    return Episode(reached=False, steps=steps, wall_hits=wall_hits, fallback_steps=fallback_steps)
 
 
 def camera_frame(
@@ -236,7 +243,9 @@ def main() -> None:
     path = RESULTS_FOLDER / "fallbacks.json"
     summaries = json.loads(path.read_text())["details"]["cells"] if path.exists() else []
     start, machine = time.monotonic(), describe_machine()
-    for new in measure_faults(options.protocol, options.episodes, options.seed, options.faults):
+    for new in measure_faults(
+        options.protocol, options.episodes, seed=options.seed, faults=options.faults
+    ):
         seconds = time.monotonic() - start
         print(f"{seconds:5.0f} s  {options.protocol}, {new[0].fault}", file=sys.stderr)
         summaries = replace_summaries(summaries, new)

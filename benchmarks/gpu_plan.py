@@ -108,13 +108,13 @@ def _measurements(
     plan_ms: float | None, rate: float | None, throughput_ratio: float | None, *, note: str
 ) -> tuple[Measurement, ...]:
     measurements = (
-        at_most("GPU: one plan, p50", plan_ms, "ms", MAX_PLAN_MS, note=note),
-        at_least(f"GPU: {MANY_CLIENTS} clients", rate, "plans/s", MIN_PLANS_PER_S, note=note),
+        at_most("GPU: one plan, p50", plan_ms, "ms", bound=MAX_PLAN_MS, note=note),
+        at_least(f"GPU: {MANY_CLIENTS} clients", rate, "plans/s", bound=MIN_PLANS_PER_S, note=note),
         at_least(
             f"GPU: {FEW_CLIENTS} clients, throughput against one client",
             throughput_ratio,
             "times",
-            MIN_THROUGHPUT_RATIO,
+            bound=MIN_THROUGHPUT_RATIO,
             note=note,
         ),
     )
@@ -142,7 +142,7 @@ class EnginePlanner:
         width = self._config.block_width
         bound = torch.ones(width)
         start = torch.zeros(self._solver.horizon, width)
-        space = SearchSpace(-bound, bound, start, self._config.action_dim)
+        space = SearchSpace(-bound, bound, start, action_dim=self._config.action_dim)
         began = time.perf_counter()
         queued = QueuedRequest(
             self._latency,

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ class SearchLoop:
     ) -> None:
         config = model.card.config
         start = torch.zeros(settings.horizon, config.block_width).clamp(model.low, model.high)
-        space = SearchSpace(model.low, model.high, start, config.action_dim)
+        space = SearchSpace(model.low, model.high, start, action_dim=config.action_dim)
         self.solver = SOLVERS[settings.name](settings, space, seed)
         self._latents = latents
         self._goal = goal
@@ -138,7 +137,13 @@ class SearchLoop:
 
 def backend_rollout(backend: Backend) -> Rollout:
     """The roll-out of a backend for one plan."""
-    return partial(roll_out_one_plan, backend)
+
+    def rollout(latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
+        return roll_out_one_plan(
+            backend, latents=latents, past_actions=past_actions, candidates=candidates
+        )
+
+    return rollout
 
 
 @torch.inference_mode()

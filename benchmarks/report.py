@@ -78,7 +78,9 @@ class Measurement:
     def from_json(cls, values: dict[str, Any]) -> Measurement:
         """The measurement that `to_json` wrote."""
         target = values["target"] and Target(**values["target"])
-        return cls(values["what"], values["value"], values["unit"], target, values["note"])
+        return cls(
+            values["what"], values["value"], values["unit"], target=target, note=values["note"]
+        )
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,14 @@ def at_least(
     what: str, value: float | None, unit: str, bound: float, *, note: str = ""
 ) -> Measurement:
     """A measurement whose value should not be lower than the bound."""
-    return Measurement(what, value, unit, Target("at least", bound), note)
+    return Measurement(what, value, unit, target=Target("at least", bound), note=note)
 
 
 def at_most(
     what: str, value: float | None, unit: str, bound: float, *, note: str = ""
 ) -> Measurement:
     """A measurement whose value should not be higher than the bound."""
-    return Measurement(what, value, unit, Target("at most", bound), note)
+    return Measurement(what, value, unit, target=Target("at most", bound), note=note)
 
 
 def run_as_program(measure: Callable[[RunOptions], Report], description: str | None) -> None:

@@ -35,12 +35,13 @@ REPORTED_PACKAGES = ("torch", "onnxruntime", "numpy", "grpcio")
 SIGNIFICANT_DIGITS = 5
 
 EXCLUDE_RESULT_FILES = ":(exclude)benchmarks/*.json"
-"""The benchmarks write these files, so a change of them does not change what is measured."""
+"""A git pathspec without the files that the benchmarks write, because a change of these files does
+not change what is measured."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The report of one benchmark: when, in how many seconds and on which machine it was made.
+    """The report of one benchmark, with its time, its duration and its machine.
 
     ``machine`` is what `describe_machine` returned.
     """
@@ -81,6 +82,7 @@ def read_results(folder: Path, names: Iterable[str]) -> list[Result]:
 
 def _read(path: Path) -> Result:
     values = json.loads(path.read_text())
+    # The file calls the measurements "figures".
     measurements = tuple(map(Measurement.from_json, values.pop("figures")))
     report = Report(measurements, values.pop("details"))
     return Result(**values, report=report)

@@ -71,7 +71,7 @@ def measure(options: RunOptions) -> Report:
         EpisodeRecord.for_weights(MODEL_FOLDER, options.state_folder),
         (default_solver, PAPER_CEM),
         count,
-        options,
+        options=options,
     )
     ours, papers = (
         [results[solver_key(solver), index] for index in range(count)]
@@ -90,7 +90,7 @@ def measure(options: RunOptions) -> Report:
                 "lower end of the interval",
                 100 * low,
                 "points",
-                MIN_DIFFERENCE_POINTS,
+                bound=MIN_DIFFERENCE_POINTS,
                 note=f"{count} episodes, difference {100 * outcomes.difference:+.1f} points "
                 f"(95 %: {100 * low:+.1f} to {100 * high:+.1f})",
             ),
@@ -98,7 +98,7 @@ def measure(options: RunOptions) -> Report:
                 f"{default_solver.name} against CEM 300 × 30: candidates a plan",
                 candidates / paper_candidates,
                 "of CEM's",
-                MAX_CANDIDATES_RATIO,
+                bound=MAX_CANDIDATES_RATIO,
                 note=f"{candidates:.0f} against {paper_candidates:.0f}",
             ),
             *(

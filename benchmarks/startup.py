@@ -37,7 +37,7 @@ def measure(options: RunOptions) -> Report:
                 with local_server(folder):
                     ready_s = time.perf_counter() - began
                 measurements.append(
-                    at_most(f"{start} start, size {preset}", ready_s, "s", max_ready_s)
+                    at_most(f"{start} start, size {preset}", ready_s, "s", bound=max_ready_s)
                 )
     return Report(tuple(measurements))
 

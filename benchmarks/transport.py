@@ -69,7 +69,7 @@ def measure(options: RunOptions) -> Report:
     ) -> Measurement:
         value = details[f"{protocol}_{pictures}"][part]
         note = f"{PICTURE_NAMES[pictures]} as JPEG; p99 {value['p99']:.3g} ms"
-        return at_most(what, value["p50"], "ms", bound, note=note)
+        return at_most(what, value["p50"], "ms", bound=bound, note=note)
 
     plans = (
         measurement(

@@ -110,7 +110,7 @@ def teleports(
     count = len(true_positions)
     for near, far in TELEPORT_RANGES:
         shown = two_room.sample_goals(count, generator)
-        while bool((outside := ~_is_between(shown, true_positions, near, far)).any()):
+        while bool((outside := ~_is_between(shown, true_positions, near, far=far)).any()):
             shown = torch.where(outside[:, None], two_room.sample_goals(count, generator), shown)
         distances = f"{near} px and more" if far >= IMAGE_SIZE else f"{near} to {far} px"
         yield (
@@ -123,7 +123,7 @@ def freezes(requests: Requests) -> Iterator[tuple[str, Requests]]:
     """Requests that show the frame before the newest again, by how far the robot moved."""
     before, true_positions = requests.positions[:, -2], requests.positions[:, -1]
     for near, far in FREEZE_RANGES:
-        frozen = requests.select(_is_between(before, true_positions, near, far))
+        frozen = requests.select(_is_between(before, true_positions, near, far=far))
         yield f"frozen, robot moved {near} to {far} px", frozen.with_newest(frozen.latents[:, -2])
 
 

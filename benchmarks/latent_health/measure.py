@@ -113,9 +113,11 @@ def measure(
         ),
     ):
         show_progress(f"ordinary: {name}")
-        requests = make_requests(model, motion, encode_motion(model, motion, send), every)
+        requests = make_requests(model, motion, encode_motion(model, motion, send), every=every)
         episode_count = len(motion.positions)
-        ordinary.append(count_false_alarms(model, name, requests, episode_count, robots))
+        ordinary.append(
+            count_false_alarms(model, name, requests, episodes=episode_count, robots=robots)
+        )
     show_progress("faults")
     motion = _training_motion(episodes, 10)
     requests = make_requests(model, motion, encode_motion(model, motion))
@@ -174,7 +176,7 @@ def count_false_alarms(
         alarms += assessment.health.status != "ok"
         for kind in assessment.anomalous_kinds:
             by_kind[kind] += 1
-    return _false_alarms(name, len(requests), alarms, by_kind)
+    return _false_alarms(name, len(requests), alarms, by_kind=by_kind)
 
 
 def detect(model: LoadedModel, name: str, requests: Requests) -> Detection:

@@ -50,7 +50,7 @@ def straight_motion(episodes: int, steps: int, seed: int) -> Motion:
     def choose(rooms: two_room.VectorTwoRoom, _step: int) -> Tensor:
         return waypoint_actions(rooms.positions, rooms.goals)
 
-    return _simulate(episodes, steps, seed, choose)
+    return _simulate(episodes, steps, seed, choose=choose)
 
 
 def full_speed_motion(episodes: int, steps: int, seed: int) -> Motion:
@@ -61,7 +61,7 @@ def full_speed_motion(episodes: int, steps: int, seed: int) -> Motion:
     generator = evaluation_generator(seed + 1)
     shape = (-(-steps // BLOCK), episodes, 2)
     directions = torch.rand(shape, generator=generator).sub(0.5).sign()
-    return _simulate(episodes, steps, seed, lambda _rooms, step: directions[step // BLOCK])
+    return _simulate(episodes, steps, seed, choose=lambda _rooms, step: directions[step // BLOCK])
 
 
 def _simulate(
@@ -92,7 +92,7 @@ def planned_motion(model: LoadedModel, episodes: int, seed: int, plans: int = 2)
     for number in range(plans):
         latents = encode(model, rooms.frames())
         plan_rows = [
-            torch.from_numpy(_plan_rows(model, latent, goal, number))
+            torch.from_numpy(_plan_rows(model, latent, goal, seed=number))
             for latent, goal in zip(latents, goals, strict=True)
         ]
         for step_actions in torch.stack(plan_rows, 1):

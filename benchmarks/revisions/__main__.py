@@ -63,7 +63,9 @@ def main() -> None:
     if "answers" in arguments.only:
         for backend in BACKENDS:
             show_progress(f"answers of the backend {backend}")
-            results["answers"][backend] = _compare(arguments.old, arguments.new, backend, flags)
+            results["answers"][backend] = _compare(
+                arguments.old, arguments.new, backend, flags=flags
+            )
     measure_in_rounds: dict[str, Callable[..., list[PairedTimes]]] = {
         "latency": partial(measure_latency, requests=arguments.requests),
         "plan-speed": measure_plan_speed,

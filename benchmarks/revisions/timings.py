@@ -197,7 +197,7 @@ def measure_latency(
                 rounds,
                 order,
             )
-            timings.append(PairedTimes(what, values[OLD], values[NEW], MAX_TIME_RATIO))
+            timings.append(PairedTimes(what, values[OLD], values[NEW], target=MAX_TIME_RATIO))
     return timings
 
 
@@ -233,7 +233,7 @@ def measure_plan_speed(
                 rounds,
                 order,
             )
-    return [PairedTimes(what, values[OLD], values[NEW], MAX_TIME_RATIO)]
+    return [PairedTimes(what, values[OLD], values[NEW], target=MAX_TIME_RATIO)]
 
 
 def measure_ready(
@@ -261,7 +261,7 @@ def measure_ready(
     show_progress(what)
     timers = {revision: timer(checkout) for revision, checkout in checkouts.items()}
     values = alternate(timers, rounds, order)
-    return [PairedTimes(what, values[OLD], values[NEW], MAX_READY_RATIO)]
+    return [PairedTimes(what, values[OLD], values[NEW], target=MAX_READY_RATIO)]
 
 
 def _block_timer(plan: Plan, blocks: Sequence[Sequence[bytes]]) -> Callable[[int], float]:

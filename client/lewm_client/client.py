@@ -123,7 +123,8 @@ class PlannerClient:
             warm_start: the actions (up to R, A) at which the search starts.
             seed: the same request with the same seed gets the same plan.
             deadline_ms: the search ends by then; the earlier of this and `timeout_s` holds.
-            min_iterations: the server refuses the request if fewer than this fit before the deadline.
+            min_iterations: the server refuses the request if fewer iterations fit before the
+                deadline.
             priority: 0 to 9; 9 goes first.
             fallback: the `controller` that answers when the planner cannot, and its `state` (n,).
             include: parts of the response that are left out by default: `"trajectory"`.

@@ -23,12 +23,12 @@ class PlannerError(Exception):
 
     Attributes:
         status: the gRPC status.
-        code: the server's code for programs (`invalid_image`, `overloaded`, …). Where the server
-            sent none, the gRPC status in lower case (`unavailable`, `deadline_exceeded`, …).
+        code: the server's code for programs (`invalid_image`, `overloaded`, …). If the server sent
+            none, the gRPC status in lower case (`unavailable`, `deadline_exceeded`, …).
         detail: a sentence for people. It names the field, the value and what was expected.
-        request_id: the request's id in the server's log, empty where the server sent none.
-        retry_after_s: seconds after which the server expects to have room, None where it did not
-            say.
+        request_id: the request's id in the server's log, empty if the server sent none.
+        retry_after_s: seconds after which the server expects to accept the request; None if it did
+            not say.
     """
 
     def __init__(self, error: grpc.Call) -> None:

@@ -60,9 +60,10 @@ class Calibration:
 
     Norms and distances were measured on ``frames`` frames, surprise on ``steps`` predictions, and
     SIGReg on ``windows`` windows. ``zscore_limit`` applies to the absolute z-score of a latent's
-    norm. The ``…_quantiles`` are taken at `lewm_models.calibration.limits.QUANTILE_LEVELS`. ``reference`` is the SHA-256 of
-    `calibration.safetensors`, which the Mahalanobis distance needs. A score that was not calibrated
-    is None: older cards have the norm only, and frames without actions give no surprise.
+    norm. The ``…_quantiles`` are taken at `lewm_models.calibration.limits.QUANTILE_LEVELS`.
+    ``reference`` is the SHA-256 of `calibration.safetensors`, which the Mahalanobis distance needs.
+    A score that was not calibrated is None: older cards have the norm only, and frames without
+    actions give no surprise.
     """
 
     frames: int

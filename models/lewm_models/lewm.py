@@ -108,7 +108,10 @@ class Encoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Linear, BatchNorm, GELU, Linear. SIGReg (`lewm_models.loss`) makes its outputs Gaussian."""
+    """Linear, BatchNorm, GELU, Linear.
+
+    SIGReg (`lewm_models.loss`) trains its outputs to be isotropic Gaussian.
+    """
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
         super().__init__()

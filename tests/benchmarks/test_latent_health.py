@@ -58,7 +58,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def test_ordinary_requests_are_ok(model: LoadedModel, ordinary: Requests) -> None:
-    alarms = count_false_alarms(model, "ordinary", ordinary, EPISODES, robots=4)
+    alarms = count_false_alarms(model, "ordinary", ordinary, episodes=EPISODES, robots=4)
     assert (alarms.requests, alarms.alarms) == (EPISODES * (STEPS - 9), 0)
     assert not any(alarms.by_kind.values())
 

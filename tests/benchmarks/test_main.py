@@ -54,7 +54,7 @@ def test_missed_targets_are_no_failure_but_errors_are(
         assert options.quick
         if name == "startup":
             raise ValueError("out of luck")
-        return Report((at_least("speed", 1.0, "times", 6),))
+        return Report((at_least("speed", 1.0, "times", bound=6),))
 
     monkeypatch.setattr(program, "run_benchmark", run_benchmark)
     monkeypatch.chdir(tmp_path)
@@ -100,7 +100,7 @@ def test_a_benchmark_run_as_a_program_prints_its_report(
     def measure(options: RunOptions) -> Report:
         options.show_progress("measuring")
         value = 1.0 if options.quick else 2.0
-        return Report((at_least("speed", value, "times", 6),), {"device": options.device})
+        return Report((at_least("speed", value, "times", bound=6),), {"device": options.device})
 
     monkeypatch.setattr(sys, "argv", ["speed", "--quick", "--device", "cpu"])
     run_as_program(measure, "Speed.")

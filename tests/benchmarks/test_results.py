@@ -49,17 +49,18 @@ def result(*measurements: Measurement, quick: bool = False) -> Result:
 
 
 def test_a_measurement_knows_whether_its_target_is_met() -> None:
-    assert at_least("speed", 6.0, "times", 6).is_met
-    assert not at_least("speed", 5.9, "times", 6).is_met
-    assert at_most("wait", 40.0, "ms", 40).is_met
-    assert not at_most("wait", 41.0, "ms", 40).is_met
-    assert at_most("wait", None, "ms", 40).is_met is None
+    assert at_least("speed", 6.0, "times", bound=6).is_met
+    assert not at_least("speed", 5.9, "times", bound=6).is_met
+    assert at_most("wait", 40.0, "ms", bound=40).is_met
+    assert not at_most("wait", 41.0, "ms", bound=40).is_met
+    assert at_most("wait", None, "ms", bound=40).is_met is None
     assert Measurement("wait", 3.0, "ms").is_met is None
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = result(
-        at_least("speed", 7.25, "times", 6), at_most("wait", None, "ms", 40, note="no GPU")
+        at_least("speed", 7.25, "times", bound=6),
+        at_most("wait", None, "ms", bound=40, note="no GPU"),
     )
     path = written.write(tmp_path / "new")
     (tmp_path / "new" / "other.json").write_text("not a result")
@@ -70,7 +71,9 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_the_keys_of_a_result_file_are_fixed(tmp_path: Path) -> None:
-    values = json.loads(result(at_least("speed", 7.0, "times", 6)).write(tmp_path).read_text())
+    values = json.loads(
+        result(at_least("speed", 7.0, "times", bound=6)).write(tmp_path).read_text()
+    )
     assert list(values) == [
         "benchmark",
         "taken",
@@ -102,9 +105,9 @@ def test_the_machine_is_described() -> None:
 
 def test_the_table_shows_missed_targets_and_missing_values() -> None:
     measurements = (
-        at_least("speed", 7.25, "times", 6),
-        at_most("delay", 51234.0, "ms", 40),
-        at_most("wait", None, "ms", 40, note="no [GPU]"),
+        at_least("speed", 7.25, "times", bound=6),
+        at_most("delay", 51234.0, "ms", bound=40),
+        at_most("wait", None, "ms", bound=40, note="no [GPU]"),
     )
     console = Console(width=200, force_terminal=False)
     with console.capture() as captured:
@@ -138,7 +141,7 @@ def test_a_document_changes_between_its_markers_only(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN_MARKER}\nold\n{END_MARKER}\nafter\n")
     for _ in range(2):
-        write_document(page, [result(at_least("speed", 7.0, "times", 6))])
+        write_document(page, [result(at_least("speed", 7.0, "times", bound=6))])
     text = page.read_text()
     assert text.startswith(f"before\n{BEGIN_MARKER}\n\n")
     assert text.endswith(f"\n\n{END_MARKER}\nafter\n")

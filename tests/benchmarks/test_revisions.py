@@ -119,11 +119,11 @@ def test_rounds_measure_both_in_random_order_and_the_first_is_not_counted() -> N
 
 def test_the_upper_end_of_the_interval_decides() -> None:
     old = [1.0, 2.0, 4.0, 1.0, 2.0, 4.0]
-    same = PairedTimes("plans", old, [1.01 * value for value in old], MAX_RATIO)
+    same = PairedTimes("plans", old, [1.01 * value for value in old], target=MAX_RATIO)
     assert same.ratio == pytest.approx(1.01)
     assert same.interval == pytest.approx((1.01, 1.01))
     assert same.is_met
-    noisy = PairedTimes("plans", old, [1.0, 2.0, 4.0, 1.1, 2.2, 4.4], MAX_RATIO)
+    noisy = PairedTimes("plans", old, [1.0, 2.0, 4.0, 1.1, 2.2, 4.4], target=MAX_RATIO)
     assert noisy.interval[1] == pytest.approx(1.1)
     assert not noisy.is_met
     rows = markdown_table([same, noisy]).splitlines()[2:]

@@ -46,7 +46,7 @@ def test_an_interrupted_run_continues(tmp_path: Path) -> None:
         (solver_key(PAPER_CEM), episode): some_result(episode) for episode in range(2)
     }
     # No result is missing, so no episode is run.
-    assert run_all_episodes(record, (PAPER_CEM,), 2, RunOptions()) == record.read()
+    assert run_all_episodes(record, (PAPER_CEM,), 2, options=RunOptions()) == record.read()
 
 
 def test_plans_are_those_of_the_server(quick_folder: Path, quick_server: LocalServer) -> None:

@@ -184,7 +184,9 @@ def _layer_weights(layer: PredictorLayer) -> LayerWeights:
 def _query_key_value(attention: PredictorAttention) -> list[Affine]:
     packed = fold_modules(attention.norm, attention.to_qkv)
     inner = len(packed.bias) // 3
-    query, key, value = (packed.slice_outputs(part * inner, (part + 1) * inner) for part in range(3))
+    query, key, value = (
+        packed.slice_outputs(part * inner, (part + 1) * inner) for part in range(3)
+    )
     return [query.scaled((inner // attention.heads) ** -0.5), key, value]
 
 

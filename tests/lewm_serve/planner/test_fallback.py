@@ -158,7 +158,11 @@ def test_a_wrong_fallback_is_refused_with_its_field(
 
 @pytest.mark.parametrize(
     ("x", "cause"),
-    [(7.0, "no such room"), (8.0, r"returned \(5, 2\)"), (9.0, r"expected finite actions \(4, 2\)")],
+    [
+        (7.0, "no such room"),
+        (8.0, r"returned \(5, 2\)"),
+        (9.0, r"expected finite actions \(4, 2\)"),
+    ],
 )
 def test_a_failing_controller_matters_only_when_it_is_needed(x: float, cause: str) -> None:
     request = Fallback(controller="diagonal", state=np.array([x, 0.0], np.float32))
