@@ -34,10 +34,10 @@ from lewm_models.config import PRESETS, LeWMConfig
 from lewm_models.random_weights import random_card, random_model
 from lewm_serve.backends.backend import Backend
 from lewm_serve.backends.choice import BackendChoice, BackendSettings, choose_backend
-from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.engine import Engine
 from lewm_serve.engine.jobs import PlanJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
+from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.engine.scheduler import Scheduler
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import SearchSpace

@@ -115,8 +115,8 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             le=3_600_000,
-            description="a plan without a deadline, or with a later one, is queued as if it had "
-            "this one, milliseconds; it does not end the plan",
+            description="a request without a deadline that has waited this long gets a tenth of "
+            "the time even if requests with deadlines wait, milliseconds",
         ),
     ] = 10_000.0
     max_body_bytes: Annotated[
@@ -147,6 +147,15 @@ class Settings(BaseSettings):
     max_candidates: Annotated[
         RequestLimit, Field(description="most candidates of a predict request")
     ] = 4096
+    max_candidate_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1 << 40,
+            description="most candidates × iterations × horizon of one request; unset: what this "
+            "machine does in about 10 seconds",
+        ),
+    ] = None
     max_frames: Annotated[
         int, Field(ge=1, le=MAX_FRAMES_PER_REQUEST, description="most frames of one encode request")
     ] = 256

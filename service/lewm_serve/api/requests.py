@@ -64,6 +64,7 @@ class RequestContext:
         traceparent: what the client sent to trace the request.
         max_answer_values: the most values in the answer to a predict request. None: the transport
             has no such limit.
+        client: what tells clients apart: the address of the other end of the connection.
     """
 
     request_id: str
@@ -73,6 +74,7 @@ class RequestContext:
     deadline: float | None = None
     traceparent: str | None = None
     max_answer_values: int | None = None
+    client: str = ""
 
     def earliest_deadline(self, deadline_ms: float | None = None) -> float:
         """The transport's deadline or the request's own, whichever is earlier.

@@ -43,6 +43,8 @@ class Backend(Protocol):
     precision: str
     encode_precision: str
     """The precision of latents, which may be higher than that of roll-outs."""
+    rows_are_independent: bool
+    """Whether the bits of a candidate's roll-out do not depend on the candidates beside it."""
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode frames (N, size, size, 3) uint8 to latents (N, D).

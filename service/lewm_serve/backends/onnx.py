@@ -46,6 +46,7 @@ class OnnxBackend:
 
     name = "onnx"
     precision = encode_precision = "float32"
+    rows_are_independent = True
 
     def __init__(self, model: LeWM, device: torch.device) -> None:
         self.model = model

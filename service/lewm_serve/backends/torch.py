@@ -46,6 +46,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    rows_are_independent = False
 
     def __init__(
         self, model: LeWM, device: torch.device, precision: torch.dtype = torch.float32

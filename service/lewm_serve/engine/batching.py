@@ -12,23 +12,40 @@ import torch
 from torch import Tensor
 
 from lewm_serve.engine.jobs import EncodeJob, Job
+from lewm_serve.engine.latency_model import LatencyModel
 
-MAX_ENCODE_BATCH = 32
-"""Frames in one batch. More frames gain little and delay the plans."""
+MIN_ENCODE_BATCH, MAX_ENCODE_BATCH = 4, 32
+"""Frames in one batch. Fewer leave threads without work. More gain little and delay the plans."""
+
+ENCODE_TURN_S = 0.01
+"""A batch of frames takes about this long, so that it delays the plans only briefly."""
 
 
-def encode_batch(jobs: Sequence[EncodeJob]) -> int:
+def encode_batch_size(latency: LatencyModel) -> int:
+    """The most frames in one batch."""
+    frame_s = latency.encode_s(1)
+    frames = int(ENCODE_TURN_S / frame_s) if frame_s > 0 else MAX_ENCODE_BATCH
+    return min(MAX_ENCODE_BATCH, max(MIN_ENCODE_BATCH, frames))
+
+
+def encode_batch(jobs: Sequence[EncodeJob], max_frames: int) -> int:
     """Encode the next frames of jobs of one backend as one batch. Returns their number.
 
-    Each job gets an equal share of the batch, so that a small request does not wait for a large
-    one. Each job takes its latents, and its request counts the started frames.
+    Urgent jobs come first, in their order. The others get equal shares of what is left, so that a
+    small request does not wait for a large one. Each job takes its latents, and its request counts
+    the started frames.
     """
-    share = max(1, MAX_ENCODE_BATCH // len(jobs))
-    batched_jobs = jobs[:MAX_ENCODE_BATCH]
-    parts = [job.next_frames(share) for job in batched_jobs]
-    for job, part in zip(batched_jobs, parts, strict=True):
-        if job.queued is not None:
-            job.queued.frames_started += len(part)
+    batched_jobs, parts = [], []
+    left = max_frames
+    for index, job in enumerate(jobs):
+        count = left if job.queued.is_urgent else max(1, left // (len(jobs) - index))
+        part = job.next_frames(min(left, count))
+        job.queued.frames_started += len(part)
+        batched_jobs.append(job)
+        parts.append(part)
+        left -= len(part)
+        if left == 0:
+            break
     latents = jobs[0].backend.encode(torch.cat(parts))
     first = 0
     for job, part in zip(batched_jobs, parts, strict=True):

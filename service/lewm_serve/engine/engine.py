@@ -80,11 +80,18 @@ class Engine:
         try:
             while self._wait_for_work():
                 self._scheduler.run_turn()
+                self._wait_for_follow_up()
         except BaseException:
             logger.exception("the engine's thread died")
             with self._changed:
                 self.failure.set_result(None)
             self._scheduler.abandon(EngineStopped())
+
+    def _wait_for_follow_up(self) -> None:
+        """See `Scheduler.follow_up_s`."""
+        with self._changed:
+            while (left_s := self._scheduler.follow_up_s()) > 0 and not self._stopping:
+                self._changed.wait(left_s)
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is work. False if the engine is to stop and no work is left."""

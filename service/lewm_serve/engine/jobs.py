@@ -18,11 +18,15 @@ from torch import Tensor
 
 from lewm_models.card import SolverConfig
 from lewm_serve.backends.backend import Backend
-from lewm_serve.engine.admission import DeadlinePassed, QueuedRequest
+from lewm_serve.engine.admission import DeadlinePassed
 from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.objectives.latent_distance import latent_distance
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import SearchSpace, Solver
+
+SHORT_PARTS, MIN_PART_SIZE = 4, 32
+"""A short part has a fourth of the candidates. With less than 32, a roll-out is not efficient."""
 
 
 @dataclass(eq=False)
@@ -32,7 +36,7 @@ class EncodeJob:
     backend: Backend
     latency: LatencyModel
     frames: Tensor
-    queued: QueuedRequest | None = None
+    queued: QueuedRequest
     future: Future[Tensor] = field(default_factory=Future)
     latents: list[Tensor] = field(default_factory=list)
     encoded: int = 0
@@ -129,6 +133,9 @@ class Job(ABC):
     can_be_batched = True
     """Whether its roll-outs may be batched with those of other jobs."""
 
+    short_parts = False
+    """Whether the next iteration is rolled out in short parts, since urgent requests may come."""
+
     anomalous = False
     """Whether it ended before its first roll-out, because the surprise exceeds its limit."""
 
@@ -208,16 +215,21 @@ class Job(ABC):
         )
 
     def _split(self, candidates: Tensor) -> deque[Tensor]:
-        """Candidates (S, T, A) in short parts, so that other work does not wait long.
+        """Candidates (S, T, A) in parts, so that other work does not wait long.
 
-        The parts depend on the shape alone, so that a plan does not depend on what else runs.
+        On backends whose rows are not independent, the parts depend on the shape alone. So a plan
+        does not depend on what else runs.
         """
-        return deque(torch.split(candidates, self.queued.max_part_size))
+        size = self.queued.max_part_size
+        if self.short_parts and self.backend.rows_are_independent:
+            size = max(MIN_PART_SIZE, size // SHORT_PARTS)
+        return deque(torch.split(candidates, size))
 
-    def _expected_s(self) -> float:
-        """Expected seconds to roll out the rest of this iteration."""
+    def _in_time(self, now: float, further_s: float = 0.0) -> bool:
+        """Whether the rest of this iteration, and ``further_s``, are expected to end in time."""
         rows = sum(map(len, self.parts))
-        return self.queued.latency.rollout_s(rows, self.queued.shape)
+        expected_s = self.queued.latency.rollout_s(rows, self.queued.shape)
+        return now + expected_s + further_s <= self.queued.deadline
 
     def _queue_and_solve_s(self, now: float) -> tuple[float, float]:
         started_at = now if self.started_at is None else self.started_at
@@ -242,7 +254,7 @@ class PredictJob(Job):
 
     def next_candidates_in_time(self, now: float) -> bool:
         """See `Job.next_candidates_in_time`."""
-        return now + self._expected_s() <= self.queued.deadline
+        return self._in_time(now)
 
     def take(self, predicted: Tensor) -> None:
         """See `Job.take`."""
@@ -263,6 +275,22 @@ class PredictJob(Job):
             queue_s=queue_s,
             solve_s=solve_s,
         )
+
+
+class ProbeJob(PredictJob):
+    """A roll-out that nobody waits for: the latency model observes how long it takes."""
+
+    def run_part(self) -> None:
+        """See `Job.run_part`."""
+        if not self.queued.shape.gradients:
+            return super().run_part()
+        self.backend.gradients(
+            self.latents.unsqueeze(0),
+            self.past_actions.unsqueeze(0),
+            self.candidates.unsqueeze(0),
+            goals=self.latents[-1:],
+        )
+        self.take(torch.empty(0))
 
 
 class PlanJob(Job):
@@ -320,10 +348,10 @@ class PlanJob(Job):
         if self.asked is None:
             self.asked = self.solver.ask()
             self.parts = self._split(self.asked)
-        needed_s = self._expected_s()
+        trajectory_s = 0.0
         if self.with_trajectory:
-            needed_s += self.queued.latency.rollout_s(1, self.queued.shape)
-        return now + needed_s <= self.queued.deadline
+            trajectory_s = self.queued.latency.rollout_s(1, self.queued.shape)
+        return self._in_time(now, trajectory_s)
 
     def run_part(self) -> None:
         """See `Job.run_part`. Solvers that need gradients get them."""

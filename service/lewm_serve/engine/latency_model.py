@@ -40,6 +40,25 @@ MAX_OBSERVED_RATIO = 2.0
 """An observation counts as at most this many times the expectation, and as at least the expectation
 divided by this."""
 
+MAX_STEPS = 1 << 40
+"""`LatencyModel.steps_within` on a machine whose roll-outs take no time by the clock."""
+
+MIN_CORRECTION = 0.01
+"""Corrections are not smaller than this. Otherwise work that took no time by the clock would be
+expected to take none ever after."""
+
+GRADIENT_COST, GRADIENT_COST_OF_TORCH = 30.0, 3.0
+"""A roll-out with its gradients takes about this many times as long as one without. Backends that
+are made for roll-outs compute gradients in PyTorch."""
+
+DECODE_PIXEL_S = 4e-9
+"""Seconds to decode a pixel of a JPEG image once, on an ordinary processor. Each format has a
+running correction of this value."""
+
+PROBE_INTERVAL_S = 1.0
+"""Work that is refused because of its expected seconds is measured anew this often; see
+`LatencyModel.needs_probe`."""
+
 
 class RolloutShape(NamedTuple):
     """What a roll-out's duration depends on besides its rows."""
@@ -47,6 +66,7 @@ class RolloutShape(NamedTuple):
     horizon: int
     context: int = 1
     solver: str = ""
+    gradients: bool = False
 
 
 NO_ROLLOUT = RolloutShape(horizon=1)
@@ -62,12 +82,13 @@ class LatencyModel:
     horizon alone does not determine the time.
 
     The engine's thread writes the durations of roll-outs and encodes. The event loop and the
-    decoding threads write those of decoding, without a lock: a lost update does no harm. Other
-    threads only read.
+    decoding threads write those of decoding, without a lock: a lost update does no harm. The thread
+    that admits takes probes. Other threads only read.
 
     Attributes:
         max_batched_rows: rows up to which batching several plans into one roll-out increases the
             throughput; 0 if plans are never batched.
+        gradient_cost: how many times as long a roll-out takes with its gradients.
     """
 
     def __init__(
@@ -79,28 +100,40 @@ class LatencyModel:
     ) -> None:
         self._clock = clock
         self._curve = list(curve)
-        self._encode_s = encode_s
-        self._decode_s = 0.0
+        self._frame_s = encode_s
+        self._encode_correction = RunningCorrection(clock)
+        self._decode_corrections: dict[str, RunningCorrection] = {}
         self._corrections: dict[RolloutShape, RunningCorrection] = {}
         self._latest_correction = RunningCorrection(clock)
+        self._probed_at = -math.inf
         self.max_batched_rows = max_batched_rows
-
-    @property
-    def frame_s(self) -> float:
-        """Expected seconds to decode and encode one frame."""
-        return self._decode_s + self._encode_s
+        self.gradient_cost = GRADIENT_COST_OF_TORCH
 
     def encode_s(self, frames: int) -> float:
         """Expected seconds to encode this many frames."""
-        return frames * self._encode_s
+        return frames * self._frame_s * self._encode_correction.factor
+
+    def decode_s(self, image_format: str, pixels: int) -> float:
+        """Expected seconds to decode images of a format with this many pixels together."""
+        correction = self._decode_corrections.get(image_format)
+        return pixels * DECODE_PIXEL_S * (1.0 if correction is None else correction.factor)
 
     def rollout_s(self, rows: int, shape: RolloutShape) -> float:
         """Expected seconds of a roll-out."""
-        return self.correction(shape) * self.measured_rollout_s(rows, shape.horizon)
+        return self.correction(shape) * self.measured_rollout_s(rows, shape)
 
-    def measured_rollout_s(self, rows: int, horizon: int) -> float:
+    def measured_rollout_s(self, rows: int, shape: RolloutShape) -> float:
         """Seconds of a roll-out as measured at the start, without the correction."""
-        return horizon * self._step_s(rows)
+        return self.cost(shape) * shape.horizon * self._step_s(rows)
+
+    def cost(self, shape: RolloutShape) -> float:
+        """How many roll-outs without gradients a roll-out of this shape is worth."""
+        return self.gradient_cost if shape.gradients else 1.0
+
+    def steps_within(self, seconds: float) -> int:
+        """How many candidates × steps of the horizon this machine rolls out in this time."""
+        rows, step_s = self._curve[-1]
+        return int(rows * seconds / step_s) if step_s > 0 else MAX_STEPS
 
     def correction(self, shape: RolloutShape) -> float:
         """How many times longer than at the start roll-outs of this shape take now."""
@@ -108,7 +141,7 @@ class LatencyModel:
 
     def observe_rollout(self, rows: int, shape: RolloutShape, seconds: float) -> None:
         """Learn from the duration of a roll-out."""
-        measured_s = self.measured_rollout_s(rows, shape.horizon)
+        measured_s = self.measured_rollout_s(rows, shape)
         if measured_s > 0:
             correction = self._corrections.setdefault(shape, RunningCorrection(self._clock))
             correction.observe(measured_s, seconds)
@@ -116,11 +149,32 @@ class LatencyModel:
 
     def observe_encode(self, frames: int, seconds: float) -> None:
         """Learn from the duration of a batch of encoded frames."""
-        self._encode_s = _running_average(self._encode_s, seconds / frames)
+        if self._frame_s > 0:
+            self._encode_correction.observe(frames * self._frame_s, seconds)
 
-    def observe_decode(self, seconds: float) -> None:
-        """Learn from the duration of decoding one frame."""
-        self._decode_s = _running_average(self._decode_s, seconds)
+    def observe_decode(self, image_format: str, pixels: int, seconds: float) -> None:
+        """Learn from the duration of decoding images; see `decode_s`."""
+        if pixels > 0:
+            correction = self._decode_corrections.get(image_format)
+            if correction is None:
+                correction = self._decode_corrections[image_format] = RunningCorrection(self._clock)
+            correction.observe(pixels * DECODE_PIXEL_S, seconds)
+
+    def needs_probe(self, shape: RolloutShape) -> bool:
+        """Whether work of this shape, which was refused, should be measured anew now.
+
+        Work that is refused is not observed. So an expectation that is too long, for example
+        because it was measured while other processes kept the machine busy, would never be
+        corrected. True at most once per `PROBE_INTERVAL_S`, and only if no work of this shape was
+        observed for as long.
+        """
+        now = self._clock()
+        correction = self._corrections.get(shape)
+        observed_at = -math.inf if correction is None else correction.observed_at
+        if now - max(self._probed_at, observed_at) < PROBE_INTERVAL_S:
+            return False
+        self._probed_at = now
+        return True
 
     def measure(self, backend: Backend, config: LeWMConfig) -> None:
         """Time a warmed-up backend and find up to how many rows batching plans is faster.
@@ -130,9 +184,11 @@ class LatencyModel:
         must give the same plan, bit for bit, whatever else runs.
         """
         frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
-        self._encode_s = self._fastest_run_s(lambda: backend.encode(frame))
+        self._frame_s = self._fastest_run_s(lambda: backend.encode(frame))
         self._curve = list(self._measured_curve(backend, config))
+        self._encode_correction = RunningCorrection(self._clock)
         self._corrections, self._latest_correction = {}, RunningCorrection(self._clock)
+        self.gradient_cost = GRADIENT_COST_OF_TORCH if backend.name == "torch" else GRADIENT_COST
         if backend.device == "cpu":
             self.max_batched_rows = 0
         else:
@@ -178,21 +234,25 @@ class LatencyModel:
 
 
 class RunningCorrection:
-    """The ratio of observed to expected seconds, averaged with weights that grow with duration."""
+    """The ratio of observed to expected seconds, averaged with weights that grow with duration.
+
+    Attributes:
+        observed_at: the time of the newest observation.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._expected_s = 0.0
         self._observed_s = 0.0
-        self._observed_at = 0.0
+        self.observed_at = 0.0
 
     @property
     def factor(self) -> float:
         """The correction now."""
         ratio = self._observed_s / self._expected_s if self._expected_s else 1.0
         if ratio <= 1:
-            return ratio
-        age_s = self._clock() - self._observed_at
+            return max(MIN_CORRECTION, ratio)
+        age_s = self._clock() - self.observed_at
         return 1 + (ratio - 1) * math.exp(-age_s / CORRECTION_DECAY_S)
 
     def observe(self, expected_s: float, observed_s: float) -> None:
@@ -202,18 +262,12 @@ class RunningCorrection:
             observed_s = _bounded(observed_s, expected_s * factor)
         self._observed_s = (1 - NEWEST_WEIGHT) * self._expected_s * factor + observed_s
         self._expected_s = (1 - NEWEST_WEIGHT) * self._expected_s + expected_s
-        self._observed_at = self._clock()
+        self.observed_at = self._clock()
 
 
 def _throughput(point: tuple[int, float]) -> float:
     rows, seconds = point
     return rows / max(seconds, 1e-9)
-
-
-def _running_average(expected_s: float, observed_s: float) -> float:
-    if expected_s == 0:
-        return observed_s
-    return expected_s + NEWEST_WEIGHT * (_bounded(observed_s, expected_s) - expected_s)
 
 
 def _bounded(observed_s: float, expected_s: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -11,16 +12,26 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, NamedTuple, TypeVar
 
 from lewm_serve.constants import BatchKind
+from lewm_serve.engine.admission import OVERDUE_SHARE
 from lewm_serve.engine.batching import (
-    MAX_ENCODE_BATCH,
     batch_rows,
     can_share_rollout,
     encode_batch,
+    encode_batch_size,
     roll_out_batch,
 )
 from lewm_serve.engine.jobs import EncodeJob, Job
 
 JobT = TypeVar("JobT", EncodeJob, Job)
+
+FOLLOW_UP_S = 0.005
+"""How long best-effort work waits for the search of an urgent request whose frames are encoded."""
+
+RECENT_S = 1.0
+"""After urgent work, best-effort work has short parts for this long."""
+
+DEFAULT_OVERDUE_S = 10.0
+"""A best-effort job that has waited this long is overdue."""
 
 MAX_RECORDED_BATCHES = 4096
 """Batches that wait to be counted; the oldest are dropped."""
@@ -41,16 +52,30 @@ class Scheduler:
     overtaken and cancelled. If a job's deadline comes during the work of others, the job is
     answered before this work, with the best result so far.
 
+    Best-effort work is done while no urgent work waits. So that it ends some day even under a
+    constant stream of urgent work, what has waited for ``overdue_s`` is done meanwhile too, for
+    `OVERDUE_SHARE` of the time.
+
     Any thread may call `submit` and cancel a job's future. One thread, the engine's, takes the
     turns; it alone changes jobs and ``free_at``. ``_lock`` protects the lists of jobs.
+
+    Args:
+        clock: gives the time in seconds.
+        overdue_s: after this waiting time best-effort work is overdue.
 
     Attributes:
         free_at: when the run of the model that is in progress is expected to end.
         batches: the batches that ran and were not counted yet; `deque` operations are atomic.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, overdue_s: float = DEFAULT_OVERDUE_S
+    ) -> None:
         self._clock = clock
+        self._overdue_s = overdue_s
+        self._next_overdue_at = 0.0
+        self._urgent_at = -math.inf
+        self._follow_ups: dict[int, float] = {}
         self._encode_jobs: list[EncodeJob] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
@@ -74,6 +99,7 @@ class Scheduler:
             else:
                 job.submitted_at = self._clock()
                 self._jobs.append(job)
+                self._follow_ups.pop(id(job.queued), None)
 
     def abandon(self, error: Exception) -> None:
         """Answer all waiting jobs with an error."""
@@ -88,21 +114,75 @@ class Scheduler:
         self._run_encode_turn()
         self._run_job_turn()
 
+    def follow_up_s(self) -> float:
+        """How long the next turn should wait for urgent work; 0 or less if it should not.
+
+        After the frames of an urgent request are encoded, its search is about to be submitted. If
+        best-effort work began in between, the request would have to wait for it.
+        """
+        with self._lock:
+            if not self._follow_ups or self._encode_jobs:
+                return 0.0
+            if any(job.queued.is_urgent for job in self._jobs):
+                return 0.0
+            left_s = max(self._follow_ups.values()) - self._clock()
+            if left_s <= 0:
+                self._follow_ups.clear()
+            return left_s
+
     def _run_encode_turn(self) -> None:
-        """Encode one batch for the backend that has waited longest."""
+        """Encode one batch of frames of one backend."""
         with self._lock:
             self._encode_jobs = [job for job in self._encode_jobs if not job.future.cancelled()]
-            jobs = [job for job in self._encode_jobs if job.backend is self._encode_jobs[0].backend]
+            waiting = self._in_order(self._encode_jobs)
+        jobs = [job for job in waiting if job.backend is waiting[0].backend]
         if not jobs:
             return
-        frame_count = min(MAX_ENCODE_BATCH, sum(len(job.frames) - job.encoded for job in jobs))
-        self.free_at = self._clock() + jobs[0].latency.encode_s(frame_count)
+        latency = jobs[0].latency
+        frame_count = min(
+            encode_batch_size(latency), sum(len(job.frames) - job.encoded for job in jobs)
+        )
+        best_effort = not jobs[0].queued.is_urgent
+        start = self._clock()
+        self.free_at = start + latency.encode_s(frame_count)
         self._finish_expired(self.free_at)
         self._encode(jobs)
+        self._observe_use(jobs, self._clock() - start, best_effort=best_effort)
         for job in jobs:
             if job.finished:
                 self._remove(job)
+                self._expect_follow_up(job)
                 _set_result(job.future, job.result())
+
+    def _expect_follow_up(self, job: EncodeJob) -> None:
+        if job.queued.is_urgent and job.queued.candidates_per_iteration:
+            with self._lock:
+                self._follow_ups[id(job.queued)] = self._clock() + FOLLOW_UP_S
+
+    def _in_order(self, jobs: Sequence[JobT]) -> list[JobT]:
+        """The jobs that may run now, most urgent first. An overdue job comes before all."""
+        ordered: list[JobT] = sorted(jobs, key=lambda job: job.queued.urgency)
+        waiting: list[EncodeJob | Job] = [*self._encode_jobs, *self._jobs]
+        now = self._clock()
+        if not any(job.queued.is_urgent for job in waiting):
+            return ordered
+        self._urgent_at = now
+        urgent: list[JobT] = [job for job in ordered if job.queued.is_urgent]
+        if now >= self._next_overdue_at:
+            for job in ordered[len(urgent) :]:
+                if now - job.queued.waiting_since >= self._overdue_s:
+                    urgent.insert(0, job)
+                    break
+        return urgent
+
+    def _observe_use(
+        self, jobs: Sequence[EncodeJob | Job], seconds: float, *, best_effort: bool
+    ) -> None:
+        """Count the engine's time for the clients of these jobs."""
+        for job in jobs:
+            job.queued.client.observe_use(seconds / len(jobs), best_effort=best_effort)
+        if best_effort:
+            self._next_overdue_at = self._clock() + seconds * (1 / OVERDUE_SHARE - 1)
 
     def _encode(self, jobs: Sequence[EncodeJob]) -> None:
         """Encode one batch for these jobs. If that fails, encode one batch for each job."""
@@ -116,7 +196,7 @@ class Scheduler:
 
     def _encode_batch(self, jobs: Sequence[EncodeJob]) -> None:
         start = self._clock()
-        frame_count = encode_batch(jobs)
+        frame_count = encode_batch(jobs, encode_batch_size(jobs[0].latency))
         jobs[0].latency.observe_encode(frame_count, self._clock() - start)
         self.batches.append(Batch("encode", frame_count))
 
@@ -128,6 +208,7 @@ class Scheduler:
         batch = self._next_batch()
         if not batch:
             return
+        best_effort = not batch[0].queued.is_urgent
         start = self._clock()
         queued, rows = batch[0].queued, batch_rows([job.candidate_count for job in batch])
         self.free_at = start + queued.latency.rollout_s(rows, queued.shape)
@@ -137,6 +218,7 @@ class Scheduler:
         if self._run_parts(batch):
             queued.latency.observe_rollout(rows, queued.shape, self._clock() - start)
             self.batches.append(Batch("rollout", rows))
+        self._observe_use(batch, self._clock() - start, best_effort=best_effort)
         for job in batch:
             if job.finished:
                 self._finish(job)
@@ -157,7 +239,10 @@ class Scheduler:
         Then the batch is empty, so that waiting frames are encoded before the next job is tried.
         """
         batch: list[Job] = []
-        for job in sorted(self._jobs, key=lambda job: job.queued.urgency):
+        ordered = self._in_order(self._jobs)
+        is_urgent_time = self._clock() - self._urgent_at < RECENT_S
+        for job in ordered:
+            job.short_parts = is_urgent_time and not job.queued.is_urgent
             max_rows = job.queued.latency.max_batched_rows
             counts = [batched.candidate_count for batched in batch]
             if batch and batch_rows([*counts, 1]) > max_rows:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import simplejpeg
@@ -35,8 +36,14 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 JPEG_START_OF_SCAN = b"\xff\xda"
 
-MAX_JPEG_SCANS = 100
+PNG_SIZE = slice(16, 24)
+"""Where a PNG file has its width and height."""
+
+MAX_JPEG_SCANS = 32
 """A progressive JPEG has about ten scans. Each scan costs a pass over all pixels."""
+
+MIN_IMAGE_PIXELS = 1 << 14
+"""Opening an image costs as much as decoding this many pixels."""
 
 MAX_PNG_TEXT_BYTES = 1 << 20
 
@@ -53,6 +60,35 @@ they take less time than waking a thread on busy cores."""
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_MEMORY = MAX_PNG_TEXT_BYTES
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class DecodeWork(NamedTuple):
+    """What it costs to decode an image: pixels × scans, and a format with a cost per pixel."""
+
+    image_format: str
+    pixels: int
+
+
+def image_work(data: bytes, *, count_scans: bool) -> DecodeWork:
+    """The work to decode an image, as its head announces it. 0 pixels if it is not an image.
+
+    Counting scans reads the whole image, which takes a millisecond per megabyte. Without
+    ``count_scans``, large images count as if they had one scan.
+    """
+    if data.startswith(JPEG_MAGIC):
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return DecodeWork("jpeg", 0)
+        scans = 1
+        if count_scans or len(data) <= SMALL_IMAGE_BYTES:
+            scans = max(1, data.count(JPEG_START_OF_SCAN))
+        image_format = "jpeg" if scans == 1 else "jpeg of several scans"
+        return DecodeWork(image_format, max(MIN_IMAGE_PIXELS, height * width * scans))
+    if data.startswith(PNG_MAGIC) and len(data) >= PNG_SIZE.stop:
+        width, height = struct.unpack(">II", data[PNG_SIZE])
+        return DecodeWork("png", max(MIN_IMAGE_PIXELS, height * width))
+    return DecodeWork("unknown", 0)
 
 
 def frame_from_image(data: bytes, card: ModelCard, *, max_pixels: int, field: str) -> Tensor:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +19,19 @@ import torch
 from torch import Tensor
 
 from lewm_serve.api.requests import Frame
-from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.engine import Engine
 from lewm_serve.engine.jobs import EncodeJob
+from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.errors import InvalidRequest, UnknownLatent, Unquoted
 from lewm_serve.frames.decode import (
     SMALL_BATCH_FRAMES,
     SMALL_IMAGE_PIXELS,
+    DecodeWork,
     SmallFrameDecoder,
     frame_from_image,
     frame_from_pixels,
+    image_work,
     small_jpeg_shape,
 )
 from lewm_serve.frames.latent_cache import LatentCache
@@ -34,6 +40,13 @@ from lewm_serve.registry.registry import LoadedModel
 
 DECODING_THREADS = 2
 """They bound the memory of the images that are decoded at once."""
+
+DECODING_NICENESS = 10
+"""Large images must not take processor time from the engine and from other requests."""
+
+MAX_DECODED_PIXELS = 1 << 30
+"""Pixels × scans of all images of one request: 256 images of four megapixels, or about ten seconds.
+"""
 
 DECODING_PART_BYTES = 64 * 1024
 """How many bytes of frames a decoding thread gets at once, but at least one frame. If a request has
@@ -68,11 +81,12 @@ class FrameLatents:
 
 @dataclass(frozen=True)
 class FrameWithId:
-    """A frame of a request, its path in the request, and the id of its latent."""
+    """A frame of a request, its path in the request, the id of its latent, and what it costs."""
 
     frame: Frame
     field: str
     latent_id: str
+    work: DecodeWork
 
 
 class LatentSource:
@@ -86,7 +100,9 @@ class LatentSource:
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._small_frame_decoder = SmallFrameDecoder(max_pixels)
-        self._threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(
+            DECODING_THREADS, thread_name_prefix="decode", initializer=_lower_thread_priority
+        )
 
     def close(self) -> None:
         """Stop the decoding threads."""
@@ -99,6 +115,7 @@ class LatentSource:
         *,
         fields: Sequence[str],
         queued: QueuedRequest,
+        client: str = "",
     ) -> FrameLatents:
         """The latents of frames, in their order.
 
@@ -107,6 +124,7 @@ class LatentSource:
             model: the model that encodes them.
             fields: the path of each frame in the request, for errors.
             queued: the request's place in the queue.
+            client: who sent the request, for its share of the cache.
 
         Raises:
             InvalidRequest: a frame cannot be used.
@@ -115,7 +133,7 @@ class LatentSource:
         """
         start = time.monotonic()
         items = await self._with_ids(frames, fields, model.backend.encode_precision)
-        latents = await self._known_latents(model, items)
+        latents = await self._known_latents(model, items, client)
         missing: dict[str, FrameWithId] = {}
         for item in items:
             if item.latent_id not in latents:
@@ -132,7 +150,9 @@ class LatentSource:
             )
             return tuple(await asyncio.wrap_future(self._engine.submit(job)))
 
-        latents |= await self._cache.get_or_encode(model.version, list(missing), encode)
+        latents |= await self._cache.get_or_encode(
+            model.version, list(missing), encode, client=client
+        )
         encode_s = time.monotonic() - start - decode_s
         self._metrics.stage_duration.labels("decode").observe(decode_s)
         self._metrics.stage_duration.labels("encode").observe(encode_s)
@@ -150,10 +170,20 @@ class LatentSource:
         self, frames: Sequence[Frame], fields: Sequence[str], precision: str
     ) -> list[FrameWithId]:
         def identify_all() -> list[FrameWithId]:
-            return [
-                FrameWithId(frame, field, latent_id_of(frame, precision))
-                for frame, field in zip(frames, fields, strict=True)
-            ]
+            items = []
+            pixels = 0
+            for frame, field in zip(frames, fields, strict=True):
+                work = decode_work(frame, count_scans=True)
+                pixels += work.pixels
+                if pixels > MAX_DECODED_PIXELS:
+                    raise InvalidRequest(
+                        "image_too_large",
+                        field,
+                        received=Unquoted(f"{pixels} pixels × scans up to this frame"),
+                        expected=f"at most {MAX_DECODED_PIXELS} in one request",
+                    )
+                items.append(FrameWithId(frame, field, latent_id_of(frame, precision), work))
+            return items
 
         if sum(map(_size_in_bytes, frames)) <= DECODING_PART_BYTES:
             return identify_all()
@@ -162,7 +192,7 @@ class LatentSource:
         return await loop.run_in_executor(self._threads, identify_all)
 
     async def _known_latents(
-        self, model: LoadedModel, items: Sequence[FrameWithId]
+        self, model: LoadedModel, items: Sequence[FrameWithId], client: str
     ) -> dict[str, Tensor]:
         """The latents that the request holds, which are cached too, and those from the cache.
 
@@ -183,10 +213,14 @@ class LatentSource:
             if item.frame.latent is not None
         }
         for latent_id, latent in sent.items():
-            self._cache.put(model.version, latent_id, latent)
+            self._cache.put_sent(model.version, latent_id, latent, client=client)
         others = [item.latent_id for item in items if item.latent_id not in sent]
         found = await self._cache.get(
-            model.version, list(dict.fromkeys(others)), width, issued=field_of_id
+            model.version,
+            list(dict.fromkeys(others)),
+            width,
+            client=client,
+            issued=field_of_id,
         )
         for latent_id, field in field_of_id.items():
             if latent_id not in sent and latent_id not in found:
@@ -203,7 +237,8 @@ class LatentSource:
         images = [item.frame.image for item in items]
         batch = self._small_frame_decoder.decode(images, model.card.config.image_size)
         if batch is not None:
-            model.latency.observe_decode((time.monotonic() - start) / len(items))
+            pixels = sum(item.work.pixels for item in items)
+            model.latency.observe_decode("jpeg", pixels, time.monotonic() - start)
             return batch
 
         def decode_all(part: Sequence[FrameWithId]) -> list[Tensor]:
@@ -236,7 +271,7 @@ class LatentSource:
                 max_pixels=self._max_pixels,
                 field=f"{item.field}.pixels",
             )
-        model.latency.observe_decode(time.monotonic() - start)
+        model.latency.observe_decode(*item.work, time.monotonic() - start)
         return frame
 
 
@@ -248,6 +283,23 @@ def frame_fields(frames: Sequence[Frame]) -> list[str]:
 def count_images(frames: Sequence[Frame]) -> int:
     """The number of frames that have to be decoded and encoded if the cache holds none."""
     return sum(frame.image is not None or frame.pixels is not None for frame in frames)
+
+
+def decode_work(frame: Frame, *, count_scans: bool) -> DecodeWork:
+    """The work to decode a frame; see `image_work`."""
+    if frame.image is not None:
+        return image_work(frame.image, count_scans=count_scans)
+    if frame.pixels is not None:
+        return DecodeWork("pixels", frame.pixels.size // 3)
+    return DecodeWork("latent", 0)
+
+
+def expected_decode_s(frames: Sequence[Frame], latency: LatencyModel) -> float:
+    """Expected seconds to decode the frames of a request if the cache holds none.
+
+    Small frames are decoded one after another, and parts of large requests on all decoding threads.
+    """
+    return sum(latency.decode_s(*decode_work(frame, count_scans=False)) for frame in frames)
 
 
 def latent_id_of(frame: Frame, precision: str) -> str:
@@ -284,6 +336,12 @@ def _checked_latent(item: FrameWithId, width: int) -> Tensor:
             expected=f"{width} (the model's latent_dim)",
         )
     return torch.tensor(latent)
+
+
+def _lower_thread_priority() -> None:
+    """Let all other threads of the process go first. On Linux, niceness belongs to a thread."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODING_NICENESS)
 
 
 def _size_in_bytes(frame: Frame) -> int:

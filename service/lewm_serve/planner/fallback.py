@@ -22,7 +22,8 @@ from lewm_models.card import RESERVED_CONTROLLERS
 from lewm_serve.api.fields import FloatArray
 from lewm_serve.api.requests import Fallback
 from lewm_serve.constants import FallbackReason
-from lewm_serve.engine.admission import DeadlinePassed, QueuedRequest
+from lewm_serve.engine.admission import DeadlinePassed
+from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.errors import DeadlineExceeded, Failed, InvalidRequest, ServiceError, Unquoted
 from lewm_serve.observability.logging import log
 from lewm_serve.registry.controllers import Controller

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, RequestContext
 from lewm_serve.api.responses import (
     EncodedLatent,
@@ -32,15 +34,19 @@ from lewm_serve.constants import (
     PlanStatus,
     ServerState,
 )
-from lewm_serve.engine.admission import (
-    Admission,
-    DeadlinePassed,
-    QueuedRequest,
-    QueueTooLong,
-)
+from lewm_serve.engine.admission import Admission, DeadlinePassed, QueueTooLong
 from lewm_serve.engine.engine import Engine, EngineStopped
-from lewm_serve.engine.jobs import PlanJob, PlanOutcome, Prediction, PredictJob, Search
+from lewm_serve.engine.jobs import (
+    EncodeJob,
+    PlanJob,
+    PlanOutcome,
+    Prediction,
+    PredictJob,
+    ProbeJob,
+    Search,
+)
 from lewm_serve.engine.latency_model import RolloutShape
+from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.engine.scheduler import Scheduler
 from lewm_serve.errors import DeadlineExceeded, Draining, Failed, Loading, Overloaded
 from lewm_serve.frames.latent_cache import LatentCache
@@ -48,6 +54,7 @@ from lewm_serve.frames.latent_source import (
     FrameLatents,
     LatentSource,
     count_images,
+    expected_decode_s,
     frame_fields,
 )
 from lewm_serve.observability.metrics import Metrics
@@ -66,6 +73,9 @@ from lewm_serve.registry.registry import LoadedModel, Registry
 from lewm_serve.settings import Settings
 from lewm_serve.solvers import SOLVERS
 
+MAX_RETRY_AFTER_S = 30.0
+"""`Retry-After` is not longer, because requests come and go that the forecast does not know."""
+
 EngineResult = TypeVar("EngineResult", PlanOutcome, Prediction)
 
 
@@ -75,7 +85,7 @@ class Planner:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        scheduler = Scheduler()
+        scheduler = Scheduler(overdue_s=settings.default_deadline_ms / 1000)
         self._engine = Engine(scheduler)
         self._admission = Admission(settings.max_queue, free_at=lambda: scheduler.free_at)
         self._cache = LatentCache.from_settings(settings, metrics)
@@ -178,12 +188,18 @@ class Planner:
         queued = QueuedRequest(
             model.latency,
             context.received,
+            client=self._admission.client(context.client),
             deadline=context.earliest_deadline(),
             frames_to_encode=count_images(request.frames),
+            decode_s=expected_decode_s(request.frames, model.latency),
         )
-        with self._admitted(queued, context):
+        with self._admitted(queued, model, context):
             latents = await self._latents.latents_of(
-                request.frames, model, fields=frame_fields(request.frames), queued=queued
+                request.frames,
+                model,
+                fields=frame_fields(request.frames),
+                queued=queued,
+                client=context.client,
             )
         scores = self._monitor.score(model, latents.values)
         health = self._monitor.record(model, scores, new_frames=len(request.frames))
@@ -216,17 +232,22 @@ class Planner:
         queued = QueuedRequest(
             model.latency,
             context.received,
+            client=self._admission.client(context.client),
             deadline=context.earliest_deadline(),
-            queue_deadline_s=self._settings.default_deadline_ms / 1000,
             frames_to_encode=count_images(request.frames),
+            decode_s=expected_decode_s(request.frames, model.latency),
             candidates_per_iteration=(candidate_count,),
             shape=RolloutShape(horizon=horizon, context=len(request.frames)),
         )
-        with self._admitted(queued, context):
+        with self._admitted(queued, model, context):
             latents = await self._latents.latents_of(
-                request.frames, model, fields=frame_fields(request.frames), queued=queued
+                request.frames,
+                model,
+                fields=frame_fields(request.frames),
+                queued=queued,
+                client=context.client,
             )
-            queued.frames_to_encode = 0  # the forecast of admission expects no encoding any more
+            queued.mark_frames_ready()
             job = PredictJob(
                 backend=model.backend,
                 queued=queued,
@@ -275,15 +296,15 @@ class Planner:
         queued = QueuedRequest(
             model.latency,
             context.received,
+            client=self._admission.client(context.client),
             deadline=deadline if fallback is None else search_deadline(deadline),
             priority=request.priority,
-            queue_deadline_s=self._settings.default_deadline_ms / 1000,
             frames_to_encode=count_images(frames_and_goal),
-            candidates_per_iteration=solver_class.candidates_per_ask(solver_settings),
-            shape=RolloutShape(
-                horizon=solver_settings.horizon, context=frame_count, solver=solver_settings.name
-            ),
+            decode_s=expected_decode_s(frames_and_goal, model.latency),
+            candidates_per_iteration=inputs.candidates_per_iteration,
+            shape=inputs.shape,
             min_iterations=request.min_iterations,
+            search_bytes=solver_class.memory_bytes(solver_settings, model.card.config.block_width),
         )
         # With a fallback, waiting ends early enough for its answer to arrive in time.
         wait_in_time = partial(
@@ -296,18 +317,17 @@ class Planner:
         outcome: PlanOutcome | None = None
         reason: FallbackReason | None = None
         try:
-            with self._admitted(queued, context):
+            with self._admitted(queued, model, context):
                 latents = await wait_in_time(
                     self._latents.latents_of(
                         frames_and_goal,
                         model,
                         fields=(*frame_fields(request.frames), "goal"),
                         queued=queued,
+                        client=context.client,
                     )
                 )
-                queued.frames_to_encode = (
-                    0  # the forecast of admission expects no encoding any more
-                )
+                queued.mark_frames_ready()
                 if fallback is not None:
                     scores = self._monitor.score(model, latents.values, frame_count)
                     if scores.anomalies:
@@ -393,7 +413,9 @@ class Planner:
         return self._loaded_registry(needs_engine=needs_engine).get(name)
 
     @contextmanager
-    def _admitted(self, queued: QueuedRequest, context: RequestContext) -> Iterator[None]:
+    def _admitted(
+        self, queued: QueuedRequest, model: LoadedModel, context: RequestContext
+    ) -> Iterator[None]:
         """Admit a request for the duration of the block, before any work is done for it.
 
         Errors of the engine become errors for clients.
@@ -406,8 +428,10 @@ class Planner:
         try:
             self._admission.admit(queued)
         except QueueTooLong as error:
-            raise Overloaded(error.retry_after_s, str(error)) from None
+            retry_after_s = min(error.retry_after_s, MAX_RETRY_AFTER_S)
+            raise Overloaded(retry_after_s, str(error)) from None
         except DeadlinePassed:
+            self._probe(queued, model)
             raise _deadline_exceeded(context) from None
         admitted = self._admitted_by_endpoint[context.endpoint]
         admitted.add(queued)
@@ -424,6 +448,33 @@ class Planner:
             if len(self._admission) == 0:
                 self._no_admitted_requests.set()
             self.count_batches()
+
+    def _probe(self, refused: QueuedRequest, model: LoadedModel) -> None:
+        """Measure how long a frame and a roll-out of a refused request take now, when due."""
+        config, latency, shape = model.card.config, model.latency, refused.shape
+        if not latency.needs_probe(shape):
+            return
+        now = time.monotonic()
+        with suppress(EngineStopped):
+            frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
+            queued = QueuedRequest(latency, now, frames_to_encode=1)
+            self._engine.submit(
+                EncodeJob(backend=model.backend, latency=latency, frames=frame, queued=queued)
+            )
+            if refused.candidates_per_iteration:
+                candidates = min(refused.max_candidates, refused.max_part_size)
+                queued = QueuedRequest(
+                    latency, now, candidates_per_iteration=(candidates,), shape=shape
+                )
+                self._engine.submit(
+                    ProbeJob(
+                        backend=model.backend,
+                        queued=queued,
+                        latents=torch.zeros(shape.context, config.latent_dim),
+                        past_actions=torch.zeros(shape.context - 1, config.block_width),
+                        candidates=torch.zeros(candidates, shape.horizon, config.block_width),
+                    )
+                )
 
     def _count_queued(self, endpoint: Endpoint) -> int:
         """The number of admitted requests whose search has not started.

@@ -9,6 +9,7 @@ S candidates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from lewm_models.card import SolverConfig
 from lewm_serve.api.fields import FloatArray
 from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, SolverSettings
+from lewm_serve.engine.latency_model import RolloutShape
 from lewm_serve.errors import InvalidRequest, Unquoted
 from lewm_serve.registry.registry import LoadedModel
 from lewm_serve.settings import Settings
@@ -39,11 +41,21 @@ class PredictInputs:
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """The past action blocks (H − 1, A), the solver settings and the search space of a plan."""
+    """A plan as the engine works with it.
+
+    Attributes:
+        past_actions: the past action blocks (H − 1, A).
+        solver_settings: the settings of the solver.
+        search_space: what the solver searches.
+        candidates_per_iteration: the number of candidates of each iteration.
+        shape: the shape of its roll-outs.
+    """
 
     past_actions: Tensor
     solver_settings: SolverConfig
     search_space: SearchSpace
+    candidates_per_iteration: Sequence[int]
+    shape: RolloutShape
 
 
 def validate_encode(request: EncodeRequest, settings: Settings) -> None:
@@ -95,8 +107,24 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
         raise InvalidRequest(
             "out_of_range", "min_iterations", received=min_iterations, expected=expected
         )
-    search_space = _search_space(model, solver_settings, request.warm_start)
-    return PlanInputs(past_actions, solver_settings, search_space)
+    solver_class = SOLVERS[solver_settings.name]
+    shape = RolloutShape(
+        horizon=solver_settings.horizon,
+        context=len(request.frames),
+        solver=solver_settings.name,
+        gradients=solver_class.needs_gradients,
+    )
+    candidates_per_iteration = solver_class.candidates_per_ask(solver_settings)
+    _check_candidate_steps(
+        model, "solver", sum(candidates_per_iteration), shape=shape, settings=settings
+    )
+    return PlanInputs(
+        past_actions=past_actions,
+        solver_settings=solver_settings,
+        search_space=_search_space(model, solver_settings, request.warm_start),
+        candidates_per_iteration=candidates_per_iteration,
+        shape=shape,
+    )
 
 
 def _check_answer_size(model: LoadedModel, request: PredictRequest, max_values: int) -> None:
@@ -190,6 +218,8 @@ def _candidates(model: LoadedModel, request: PredictRequest, settings: Settings)
         received = Unquoted(f"{answer_bytes} bytes of latents")
         expected = f"candidates whose latents fit in {settings.max_body_bytes} bytes"
         raise InvalidRequest("out_of_range", field, received=received, expected=expected)
+    shape = RolloutShape(horizon=horizon)
+    _check_candidate_steps(model, field, len(blocks), shape=shape, settings=settings)
     return blocks
 
 
@@ -224,6 +254,25 @@ def _solver_settings(
     _check_limit("solver.iterations", solver_settings.iterations, settings.max_iterations)
     _check_limit("solver.horizon", solver_settings.horizon, settings.max_horizon)
     return solver_settings
+
+
+def _check_candidate_steps(
+    model: LoadedModel, field: str, candidates: int, *, shape: RolloutShape, settings: Settings
+) -> None:
+    """Refuse a request that would keep the engine busy for too long."""
+    limit = settings.max_candidate_steps
+    if limit is None:
+        limit = model.max_candidate_steps
+    steps = candidates * model.steps_per_candidate(shape)
+    if steps > limit:
+        factor = f" × {model.latency.cost(shape):g} (gradients)" if shape.gradients else ""
+        product = f"{candidates} candidates in all × horizon {shape.horizon}{factor}"
+        raise InvalidRequest(
+            "out_of_range",
+            field,
+            received=Unquoted(f"{steps} candidate-steps ({product})"),
+            expected=f"at most {limit} on this server (LEWM_MAX_CANDIDATE_STEPS)",
+        )
 
 
 def _search_space(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -27,7 +28,7 @@ from lewm_serve.backends.choice import (
     NoBackend,
     choose_backend,
 )
-from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.errors import InvalidRequest, UnknownModel, shorten
 from lewm_serve.observability.logging import log
 from lewm_serve.registry.controllers import Controller, load_controllers
@@ -38,6 +39,10 @@ FloatArray = NDArray[np.float32]
 
 MAX_LOGGED_NAME_CHARACTERS = 40
 """How much of a model name that is unknown to the server a log line repeats."""
+
+
+MAX_SEARCH_S = 10.0
+"""By default a request may take about this much of the engine's time."""
 
 
 class ModelLoadError(RuntimeError):
@@ -158,6 +163,22 @@ class LoadedModel:
         rows = blocks.reshape(-1, self.card.config.action_dim)
         # The inverse of the z-score rounds, which may exceed a bound by a little.
         return self.clip((rows * self.action_std + self.action_mean).numpy())
+
+    @cached_property
+    def max_candidate_steps(self) -> int:
+        """The candidate-steps that this machine does in `MAX_SEARCH_S`, but at least one plan.
+
+        A candidate-step is one candidate over one step of the horizon.
+        """
+        solver = self.card.solver
+        solver_class = SOLVERS[solver.name]
+        shape = RolloutShape(solver.horizon, gradients=solver_class.needs_gradients)
+        own_steps = sum(solver_class.candidates_per_ask(solver)) * self.steps_per_candidate(shape)
+        return max(self.latency.steps_within(MAX_SEARCH_S), own_steps)
+
+    def steps_per_candidate(self, shape: RolloutShape) -> int:
+        """The candidate-steps of one candidate. With gradients they count several times."""
+        return math.ceil(shape.horizon * self.latency.cost(shape))
 
     @property
     def max_surprise(self) -> float | None:

@@ -28,6 +28,10 @@ Array = NDArray[np.float32]
 COMMON_SETTINGS = ("name", "samples", "iterations", "horizon", "tolerance")
 """The settings that every solver has."""
 
+FLOAT32_BYTES, COPIES = 4, 8
+"""A solver has up to this many arrays of the candidates' size at once: noise, candidates, moments,
+gradients."""
+
 MIN_VARIANCE_DIVISOR = 1e-4
 """The least value of 1 − Σ weights². Below it one candidate has nearly all the weight, so the
 deviation is unknown."""
@@ -101,6 +105,11 @@ class Solver(ABC):
     def candidates_per_ask(cls, settings: SolverConfig) -> list[int]:
         """The number of candidates of each `ask` of a search that does not converge early."""
         return [settings.samples] * settings.iterations
+
+    @classmethod
+    def memory_bytes(cls, settings: SolverConfig, block_width: int) -> int:
+        """About how much memory a search takes at most."""
+        return FLOAT32_BYTES * COPIES * settings.samples * settings.horizon * block_width
 
     @abstractmethod
     def ask(self) -> Tensor:

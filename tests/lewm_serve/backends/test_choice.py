@@ -44,6 +44,7 @@ class FakeBackend:
     times: dict[int, float | list[float]]
     precision: str = "float32"
     encode_precision: str = "float32"
+    rows_are_independent: bool = True
     threads: int = 0
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lewm_models.card import SolverConfig
-from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.jobs import EncodeJob, PlanJob, PredictJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
+from lewm_serve.engine.queued_request import Client, QueuedRequest
 from lewm_serve.objectives.latent_distance import latent_distance
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import SearchSpace
@@ -84,6 +84,7 @@ class FakeBackend:
     name: str = "fake"
     precision: str = "float32"
     encode_precision: str = "float32"
+    rows_are_independent: bool = True
 
     def encode(self, frames: Tensor) -> Tensor:
         self.calls.append(("encode", tuple(frames[:, 0, 0, 0].tolist())))
@@ -157,8 +158,11 @@ def queued_plan(
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 5,
+    client: Client | None = None,
     frames_to_encode: int = 0,
+    decode_s: float = 0.0,
     min_iterations: int | None = None,
+    search_bytes: int = 0,
 ) -> QueuedRequest:
     """A plan's place in the queue."""
     settings = search.solver_settings
@@ -167,10 +171,13 @@ def queued_plan(
         arrival,
         deadline=deadline,
         priority=priority,
+        client=client,
         frames_to_encode=frames_to_encode,
+        decode_s=decode_s,
         candidates_per_iteration=SOLVERS[settings.name].candidates_per_ask(settings),
         shape=RolloutShape(settings.horizon),
         min_iterations=min_iterations,
+        search_bytes=search_bytes,
     )
 
 
@@ -183,9 +190,12 @@ def plan_job(
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 5,
+    client: Client | None = None,
 ) -> PlanJob:
     """A plan that the backend's calls name by ``tag``. All its iterations are guaranteed."""
-    queued = queued_plan(latency, search, arrival=arrival, deadline=deadline, priority=priority)
+    queued = queued_plan(
+        latency, search, arrival=arrival, deadline=deadline, priority=priority, client=client
+    )
     queued.guarantee(len(queued.candidates_per_iteration))
     return PlanJob(
         backend=backend,
@@ -218,4 +228,5 @@ def encode_job(
 ) -> EncodeJob:
     """Frames whose pixels all have one value."""
     frames = torch.full((count, 2, 2, WIDTH), value, dtype=torch.uint8)
-    return EncodeJob(backend, latency, frames)
+    queued = QueuedRequest(latency, 0.0, frames_to_encode=count)
+    return EncodeJob(backend, latency, frames, queued)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from lewm_serve.engine.admission import Admission, DeadlinePassed, QueuedRequest, QueueTooLong
+from lewm_serve.engine.admission import Admission, DeadlinePassed, QueueTooLong
 from lewm_serve.engine.jobs import EncodeJob, PlanJob, PlanOutcome, Search
+from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.engine.scheduler import Scheduler
 from tests.lewm_serve.engine.fakes import (
     WIDTH,

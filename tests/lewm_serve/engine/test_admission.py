@@ -2,19 +2,21 @@
 
 import math
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 
 from lewm_serve.engine.admission import (
     MARGIN_AFTER_MISS,
+    MAX_SEARCH_BYTES,
     MIN_MARGIN,
     Admission,
     DeadlinePassed,
-    QueuedRequest,
     QueueTooLong,
 )
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
+from lewm_serve.engine.queued_request import Client, QueuedRequest
 from tests.lewm_serve.engine.fakes import FRAME_S, FakeClock, latency_model, queued_plan, search
 
 LATENCY = latency_model()
@@ -92,10 +94,6 @@ def test_work_that_takes_no_time_is_always_done() -> None:
     assert (queued.search_s(), queued.search_s(batched_plans=3)) == (0, 0)
     assert queued.iterations_within(0.0) == 2
     assert queued.iterations_within(0.0, batched_plans=3) == 2
-    latency = LatencyModel([(1, 0.001)], clock=FakeClock())
-    latency.observe_rollout(10, RolloutShape(1), 0.0)  # by the clock
-    queued = QueuedRequest(latency, 0.0, candidates_per_iteration=(10, 20), shape=RolloutShape(1))
-    assert queued.iterations_within(0.0) == 2
 
 
 def test_plans_that_share_rollouts_wait_for_the_rows_of_the_others() -> None:
@@ -225,20 +223,113 @@ def test_a_plan_with_just_enough_time_is_protected_while_it_runs(clock: FakeCloc
     tight = plan(deadline=1.01 * PLAN_S)
     admission.admit(tight)
     tight.started_iterations, free_at = 1.0, ITERATION_S
-    refusal(admission, plan(frames_to_encode=1))
     refusal(admission, plan(deadline=PLAN_S))
-    admission.admit(plan())
+    admission.admit(plan(frames_to_encode=1))  # without a deadline it comes last
 
 
-def test_a_plan_without_a_deadline_must_not_make_others_late(admission: Admission) -> None:
-    admission.admit(plan(deadline=20 * PLAN_S))
+@pytest.mark.parametrize("arrival", [0.0, -9.9, -1000.0])
+@pytest.mark.parametrize("priority", [5, 9])
+def test_plans_without_a_deadline_do_not_keep_others_out(
+    admission: Admission, arrival: float, priority: int
+) -> None:
+    """Neither their length nor their age nor their priority matters: they come last."""
     for _ in range(3):
-        admission.admit(plan(arrival=1e-6))
-    # It has waited so long that it comes first.
-    old = QueuedRequest(
-        LATENCY, -9.9, candidates_per_iteration=(10_000,) * 10, shape=RolloutShape(2)
+        admission.admit(
+            QueuedRequest(
+                LATENCY,
+                arrival,
+                priority=priority,
+                candidates_per_iteration=(10_000,) * 10,
+                shape=RolloutShape(2),
+            )
+        )
+    admission.admit(plan(deadline=1.3 * PLAN_S))
+
+
+def test_a_plan_that_has_its_guaranteed_iterations_comes_last(admission: Admission) -> None:
+    first = plan(deadline=1.5 * PLAN_S, min_iterations=2)
+    admission.admit(first)
+    assert first.is_urgent
+    complete(first, 2)
+    assert not first.is_urgent
+    admission.admit(plan(deadline=1.2 * PLAN_S))
+
+
+def busy_client(admission: Admission, clock: FakeClock, name: str, seconds: float) -> Client:
+    client = admission.client(name)
+    client.observe_use(seconds, best_effort=False)
+    return client
+
+
+def test_one_client_is_guaranteed_the_time_that_the_others_leave(
+    admission: Admission, clock: FakeClock
+) -> None:
+    """Its plan may still become complete, in time that nobody else needs."""
+    long = search(iterations=1000)
+    deadline = 100.0
+    alone = queued_plan(LATENCY, long, deadline=deadline, client=admission.client("hog"))
+    admission.admit(alone)
+    assert alone.guaranteed_iterations == len(alone.candidates_per_iteration)
+    admission.leave(alone)
+    needed_s = alone.search_s()
+    deadline = 1.05 * needed_s
+    for _ in range(2):
+        busy_client(admission, clock, "robot", 0.2)
+    beside_robot = queued_plan(LATENCY, long, deadline=deadline, client=admission.client("hog"))
+    admission.admit(beside_robot)
+    expected = 0.6 * deadline / needed_s * len(alone.candidates_per_iteration)
+    assert beside_robot.guaranteed_iterations == pytest.approx(expected, rel=0.02)
+    admission.admit(queued_plan(LATENCY, SEARCH, deadline=2 * PLAN_S))
+    error = refusal(
+        admission,
+        queued_plan(
+            LATENCY, long, deadline=deadline, client=admission.client("hog"), min_iterations=900
+        ),
     )
-    refusal(admission, old)
+    assert str(error) == "other clients need a part of the time before the deadline"
+
+
+def test_a_small_plan_is_guaranteed_whatever_other_clients_use(
+    admission: Admission, clock: FakeClock
+) -> None:
+    for number in range(50):
+        busy_client(admission, clock, f"client {number}", 1.0)
+    robot = queued_plan(
+        LATENCY, SEARCH, deadline=1.2 * PLAN_S, client=admission.client("robot"), min_iterations=5
+    )
+    admission.admit(robot)
+    assert robot.guaranteed_iterations == 5
+
+
+def test_clients_that_left_are_forgotten(admission: Admission, clock: FakeClock) -> None:
+    kept = admission.client("kept")
+    admission.admit(queued_plan(LATENCY, SEARCH, client=kept))
+    for number in range(1000):
+        busy_client(admission, clock, f"client {number}", 0.001)
+        clock.advance(1.0)
+    assert admission.client("kept") is kept
+    assert len(admission._clients) < 100
+
+
+def test_searches_that_would_take_too_much_memory_wait(admission: Admission) -> None:
+    large = partial(plan, search_bytes=MAX_SEARCH_BYTES // 2 + 1)
+    first = large()
+    admission.admit(first)
+    error = refusal(admission, large())
+    assert str(error) == f"the searches in progress take {first.search_bytes} bytes of memory"
+    admission.admit(plan(search_bytes=1000))
+    admission.leave(first)
+    admission.admit(large())
+
+
+def test_a_full_queue_has_places_for_urgent_plans_and_other_clients() -> None:
+    admission = Admission(limit=32, clock=FakeClock())
+    hog = admission.client("hog")
+    for _ in range(30):
+        admission.admit(queued_plan(LATENCY, SEARCH, client=hog))
+    assert str(refusal(admission, queued_plan(LATENCY, SEARCH, client=hog))) == "the queue is full"
+    refusal(admission, plan())
+    admission.admit(plan(deadline=1.5 * PLAN_S))
 
 
 def test_plans_that_are_late_anyway_do_not_keep_others_out(
@@ -259,13 +350,26 @@ def test_work_counts_until_its_request_leaves(admission: Admission) -> None:
 
 
 def test_frames_of_others_are_work_ahead(admission: Admission) -> None:
-    frames = math.ceil(PLAN_S / FRAME_S)
-    admission.admit(QueuedRequest(LATENCY, 0.0, frames_to_encode=frames))
+    for _ in range(math.ceil(PLAN_S / FRAME_S / 4)):
+        admission.admit(QueuedRequest(LATENCY, 0.0, deadline=10 * PLAN_S, frames_to_encode=4))
     refusal(admission, plan(deadline=1.5 * PLAN_S))
     refusal(admission, QueuedRequest(LATENCY, 0.0, deadline=0.5 * PLAN_S, frames_to_encode=1))
     admission.admit(QueuedRequest(LATENCY, 0.0, deadline=1.5 * PLAN_S, frames_to_encode=1))
     with pytest.raises(DeadlinePassed):
         admission.admit(QueuedRequest(LATENCY, 0.0, deadline=0.5 * FRAME_S, frames_to_encode=1))
+
+
+def test_many_frames_without_a_plan_are_no_work_ahead(admission: Admission) -> None:
+    admission.admit(QueuedRequest(LATENCY, 0.0, frames_to_encode=256))
+    admission.admit(QueuedRequest(LATENCY, 0.0, frames_to_encode=256, deadline=100.0))
+    admission.admit(plan(deadline=1.5 * PLAN_S))
+
+
+def test_frames_are_decoded_while_the_engine_does_other_work(admission: Admission) -> None:
+    admission.admit(plan(deadline=10.0, frames_to_encode=1, decode_s=5.0))
+    admission.admit(plan(deadline=2.5 * PLAN_S, frames_to_encode=1, decode_s=0.3 * PLAN_S))
+    with pytest.raises(DeadlinePassed):
+        admission.admit(plan(deadline=0.2 * PLAN_S, decode_s=0.3 * PLAN_S))
 
 
 def test_an_encode_request_is_not_refused_for_the_sake_of_plans(admission: Admission) -> None:
@@ -285,6 +389,7 @@ def test_frames_that_are_being_encoded_count_once(clock: FakeClock) -> None:
     """They are part of the work that runs now, not of the work that waits."""
     frames = math.ceil(PLAN_S / FRAME_S)
     encode = QueuedRequest(LATENCY, 0.0, frames_to_encode=frames)
+    encode.deadline = 10 * PLAN_S
     admission = Admission(10, clock, free_at=lambda: frames * FRAME_S)
     admission.admit(encode)
     encode.frames_started = frames

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lewm_models.config import PRESETS
 from lewm_serve.engine.latency_model import (
+    DECODE_PIXEL_S,
     MEASURED_HORIZON,
     MEASURED_ROWS,
     LatencyModel,
@@ -23,6 +24,7 @@ class TimedBackend:
     """
 
     name, precision, encode_precision = "timed", "float32", "float32"
+    rows_are_independent = True
 
     def __init__(self, clock: FakeClock, device: str = "cpu", free_rows: int = 0) -> None:
         self.clock = clock
@@ -88,12 +90,23 @@ def test_plans_are_not_batched_on_a_cpu() -> None:
 def test_frames_are_measured_and_observed() -> None:
     latency = measured()
     assert latency.encode_s(3) == pytest.approx(0.006)
-    assert latency.frame_s == pytest.approx(0.002)
-    latency.observe_decode(0.001)
-    assert latency.frame_s == pytest.approx(0.003)
     for _ in range(50):
         latency.observe_encode(2, 0.008)
-    assert latency.frame_s == pytest.approx(0.005, rel=1e-3)
+    assert latency.encode_s(1) == pytest.approx(0.004, rel=1e-3)
+
+
+def test_decoding_is_expected_by_pixels_and_format() -> None:
+    """Large images of one format say nothing of small ones, nor of another format."""
+    clock = FakeClock()
+    latency = LatencyModel(clock=clock)
+    small, large = 64 * 64, 2048 * 2048
+    for _ in range(50):
+        latency.observe_decode("jpeg", large, 0.04)
+    assert latency.decode_s("jpeg", large) == pytest.approx(0.04, rel=1e-3)
+    assert latency.decode_s("jpeg", small) == pytest.approx(0.04 / 1024, rel=1e-3)
+    assert latency.decode_s("png", small) == small * DECODE_PIXEL_S
+    clock.advance(100)
+    assert latency.decode_s("jpeg", large) == pytest.approx(large * DECODE_PIXEL_S, rel=1e-3)
 
 
 def test_each_shape_has_its_own_correction() -> None:

@@ -8,11 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewm_serve.engine.admission import MAX_CANDIDATE_STEPS, DeadlinePassed
-from lewm_serve.engine.batching import MAX_ENCODE_BATCH
+from lewm_serve.engine.admission import DeadlinePassed
+from lewm_serve.engine.batching import ENCODE_TURN_S, MAX_ENCODE_BATCH, encode_batch_size
 from lewm_serve.engine.jobs import EncodeJob, PlanJob, PlanOutcome, PredictJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
-from lewm_serve.engine.scheduler import MAX_RECORDED_BATCHES, Batch, Scheduler
+from lewm_serve.engine.queued_request import MAX_PART_STEPS, TURN_S, Client
+from lewm_serve.engine.scheduler import (
+    FOLLOW_UP_S,
+    MAX_RECORDED_BATCHES,
+    RECENT_S,
+    Batch,
+    Scheduler,
+)
 from tests.lewm_serve.engine.fakes import (
     FRAME_S,
     ROW_S,
@@ -77,11 +84,11 @@ def batching_engine() -> FakeEngine:
 
 
 def test_waiting_frames_are_encoded_as_one_batch(engine: FakeEngine) -> None:
-    jobs = [engine.encode(value, count=value) for value in (1, 2, 3)]
+    jobs = [engine.encode(value, count=value) for value in (1, 1, 3)]
     engine.run()
-    for value, job in zip((1, 2, 3), jobs, strict=True):
+    for value, job in zip((1, 1, 3), jobs, strict=True):
         assert torch.equal(job.future.result(0), torch.full((value, WIDTH), float(value)))
-    assert engine.batches == [Batch("encode", 6)]
+    assert engine.batches == [Batch("encode", 5)]
 
 
 def test_frames_wait_for_one_step_at_most(engine: FakeEngine) -> None:
@@ -103,13 +110,31 @@ def test_a_few_frames_do_not_wait_for_very_many(engine: FakeEngine) -> None:
 
 
 def test_frames_are_counted_when_their_encoding_starts(engine: FakeEngine) -> None:
-    job = encode_job(engine.backend, engine.latency, 1, MAX_ENCODE_BATCH + 1)
-    job.queued = queued_plan(engine.latency, SHORT_SEARCH, frames_to_encode=MAX_ENCODE_BATCH + 1)
-    engine.scheduler.submit(job)
+    batch = encode_batch_size(engine.latency)
+    assert batch * FRAME_S == pytest.approx(ENCODE_TURN_S)
+    job = engine.encode(1, batch + 1)
     engine.run(turns=1)
-    assert job.queued.frames_started == MAX_ENCODE_BATCH
+    assert job.queued.frames_started == batch
     engine.run(turns=1)
-    assert job.queued.frames_started == MAX_ENCODE_BATCH + 1
+    assert job.queued.frames_started == batch + 1
+
+
+@pytest.mark.parametrize(
+    ("frame_s", "frames"), [(0.0, 32), (1e-4, 32), (1e-3, 10), (3e-3, 4), (1.0, 4)]
+)
+def test_a_batch_of_frames_is_short(frame_s: float, frames: int) -> None:
+    assert encode_batch_size(LatencyModel(encode_s=frame_s)) == frames
+
+
+def test_frames_of_urgent_requests_come_first(engine: FakeEngine) -> None:
+    many = engine.encode(1, 100)
+    urgent = encode_job(engine.backend, engine.latency, 2, 3)
+    urgent.queued.deadline = 1.0
+    engine.scheduler.submit(urgent)
+    engine.run(turns=1)
+    assert urgent.future.done()
+    assert not many.future.done()
+    assert engine.backend.calls[0] == ("encode", (2, 2, 2))
 
 
 def test_a_bad_frame_fails_alone(engine: FakeEngine) -> None:
@@ -134,14 +159,14 @@ def test_a_cancelled_encode_is_not_run(engine: FakeEngine) -> None:
     assert engine.backend.calls == []
 
 
-def test_jobs_run_by_priority_then_deadline_then_arrival(engine: FakeEngine) -> None:
+def test_deadlines_come_first_and_priorities_count_as_time(engine: FakeEngine) -> None:
     engine.plan(1, arrival=0.1)
     engine.plan(2, arrival=0.0)
     engine.plan(3, arrival=0.2, deadline=5.0)
     engine.plan(4, arrival=0.3, priority=9)
     engine.plan(5, arrival=0.0, priority=0, deadline=2.0)
     engine.run()
-    assert list(dict.fromkeys(engine.backend.rolled_out())) == [4, 3, 2, 1, 5]
+    assert list(dict.fromkeys(engine.backend.rolled_out())) == [3, 5, 4, 2, 1]
 
 
 def test_a_plan_without_a_deadline_is_not_overtaken_for_ever(engine: FakeEngine) -> None:
@@ -154,6 +179,88 @@ def test_a_plan_without_a_deadline_is_not_overtaken_for_ever(engine: FakeEngine)
         engine.run(turns=4)
         assert engine.clock.now < 20
     assert engine.clock.now > 8
+
+
+def test_overdue_plans_take_a_tenth_of_the_time(engine: FakeEngine) -> None:
+    """However many they are: plans with deadlines keep the rest."""
+    for tag in range(100):
+        engine.plan(-1 - tag, search(iterations=100), arrival=-20.0)
+    end = 3.0
+    tag = 0
+    while engine.clock.now < end:
+        tag += 1
+        engine.plan(tag, arrival=engine.clock.now, deadline=engine.clock.now + 1)
+        engine.run(turns=4)
+    overdue = sum(tag < 0 for tag in engine.backend.rolled_out())
+    assert overdue / len(engine.backend.rolled_out()) == pytest.approx(0.1, abs=0.02)
+
+
+def test_clients_without_deadlines_take_turns(engine: FakeEngine) -> None:
+    """A client with many long plans does not hold up one with a short plan."""
+    hog, other = Client(engine.clock), Client(engine.clock)
+    for tag in range(1, 11):
+        engine.plan(tag, search(iterations=1000), client=hog)
+    engine.run(turns=1)
+    short = engine.plan(99, arrival=engine.clock.now, client=other)
+    while not short.future.done():
+        engine.run(turns=1)
+    assert engine.clock.now < 1.2 * TURN_S
+    assert set(engine.backend.rolled_out()) == {1, 99}
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_plans_without_a_deadline_have_short_parts_beside_urgent_plans(
+    engine: FakeEngine, independent: bool
+) -> None:
+    engine.backend.rows_are_independent = independent
+    whole = MAX_PART_STEPS // 2
+    engine.plan(1, search(samples=whole, iterations=3))
+    engine.run(turns=1)
+    assert engine.backend.shapes == [(1, whole)]
+    engine.plan(2, arrival=engine.clock.now, deadline=engine.clock.now + 1)
+    engine.run(turns=5)
+    assert engine.backend.shapes[5:] == [(1, whole // 4 if independent else whole)]
+    engine.clock.advance(RECENT_S)
+    engine.run()
+    assert engine.backend.shapes[-2] == (1, whole)  # the last roll-out is that of the mean
+
+
+def test_best_effort_work_waits_for_the_search_of_encoded_frames(engine: FakeEngine) -> None:
+    """Otherwise the search would have to wait for a part of another plan."""
+    queued = queued_plan(engine.latency, SHORT_SEARCH, deadline=1.0, frames_to_encode=1)
+    assert engine.scheduler.follow_up_s() == 0
+    frames = torch.zeros(1, 2, 2, WIDTH, dtype=torch.uint8)
+    queued.guarantee(4)
+    engine.scheduler.submit(EncodeJob(engine.backend, engine.latency, frames, queued))
+    engine.run(turns=1)
+    assert 0 < engine.scheduler.follow_up_s() <= FOLLOW_UP_S
+    job = plan_job(engine.backend, engine.latency, 1, SHORT_SEARCH)
+    job.queued = queued
+    engine.scheduler.submit(job)
+    assert engine.scheduler.follow_up_s() == 0
+    engine.run()
+
+
+def test_a_search_that_does_not_follow_is_not_waited_for_long(engine: FakeEngine) -> None:
+    queued = queued_plan(engine.latency, SHORT_SEARCH, deadline=1.0, frames_to_encode=1)
+    queued.guarantee(4)
+    frames = torch.zeros(1, 2, 2, WIDTH, dtype=torch.uint8)
+    engine.scheduler.submit(EncodeJob(engine.backend, engine.latency, frames, queued))
+    engine.run(turns=1)
+    engine.clock.advance(FOLLOW_UP_S)
+    assert engine.scheduler.follow_up_s() <= 0
+
+
+def test_priorities_count_as_seconds_of_waiting(engine: FakeEngine) -> None:
+    """A stream of higher priorities delays a plan, but not for ever."""
+    low = engine.plan(-1, arrival=0.0, priority=0)
+    tag = 0
+    while not low.future.done():
+        tag += 1
+        engine.plan(tag, arrival=engine.clock.now, priority=9)
+        engine.run(turns=4)
+        assert engine.clock.now < 10
+    assert engine.clock.now > 8.5
 
 
 def test_a_late_deadline_counts_like_none(engine: FakeEngine) -> None:
@@ -172,7 +279,7 @@ def test_a_more_urgent_plan_overtakes_at_the_next_iteration(engine: FakeEngine) 
 
 
 def test_a_more_urgent_plan_overtakes_within_a_large_iteration(engine: FakeEngine) -> None:
-    part = MAX_CANDIDATE_STEPS // 2
+    part = MAX_PART_STEPS // 2
     engine.plan(1, search(samples=3 * part, iterations=1))
     engine.run(turns=1)
     engine.plan(2, priority=9)
@@ -198,7 +305,8 @@ def test_a_plan_is_answered_before_a_step_of_others_that_outlasts_its_deadline(
     answered: list[float] = []
     job.future.add_done_callback(lambda _: answered.append(engine.clock.now))
     engine.run(turns=2)
-    engine.plan(2, search(samples=500), arrival=engine.clock.now, priority=9)
+    now = engine.clock.now
+    engine.plan(2, search(samples=500), arrival=now, deadline=now + 1, priority=9)
     engine.run()
     assert job.future.result(0).iterations == 2
     assert answered[0] <= job.queued.deadline
@@ -251,7 +359,7 @@ def test_a_prediction_without_time_is_not_started(engine: FakeEngine) -> None:
 
 def test_a_finished_prediction_keeps_its_guarantee(engine: FakeEngine) -> None:
     """It counts as one iteration, in part as long as it is rolled out in parts."""
-    job = predict_job(engine.backend, engine.latency, 1, torch.rand(MAX_CANDIDATE_STEPS, 2, WIDTH))
+    job = predict_job(engine.backend, engine.latency, 1, torch.rand(MAX_PART_STEPS, 2, WIDTH))
     engine.scheduler.submit(job)
     engine.run(turns=1)
     assert (job.queued.started_iterations, job.queued.completed_iterations) == (0.5, 0)
@@ -269,7 +377,7 @@ def test_a_prediction_is_one_rollout(engine: FakeEngine) -> None:
 
 
 def test_a_large_prediction_is_rolled_out_in_parts(engine: FakeEngine) -> None:
-    rows = MAX_CANDIDATE_STEPS // 2
+    rows = MAX_PART_STEPS // 2
     candidates = torch.rand(2 * rows + 1, 2, WIDTH)
     job = predict_job(engine.backend, engine.latency, 1, candidates)
     engine.scheduler.submit(job)
@@ -279,7 +387,7 @@ def test_a_large_prediction_is_rolled_out_in_parts(engine: FakeEngine) -> None:
 
 
 def test_a_plan_by_gradients_runs_in_parts_and_alone(batching_engine: FakeEngine) -> None:
-    samples = MAX_CANDIDATE_STEPS // 2 + 10
+    samples = MAX_PART_STEPS // 2 + 10
     job = batching_engine.plan(1, search("gradient", samples=samples, iterations=30))
     batching_engine.plan(2)
     batching_engine.run()

@@ -13,6 +13,8 @@ from lewm_serve.engine.batching import MAX_ENCODE_BATCH
 from lewm_serve.frames import latent_cache
 from lewm_serve.frames.latent_cache import (
     MAX_GROUP_SIZE,
+    SENT_WRITES_BURST,
+    Allowance,
     LatentCache,
     MemoryTier,
     SingleFlight,
@@ -53,6 +55,47 @@ def test_the_memory_keeps_a_latent_for_its_time_to_live() -> None:
     now = 10.0
     assert memory.get("a") is None
     assert len(memory) == 0
+
+
+def test_one_client_cannot_drop_the_latents_of_others() -> None:
+    memory = MemoryTier(entries=40, ttl_s=TTL_S)
+    for number in range(5):
+        memory.put(f"robot {number}", LATENT, client="robot")
+    for number in range(1000):
+        memory.put(f"hog {number}", LATENT, client="hog")
+    assert all(f"robot {number}" in memory for number in range(5))
+    assert [number for number in range(1000) if f"hog {number}" in memory] == list(range(990, 1000))
+
+
+def test_a_client_that_is_alone_has_all_the_room_until_others_come() -> None:
+    memory = MemoryTier(entries=40, ttl_s=TTL_S)
+    for number in range(100):
+        memory.put(f"hog {number}", LATENT, client="hog")
+    assert len(memory) == 40
+    memory.put("robot", LATENT, client="robot")
+    for number in range(100, 200):
+        memory.put(f"hog {number}", LATENT, client="hog")
+    assert "robot" in memory
+    assert len(memory) == 11
+
+
+def test_a_latent_stays_in_the_share_of_the_client_that_put_it_first() -> None:
+    memory = MemoryTier(entries=8, ttl_s=TTL_S)
+    memory.put("shared", LATENT, client="robot")
+    for number in range(8):
+        memory.put("shared", LATENT, client="hog")
+        memory.put(f"hog {number}", LATENT, client="hog")
+    assert "shared" in memory
+
+
+def test_an_allowance_is_used_up_and_fills_again() -> None:
+    now = 0.0
+    allowance = Allowance(per_second=2.0, burst=3.0, clock=lambda: now)
+    assert [allowance.take() for _ in range(4)] == [True, True, True, False]
+    now = 0.5
+    assert [allowance.take() for _ in range(2)] == [True, False]
+    now = 100.0
+    assert [allowance.take() for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_latent_in_memory_does_not_keep_its_batch_alive() -> None:
@@ -96,8 +139,9 @@ class TwoServers:
         self.first, self.second = (
             LatentCache(
                 MemoryTier(100, TTL_S, clock=lambda: self.now),
-                cast(RedisTier, self.redis),
-                self.metrics,
+                MemoryTier(100, TTL_S, clock=lambda: self.now),
+                redis=cast(RedisTier, self.redis),
+                metrics=self.metrics,
             )
             for _ in range(2)
         )
@@ -114,6 +158,25 @@ def servers() -> TwoServers:
 async def get(cache: LatentCache, *ids: str, version: str = "v1") -> dict[str, list[float]]:
     found = await cache.get(version, ids, 2)
     return {latent_id: latent.tolist() for latent_id, latent in found.items()}
+
+
+def test_sent_latents_have_a_room_of_their_own(servers: TwoServers) -> None:
+    """However many a client makes up, those of frames stay."""
+    cache = servers.first
+    cache.put("v", "frame", LATENT, client="robot")
+    for number in range(1000):
+        cache.put_sent("v", f"sent {number}", OTHER, client="hog")
+    found = asyncio.run(cache.get("v", ["frame", "sent 999", "sent 0"], width=2))
+    assert {name: latent.tolist() for name, latent in found.items() if name != "sent 0"} == {
+        "frame": LATENT.tolist(),
+        "sent 999": OTHER.tolist(),
+    }
+
+
+def test_sent_latents_reach_redis_at_a_bounded_rate(servers: TwoServers) -> None:
+    for number in range(3000):
+        servers.first.put_sent("v", f"sent {number}", OTHER, client="hog")
+    assert SENT_WRITES_BURST <= len(servers.redis.values) < SENT_WRITES_BURST + 500
 
 
 async def test_one_server_finds_what_another_put(servers: TwoServers) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lewm_serve.api.requests import Frame
-from lewm_serve.engine.admission import QueuedRequest
 from lewm_serve.engine.engine import Engine
 from lewm_serve.engine.jobs import EncodeJob
 from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.errors import InvalidRequest, UnknownLatent
 from lewm_serve.frames import latent_source
 from lewm_serve.frames.decode import frame_from_image, frame_from_pixels
@@ -123,7 +123,7 @@ def engine() -> MeanEngine:
 @pytest.fixture
 def source(engine: MeanEngine) -> Iterator[LatentSource]:
     metrics = Metrics()
-    cache = LatentCache(MemoryTier(100, 60.0), None, metrics)
+    cache = LatentCache(MemoryTier(100, 60.0), MemoryTier(100, 60.0), redis=None, metrics=metrics)
     source = LatentSource(cast(Engine, engine), cache, metrics=metrics, max_pixels=MAX_PIXELS)
     yield source
     source.close()

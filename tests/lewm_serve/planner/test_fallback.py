@@ -20,8 +20,9 @@ from structlog.testing import capture_logs
 from lewm_serve.api.requests import Fallback
 from lewm_serve.backends.torch import TorchBackend
 from lewm_serve.constants import FALLBACK_REASONS
-from lewm_serve.engine.admission import Admission, DeadlinePassed, QueuedRequest, QueueTooLong
+from lewm_serve.engine.admission import Admission, DeadlinePassed, QueueTooLong
 from lewm_serve.engine.latency_model import LatencyModel
+from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.errors import DeadlineExceeded, Failed, InvalidRequest, Overloaded
 from lewm_serve.planner.fallback import (
     ANSWER_RESERVE_S,

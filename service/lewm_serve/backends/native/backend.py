@@ -55,6 +55,7 @@ class NativeBackend:
 
     name = "native"
     precision = "bfloat16"
+    rows_are_independent = True
 
     def __init__(self, model: LeWM, float32_backend: ThreadedBackend) -> None:
         check_native(model.config, torch.device(float32_backend.device))

@@ -234,6 +234,7 @@ def call_context(call: Call, endpoint: Endpoint) -> RequestContext:
         received=now,
         deadline=deadline,
         traceparent=printable_or_none(headers.get("traceparent")),
+        client=call.peer(),
     )
 
 

@@ -91,6 +91,7 @@ class ExchangeMiddleware:
                 received=time.monotonic(),
                 traceparent=printable_or_none(headers.get("traceparent")),
                 max_answer_values=MAX_PREDICTED_VALUES if endpoint == "predict" else None,
+                client="{}:{}".format(*scope.get("client") or ("", 0)),
             )
         )
         scope["lewm.exchange"] = exchange
