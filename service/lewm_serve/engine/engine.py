@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from lewm_serve.engine.jobs import EncodeJob, Job
 from lewm_serve.engine.scheduler import Batch, Scheduler
 
 logger = logging.getLogger(__name__)
+
+
+RELEASE_AFTER_S = 1.0
+"""After gradients were computed and no work came for so long, freed memory is released."""
 
 
 class EngineStopped(RuntimeError):
@@ -95,6 +100,26 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is work. False if the engine is to stop and no work is left."""
+
+        def may_go_on() -> bool:
+            return not self._scheduler.idle or self._stopping
+
         with self._changed:
-            self._changed.wait_for(lambda: not self._scheduler.idle or self._stopping)
+            timeout_s = RELEASE_AFTER_S if self._scheduler.used_gradients else None
+            is_work = self._changed.wait_for(may_go_on, timeout_s)
+        if not is_work:
+            self._scheduler.used_gradients = False
+            release_freed_memory()
+        with self._changed:
+            self._changed.wait_for(may_go_on)
             return not self._scheduler.idle
+
+
+def release_freed_memory() -> None:
+    """Return memory that the allocator keeps for later allocations to the system.
+
+    Computing gradients frees gigabytes in small pieces. The allocator would keep most of them.
+    """
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "malloc_trim"):  # the GNU C library has it
+        allocator.malloc_trim(0)

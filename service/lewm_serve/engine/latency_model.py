@@ -43,7 +43,7 @@ divided by this."""
 MAX_STEPS = 1 << 40
 """`LatencyModel.steps_within` on a machine whose roll-outs take no time by the clock."""
 
-MIN_CORRECTION = 0.01
+MIN_CORRECTION = 1e-6
 """Corrections are not smaller than this. Otherwise work that took no time by the clock would be
 expected to take none ever after."""
 

@@ -64,8 +64,10 @@ class Scheduler:
         overdue_s: after this waiting time best-effort work is overdue.
 
     Attributes:
-        free_at: when the run of the model that is in progress is expected to end.
+        free_at: when the run of the model that is in progress is expected to end, or when the last
+            one ended.
         batches: the batches that ran and were not counted yet; `deque` operations are atomic.
+        used_gradients: whether gradients were computed, which leaves much freed memory.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Scheduler:
         self._lock = threading.Lock()
         self.free_at = 0.0
         self.batches: deque[Batch] = deque(maxlen=MAX_RECORDED_BATCHES)
+        self.used_gradients = False
 
     @property
     def idle(self) -> bool:
@@ -147,7 +150,7 @@ class Scheduler:
         self.free_at = start + latency.encode_s(frame_count)
         self._finish_expired(self.free_at)
         self._encode(jobs)
-        self._observe_use(jobs, self._clock() - start, best_effort=best_effort)
+        self._end_work(jobs, self._clock() - start, best_effort=best_effort)
         for job in jobs:
             if job.finished:
                 self._remove(job)
@@ -175,10 +178,11 @@ class Scheduler:
                     break
         return urgent
 
-    def _observe_use(
+    def _end_work(
         self, jobs: Sequence[EncodeJob | Job], seconds: float, *, best_effort: bool
     ) -> None:
-        """Count the engine's time for the clients of these jobs."""
+        """Count the engine's time for the clients of these jobs, when their work has ended."""
+        self.free_at = self._clock()
         for job in jobs:
             job.queued.client.observe_use(seconds / len(jobs), best_effort=best_effort)
         if best_effort:
@@ -209,6 +213,7 @@ class Scheduler:
         if not batch:
             return
         best_effort = not batch[0].queued.is_urgent
+        self.used_gradients |= batch[0].queued.shape.gradients
         start = self._clock()
         queued, rows = batch[0].queued, batch_rows([job.candidate_count for job in batch])
         self.free_at = start + queued.latency.rollout_s(rows, queued.shape)
@@ -218,7 +223,7 @@ class Scheduler:
         if self._run_parts(batch):
             queued.latency.observe_rollout(rows, queued.shape, self._clock() - start)
             self.batches.append(Batch("rollout", rows))
-        self._observe_use(batch, self._clock() - start, best_effort=best_effort)
+        self._end_work(batch, self._clock() - start, best_effort=best_effort)
         for job in batch:
             if job.finished:
                 self._finish(job)

@@ -251,6 +251,18 @@ def test_a_search_that_does_not_follow_is_not_waited_for_long(engine: FakeEngine
     assert engine.scheduler.follow_up_s() <= 0
 
 
+def test_the_engine_is_free_when_work_has_ended(engine: FakeEngine) -> None:
+    """However long it was expected to take. Otherwise admission would count work that is over."""
+    engine.backend.noise = [0.01]
+    engine.plan(1)
+    engine.run(turns=1)
+    assert engine.scheduler.free_at == engine.clock.now
+    engine.latency._frame_s = 1000.0
+    engine.encode(1)
+    engine.run()
+    assert engine.scheduler.free_at == engine.clock.now
+
+
 def test_priorities_count_as_seconds_of_waiting(engine: FakeEngine) -> None:
     """A stream of higher priorities delays a plan, but not for ever."""
     low = engine.plan(-1, arrival=0.0, priority=0)

@@ -18,6 +18,8 @@ from lewm_models.card import ModelCard
 from lewm_models.preprocessing import resize
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import (
+    MAX_JPEG_SCANS,
+    MIN_IMAGE_PIXELS,
     SMALL_BATCH_FRAMES,
     SMALL_IMAGE_BYTES,
     SmallFrameDecoder,
@@ -25,6 +27,7 @@ from lewm_serve.frames.decode import (
     decode_image,
     frame_from_image,
     frame_from_pixels,
+    image_work,
     small_jpeg_shape,
 )
 from tests.lewm_serve.support.frames import encoded, picture, png, png_chunk
@@ -160,6 +163,29 @@ def test_rows_beyond_the_image_are_not_inflated() -> None:
     decode_image(data, MAX_PIXELS, "goal")
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
+
+
+def with_scans(count: int, side: int = 256) -> bytes:
+    """A progressive JPEG image with this many scans."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(1, side)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_the_work_of_an_image_is_its_pixels_and_scans() -> None:
+    side = 256
+    assert image_work(encoded("PNG", height=side), count_scans=True) == ("png", side**2)
+    assert image_work(encoded("JPEG", height=side), count_scans=True) == ("jpeg", side**2)
+    work = image_work(with_scans(MAX_JPEG_SCANS, side), count_scans=True)
+    assert work == ("jpeg of several scans", MAX_JPEG_SCANS * side**2)
+    assert image_work(encoded("JPEG", height=8), count_scans=True).pixels == MIN_IMAGE_PIXELS
+    large = encoded("JPEG", height=2048, width=2048)
+    assert len(large) > SMALL_IMAGE_BYTES
+    assert image_work(large, count_scans=False) == ("jpeg", 2048**2)
+    for data in (b"", b"GIF89a", JPEG[:10], PNG[:20]):
+        assert image_work(data, count_scans=True).pixels == 0
 
 
 def test_too_many_scans_are_refused() -> None:

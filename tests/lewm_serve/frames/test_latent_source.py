@@ -1,6 +1,8 @@
 """The latents of a request's frames: their order, their names, and which thread decodes them."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -23,11 +25,13 @@ from lewm_serve.frames import latent_source
 from lewm_serve.frames.decode import frame_from_image, frame_from_pixels
 from lewm_serve.frames.latent_cache import LatentCache, MemoryTier
 from lewm_serve.frames.latent_source import (
+    DECODING_NICENESS,
     DECODING_PART_BYTES,
     LATENT_ID,
     FrameLatents,
     LatentSource,
     count_images,
+    decode_work,
     frame_fields,
     latent_id_of,
 )
@@ -285,3 +289,28 @@ def test_a_latent_of_another_width_is_refused(source: LatentSource) -> None:
     assert str(caught.value.errors[0]) == (
         "frames[0].latent: received 2 numbers, expected 3 (the model's latent_dim)"
     )
+
+
+def test_images_that_take_too_long_together_are_refused(
+    source: LatentSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = jpegs(3)
+    pixels = [decode_work(frame, count_scans=True).pixels for frame in frames]
+    monkeypatch.setattr(latent_source, "MAX_DECODED_PIXELS", sum(pixels) - 1)
+    with pytest.raises(InvalidRequest) as caught:
+        latents(source, frames)
+    assert caught.value.code == "image_too_large"
+    assert caught.value.detail == (
+        f"frames[2]: received {sum(pixels)} pixels × scans up to this frame, "
+        f"expected at most {sum(pixels) - 1} in one request"
+    )
+    latents(source, frames[:2])
+
+
+def test_decoding_threads_have_a_low_priority(source: LatentSource) -> None:
+    if not hasattr(os, "getpriority") or sys.platform != "linux":
+        pytest.skip("niceness belongs to threads on Linux only")
+    niceness = source._threads.submit(
+        lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    ).result()
+    assert niceness >= DECODING_NICENESS > os.getpriority(os.PRIO_PROCESS, 0)

@@ -6,6 +6,7 @@ not symmetric, so that rows, blocks and z-scores cannot be confused.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -448,3 +449,48 @@ def test_the_frames_of_an_encode_request_are_limited() -> None:
 
 def test_the_card_of_these_tests_is_valid() -> None:
     assert ModelCard.from_json(MODEL.card.to_json()) == MODEL.card
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "product"),
+    [
+        ({"samples": 64, "iterations": 8}, 1539, "513 candidates in all × horizon 3"),
+        (
+            {"name": "gradient", "samples": 20, "iterations": 4, "horizon": 2},
+            480,
+            "80 candidates in all × horizon 2 × 3 (gradients)",
+        ),
+    ],
+)
+def test_a_search_that_is_too_long_is_refused(
+    solver: dict[str, Any], steps: int, product: str
+) -> None:
+    """The product counts: each factor may be allowed."""
+    for limit in (steps, steps - 1):
+        settings = SETTINGS.model_copy(update={"max_candidate_steps": limit})
+        request = parse(PlanRequest, plan(frames=[latent()], goal=latent(), solver=solver))
+        if limit == steps:
+            validate_plan(MODEL, request, settings)
+            continue
+        assert problem_of(partial(validate_plan, MODEL, request, settings)) == FieldProblem(
+            "solver",
+            "out_of_range",
+            f"{steps} candidate-steps ({product})",
+            f"at most {limit} on this server (LEWM_MAX_CANDIDATE_STEPS)",
+        )
+
+
+def test_a_prediction_that_is_too_long_is_refused() -> None:
+    settings = SETTINGS.model_copy(update={"max_candidate_steps": 9})
+    candidates = np.stack([action_rows(3 * ACTION_BLOCK)] * 4)
+    problem = problem_of(predict_inputs, settings=settings, actions=..., candidates=candidates)
+    assert problem.field == "candidates"
+    assert problem.received == "12 candidate-steps (4 candidates in all × horizon 3)"
+
+
+def test_by_default_a_request_takes_about_ten_seconds() -> None:
+    """But the model's own solver may always run."""
+    fast = replace(MODEL, latency=LatencyModel([(1, 0.001), (1000, 0.01)]))
+    assert fast.max_candidate_steps == 1_000_000
+    slow = replace(MODEL, latency=LatencyModel([(1, 1.0)]))
+    assert slow.max_candidate_steps == (20 * 3 + 1) * 3

@@ -25,12 +25,17 @@ class RunningPlanner(NamedTuple):
 
     async def plan(self, **changes: Any) -> PlanResponse:
         """Answer a small plan with changed fields."""
-        return await self.planner.plan(parse(PlanRequest, plan(**changes)), _context("plan"))
+        return await self.plan_of("robot", **changes)
 
-    async def encode(self, *frames: dict[str, Any]) -> EncodeResponse:
+    async def plan_of(self, client: str, /, **changes: Any) -> PlanResponse:
+        """Answer a small plan of a client with changed fields."""
+        request = parse(PlanRequest, plan(**changes))
+        return await self.planner.plan(request, _context("plan", client))
+
+    async def encode(self, *frames: dict[str, Any], client: str = "robot") -> EncodeResponse:
         """Encode frames."""
         request = parse(EncodeRequest, {"frames": list(frames)})
-        return await self.planner.encode(request, _context("encode"))
+        return await self.planner.encode(request, _context("encode", client))
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one series, which must exist."""
@@ -39,8 +44,8 @@ class RunningPlanner(NamedTuple):
         return value
 
 
-def _context(endpoint: Endpoint) -> RequestContext:
-    return RequestContext("request-1", endpoint, "rest", time.monotonic())
+def _context(endpoint: Endpoint, client: str) -> RequestContext:
+    return RequestContext("request-1", endpoint, "rest", time.monotonic(), client=client)
 
 
 @asynccontextmanager
