@@ -1,0 +1,1 @@
+"""Recordings of robots, in the formats that people have, behind one interface."""
