@@ -119,8 +119,8 @@ class Recording(ABC):
     def read_states(self, name: str, episode: int) -> NDArray[np.float32]:
         """The states (N, S) of an episode, in the robot's units. NaN where one is missing."""
 
-    def close(self) -> None:
-        """Close the files."""
+    def close(self) -> None:  # noqa: B027
+        """Close the files. Most readers keep none open."""
 
     def __enter__(self) -> Recording:
         return self

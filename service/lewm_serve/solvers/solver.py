@@ -44,14 +44,35 @@ class SearchSpace:
     Attributes:
         low: lower bounds (A,) of one action block.
         high: upper bounds (A,) of one action block.
-        start: the sequence (T, A), inside the bounds, around which the search starts.
+        start: the sequence (T, A), inside the space, around which the search starts.
         action_dim: how many of the A values belong to one time step.
+        max_change: the largest change (action_dim,) of each action from one time step to the next;
+            None: any.
+        previous_action: the action (action_dim,) before the first one, from which the first change
+            is measured; None: it is unknown.
     """
 
     low: Tensor
     high: Tensor
     start: Tensor
     action_dim: int
+    max_change: Tensor | None = None
+    previous_action: Tensor | None = None
+
+    def clip(self, sequences: Tensor) -> Tensor:
+        """Sequences (…, T, A) moved into the bounds, and then, step by step, to allowed changes."""
+        clipped = sequences.clamp(self.low, self.high)
+        if self.max_change is None:
+            return clipped
+        actions = clipped.numpy().reshape(*clipped.shape[:-2], -1, self.action_dim)
+        steps = np.moveaxis(actions, -2, 0)  # a view: what is written to it is in ``clipped``
+        change = self.max_change.numpy()
+        previous = None if self.previous_action is None else self.previous_action.numpy()
+        for step in steps:
+            if previous is not None:
+                np.clip(step, previous - change, previous + change, out=step)
+            previous = step
+        return clipped
 
 
 @dataclass(frozen=True)
@@ -113,7 +134,7 @@ class Solver(ABC):
 
     @abstractmethod
     def ask(self) -> Tensor:
-        """The next candidates (S, T, A), inside the bounds."""
+        """The next candidates (S, T, A), inside the search space."""
 
     def tell(self, candidates: Tensor, costs: Tensor, gradients: Tensor | None = None) -> None:
         """Take the costs (S,) of the candidates of the last `ask`. NaN counts as infinity.
@@ -141,8 +162,8 @@ class Solver(ABC):
         return self.own_setting_of(self.settings, name)
 
     def clip(self, candidates: Tensor) -> Tensor:
-        """Candidates (S, T, A) moved into the bounds."""
-        return candidates.clamp(self.space.low, self.space.high)
+        """Candidates (S, T, A) moved into the search space."""
+        return self.space.clip(candidates)
 
     @abstractmethod
     def _learn(self, candidates: Tensor, costs: Tensor, gradients: Tensor | None) -> None:
