@@ -239,8 +239,10 @@ def _readable_errors() -> Iterator[None]:
 
 
 def _resolve_folder(folder: Path) -> Path:
-    from lewm_models.checkpoint import PRETRAINED
+    from lewm_models.checkpoint import PRETRAINED, CheckpointError
 
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file, expected a model folder")
     inside = PRETRAINED / folder
     return inside if not folder.exists() and inside.exists() else folder
 
