@@ -48,15 +48,23 @@ def kind_of_file(path: Path) -> str | None:
         return "empty"
     if _is_safetensors(start):
         return SAFETENSORS
-    if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+    if start.startswith(b"PK\x03\x04") and not _has_end_of_zip(path):
         return "cut off: the end of its zip archive is missing"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((kind for prefix, kind in KINDS_BY_START if text.startswith(prefix)), None)
 
 
+def _has_end_of_zip(path: Path) -> bool:
+    """Whether a zip archive has its end, even if that is damaged."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def _is_safetensors(start: bytes) -> bool:
     """Whether a file starts like a safetensors file: the length of a header in JSON, the header."""
-    return len(start) > 9 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 27
+    return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 27
 
 
 def safetensors_problem(path: Path, error: Exception) -> str:
@@ -67,9 +75,9 @@ def safetensors_problem(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-    if size < 8 or (kind is not None and size < 8 + header_bytes):
+    if kind is not None and size < 8 + header_bytes:
         return f"is cut off: it has {size} bytes, which is less than its header needs"
-    if "IncompleteBuffer" in str(error):
+    if "incomplete" in str(error):
         return f"is cut off or damaged: its {size} bytes are not what its header announces"
     return f"is not a safetensors file, or is damaged ({error})"
 

@@ -32,6 +32,11 @@ WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of all names in the state dict of a model that was wrapped: `DataParallel` and its like,
 `torch.compile`."""
 
+EXPECTED = "expected a bare state dict of tensors, as torch.save writes it"
+
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The first pickle of a file that `torch.save` wrote without a zip archive."""
+
 MASK_TOKEN = "encoder.embeddings.mask_token"
 """Dropped: only masked pre-training uses it."""
 
@@ -111,11 +116,10 @@ def _load(path: Path) -> dict[object, object]:
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL ([\w.]+)", str(error))
         if match is None:
-            raise CheckpointError(f"{path.name}: is damaged, or holds more than tensors") from error
-        raise CheckpointError(
-            f"{path.name}: holds a pickled object ({match[1]}), which is refused because loading "
-            "one runs code; expected a bare state dict of tensors"
-        ) from error
+            raise CheckpointError(
+                f"{path.name}: is damaged, or holds more than tensors; {EXPECTED}"
+            ) from error
+        raise CheckpointError(f"{path.name}: {_refused_pickle(f' ({match[1]})')}") from error
     except Exception as error:  # With a broken file, torch raises exceptions of many types.
         reason = type(error).__name__
         raise CheckpointError(f"{path.name}: is cut off or damaged ({reason})") from error
@@ -132,22 +136,33 @@ def _check_is_pytorch(path: Path) -> None:
     Raises:
         CheckpointError: it is something else; the message says what.
     """
-    expected = "expected a state dict that torch.save wrote"
     kind = kind_of_file(path)
     if kind == ZIP_ARCHIVE:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception as error:  # zipfile raises exceptions of many types too
+            reason = type(error).__name__
+            raise CheckpointError(f"{path.name}: is a damaged zip archive ({reason})") from error
         if any(name.endswith("/constants.pkl") for name in names):
-            raise CheckpointError(f"{path.name}: is a TorchScript program; {expected}")
+            raise CheckpointError(f"{path.name}: is a TorchScript program; {EXPECTED}")
         if not any(name.endswith("/data.pkl") for name in names):
-            raise CheckpointError(f"{path.name}: is a zip archive of {names[:3]}; {expected}")
+            raise CheckpointError(f"{path.name}: is a zip archive of {names[:3]}; {EXPECTED}")
     elif kind is not None:
-        raise CheckpointError(f"{path.name}: is {kind}; {expected}")
+        raise CheckpointError(f"{path.name}: is {kind}; {EXPECTED}")
     else:
         with path.open("rb") as file:
-            is_pickle = file.read(1) == pickle.PROTO
-        if not is_pickle:
-            raise CheckpointError(f"{path.name}: is of an unknown format; {expected}")
+            start = file.read(len(LEGACY_START))
+        if start[:1] != pickle.PROTO:
+            raise CheckpointError(f"{path.name}: is of an unknown format; {EXPECTED}")
+        if len(start) == len(LEGACY_START) and start != LEGACY_START:
+            raise CheckpointError(f"{path.name}: {_refused_pickle()}")
+
+
+def _refused_pickle(name: str = "") -> str:
+    return (
+        f"holds a pickled object{name}, which is refused because loading one runs code; {EXPECTED}"
+    )
 
 
 def _to_transformers_5(name: str) -> str:

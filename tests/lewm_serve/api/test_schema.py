@@ -40,7 +40,13 @@ PLACES: dict[type[RequestModel], tuple[type[RequestModel], tuple[str | int, ...]
 """A place of each type: a request, and the path in it."""
 
 FIELDS = [(kind, name) for kind in PLACES for name in kind.model_fields]
-VALUES = {"null": None, "missing": ..., "empty-list": [], "empty-object": {}, "true": True}
+VALUES: dict[str, Any] = {
+    "null": None,
+    "missing": ...,
+    "empty-list": [],
+    "empty-object": {},
+    "true": True,
+}
 
 
 def schema_accepts(kind: type[RequestModel], document: Document) -> bool:
