@@ -135,7 +135,7 @@ def _decode_unusual_base64(text: str) -> bytes:
     try:
         return binascii.a2b_base64(digits + b"=" * (-len(digits) % 4), strict_mode=True)
     except ValueError:
-        expected = "base64 whose padding, if any, is at its end, and whose length is possible"
+        expected = "base64 of a possible length, with its padding at the end"
         raise refusal("invalid_image", expected) from None
 
 
