@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Programs that the tests run, each from the Debian package of the same name.
-PROGRAMS := redis-server prometheus
+PROGRAMS := redis-server prometheus chromium-headless-shell
 
 NATIVE := service/lewm_serve/backends/native
 # Processors for which the native code is compiled: with AMX, and with AVX-512 BF16 alone.
