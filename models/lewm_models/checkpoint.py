@@ -22,7 +22,7 @@ from torch import Tensor
 from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import CardError, ModelCard, read_card
 from lewm_models.config import LeWMConfig
-from lewm_models.file_kinds import safetensors_problem
+from lewm_models.file_kinds import SAFETENSORS, kind_of_file, safetensors_problem
 from lewm_models.lewm import LeWM
 
 CARD_FILE = "model.json"
@@ -169,6 +169,8 @@ def _read_reference(path: Path, card: ModelCard) -> LatentReference | None:
     try:
         content = path.read_bytes()
         if sha256_of(content) != card.calibration.reference:
+            if (kind := kind_of_file(path)) not in (None, SAFETENSORS):
+                raise ValueError(f"is {kind}; expected {SAFETENSORS}")
             raise ValueError("does not belong to the card's calibration; calibrate again")
         return LatentReference.from_bytes(content, card.config.latent_dim)
     except (OSError, ValueError) as error:

@@ -71,7 +71,7 @@ def safetensors_problem(path: Path, error: Exception) -> str:
     """Why a file cannot be read as safetensors: what it is instead, or where it is cut off."""
     kind = kind_of_file(path)
     if kind is not None and kind != SAFETENSORS:
-        return f"is {kind}; expected a safetensors file"
+        return f"is {kind}; expected {SAFETENSORS}"
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")

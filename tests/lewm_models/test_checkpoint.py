@@ -285,6 +285,13 @@ def test_weights_that_are_cut_off_are_named(folder: Path) -> None:
             checkpoint.load(folder)
 
 
+def test_a_pointer_in_place_of_the_calibration_is_named(folder: Path) -> None:
+    write_example_calibration(folder)
+    (folder / checkpoint.REFERENCE_FILE).write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"calibration\.safetensors: is a Git LFS pointer"):
+        checkpoint.load(folder)
+
+
 def test_a_folder_in_place_of_the_weights_is_named(folder: Path) -> None:
     (folder / checkpoint.WEIGHTS_FILE).unlink()
     (folder / checkpoint.WEIGHTS_FILE).mkdir()

@@ -12,7 +12,7 @@ from torch import Tensor
 from lewm_models.calibration.calibrate import CalibrationEpisode, recorded_episodes
 from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
-from lewm_models.file_kinds import read_numpy_array
+from lewm_models.file_kinds import kind_of_file, read_numpy_array
 from lewm_models.training.recording import Recording
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import frame_from_image
@@ -77,7 +77,11 @@ def _read_frame(path: Path, card: ModelCard) -> Tensor:
             path.read_bytes(), card, max_pixels=MAX_FILE_PIXELS, field=str(path)
         )
     except InvalidRequest as error:
-        raise ValueError(error.detail) from error
+        kind = kind_of_file(path)
+        detail = (
+            error.detail if kind is None else f"{path}: is {kind}; expected a PNG or JPEG image"
+        )
+        raise ValueError(detail) from error
 
 
 def _read_actions(folder: Path, images: int, card: ModelCard) -> Tensor | None:

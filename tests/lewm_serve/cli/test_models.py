@@ -360,3 +360,11 @@ def test_other_files_in_place_of_actions_are_named(tmp_path: Path, folder: Path)
     assert f"{actions}: is a zip archive; expected a NumPy array file" in line
     actions.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert f"{actions}: is a Git LFS pointer" in error_line("calibrate", folder, episode)
+
+
+def test_a_pointer_in_place_of_an_image_is_named(tmp_path: Path, folder: Path) -> None:
+    episode = write_episode(tmp_path / "frames", 8, with_actions=False)
+    image = sorted(episode.glob("*.png"))[0]
+    image.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    line = error_line("calibrate", folder, episode, "--device", "cpu")
+    assert f"{image}: is a Git LFS pointer" in line
