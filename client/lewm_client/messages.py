@@ -31,7 +31,6 @@ FrameLike = NDArray[Any] | bytes | bytearray | memoryview | str
 The bytes may also be an array (n,) or (n, 1) of uint8, as `cv2.imencode` returns them.
 """
 
-MAX_LATENT_ID_LENGTH = 128
 NOT_IN_LATENT_IDS = re.compile(r"[^\w-]")
 
 
@@ -71,7 +70,7 @@ def frame(source: FrameLike) -> pb.Frame:
 
 def _latent_id(text: str) -> str:
     """The text, unless it is obviously the name of a file, a data URL or base64."""
-    if len(text) > MAX_LATENT_ID_LENGTH or NOT_IN_LATENT_IDS.search(text):
+    if NOT_IN_LATENT_IDS.search(text):
         raise TypeError(
             f"the frame is the string {text[:40]!r}, which is no latent_id; "
             "expected the bytes of an image, such as Path(name).read_bytes()"

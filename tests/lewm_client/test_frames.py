@@ -76,7 +76,7 @@ def test_a_latent_id_is_a_latent_id() -> None:
         ("frame.png", "the string 'frame.png', which is no latent_id"),
         ("frames/start", "expected the bytes of an image, such as Path"),
         ("data:image/png;base64,AAAA", "which is no latent_id"),
-        ("A" * 200, "which is no latent_id"),
+        ("iVBORw0KGgo=", "which is no latent_id"),
         (Path("frame.png"), "the path frame.png, expected the bytes: path.read_bytes()"),
         (None, "the frame is a NoneType, expected pixels or bytes"),
         (io.BytesIO(PNG), "the frame is a BytesIO, expected pixels or bytes"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.patience import PATIENCE_S
 
-PROGRAM = "chromium-headless-shell"
+PROGRAMS = ("chromium-headless-shell", "chromium", "google-chrome")
 PAGE_TIME_MS = 20_000
 """The page's own time after which it is read. It passes faster than real time, but it does not pass
 while the page waits for the network."""
@@ -16,12 +16,14 @@ while the page waits for the network."""
 
 def open_page(url: str) -> tuple[str, list[str]]:
     """The document of a page after its scripts have run, and what the console shows."""
-    if shutil.which(PROGRAM) is None:
-        pytest.fail(f"{PROGRAM} is missing: `make setup`, as root on Debian, installs it")
+    program = next(filter(shutil.which, PROGRAMS), None)
+    if program is None:
+        pytest.fail(f"{PROGRAMS[0]} is missing: `make setup`, as root on Debian, installs it")
     with tempfile.TemporaryDirectory() as profile:
         process = subprocess.run(
             [
-                PROGRAM,
+                program,
+                "--headless",
                 "--no-sandbox",  # which root cannot have
                 "--disable-gpu",
                 "--disable-dev-shm-usage",
