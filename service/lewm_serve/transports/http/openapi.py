@@ -138,10 +138,7 @@ def component_schemas() -> dict[str, Any]:
 
 def _problem_response(*problems: ServiceError) -> dict[str, Any]:
     """The response for errors of one status, with each of them as an example."""
-    values = {
-        error.code: {"summary": error.title, "value": error.problem(examples.REQUEST_ID)}
-        for error in problems
-    }
+    values = {error.code: {"value": error.problem(examples.REQUEST_ID)} for error in problems}
     titles = dict.fromkeys(error.title for error in problems)
     content = {"schema": {"$ref": SCHEMA_PATH + "Problem"}, "examples": values}
     response: dict[str, Any] = {
@@ -211,7 +208,7 @@ def install(app: FastAPI) -> None:
                 description=DESCRIPTION,
                 routes=app.routes,
                 # Relative to the document, so that it also holds behind a proxy with a path prefix.
-                servers=[{"url": "."}],
+                servers=[{"url": ".", "description": "this server"}],
             )
             components = document.setdefault("components", {})
             components["schemas"] = components.get("schemas", {}) | component_schemas()
