@@ -1,5 +1,6 @@
 """`lewm models` as it is typed: tables on success; one line and exit code 1 on failure."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from lewm_models import checkpoint
 from lewm_models.calibration import calibrate
 from lewm_serve.cli.main import app
+from lewm_serve.cli.messages import describe_error
 from tests.lewm_models.examples import (
     PARITY_FOLDER,
     example_card,
@@ -335,7 +337,20 @@ def test_a_file_in_place_of_a_folder_is_named(
     assert line.startswith(f"lewm models: {tmp_path / 'nowhere'}: there is no such folder")
     line = error_line("import", file, tmp_path / "out", "--card", card_file)
     assert f"{file}: expected a folder with weights.pt and config.json" in line
-    assert "Errno" not in line
+    line = error_line("init", file / "inside", "--preset", "edge")
+    assert line == f"lewm models: {file / 'inside'}: Not a directory"
+
+
+def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    line = error_line("show", tmp_path / "nowhere")
+    assert line.endswith("nowhere: is no folder and no embedded model (two-room)")
+
+
+def test_errors_of_the_operating_system_name_the_file_and_the_reason() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "/models/x")
+    assert describe_error(error) == "/models/x: No space left on device"
+    assert describe_error(OSError("no number")) == "no number"
+    assert describe_error(ValueError("frames: none")) == "frames: none"
 
 
 def test_a_card_file_of_another_kind_is_named(
