@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Programs that the tests run, each from the Debian package of the same name.
-PROGRAMS := redis-server prometheus
+PROGRAMS := redis-server prometheus chromium-headless-shell
 
 NATIVE := service/lewm_serve/backends/native
 # Processors for which the native code is compiled: with AMX, and with AVX-512 BF16 alone.
@@ -29,11 +29,13 @@ $(READY): pyproject.toml client/pyproject.toml constraints.txt | programs
 	@touch $@
 
 programs:
-	@missing=; for name in $(PROGRAMS); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	@missing=; failed=; for name in $(PROGRAMS); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
 	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-		&& echo "installing$$missing" && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-			apt-get install -qq --yes --no-install-recommends $$missing >/dev/null; } \
-		|| echo "not installed, and some tests need it:$$missing" >&2
+		&& echo "installing$$missing" && apt-get update -qq && for name in $$missing; do \
+			DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \
+				$$name >/dev/null || failed="$$failed $$name"; \
+		done && test -z "$$failed"; } \
+		|| echo "not installed, and some tests need it:$${failed:-$$missing}" >&2
 
 serve: $(READY) ## Serve the embedded Two-Room model
 	$(BIN)/lewm serve

@@ -223,7 +223,7 @@ def profile_onnx_nodes(make: Callable[[], Callable[[], object]]) -> Counter[str]
 @contextmanager
 def _profiled_sessions(folder: Path) -> Iterator[None]:
     """Sessions that are made during the block write profiles into the folder."""
-    onnxruntime = importlib.import_module("onnxruntime")
+    onnxruntime = importlib.import_module("lewm_models.export.runtime").onnxruntime
     original = onnxruntime.SessionOptions
     count = 0
 

@@ -5,8 +5,8 @@
         while not arrived():
             robot.run(pilot.step([camera.frame()]).actions)
 
-A frame is an array (H, W, 3) of uint8, the bytes of a PNG or JPEG image, a latent (latent_dim,)
-of floats, or the `latent_id` of an earlier response.
+A frame is an array (H, W, 3) of uint8 in RGB, the bytes of a PNG or JPEG image, a latent
+(latent_dim,) of floats, or the `latent_id` of an earlier response.
 """
 
 from lewm_client.client import PlannerClient

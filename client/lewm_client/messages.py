@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any, cast
 
 import numpy as np
@@ -23,8 +25,13 @@ from lewm_client.responses import (
     Timing,
 )
 
-FrameLike = NDArray[Any] | bytes | str
-"""Pixels (H, W, 3) of uint8, the bytes of a PNG or JPEG, a latent (D,), or a `latent_id`."""
+FrameLike = NDArray[Any] | bytes | bytearray | memoryview | str
+"""Pixels (H, W, 3) of uint8, the bytes of a PNG or JPEG, a latent (D,), or a `latent_id`.
+
+The bytes may also be an array (n,) or (n, 1) of uint8, as `cv2.imencode` returns them.
+"""
+
+NOT_IN_LATENT_IDS = re.compile(r"[^\w-]")
 
 
 def tensor(values: ArrayLike) -> pb.Tensor:
@@ -42,18 +49,67 @@ def frame(source: FrameLike) -> pb.Frame:
     """Make a message of a frame.
 
     Raises:
-        TypeError: the pixels are not uint8.
+        TypeError: the frame is of another kind, such as a path, or of another number type.
+        ValueError: an array has another shape than a frame.
     """
     if isinstance(source, str):
-        return pb.Frame(latent_id=source)
-    if isinstance(source, bytes):
-        return pb.Frame(image=source)
+        return pb.Frame(latent_id=_latent_id(source))
+    if isinstance(source, (bytes, bytearray)):
+        return pb.Frame(image=bytes(source))
+    if isinstance(source, os.PathLike):
+        raise TypeError(f"the frame is the path {source}, expected the bytes: path.read_bytes()")
     array = np.asarray(source)
+    if array.dtype == object:
+        raise TypeError(f"the frame is a {type(source).__name__}, expected pixels or bytes")
+    if array.dtype == np.uint8 and (array.ndim == 1 or array.shape[1:] == (1,)):
+        return pb.Frame(image=array.tobytes())
     if array.ndim == 1:
-        return pb.Frame(latent=tensor(array))
+        return pb.Frame(latent=tensor(_numbers(array)))
+    return pb.Frame(pixels=pb.Pixels(shape=array.shape, data=_pixels(array).tobytes()))
+
+
+def _latent_id(text: str) -> str:
+    """The text, unless it is obviously the name of a file, a data URL or base64."""
+    if NOT_IN_LATENT_IDS.search(text):
+        raise TypeError(
+            f"the frame is the string {text[:40]!r}, which is no latent_id; "
+            "expected the bytes of an image, such as Path(name).read_bytes()"
+        )
+    return text
+
+
+def _numbers(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, if it can be a latent."""
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize == 1:
+        raise TypeError(f"the latent has dtype {array.dtype}, expected floats")
+    return array
+
+
+def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The array, if it holds pixels as the server reads them."""
+    if array.dtype.kind == "f":
+        raise TypeError(
+            f"the frame has dtype {array.dtype}, expected uint8 pixels; "
+            "values from 0 to 1 become uint8 by (255 * frame).round().astype(numpy.uint8)"
+        )
     if array.dtype != np.uint8:
         raise TypeError(f"the frame has dtype {array.dtype}, expected uint8 pixels")
-    return pb.Frame(pixels=pb.Pixels(shape=array.shape, data=array.tobytes()))
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"the frame has shape {array.shape}, expected (H, W, 3){_advice(array)}")
+    return array
+
+
+def _advice(array: NDArray[Any]) -> str:
+    """How an array of another shape becomes (H, W, 3)."""
+    if array.ndim == 4 and len(array) == 1:
+        return "; it is a batch of one frame: frame[0]"
+    if array.ndim == 3 and array.shape[0] == 3:
+        return "; its channels come first: frame.transpose(1, 2, 0)"
+    if array.ndim == 3 and array.shape[2] == 4:
+        return "; without the alpha channel: frame[:, :, :3]"
+    if array.ndim == 2:
+        return "; grey pixels: numpy.stack([frame] * 3, axis=2); PIL: image.convert('RGB')"
+    return ""
 
 
 def encode_response(message: pb.EncodeResponse) -> EncodeResponse:

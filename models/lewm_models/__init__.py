@@ -5,6 +5,7 @@
 - `environments`, `training`, `calibration`, `evaluation`: from an environment to a measured model
 - `importing`, `export`: public checkpoints in, ONNX graphs out
 - `preprocessing`, `random_weights`: the resize of frames; models for tests and benchmarks
+- `file_kinds`: what a file is that cannot be read
 
 The package needs torch, numpy and safetensors. `export` (except `export.weights`) also needs onnx
 and onnxruntime, and `environments.two_room_gym` needs gymnasium.

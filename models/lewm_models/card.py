@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lewm_models.config import LeWMConfig, is_finite
+from lewm_models.file_kinds import JSON_DOCUMENT, kind_of_file
 
 TOP_LEVEL_FIELDS = (
     "image_size",
@@ -255,11 +256,13 @@ def read_json(path: Path) -> dict[str, Any]:
         CardError: the file is missing or holds something else.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows writes a mark
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CardError(f"{path}: is not valid JSON: {error}") from error
+        kind = kind_of_file(path)
+        reason = f"{error}" if kind in (None, JSON_DOCUMENT) else f"it is {kind}"
+        raise CardError(f"{path}: is not valid JSON: {reason}") from error
     if not isinstance(content, dict):
         raise CardError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

@@ -22,6 +22,7 @@ from torch import Tensor
 from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import CardError, ModelCard, read_card
 from lewm_models.config import LeWMConfig
+from lewm_models.file_kinds import SAFETENSORS, kind_of_file, safetensors_problem
 from lewm_models.lewm import LeWM
 
 CARD_FILE = "model.json"
@@ -120,14 +121,10 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         card = read_card(folder / CARD_FILE)
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = _read_tensors(folder / WEIGHTS_FILE)
         reference = _read_reference(folder / REFERENCE_FILE, card)
     except CardError as error:
         raise CheckpointError(str(error)) from error
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: there is no such file") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from error
     frames = _read_frames(folder / FRAMES_FILE, card.config.image_size)
     return Checkpoint(
         model=model_of_tensors(card.config, tensors),
@@ -138,13 +135,25 @@ def load(folder: Path) -> Checkpoint:
     )
 
 
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {safetensors_problem(path, error)}") from error
+    except OSError as error:
+        reason = "is a folder, expected a file" if path.is_dir() else f"cannot be read: {error}"
+        raise CheckpointError(f"{path}: {reason}") from error
+
+
 def _read_frames(path: Path, size: int) -> Tensor | None:
     if not path.exists():
         return None
-    try:
-        frames = load_file(path)["frames"]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    tensors = _read_tensors(path)
+    if "frames" not in tensors:
+        raise CheckpointError(f"{path}: expected a tensor frames, got {sorted(tensors)}")
+    frames = tensors["frames"]
     has_shape = frames.ndim == 4 and len(frames) > 1 and frames.shape[1:] == (size, size, 3)
     if not has_shape or frames.dtype != torch.uint8:
         raise CheckpointError(
@@ -160,6 +169,8 @@ def _read_reference(path: Path, card: ModelCard) -> LatentReference | None:
     try:
         content = path.read_bytes()
         if sha256_of(content) != card.calibration.reference:
+            if (kind := kind_of_file(path)) not in (None, SAFETENSORS):
+                raise ValueError(f"is {kind}; expected {SAFETENSORS}")
             raise ValueError("does not belong to the card's calibration; calibrate again")
         return LatentReference.from_bytes(content, card.config.latent_dim)
     except (OSError, ValueError) as error:

@@ -32,7 +32,7 @@ def test_operations_are_of_a_kind(operation: str, expected: str) -> None:
 
 
 def test_the_nodes_of_an_onnx_session_are_timed() -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("lewm_models.export.runtime").onnxruntime
     onnx = pytest.importorskip("onnx")
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(

@@ -74,7 +74,7 @@ def test_wrong_frames_are_refused(folder: Path, frames: Tensor) -> None:
     with pytest.raises(CheckpointError, match="expected at least 2 frames"):
         checkpoint.load(folder)
     (folder / checkpoint.FRAMES_FILE).write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"frames\.safetensors: is not a safetensors file"):
         checkpoint.load(folder)
 
 
@@ -235,8 +235,8 @@ def test_a_huge_width_is_refused_without_allocating_it(folder: Path) -> None:
         (checkpoint.CARD_FILE, None, "cannot be read"),
         (checkpoint.CARD_FILE, b"{}", "missing"),
         (checkpoint.WEIGHTS_FILE, None, "there is no such file"),
-        (checkpoint.WEIGHTS_FILE, b"", "cannot be read"),
-        (checkpoint.WEIGHTS_FILE, b"\xff" * 100, "cannot be read"),
+        (checkpoint.WEIGHTS_FILE, b"", "is empty"),
+        (checkpoint.WEIGHTS_FILE, b"\xff" * 100, "is not a safetensors file, or is damaged"),
     ],
 )
 def test_a_missing_or_broken_file_is_named(
@@ -247,6 +247,55 @@ def test_a_missing_or_broken_file_is_named(
     else:
         (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(folder)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 30369684\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (POINTER, "a Git LFS pointer and not the file itself; `git lfs pull` fetches"),
+        (b"\n <!DOCTYPE html><html>", "a web page and not the file itself"),
+        (b"<html lang=en>", "a web page and not the file itself"),
+        (b"Entry not found", "an error message of a download"),
+        (b'{"error": "gated"}', "a JSON document"),
+        (b"\x1f\x8b\x08" + bytes(40), "a gzip file; unpack it first"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file"),
+        (b"PK\x03\x04" + bytes(40), "cut off: the end of its zip archive is missing"),
+    ],
+)
+def test_another_file_in_place_of_the_weights_is_named(
+    folder: Path, content: bytes, message: str
+) -> None:
+    (folder / checkpoint.WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is ") as caught:
+        checkpoint.load(folder)
+    assert message in str(caught.value)
+
+
+def test_weights_that_are_cut_off_are_named(folder: Path) -> None:
+    path = folder / checkpoint.WEIGHTS_FILE
+    content = path.read_bytes()
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    for length in (9, 20, header_end - 1, header_end, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: is cut off"):
+            checkpoint.load(folder)
+
+
+def test_a_pointer_in_place_of_the_calibration_is_named(folder: Path) -> None:
+    write_example_calibration(folder)
+    (folder / checkpoint.REFERENCE_FILE).write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"calibration\.safetensors: is a Git LFS pointer"):
+        checkpoint.load(folder)
+
+
+def test_a_folder_in_place_of_the_weights_is_named(folder: Path) -> None:
+    (folder / checkpoint.WEIGHTS_FILE).unlink()
+    (folder / checkpoint.WEIGHTS_FILE).mkdir()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is a folder"):
         checkpoint.load(folder)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor
 
 from lewm_models.checkpoint import Checkpoint, CheckpointError, write_card
 from lewm_models.export.encoder import encoder_graph
 from lewm_models.export.predictor import predictor_graph
+from lewm_models.export.runtime import onnxruntime
 
 ENCODER_FILE = "encoder.onnx"
 PREDICTOR_FILE = "predictor.onnx"

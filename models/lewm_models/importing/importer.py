@@ -77,7 +77,7 @@ def _find_weights(source: Path) -> Path:
     if not epochs:
         raise CheckpointError(
             f"{source}: holds neither weights.pt nor weights_epoch_N.pt, "
-            f"but {sorted(path.name for path in source.iterdir())}"
+            f"but {sorted(path.name + '/' * path.is_dir() for path in source.iterdir())}"
         )
     return epochs[max(epochs)]
 

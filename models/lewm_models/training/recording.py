@@ -12,6 +12,7 @@ import torch
 
 from lewm_models.environments import two_room
 from lewm_models.environments.two_room_policy import simulate_trajectories
+from lewm_models.file_kinds import read_numpy_array
 from lewm_models.preprocessing import resize
 
 SPEC_FILE = "recording.json"
@@ -88,7 +89,7 @@ class Recording:
         try:
             spec = RecordingSpec(**json.loads((folder / SPEC_FILE).read_text()))
             states, actions, frames = (
-                np.load(folder / f"{name}.npy", mmap_mode="r")
+                read_numpy_array(folder / f"{name}.npy", memory_mapped=True)
                 for name in ("states", "actions", "frames")
             )
         except (EOFError, TypeError, ValueError) as error:

@@ -17,12 +17,14 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    GetJsonSchemaHandler,
     PlainValidator,
     ValidationError,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
 
 from lewm_serve.errors import FieldProblem, InvalidRequest, shorten
 
@@ -64,6 +66,18 @@ class RequestModel(BaseModel):
                 kept[name] = value
                 unknown_count += 1
         return kept
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema says too that null is accepted where a field may be left out."""
+        document = handler(schema)
+        properties = handler.resolve_ref_schema(document)["properties"]
+        for name, field in cls.model_fields.items():
+            if not field.is_required():
+                properties[name] = _nullable(properties[name])
+        return document
 
 
 def parse(request_type: type[RequestT], document: object) -> RequestT:
@@ -112,6 +126,8 @@ def to_invalid_request(error: ValidationError) -> InvalidRequest:
         else:
             code, expected = PYDANTIC_ERRORS.get(line["type"], ("wrong_type", line["msg"]))
             expected = expected.format(**context)
+            if line["type"] == "float_type" and type(line["input"]) is int:
+                code, expected = "out_of_range", "a number that fits into 64 bits"
         if line["type"] == "missing":
             received = "nothing"
         problems.append(FieldProblem(field=field, code=code, received=received, expected=expected))
@@ -205,6 +221,25 @@ def _from_lists(value: object, rank: int) -> NDArray[np.float64]:
         raise refusal("out_of_range", f"numbers within ±{MAX_FLOAT32:.2e}") from None
 
 
+def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """The schema of a property that may also be null. Titles and the like stay outside."""
+    if {"type": "null"} in schema.get("anyOf", ()):
+        return schema
+    outside = {"default", "description", "examples", "title"}
+    value = {name: entry for name, entry in schema.items() if name not in outside}
+    rest = {name: entry for name, entry in schema.items() if name in outside}
+    return {"anyOf": [value, {"type": "null"}]} | rest
+
+
+def exactly_one_of(*names: str) -> dict[str, Any]:
+    """The part of a schema that asks for exactly one of several fields; null counts as left out."""
+
+    def given(name: str) -> dict[str, Any]:
+        return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+    return {"oneOf": [given(name) for name in names]}
+
+
 def _element_path(flat_index: int, shape: Sequence[int]) -> str:
     """The path of an element from its row-major index, such as `[2][0]`."""
     return "".join(f"[{int(i)}]" for i in np.unravel_index(flat_index, shape)) if shape else ""
@@ -214,19 +249,20 @@ def _first_index(items: Sequence[object], matches: Callable[[object], bool]) -> 
     return next(index for index, item in enumerate(items) if matches(item))
 
 
-def _array_field(
-    rank: int, description: str, example: object
-) -> tuple[PlainValidator, WithJsonSchema]:
+def _array_schema(rank: int, description: str, *, min_items: int = 1) -> JsonSchemaValue:
+    schema: JsonSchemaValue = {"type": "number"}
+    for _ in range(rank):
+        schema = {"type": "array", "items": schema, "minItems": 1}
+    return schema | {"minItems": min_items, "description": description}
+
+
+def _array_field(rank: int, description: str) -> tuple[PlainValidator, WithJsonSchema]:
     """The annotations that make a field a float32 array of ``rank`` axes."""
 
     def validate(value: object) -> FloatArray:
         return to_float32(value, rank)
 
-    schema: dict[str, Any] = {"type": "number"}
-    for _ in range(rank):
-        schema = {"type": "array", "items": schema, "minItems": 1}
-    schema |= {"description": description, "examples": [example]}
-    return PlainValidator(validate), WithJsonSchema(schema)
+    return PlainValidator(validate), WithJsonSchema(_array_schema(rank, description))
 
 
 def _none_if_empty(value: object) -> object:
@@ -235,13 +271,12 @@ def _none_if_empty(value: object) -> object:
     return None if value == [] else value
 
 
-Vector = Annotated[FloatArray, *_array_field(1, "numbers", [0.5, -0.25])]
-Rows = Annotated[
-    FloatArray, *_array_field(2, "rows of action_dim numbers", [[0.5, -0.25], [0.5, 0.0]])
+Vector = Annotated[FloatArray, *_array_field(1, "numbers")]
+Rows = Annotated[FloatArray, *_array_field(2, "rows of action_dim numbers")]
+Candidates = Annotated[FloatArray, *_array_field(3, "candidates of rows of action_dim numbers")]
+OptionalRows = Annotated[
+    Rows | None,
+    BeforeValidator(_none_if_empty),
+    WithJsonSchema(_nullable(_array_schema(2, "rows of action_dim numbers", min_items=0))),
 ]
-Candidates = Annotated[
-    FloatArray,
-    *_array_field(3, "candidates of rows of action_dim numbers", [[[0.5, -0.25]], [[0.0, 1.0]]]),
-]
-EmptyIsNone = BeforeValidator(_none_if_empty)
-"""For optional rows: an empty list means the same as a field that was left out."""
+"""Rows that may be left out. An empty list means the same."""

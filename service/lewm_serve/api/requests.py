@@ -10,6 +10,7 @@ import re
 import uuid
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,12 @@ from pydantic_core import core_schema
 
 from lewm_serve.api.fields import (
     Candidates,
-    EmptyIsNone,
     FloatArray,
+    OptionalRows,
     RequestModel,
     Rows,
     Vector,
+    exactly_one_of,
     refusal,
 )
 from lewm_serve.constants import MAX_FRAMES_PER_REQUEST, Endpoint, Protocol
@@ -96,8 +98,14 @@ def request_id_from(header: str | None) -> str:
     return printable_or_none(header) or uuid.uuid4().hex
 
 
+STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+"""From base64's URL-safe alphabet to the standard one."""
+
+NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=_\-\s]", re.ASCII)
+
+
 def _decode_base64(value: object) -> bytes:
-    """The bytes of a field: as they are over gRPC, from strict base64 in JSON."""
+    """The bytes of a field: as they are over gRPC, from base64 or a data URL in JSON."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
@@ -105,7 +113,30 @@ def _decode_base64(value: object) -> bytes:
     try:
         return binascii.a2b_base64(value.encode("ascii"), strict_mode=True)
     except ValueError:
-        raise refusal("invalid_image", "base64 with padding and without line breaks") from None
+        return _decode_unusual_base64(value)
+
+
+def _decode_unusual_base64(text: str) -> bytes:
+    """The bytes of base64 without padding, with line breaks, URL-safe or in a data URL (RFC 2397).
+
+    Most requests have none of these, so they are only tried when the strict form has failed.
+    """
+    if text[:5].lower() == "data:":
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise refusal("invalid_image", "a data URL with base64: data:image/png;base64,…")
+        if "%" in text:
+            text = unquote(text)
+    if unusable := NOT_BASE64.search(text):
+        found = shorten(unusable[0])
+        expected = f"the bytes in base64, or a data URL; {found} is not in its alphabet"
+        raise refusal("invalid_image", expected)
+    digits = text.encode("ascii").translate(STANDARD_ALPHABET, b" \t\r\n\v\f").rstrip(b"=")
+    try:
+        return binascii.a2b_base64(digits + b"=" * (-len(digits) % 4), strict_mode=True)
+    except ValueError:
+        expected = "base64 of a possible length, with its padding at the end"
+        raise refusal("invalid_image", expected) from None
 
 
 def _not_empty(data: bytes) -> bytes:
@@ -122,7 +153,7 @@ def _base64_schema(description: str) -> WithJsonSchema:
 EncodedImage = Annotated[
     bytes,
     PlainValidator(lambda value: _not_empty(_decode_base64(value))),
-    _base64_schema("base64 of a PNG or JPEG image, square"),
+    _base64_schema("base64 of a square PNG or JPEG image, or a data URL"),
 ]
 RawBytes = Annotated[
     bytes,
@@ -144,7 +175,7 @@ class Pixels(RequestModel):
     shape: Annotated[
         tuple[StrictInt, StrictInt, StrictInt],
         BeforeValidator(_check_shape_length),
-        Field(description="[height, width, 3]", examples=[[64, 64, 3]]),
+        Field(description="[height, width, 3]"),
     ]
 
 
@@ -175,6 +206,8 @@ class Frame(RequestModel):
     After validation ``image`` is still encoded, ``pixels`` is (height, width, 3) uint8 and
     ``latent`` is (latent_dim,) float32.
     """
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of(*FRAME_SOURCES))
 
     image: EncodedImage | None = None
     pixels: PixelArray | None = None
@@ -234,12 +267,11 @@ Frames = Annotated[
     tuple[Frame, ...],
     FailFast(),
     BeforeValidator(_check_frame_count),
-    Field(json_schema_extra={"minItems": 1}),
+    Field(json_schema_extra={"minItems": 1, "maxItems": MAX_FRAMES_PER_REQUEST}),
 ]
 History = Annotated[Frames, Field(description="oldest first, one action block apart")]
 PastActions = Annotated[
-    Rows | None,
-    EmptyIsNone,
+    OptionalRows,
     Field(
         description="the actions executed between the frames: (frames − 1) · action_block rows; "
         "required for two or more frames"
@@ -247,17 +279,9 @@ PastActions = Annotated[
 ]
 ModelName = Annotated[Name | None, Field(description="left out: the default model")]
 
-_EXAMPLE_FRAME = {"pixels": {"data": "/wAA", "shape": [1, 1, 3]}}
-
-
-def _example(**fields: Any) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [fields]})
-
 
 class EncodeRequest(RequestModel):
     """Frames to turn into latents."""
-
-    model_config = _example(frames=[_EXAMPLE_FRAME], encoding="float")
 
     model: ModelName = None
     frames: Frames
@@ -270,7 +294,7 @@ class EncodeRequest(RequestModel):
 class PredictRequest(RequestModel):
     """Frames, and the actions whose outcome is predicted: one sequence, or candidates."""
 
-    model_config = _example(frames=[_EXAMPLE_FRAME], actions=[[0.5, 0.0]] * 5)
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("actions", "candidates"))
 
     model: ModelName = None
     frames: History
@@ -357,22 +381,13 @@ class Fallback(RequestModel):
 class PlanRequest(RequestModel):
     """What the robot sees now, and what it should see."""
 
-    model_config = _example(
-        frames=[_EXAMPLE_FRAME],
-        goal={"latent_id": "a07c6be1f05d4c2b93d8e4471c60f2a5"},
-        solver={"samples": 128, "iterations": 10, "elites": 16, "horizon": 5},
-        seed=7,
-        deadline_ms=500,
-    )
-
     model: ModelName = None
     frames: History
     past_actions: PastActions = None
     goal: Frame
     solver: SolverSettings | None = None
     warm_start: Annotated[
-        Rows | None,
-        EmptyIsNone,
+        OptionalRows,
         Field(description="where the search starts: up to horizon · action_block rows of actions"),
     ] = None
     seed: Annotated[

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from lewm_models.export.encoder import encoder_graph
 from lewm_models.export.graph import OnnxGraph
 from lewm_models.export.predictor import extension_graph, last_token_modulations, modulation_graph
+from lewm_models.export.runtime import onnxruntime
 from lewm_models.export.weights import PredictorWeights
 from lewm_models.lewm import LeWM
 from lewm_serve.backends.backend import (

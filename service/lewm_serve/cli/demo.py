@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import Protocol
 
 REQUIRED_SUCCESS = 0.9
@@ -82,7 +83,7 @@ def demo(
             episodes, outcomes, title=title, caption=latency, output=output
         )
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
-        typer.echo(f"lewm demo: {error}", err=True)
+        typer.echo(f"lewm demo: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
     console.print(f"see {picture} and {animation}")
     if report.success_rate < REQUIRED_SUCCESS:

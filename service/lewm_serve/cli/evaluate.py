@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import Protocol
 
 
@@ -118,7 +119,7 @@ def evaluate(
         if output is not None:
             output.write_text(json.dumps(results, indent=2) + "\n")
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
-        typer.echo(f"lewm evaluate: {error}", err=True)
+        typer.echo(f"lewm evaluate: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lewm_models.calibration.calibrate import CalibrationEpisode, recorded_episodes
 from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
+from lewm_models.file_kinds import kind_of_file, read_numpy_array
 from lewm_models.training.recording import Recording
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import frame_from_image
@@ -47,6 +48,10 @@ def read_episodes(path: Path, card: ModelCard) -> Iterator[CalibrationEpisode]:
     Raises:
         ValueError: there are no frames, or a file is wrong.
     """
+    expected = "a recording of `lewm train`, PNG or JPEG images, or folders of them"
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "there is no such folder"
+        raise ValueError(f"{path}: {what}; expected a folder: {expected}")
     if (path / "recording.json").is_file():
         recording = Recording.open(path)
         _check_actions(path, recording.actions[0], recording.frames.shape[1], card)
@@ -55,7 +60,7 @@ def read_episodes(path: Path, card: ModelCard) -> Iterator[CalibrationEpisode]:
         return
     folders = [folder for folder in (path, *sorted(path.glob("*/"))) if _image_files(folder)]
     if not folders:
-        raise ValueError(f"{path}: expected a recording, PNG or JPEG images, or folders of them")
+        raise ValueError(f"{path}: expected {expected}")
     for folder in folders:
         images = _image_files(folder)
         frames = torch.stack([_read_frame(image, card) for image in images])
@@ -72,17 +77,18 @@ def _read_frame(path: Path, card: ModelCard) -> Tensor:
             path.read_bytes(), card, max_pixels=MAX_FILE_PIXELS, field=str(path)
         )
     except InvalidRequest as error:
-        raise ValueError(error.detail) from error
+        kind = kind_of_file(path)
+        detail = (
+            error.detail if kind is None else f"{path}: is {kind}; expected a PNG or JPEG image"
+        )
+        raise ValueError(detail) from error
 
 
 def _read_actions(folder: Path, images: int, card: ModelCard) -> Tensor | None:
     path = folder / ACTIONS_FILE
     if not path.is_file():
         return None
-    try:
-        actions = np.load(path)
-    except (EOFError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+    actions = read_numpy_array(path)
     _check_actions(path, actions, images, card)
     return torch.from_numpy(actions.astype(np.float32))
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import Preset
 
 app = typer.Typer(
@@ -40,7 +41,7 @@ def list_models(
             try:
                 rows.append(_row(folder))
             except (CardError, OSError) as error:
-                broken.append(f"{folder}: {error}")
+                broken.append(f"{folder}: {describe_error(error)}")
     _print_table(("name", "version", "frame", "latent", "action block", "folder"), rows)
     for line in broken:
         typer.echo(f"lewm models: {line}", err=True)
@@ -234,15 +235,22 @@ def _readable_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        typer.echo(f"lewm models: {error}", err=True)
+        typer.echo(f"lewm models: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
 
 
 def _resolve_folder(folder: Path) -> Path:
-    from lewm_models.checkpoint import PRETRAINED
+    from lewm_models.checkpoint import PRETRAINED, CheckpointError
 
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file, expected a model folder")
     inside = PRETRAINED / folder
-    return inside if not folder.exists() and inside.exists() else folder
+    if folder.exists():
+        return folder
+    if not inside.exists():
+        embedded = ", ".join(sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir()))
+        raise CheckpointError(f"{folder}: is no folder and no embedded model ({embedded})")
+    return inside
 
 
 def _row(folder: Path) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from lewm_serve.cli.messages import describe_error
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,7 +71,7 @@ def train(
                 on_metrics=report,
             )
     except (FloatingPointError, OSError, ValueError) as error:
-        typer.echo(f"lewm train: {error}", err=True)
+        typer.echo(f"lewm train: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(str(model))
 

@@ -47,6 +47,8 @@ MIN_IMAGE_PIXELS = 1 << 14
 
 MAX_PNG_TEXT_BYTES = 1 << 20
 
+SQUARE_FRAME = 'a square frame: crop or pad it, or set "crop": "center" in the model\'s card'
+
 SMALL_IMAGE_PIXELS = 256 * 256
 SMALL_IMAGE_BYTES = 64 * 1024
 """A JPEG of one scan within these limits is small: its decoding takes less than half a
@@ -118,7 +120,7 @@ def frame_from_pixels(pixels: Pixels, card: ModelCard, *, max_pixels: int, field
     if height != width:
         if card.crop is None:
             received = Unquoted(f"{width} x {height}")
-            raise InvalidRequest("not_square", field, received=received, expected="a square frame")
+            raise InvalidRequest("not_square", field, received=received, expected=SQUARE_FRAME)
         pixels = central_square(pixels)
     # Received bytes are read-only. torch cannot express that and would warn.
     frame = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -13,6 +12,7 @@ from lewm_models.checkpoint import Checkpoint, CheckpointError
 from lewm_models.export import onnx_files
 from lewm_models.export.encoder import encoder_graph
 from lewm_models.export.onnx_files import ENCODER_FILE, PREDICTOR_FILE, export_onnx
+from lewm_models.export.runtime import onnxruntime
 from lewm_models.lewm import LeWM
 from tests.lewm_models.examples import example_card, tiny_model
 

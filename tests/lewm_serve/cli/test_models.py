@@ -1,5 +1,6 @@
 """`lewm models` as it is typed: tables on success; one line and exit code 1 on failure."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from lewm_models import checkpoint
 from lewm_models.calibration import calibrate
 from lewm_serve.cli.main import app
+from lewm_serve.cli.messages import describe_error
 from tests.lewm_models.examples import (
     PARITY_FOLDER,
     example_card,
@@ -225,7 +227,7 @@ def test_a_failing_calibration_changes_nothing(tmp_path: Path, folder: Path) -> 
     np.save(episode / "actions.npy", np.zeros((8, 2), np.float32))
     assert "expected actions of shape (7, 2)" in calibration_error(episode)
     np.save(episode / "actions.npy", np.array([None]), allow_pickle=True)
-    assert "actions.npy: cannot be read" in calibration_error(episode)
+    assert "actions.npy: holds Python objects" in calibration_error(episode)
     (episode / "actions.npy").unlink()
     Image.fromarray(random_image(0)[:8]).save(episode / "0000.png")
     assert "0000.png: received 16 x 8, expected a square frame" in calibration_error(episode)
@@ -319,3 +321,65 @@ def test_help_does_not_import_torch() -> None:
     )
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert process.returncode == 0, process.stderr
+
+
+def test_a_file_in_place_of_a_folder_is_named(
+    tmp_path: Path, folder: Path, card_file: Path
+) -> None:
+    file = tmp_path / "data.h5"
+    file.write_bytes(b"\x89HDF\r\n\x1a\n")
+    for command in (["show"], ["verify"], ["export", tmp_path / "out"], ["calibrate", tmp_path]):
+        line = error_line(command[0], file, *command[1:])
+        assert line == f"lewm models: {file}: is a file, expected a model folder"
+    line = error_line("calibrate", folder, file)
+    assert line.startswith(f"lewm models: {file}: is a file; expected a folder: a recording")
+    line = error_line("calibrate", folder, tmp_path / "nowhere")
+    assert line.startswith(f"lewm models: {tmp_path / 'nowhere'}: there is no such folder")
+    line = error_line("import", file, tmp_path / "out", "--card", card_file)
+    assert f"{file}: expected a folder with weights.pt and config.json" in line
+    line = error_line("init", file / "inside", "--preset", "edge")
+    assert line == f"lewm models: {file / 'inside'}: Not a directory"
+
+
+def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    line = error_line("show", tmp_path / "nowhere")
+    assert line.endswith("nowhere: is no folder and no embedded model (two-room)")
+
+
+def test_errors_of_the_operating_system_name_the_file_and_the_reason() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "/models/x")
+    assert describe_error(error) == "/models/x: No space left on device"
+    assert describe_error(OSError("no number")) == "no number"
+    assert describe_error(ValueError("frames: none")) == "frames: none"
+
+
+def test_a_card_file_of_another_kind_is_named(
+    tmp_path: Path, public_checkpoint: Path, card_file: Path
+) -> None:
+    command = ("import", public_checkpoint, tmp_path / "out", "--card", card_file)
+    content = card_file.read_bytes()
+    card_file.write_bytes(b"<html>")
+    assert f"{card_file}: is not valid JSON: it is a web page" in error_line(*command)
+    card_file.write_bytes(b"")
+    assert f"{card_file}: is not valid JSON: it is empty" in error_line(*command)
+    card_file.write_bytes(b"\xef\xbb\xbf" + content)  # as Windows' editors write it
+    assert lewm(*command).exit_code == 0
+
+
+def test_other_files_in_place_of_actions_are_named(tmp_path: Path, folder: Path) -> None:
+    episode = write_episode(tmp_path / "frames", 8, with_actions=True)
+    actions = episode / "actions.npy"
+    np.savez(episode / "actions", np.zeros((7, 2)))
+    (episode / "actions.npz").replace(actions)
+    line = error_line("calibrate", folder, episode)
+    assert f"{actions}: is a zip archive; expected a NumPy array file" in line
+    actions.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert f"{actions}: is a Git LFS pointer" in error_line("calibrate", folder, episode)
+
+
+def test_a_pointer_in_place_of_an_image_is_named(tmp_path: Path, folder: Path) -> None:
+    episode = write_episode(tmp_path / "frames", 8, with_actions=False)
+    image = sorted(episode.glob("*.png"))[0]
+    image.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    line = error_line("calibrate", folder, episode, "--device", "cpu")
+    assert f"{image}: is a Git LFS pointer" in line

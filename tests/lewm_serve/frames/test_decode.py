@@ -246,7 +246,10 @@ def test_frames_that_are_not_square_are_cropped_if_the_card_allows_it() -> None:
     with pytest.raises(InvalidRequest) as caught:
         frame_from_image(wide, card(None), max_pixels=MAX_PIXELS, field="goal.image")
     assert caught.value.code == "not_square"
-    assert caught.value.detail == "goal.image: received 96 x 64, expected a square frame"
+    assert caught.value.detail == (
+        "goal.image: received 96 x 64, expected a square frame: crop or pad it, "
+        'or set "crop": "center" in the model\'s card'
+    )
     frame = frame_from_image(wide, card("center"), max_pixels=MAX_PIXELS, field="goal.image")
     square = np.ascontiguousarray(picture(0, 64, 96)[:, 16:80])
     assert torch.equal(frame, resize(torch.from_numpy(square)[None], 32)[0])

@@ -24,6 +24,10 @@ BACKEND = ("--backend", "onnx")
 """Two servers that are compared must run alike, not each with its own fastest backend."""
 
 
+LONG_PLANS = ("--max-candidate-steps", str(1 << 40))
+"""Plans of any length are admitted, because tests need a plan that lasts as long as they do."""
+
+
 class ServerProcess:
     """`lewm serve` on free ports.
 
@@ -49,6 +53,7 @@ class ServerProcess:
     ) -> None:
         self.log = log
         command = [sys.executable, "-m", program, "serve", "--log-format", "json", *BACKEND]
+        command += LONG_PLANS
         if threads is not None:
             command += ["--threads", threads]
         with log.open("wb") as errors:

@@ -34,7 +34,7 @@ from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from lewm_serve.transports.exchange import Exchange, RequestMemory, record
-from lewm_serve.transports.http import openapi
+from lewm_serve.transports.http import docs, openapi
 from lewm_serve.transports.http.routes import (
     InferenceRoutes,
     exchange_of,
@@ -45,7 +45,14 @@ from lewm_serve.transports.http.routes import (
 TITLE = "LeWM planner"
 API_VERSION = "1"
 
-UNRECORDED_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+UNRECORDED_PATHS = (
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+    docs.DOCS_PATH,
+    *docs.ASSET_PATHS,
+)
 """Not logged and not counted: they are for operators and monitoring, which requests some of them
 every few seconds."""
 
@@ -57,7 +64,9 @@ def create_app(
     planner: Planner, settings: Settings, *, metrics: Metrics, memory: RequestMemory
 ) -> ASGIApp:
     """The application that serves a planner over HTTP."""
-    app = FastAPI(title=TITLE, version=API_VERSION, redirect_slashes=False, redoc_url=None)
+    app = FastAPI(
+        title=TITLE, version=API_VERSION, redirect_slashes=False, docs_url=None, redoc_url=None
+    )
     inference = InferenceRoutes(planner, settings, metrics=metrics, memory=memory)
     for router in (inference.router(), model_routes(planner)):
         app.include_router(router)
@@ -67,6 +76,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_exception)
     openapi.install(app)
+    docs.install(app)
     return ExchangeMiddleware(app, metrics)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
+import re
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,14 @@ from lewm_serve.transports.exchange import MemoryReservation, Response
 
 MAX_JSON_VALUES = 300_000
 """A parsed number takes up to 30 times the bytes of its text. Larger arrays belong on gRPC."""
+
+LONE_SURROGATE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+"""An escape of UTF-16's first half of a character without the second half, or the reverse."""
+
+GZIP_MAGIC = b"\x1f\x8b"
 
 DISCARD_LIMIT_FACTOR = 8
 DISCARD_TIMEOUT_S = 5.0
@@ -70,10 +80,10 @@ async def read_body(
 
 
 def parse_json(body: bytearray) -> object:
-    """The document in a body.
+    """The document in a body. A UTF-8 byte order mark before it is skipped (RFC 8259, section 8.1).
 
     Raises:
-        MalformedJson: it is not JSON.
+        MalformedJson: it is not JSON in UTF-8.
         BodyTooLarge: it has too many values.
     """
     if body.count(b",") >= MAX_JSON_VALUES:
@@ -81,10 +91,33 @@ def parse_json(body: bytearray) -> object:
             f"body: received more than {MAX_JSON_VALUES} values, the maximum; "
             "use gRPC for large arrays"
         )
+    if body.startswith(codecs.BOM_UTF8):
+        del body[: len(codecs.BOM_UTF8)]
     try:
         return from_json(body)
     except ValueError as error:
-        raise MalformedJson(f"body: {error}") from None
+        raise MalformedJson(f"body: {_reason_not_json(body, error)}") from None
+
+
+def _reason_not_json(body: bytearray, error: ValueError) -> str:
+    """Why a body is not JSON: what it is instead, or else the parser's own reason."""
+    if not body.strip():
+        return "received nothing, expected a JSON object"
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or (
+        0 in body[:2]  # JSON begins with an ASCII character, of which UTF-16 and UTF-32 make zeros
+    ):
+        return "received UTF-16, UTF-32 or binary data, expected JSON in UTF-8"
+    if body.startswith(GZIP_MAGIC):
+        return "received gzip data, expected JSON without a content encoding"
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as not_utf8:
+        return f"received a byte that is not UTF-8 at {not_utf8.start}, expected JSON in UTF-8"
+    if "recursion limit" in str(error):
+        return f"received lists or objects that are nested too deeply ({error})"
+    if "hex escape" in str(error) and (half := LONE_SURROGATE.search(text)):
+        return f"received {half[0]}, which is half of a character ({error})"
+    return str(error)
 
 
 def response_to_json(response: Response, latent_encoding: str) -> bytes:

@@ -1,5 +1,6 @@
 """The OpenAPI description of requests, responses and errors."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,22 +17,18 @@ from lewm_serve.api.responses import (
     PlanResponse,
     PredictResponse,
 )
-from lewm_serve.constants import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
+from lewm_serve.constants import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, InferenceEndpoint
+from lewm_serve.errors import ServiceError
+from lewm_serve.transports.http import examples
 
 SCHEMA_PATH = "#/components/schemas/"
 
-INFERENCE_ERRORS: tuple[type[errors.ServiceError], ...] = (
-    errors.MalformedJson,
-    errors.UnknownModel,
-    errors.RequestTimeout,
-    errors.BodyTooLarge,
-    errors.UnsupportedMediaType,
-    errors.InvalidRequest,
-    errors.Overloaded,
-    errors.Internal,
-    errors.Loading,
-    errors.DeadlineExceeded,
-)
+REQUEST_TYPES: dict[InferenceEndpoint, type[RequestModel]] = {
+    "encode": EncodeRequest,
+    "predict": PredictRequest,
+    "plan": PlanRequest,
+}
+
 DESCRIPTION = """\
 Plans actions from camera frames with a latent world model: send what the robot sees and what it
 should see, and get the actions that lead there.
@@ -41,6 +38,9 @@ should see, and get the actions that lead there.
 the refused fields. Send `X-Request-ID` to find a request in the logs; every answer returns one. The
 same service is available over gRPC.
 """
+
+NOT_OVER_HTTP = (errors.MalformedMessage.code, errors.Cancelled.code)
+"""Codes of gRPC, and of clients that are gone."""
 
 STRING = {"type": "string"}
 
@@ -56,7 +56,10 @@ PROBLEM_SCHEMA = {
             "type": "string",
             "description": "names the field, what came, what was expected",
         },
-        "code": {"type": "string", "enum": list(errors.CODES)},
+        "code": {
+            "type": "string",
+            "enum": [code for code in errors.CODES if code not in NOT_OVER_HTTP],
+        },
         "request_id": STRING,
         "errors": {
             "type": "array",
@@ -77,49 +80,18 @@ NUMBERS = {"type": "array", "items": {"type": "number"}}
 ROWS = {"type": "array", "items": NUMBERS}
 SEQUENCES = {"type": "array", "items": ROWS}
 
-EXAMPLE_PLAN = {
-    "request_id": "5c0963f4d2004efc8e3a961e808d652f",
-    "model": "two-room",
-    "model_version": "9f2c41d07ab35e68",
-    "backend": "torch",
-    "precision": "float32",
-    "actions": [[0.98, -0.12], [0.95, -0.08]],
-    "action_block": 5,
-    "cost": 3.71,
-    "status": "completed",
-    "iterations": 10,
-    "candidates": 1281,
-    "solver": {
-        "name": "cem",
-        "samples": 128,
-        "iterations": 10,
-        "elites": 16,
-        "horizon": 5,
-        "tolerance": 0.0,
-    },
-    "seed": 7,
-    "latent_ids": {
-        "frames": ["5d1e90c47fb24a6f8e02b3d59c7a1164"],
-        "goal": "a07c6be1f05d4c2b93d8e4471c60f2a5",
-    },
-    "health": {
-        "status": "ok",
-        "latent_norm": 11.2,
-        "latent_norm_zscore": 0.4,
-        "surprise": None,
-        "sigreg": None,
-        "reasons": [],
-        "latent_mahalanobis": 10.4,
-    },
-    "fallback": None,
-    "timing_ms": {"queue": 0.1, "decode": 0.9, "encode": 4.2, "solve": 310.5, "total": 315.8},
-}
-
 
 class _ResponseSchema(GenerateJsonSchema):
     def is_instance_schema(self, schema: core_schema.IsInstanceSchema) -> JsonSchemaValue:
         """pydantic calls this for NumPy arrays. `_describe_arrays` adds their axes."""
         return {"type": "array", "items": {}}
+
+
+def _add_examples(schemas: dict[str, Any]) -> None:
+    for endpoint, request_type in REQUEST_TYPES.items():
+        requests = examples.REQUESTS[endpoint].values()
+        schemas[request_type.__name__]["examples"] = list(requests)
+    schemas["PlanResponse"]["examples"] = [examples.PLAN_RESPONSE]
 
 
 def _describe_arrays(schemas: dict[str, Any]) -> None:
@@ -138,7 +110,6 @@ def _describe_arrays(schemas: dict[str, Any]) -> None:
         "anyOf": [ROWS, SEQUENCES],
         "description": "steps × latent_dim for actions, candidates × steps × latent_dim otherwise",
     }
-    schemas["PlanResponse"]["examples"] = [EXAMPLE_PLAN]
     plan = schemas["PlanResponse"]["properties"]
     plan["actions"] = ROWS | {"description": "horizon · action_block rows of action_dim numbers"}
     plan["trajectory"] = ROWS | {"description": "horizon × latent_dim, if the request included it"}
@@ -147,9 +118,10 @@ def _describe_arrays(schemas: dict[str, Any]) -> None:
 def component_schemas() -> dict[str, Any]:
     """The schemas of all requests, responses and errors, by name."""
     ref_template = SCHEMA_PATH + "{model}"
-    requests = (EncodeRequest, PredictRequest, PlanRequest)
+    request_types = REQUEST_TYPES.values()
     _, request_schemas = TypeAdapter.json_schemas(
-        [(kind, "validation", TypeAdapter(kind)) for kind in requests], ref_template=ref_template
+        [(kind, "validation", TypeAdapter(kind)) for kind in request_types],
+        ref_template=ref_template,
     )
     responses = TypeAdapter(
         tuple[EncodeResponse, PredictResponse, PlanResponse],
@@ -160,21 +132,33 @@ def component_schemas() -> dict[str, Any]:
     )
     schemas: dict[str, Any] = request_schemas["$defs"] | response_schemas["$defs"]
     _describe_arrays(schemas)
+    _add_examples(schemas)
     return schemas | {"Problem": PROBLEM_SCHEMA}
 
 
-def _error_response(kind: type[errors.ServiceError]) -> dict[str, Any]:
+def _problem_response(*problems: ServiceError) -> dict[str, Any]:
+    """The response for errors of one status, with each of them as an example."""
+    values = {error.code: {"value": error.problem(examples.REQUEST_ID)} for error in problems}
+    titles = dict.fromkeys(error.title for error in problems)
+    content = {"schema": {"$ref": SCHEMA_PATH + "Problem"}, "examples": values}
     response: dict[str, Any] = {
-        "description": kind.title,
-        "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": SCHEMA_PATH + "Problem"}}},
+        "description": " / ".join(titles),
+        "content": {PROBLEM_MEDIA_TYPE: content},
     }
-    if kind in (errors.Overloaded, errors.Loading):
+    if any(error.retry_after_s is not None for error in problems):
         retry_after = {
             "description": "seconds after which to try again",
             "schema": {"type": "integer"},
         }
-        return response | {"headers": {"Retry-After": retry_after}}
+        response["headers"] = {"Retry-After": retry_after}
     return response
+
+
+def _problem_responses(problems: Iterable[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    by_status: dict[int, list[ServiceError]] = {}
+    for error in problems:
+        by_status.setdefault(error.status, []).append(error)
+    return {status: _problem_response(*by_status[status]) for status in sorted(by_status)}
 
 
 def _ok_response(name: str) -> dict[str, Any]:
@@ -182,25 +166,35 @@ def _ok_response(name: str) -> dict[str, Any]:
     return {"description": "OK", "content": content}
 
 
-def describe_inference(request_type: type[RequestModel], response_type: type) -> dict[str, Any]:
+def describe_inference(endpoint: InferenceEndpoint, response_type: type) -> dict[str, Any]:
     """The keyword arguments of a route: the schemas of its request, its response and its errors."""
-    body = {
-        "required": True,
-        "content": {JSON_MEDIA_TYPE: {"schema": {"$ref": SCHEMA_PATH + request_type.__name__}}},
-    }
+    requests = {name: {"value": request} for name, request in examples.REQUESTS[endpoint].items()}
+    schema = {"$ref": SCHEMA_PATH + REQUEST_TYPES[endpoint].__name__}
+    content = {JSON_MEDIA_TYPE: {"schema": schema, "examples": requests}}
     return {
-        "openapi_extra": {"requestBody": body},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
         "responses": {200: _ok_response(response_type.__name__)}
-        | {kind.status: _error_response(kind) for kind in INFERENCE_ERRORS},
+        | _problem_responses(examples.inference_errors(endpoint)),
     }
 
 
-def error_responses(*error_types: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route for these errors and, as the default, for unexpected ones."""
-    responses: dict[int | str, dict[str, Any]] = {
-        kind.status: _error_response(kind) for kind in error_types
+def error_responses(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route for errors of these types, and for those of every route."""
+    # The default keeps FastAPI from adding a response of its own, which the server never gives.
+    default = {
+        "description": "Any other error",
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": SCHEMA_PATH + "Problem"}}},
     }
-    return responses | {"default": _error_response(errors.Internal)}
+    return _problem_responses(examples.errors_of_types(*kinds)) | {"default": default}
+
+
+def _routing_responses() -> dict[str, Any]:
+    """The responses to paths and methods that the document does not have."""
+    return {
+        type(error).__name__: _problem_response(error)
+        for error in examples.ERRORS
+        if isinstance(error, errors.UnknownRoute | errors.MethodNotAllowed)
+    }
 
 
 def install(app: FastAPI) -> None:
@@ -213,9 +207,12 @@ def install(app: FastAPI) -> None:
                 version=app.version,
                 description=DESCRIPTION,
                 routes=app.routes,
+                # Relative to the document, so that it also holds behind a proxy with a path prefix.
+                servers=[{"url": ".", "description": "this server"}],
             )
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas |= component_schemas()
+            components = document.setdefault("components", {})
+            components["schemas"] = components.get("schemas", {}) | component_schemas()
+            components["responses"] = _routing_responses()
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -73,17 +73,17 @@ class InferenceRoutes:
         """The routes."""
         router, planner = APIRouter(tags=["inference"]), self._planner
 
-        @router.post("/encode", **describe_inference(EncodeRequest, EncodeResponse))
+        @router.post("/encode", **describe_inference("encode", EncodeResponse))
         async def encode(http_request: Request) -> Response:
             """Turn frames into latents."""
             return await self._handle(http_request, EncodeRequest, planner.encode)
 
-        @router.post("/predict", **describe_inference(PredictRequest, PredictResponse))
+        @router.post("/predict", **describe_inference("predict", PredictResponse))
         async def predict(http_request: Request) -> Response:
             """Predict the latents that follow from frames and actions."""
             return await self._handle(http_request, PredictRequest, planner.predict)
 
-        @router.post("/plan", **describe_inference(PlanRequest, PlanResponse))
+        @router.post("/plan", **describe_inference("plan", PlanResponse))
         async def plan(http_request: Request) -> Response:
             """Find actions that lead from the frames to the goal."""
             return await self._handle(http_request, PlanRequest, planner.plan)
@@ -141,12 +141,12 @@ def model_routes(planner: Planner) -> APIRouter:
     """`/models` and `/models/{name}`."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/models", responses=error_responses())
+    @router.get("/models", responses=error_responses(Loading, Failed))
     async def models() -> ModelList:
         """All models."""
         return ModelList(planner.describe_models())
 
-    @router.get("/models/{name}", responses=error_responses(UnknownModel))
+    @router.get("/models/{name}", responses=error_responses(UnknownModel, Loading, Failed))
     async def model(name: str, http_request: Request) -> ModelDescription:
         """One model, with its card."""
         exchange_of(http_request).model = planner.log_label(name)
@@ -168,7 +168,7 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
         return ServerStatus(planner.state)
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", responses=error_responses(Loading))
+    @router.get("/readyz", responses=error_responses(Loading, Draining, Failed))
     async def readyz() -> ServerStatus:
         """Whether requests are being served: 503 while loading or draining."""
         match planner.state:
@@ -180,7 +180,7 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
                 raise Failed
         return ServerStatus(planner.state)
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", response_class=PlainTextResponse, responses=error_responses())
     async def prometheus_metrics() -> Response:
         """The metrics that Prometheus collects."""
         planner.count_batches()  # also those of requests that are still in progress

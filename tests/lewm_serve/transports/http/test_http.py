@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gzip
 import json
 import socket
 import threading
@@ -83,31 +84,70 @@ def test_unknown_routes_and_methods(
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "detail"),
     [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"{", id="open"),
-        pytest.param(b'{"frames": [', id="truncated"),
-        pytest.param(b"{'frames': []}", id="quotes"),
-        pytest.param(b'{"frames": [],}', id="comma"),
-        pytest.param(b"{} {}", id="two"),
-        pytest.param(b"[" * 100_000, id="deep-lists"),
-        pytest.param(b'{"a":' * 100_000, id="deep-objects"),
-        pytest.param(b"\xef\xbb\xbf{}", id="byte-order-mark"),
-        pytest.param(b'{"model": "\xff"}', id="not-utf-8"),
-        pytest.param(b'{"model": "\\ud800"}', id="lone-surrogate"),
-        pytest.param('{"frames": []}'.encode("utf-16"), id="utf-16"),
-        pytest.param(b'{"seed": ' + b"9" * 10_000 + b"}", id="long-number"),
-        pytest.param(b"\x00\x01\x02", id="binary"),
+        pytest.param(b"", "body: received nothing, expected a JSON object", id="empty"),
+        pytest.param(b" \r\n", "body: received nothing, expected a JSON object", id="blank"),
+        pytest.param(b"\xef\xbb\xbf", "body: received nothing", id="only-a-mark"),
+        pytest.param(b"{", "EOF while parsing an object", id="open"),
+        pytest.param(b'{"frames": [', "EOF while parsing a list", id="truncated"),
+        pytest.param(b"{'frames': []}", "key must be a string at line 1 column 2", id="quotes"),
+        pytest.param(b'{"frames": [],}', "trailing comma", id="comma"),
+        pytest.param(b"{} {}", "trailing characters", id="two"),
+        pytest.param(b"[" * 100_000, "nested too deeply", id="deep-lists"),
+        pytest.param(b'{"a":' * 100_000, "nested too deeply", id="deep-objects"),
+        pytest.param(b'{"model": "\xff"}', "not UTF-8 at 11, expected JSON in UTF-8", id="latin-1"),
+        pytest.param(b'{"model": "\\ud800"}', "\\ud800, which is half", id="high-surrogate"),
+        pytest.param(b'{"model": "\\udc00"}', "\\udc00, which is half", id="low-surrogate"),
+        pytest.param('{"frames": []}'.encode("utf-16"), "expected JSON in UTF-8", id="utf-16"),
+        pytest.param('{"frames": []}'.encode("utf-16-be"), "in UTF-8", id="utf-16-no-mark"),
+        pytest.param('{"frames": []}'.encode("utf-32-le"), "in UTF-8", id="utf-32"),
+        pytest.param('{"frames": []}'.encode("utf-32-be"), "in UTF-8", id="utf-32-be"),
+        pytest.param(gzip.compress(b"{}"), "received gzip data", id="gzip"),
+        pytest.param(b'{"seed": ' + b"9" * 10_000 + b"}", "number", id="long-number"),
+        pytest.param(b"\x00\x01\x02", "binary data, expected JSON", id="binary"),
     ],
 )
-def test_malformed_json_is_refused(rest: httpx.Client, body: bytes) -> None:
-    assert_problem(rest.post("/plan", content=body, headers=JSON), 400, "malformed_json")
+def test_malformed_json_is_refused(rest: httpx.Client, body: bytes, detail: str) -> None:
+    problem = assert_problem(rest.post("/plan", content=body, headers=JSON), 400, "malformed_json")
+    assert detail in problem["detail"]
+
+
+def test_a_byte_order_mark_is_skipped(rest: httpx.Client) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps({"frames": [pixels()]}).encode()
+    assert rest.post("/encode", content=body, headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "received"),
+    [
+        ("NaN", "not_finite", "nan"),
+        ("Infinity", "not_finite", "inf"),
+        ("-Infinity", "not_finite", "-inf"),
+        ("1e999", "not_finite", "inf"),
+        ("1e38000000", "not_finite", "inf"),
+        ("1e-999", "ok", ""),
+        ("1e300", "out_of_range", "1e+300"),
+        ("1" + "0" * 1000, "out_of_range", "an integer of 3322 bits"),
+    ],
+)
+def test_extreme_numbers_are_named(
+    rest: httpx.Client, value: str, code: str, received: str
+) -> None:
+    body = json.dumps(plan(deadline_ms="VALUE")).replace('"VALUE"', value)
+    response = rest.post("/plan", content=body, headers=JSON)
+    if code == "ok":
+        assert response.json()["errors"][0]["received"] == "0.0"
+        return
+    (error,) = assert_problem(response, 422, code)["errors"]
+    assert (error["field"], error["received"]) == ("deadline_ms", received)
 
 
 @pytest.mark.parametrize("body", [b"null", b"3", b'"plan"', b"[]", b"true", b"NaN"])
 def test_json_that_is_no_object_is_refused(rest: httpx.Client, body: bytes) -> None:
-    assert_problem(rest.post("/plan", content=body, headers=JSON), 422, "wrong_type")
+    problem = assert_problem(rest.post("/plan", content=body, headers=JSON), 422, "wrong_type")
+    assert problem["detail"].startswith("body: received ")
+    assert problem["detail"].endswith(", expected an object")
 
 
 def test_the_last_of_duplicate_fields_counts(rest: httpx.Client) -> None:
@@ -131,8 +171,10 @@ def test_other_media_types_are_refused(rest: httpx.Client, headers: dict[str, st
     assert_problem(response, 415, "unsupported_media_type")
 
 
-def test_a_media_type_may_have_parameters(rest: httpx.Client) -> None:
-    headers = {"content-type": "Application/JSON; charset=utf-8"}
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "us-ascii", "iso-8859-1", "utf-16"])
+def test_a_media_type_may_have_parameters(rest: httpx.Client, charset: str) -> None:
+    # RFC 8259 has no such parameter: JSON is in UTF-8 whatever it says.
+    headers = {"content-type": f"Application/JSON; charset={charset}"}
     content = json.dumps({"frames": [pixels()]})
     assert rest.post("/encode", content=content, headers=headers).status_code == 200
 

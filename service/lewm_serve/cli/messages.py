@@ -1,0 +1,8 @@
+"""How the commands name what went wrong."""
+
+
+def describe_error(error: Exception) -> str:
+    """One line for people. Of an operating system's error: the file and the reason, no number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

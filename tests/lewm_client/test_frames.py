@@ -1,0 +1,115 @@
+"""What a client takes for an image, for pixels, for a latent and for a `latent_id`."""
+
+import array
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lewm.v1 import planner_pb2 as pb
+from lewm_client import frame
+
+PICTURE = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
+
+
+def png() -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(PICTURE).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = png()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(PNG, id="bytes"),
+        pytest.param(bytearray(PNG), id="bytearray"),
+        pytest.param(memoryview(PNG), id="memoryview"),
+        pytest.param(memoryview(PNG).cast("b").cast("B"), id="cast"),
+        pytest.param(io.BytesIO(PNG).getbuffer(), id="buffer"),
+        pytest.param(array.array("B", PNG), id="array"),
+        pytest.param(np.frombuffer(PNG, np.uint8), id="frombuffer"),
+        pytest.param(np.frombuffer(PNG, np.uint8).reshape(-1, 1), id="imencode"),
+        pytest.param(np.frombuffer(PNG + PNG, np.uint8)[: len(PNG)], id="slice"),
+    ],
+)
+def test_bytes_of_an_image_are_an_image(source: Any) -> None:
+    assert frame(source) == pb.Frame(image=PNG)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(PICTURE, id="array"),
+        pytest.param(PICTURE.data, id="memoryview"),
+        pytest.param(np.asfortranarray(PICTURE), id="column-major"),
+        pytest.param(Image.fromarray(PICTURE), id="pil"),
+    ],
+)
+def test_pixels_are_pixels(source: Any) -> None:
+    message = frame(source)
+    assert list(message.pixels.shape) == [12, 12, 3]
+    assert message.pixels.data == PICTURE.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i4", "i8", ">f4"])
+def test_a_latent_is_a_latent(dtype: str) -> None:
+    message = frame(np.array([1, 2, 3], dtype))
+    assert list(message.latent.shape) == [3]
+    assert message.latent.data == np.array([1, 2, 3], "<f4").tobytes()
+    assert frame([1.0, 2.0, 3.0]) == message  # type: ignore[arg-type]
+
+
+def test_a_latent_id_is_a_latent_id() -> None:
+    assert frame("5d1e90c47fb24a6f8e02b3d59c7a1164").latent_id.startswith("5d1e")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("frame.png", "the string 'frame.png', which is no latent_id"),
+        ("frames/start", "expected the bytes of an image, such as Path"),
+        ("data:image/png;base64,AAAA", "which is no latent_id"),
+        ("iVBORw0KGgo=", "which is no latent_id"),
+        (Path("frame.png"), "the path frame.png, expected the bytes: path.read_bytes()"),
+        (None, "the frame is a NoneType, expected pixels or bytes"),
+        (io.BytesIO(PNG), "the frame is a BytesIO, expected pixels or bytes"),
+        (PICTURE / 255, r"float64, expected uint8 pixels; values from 0 to 1 become uint8"),
+        (PICTURE.astype(np.float32), "float32, expected uint8 pixels"),
+        (PICTURE.astype(np.int64), "int64, expected uint8 pixels"),
+        (PICTURE > 3, "bool, expected uint8 pixels"),
+        (np.array([True, False]), "the latent has dtype bool, expected floats"),
+        (np.frombuffer(PNG, np.int8), "the latent has dtype int8, expected floats"),
+        (np.array([1j]), "complex128, expected floats"),
+        (np.array(["1"]), "expected floats"),
+    ],
+)
+def test_frames_of_another_kind_are_refused(source: Any, message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        frame(source)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        (PICTURE.transpose(2, 0, 1), "its channels come first: frame.transpose(1, 2, 0)"),
+        (PICTURE[None], "it is a batch of one frame: frame[0]"),
+        (np.zeros((2, 12, 12, 3), np.uint8), "(2, 12, 12, 3), expected (H, W, 3)"),
+        (np.zeros((12, 12, 4), np.uint8), "without the alpha channel: frame[:, :, :3]"),
+        (PICTURE[:, :, 0], "grey pixels: numpy.stack([frame] * 3, axis=2)"),
+        (Image.fromarray(PICTURE).convert("L"), "image.convert('RGB')"),
+        (Image.fromarray(PICTURE).convert("P"), "image.convert('RGB')"),
+        (np.zeros((), np.uint8), "shape (), expected (H, W, 3)"),
+    ],
+)
+def test_arrays_of_another_shape_are_refused_with_advice(source: Any, advice: str) -> None:
+    with pytest.raises(ValueError, match="the frame has shape") as caught:
+        frame(source)
+    assert advice in str(caught.value)
