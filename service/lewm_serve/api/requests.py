@@ -37,14 +37,11 @@ from lewm_serve.api.fields import (
     exactly_one_of,
     refusal,
 )
-from lewm_serve.constants import MAX_FRAMES_PER_REQUEST, Endpoint, Protocol
+from lewm_serve.constants import MAX_FRAMES_PER_REQUEST, MAX_LATENT_VALUE, Endpoint, Protocol
 from lewm_serve.errors import shorten
 
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
-
-MAX_LATENT_VALUE = 1e4
-"""Trained latents are near N(0, 1). With values beyond this one, a roll-out overflows."""
 
 FRAME_SOURCES = ("image", "pixels", "latent", "latent_id")
 

@@ -168,22 +168,23 @@ class LatentCache:
         if not self._memory.is_fresh(key, since):
             self._memory.put(key, latent, client=client)
             if self._redis is not None:
-                self._redis.put(key, pack(latent))
+                self._redis.put(key, pack(key, latent))
 
     async def _get_from_redis(
         self, version: str, latent_ids: Sequence[str], width: int
     ) -> dict[str, Tensor]:
         if self._redis is None or not latent_ids:
             return {}
-        values = await self._redis.get([_key(version, latent_id) for latent_id in latent_ids])
+        keys = [_key(version, latent_id) for latent_id in latent_ids]
+        values = await self._redis.get(keys)
         if values is None:
             self._requests.labels("redis", "unavailable").inc(len(latent_ids))
             return {}
         found: dict[str, Tensor] = {}
-        for latent_id, value in zip(latent_ids, values, strict=True):
+        for latent_id, key, value in zip(latent_ids, keys, values, strict=True):
             if value is not None:
                 try:
-                    found[latent_id] = unpack(value, width)
+                    found[latent_id] = unpack(key, value, width)
                 except InvalidCacheValue:
                     self._errors.labels("redis").inc()
             self._requests.labels("redis", "hit" if latent_id in found else "miss").inc()

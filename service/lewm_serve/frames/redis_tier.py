@@ -28,6 +28,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from torch import Tensor
 
+from lewm_serve.constants import MAX_LATENT_VALUE
 from lewm_serve.observability.logging import log
 from lewm_serve.observability.metrics import Metrics
 
@@ -48,39 +49,47 @@ MAX_WAITING_WRITES = 4096
 PROBE_KEY = "lewm:probe"
 """A key that is read in every round trip. It need not exist."""
 
-VALUE_MAGIC = b"lwm1"
+VALUE_MAGIC = b"lwm2"
 VALUE_HEADER = struct.Struct("<4sII")
-"""Magic, width and CRC-32 of the rest, little-endian. float32 values follow, little-endian."""
+"""Magic, width and CRC-32 of the key and the rest, little-endian. float32 values follow,
+little-endian. With the key in the CRC, a reply to another question cannot pass as the answer."""
 
 Values = list[bytes | None]
+
+
+class UnexpectedReply(ValueError):
+    """A reply that is not what a Redis sends: from a proxy, a failing shard, or another program."""
 
 
 class InvalidCacheValue(ValueError):
     """Bytes that are not a latent of the expected width: damaged, or written by something else."""
 
 
-def pack(latent: Tensor) -> bytes:
-    """A latent (D,) as bytes."""
+def pack(key: str, latent: Tensor) -> bytes:
+    """A latent (D,) as bytes, to be stored under this key."""
     data = latent.detach().to("cpu", torch.float32).numpy().astype("<f4").tobytes()
-    return VALUE_HEADER.pack(VALUE_MAGIC, len(latent), zlib.crc32(data)) + data
+    return _header(key, len(latent), data) + data
 
 
-def unpack(value: bytes, width: int) -> Tensor:
-    """The latent (width,) in ``value``.
+def unpack(key: str, value: bytes, width: int) -> Tensor:
+    """The latent (width,) in the ``value`` of a key.
 
     Raises:
         InvalidCacheValue: there is none.
     """
     data = value[VALUE_HEADER.size :]
-    header = VALUE_HEADER.pack(VALUE_MAGIC, width, zlib.crc32(data))
-    if value[: VALUE_HEADER.size] != header:
-        raise InvalidCacheValue("the header does not belong to a latent of this width")
+    if value[: VALUE_HEADER.size] != _header(key, width, data):
+        raise InvalidCacheValue("the header does not belong to a latent of this key and width")
     if len(data) != 4 * width:
         raise InvalidCacheValue(f"{len(data)} bytes for a latent of width {width}")
     latent = np.frombuffer(data, "<f4").astype(np.float32)
-    if not np.isfinite(latent).all():
-        raise InvalidCacheValue("values that are not finite")
+    if not (np.abs(latent) <= MAX_LATENT_VALUE).all():  # NaN is not
+        raise InvalidCacheValue(f"values that are not finite, or beyond ±{MAX_LATENT_VALUE:g}")
     return torch.from_numpy(latent)
+
+
+def _header(key: str, width: int, data: bytes) -> bytes:
+    return VALUE_HEADER.pack(VALUE_MAGIC, width, zlib.crc32(data, zlib.crc32(key.encode())))
 
 
 @dataclass(eq=False)
@@ -208,7 +217,7 @@ class RedisTier:
             in_time = False
             while not in_time:
                 asked_at = time.monotonic()
-                await client.mget([PROBE_KEY])
+                _check_values(await client.mget([PROBE_KEY]), 1)
                 in_time = time.monotonic() - asked_at <= self._timeout_s
 
     async def _make_round_trip(self, client: Redis) -> None:
@@ -236,16 +245,18 @@ class RedisTier:
         self, client: Redis, lookups: list[Lookup], writes: list[tuple[str, bytes]]
     ) -> None:
         lookups = [lookup for lookup in lookups if not lookup.values.done()]
+        keys = [PROBE_KEY, *(key for lookup in lookups for key in lookup.keys)]
         pipeline = client.pipeline(transaction=False)
-        pipeline.mget([PROBE_KEY, *(key for lookup in lookups for key in lookup.keys)])
+        pipeline.mget(keys)
         for key, value in writes:
             pipeline.set(key, value, px=self._ttl_ms)
         async with asyncio.timeout(self._timeout_s):
-            values, *write_replies = await pipeline.execute(raise_on_error=False)
-        if isinstance(values, Exception):
-            raise values
-        _set_values(lookups, values[1:])
-        refused = [reply for reply in write_replies if isinstance(reply, Exception)]
+            reply, *write_replies = await pipeline.execute(raise_on_error=False)
+        if isinstance(reply, Exception):
+            raise reply
+        _set_values(lookups, _usable_values(reply, len(keys))[1:])
+        _check_values(reply, len(keys))
+        refused = [_refusal(reply) for reply in write_replies if reply is not True]
         if refused:
             # A Redis that is full refuses to write, but can still be read.
             self._errors.inc(len(refused))
@@ -316,6 +327,32 @@ def _resolve(host: str, port: int, result: Future[None]) -> None:
         result.set_exception(error)
     else:
         result.set_result(None)
+
+
+def _is_value(item: object) -> bool:
+    return item is None or isinstance(item, bytes)
+
+
+def _usable_values(reply: object, count: int) -> Values:
+    """The values in a reply to MGET of ``count`` keys. What is no value is None, a miss."""
+    if not isinstance(reply, list) or len(reply) != count:
+        return [None] * count
+    return [item if _is_value(item) else None for item in reply]
+
+
+def _check_values(reply: object, count: int) -> None:
+    """Refuse a reply to MGET that is not a list of ``count`` values.
+
+    Raises:
+        UnexpectedReply: the reply has another form.
+    """
+    if not isinstance(reply, list) or len(reply) != count or not all(map(_is_value, reply)):
+        raise UnexpectedReply(f"expected {count} values, got {type(reply).__name__}")
+
+
+def _refusal(reply: object) -> Exception:
+    """Why Redis did not store a value, from a reply to SET that is not OK."""
+    return reply if isinstance(reply, Exception) else UnexpectedReply("expected OK")
 
 
 def _set_values(lookups: list[Lookup], values: Values | None) -> None:
