@@ -47,5 +47,5 @@ MAX_FRAMES_PER_REQUEST = 4096
 """The upper limit of the setting ``max_frames``."""
 
 MAX_LATENT_VALUE = 1e4
-"""The largest number in a latent from a client or from Redis. Trained latents are near N(0, 1). With
-values beyond this one, a roll-out overflows."""
+"""The largest number in a latent from a client or from Redis. Trained latents are near N(0, 1).
+With values beyond this one, a roll-out overflows."""

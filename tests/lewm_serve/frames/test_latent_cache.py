@@ -207,18 +207,24 @@ async def test_models_never_mix(servers: TwoServers) -> None:
         assert await get(cache, "a", version="v3") == {}
 
 
-@pytest.mark.parametrize("value", [b"", b"foreign", pack(torch.zeros(3)), pack(LATENT)[:-1]])
+KEY = "lewm:latent:v1:a"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"foreign", pack(KEY, torch.zeros(3)), pack(KEY, LATENT)[:-1], pack("other", LATENT)],
+)
 async def test_an_invalid_value_is_a_miss_and_is_replaced(
     servers: TwoServers, value: bytes
 ) -> None:
     servers.first.put("v1", "a", LATENT)
-    (key,) = servers.redis.values
-    servers.redis.values[key] = value
+    assert list(servers.redis.values) == [KEY]
+    servers.redis.values[KEY] = value
     assert await get(servers.second, "a") == {}
     assert servers.count("lewm_cache_errors_total", tier="redis") == 1
     assert servers.count("lewm_cache_requests_total", tier="redis", result="miss") == 1
     servers.second.put("v1", "a", LATENT)
-    assert servers.redis.values[key] == pack(LATENT)
+    assert servers.redis.values[KEY] == pack(KEY, LATENT)
 
 
 async def test_without_redis_the_memory_still_answers(servers: TwoServers) -> None:

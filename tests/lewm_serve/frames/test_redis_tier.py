@@ -1,6 +1,7 @@
 """Latents as bytes, and the tier over a real Redis that is killed, frozen, filled or slow."""
 
 import asyncio
+import math
 import socket
 import subprocess
 import sys
@@ -42,43 +43,50 @@ LATENT = torch.tensor([0.5, -1.25, 3e-7])
 
 
 def test_a_latent_has_the_same_bits_after_a_round_trip() -> None:
-    assert torch.equal(unpack(pack(LATENT), 3), LATENT)
-    assert len(pack(LATENT)) == VALUE_HEADER.size + 12
+    assert torch.equal(unpack("k", pack("k", LATENT), 3), LATENT)
+    assert len(pack("k", LATENT)) == VALUE_HEADER.size + 12
 
 
 def test_the_layout_is_little_endian_float32() -> None:
-    assert pack(torch.tensor([1.0]))[-4:] == b"\x00\x00\x80\x3f"
+    assert pack("k", torch.tensor([1.0]))[-4:] == b"\x00\x00\x80\x3f"
 
 
 @pytest.mark.parametrize("width", [0, 2, 4])
 def test_a_latent_of_another_width_is_refused(width: int) -> None:
     with pytest.raises(InvalidCacheValue):
-        unpack(pack(LATENT), width)
+        unpack("k", pack("k", LATENT), width)
+
+
+def test_the_latent_of_another_key_is_refused() -> None:
+    with pytest.raises(InvalidCacheValue):
+        unpack("k", pack("other", LATENT), 3)
 
 
 @pytest.mark.parametrize("index", range(VALUE_HEADER.size + 12))
 def test_one_changed_byte_is_detected(index: int) -> None:
-    value = bytearray(pack(LATENT))
+    value = bytearray(pack("k", LATENT))
     value[index] ^= 1
     with pytest.raises(InvalidCacheValue):
-        unpack(bytes(value), 3)
+        unpack("k", bytes(value), 3)
 
 
 @given(st.binary(max_size=40))
 def test_other_bytes_are_refused(value: bytes) -> None:
     with pytest.raises(InvalidCacheValue):
-        unpack(value, 3)
+        unpack("k", value, 3)
 
 
-def test_values_that_are_not_finite_are_refused() -> None:
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 3e38, -1.01e4])
+def test_values_that_are_not_finite_or_too_large_are_refused(number: float) -> None:
     with pytest.raises(InvalidCacheValue, match="finite"):
-        unpack(pack(torch.tensor([float("nan")])), 1)
+        unpack("k", pack("k", torch.tensor([0.0, number])), 2)
 
 
 def test_fewer_bytes_than_the_header_announces_are_refused() -> None:
     data = bytes(8)
+    header = VALUE_HEADER.pack(VALUE_MAGIC, 3, zlib.crc32(data, zlib.crc32(b"k")))
     with pytest.raises(InvalidCacheValue, match="8 bytes"):
-        unpack(VALUE_HEADER.pack(VALUE_MAGIC, 3, zlib.crc32(data)) + data, 3)
+        unpack("k", header + data, 3)
 
 
 class StartedTier:
