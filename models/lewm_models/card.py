@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lewm_models import strict_json
+from lewm_models.calibration.limits import QUANTILE_LEVELS
 from lewm_models.config import LeWMConfig, is_finite
 from lewm_models.file_kinds import JSON_DOCUMENT, kind_of_file
 
@@ -28,6 +34,34 @@ RESERVED_CONTROLLERS = ("none", "hold", "tail")
 """Fallbacks that exist for every model, so that no model's controller may have their names."""
 
 MAX_NAME_LENGTH = 64
+
+MAX_JSON_BYTES = 4 << 20
+"""The largest `model.json` or `config.json` that is read. They usually have a few kilobytes."""
+
+MAX_ACTION_VALUE, MIN_ACTION_STD = 1e9, 1e-9
+"""The largest number in the statistics and bounds of actions, and the least deviation."""
+
+MAX_ZSCORED_BOUND = 1e6
+"""The most deviations that a bound of actions may lie from their mean. Far beyond this, roll-outs
+overflow."""
+
+UNUSUAL_ZSCORED_BOUND = 100.0
+"""More deviations than this between a bound and the mean are possible, but probably a mistake."""
+
+MIN_SCORE, MAX_SCORE = 1e-9, 1e9
+"""The range of norms, distances and limits in a calibration."""
+
+MAX_SIGREG_WINDOW = 1 << 16
+
+MAX_SOLVER_COUNTS = {"samples": 1_000_000, "iterations": 1_000_000, "horizon": 10_000}
+"""The largest numbers of a solver's defaults. A server has lower limits of its own."""
+
+UNTRAINED_SIGREG = 50.0
+"""Ordinary frames of a trained model have a median SIGReg of about 5. If their latents were all the
+same, it would be 51 (0.4 times the window of 128), so this model tells frames apart badly."""
+
+
+FloatArray = NDArray[np.float64]
 
 
 class CardError(ValueError):
@@ -84,6 +118,39 @@ class Calibration:
     sigreg_limit: float | None = None
     sigreg_quantiles: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            CardError: a value is impossible; the message starts with its path in the card.
+        """
+        for name, value in asdict(self).items():
+            if value is None:
+                continue
+            if name.endswith("_quantiles"):
+                self._check_quantiles(name, value)
+            elif name == "norm_std" or name.endswith("_limit"):
+                _check_range(f"calibration.{name}", value, MIN_SCORE, MAX_SCORE)
+        _check_range("calibration.norm_mean", self.norm_mean, 0, MAX_SCORE)
+        if self.false_alarm_rate is not None:
+            _check_range("calibration.false_alarm_rate", self.false_alarm_rate, MIN_SCORE, 1)
+        if self.sigreg_window is not None:
+            _check_range("calibration.sigreg_window", self.sigreg_window, 1, MAX_SIGREG_WINDOW)
+        if self.reference is not None and not re.fullmatch("[0-9a-f]{64}", self.reference):
+            raise CardError(
+                "calibration.reference: expected the SHA-256 of calibration.safetensors, 64 "
+                f"hexadecimal digits, got {_shown(self.reference)}"
+            )
+
+    def _check_quantiles(self, name: str, values: tuple[float, ...]) -> None:
+        ascending = list(values) == sorted(values)
+        within = all(0 <= value <= MAX_SCORE for value in values)
+        if len(values) != len(QUANTILE_LEVELS) or not ascending or not within:
+            raise CardError(
+                f"calibration.{name}: expected {len(QUANTILE_LEVELS)} numbers from 0 to "
+                f"{MAX_SCORE:g} in ascending order, got {_shown(list(values))}"
+            )
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -130,27 +197,51 @@ class ModelCard:
         if not isinstance(self.name, str) or not _is_name(self.name):
             raise CardError(
                 f"name: expected 1 to {MAX_NAME_LENGTH} letters, digits, dots, dashes or "
-                f"underscores, got {self.name!r}"
+                f"underscores, not only dots, got {_shown(self.name)}"
             )
         self._check_actions()
         for name in self.controllers:
             if not isinstance(name, str) or not _is_name(name) or name in RESERVED_CONTROLLERS:
                 raise CardError(
                     "controllers: expected names other than "
-                    f"{', '.join(RESERVED_CONTROLLERS)}, got {name!r}"
+                    f"{', '.join(RESERVED_CONTROLLERS)}, got {_shown(name)}"
                 )
         if self.crop not in (None, "center"):
-            raise CardError(f'crop: expected null or "center", got {self.crop!r}')
+            raise CardError(f'crop: expected null or "center", got {_shown(self.crop)}')
+        try:
+            strict_json.check_values(
+                {"provenance": self.provenance, "figures": self.figures, **self.extra}
+            )
+        except ValueError as error:
+            raise CardError(str(error)) from error
+        for name, most in MAX_SOLVER_COUNTS.items():
+            _check_range(f"solver.{name}", getattr(self.solver, name), 1, most)
 
     def _check_actions(self) -> None:
         for name in ACTION_FIELDS:
             self._check_action_numbers(name, getattr(self, name))
-        if min(self.action_std) <= 0:
-            raise CardError(f"action_std: expected numbers above 0, got {list(self.action_std)}")
-        if any(low >= high for low, high in zip(self.action_low, self.action_high, strict=True)):
+        if min(self.action_std) < MIN_ACTION_STD:
             raise CardError(
-                f"action_low: expected numbers below action_high {list(self.action_high)}, "
-                f"got {list(self.action_low)}"
+                f"action_std: expected numbers from {MIN_ACTION_STD:g} on, "
+                f"got {_shown(self.action_std)}"
+            )
+        # A server computes in float32, in which different numbers may become equal.
+        low, high = np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
+        if not (low < high).all():
+            raise CardError(
+                f"action_low: expected numbers below action_high {_shown(self.action_high)} as "
+                f"float32, got {_shown(self.action_low)}"
+            )
+        zscored_low, zscored_high = self.zscored_bounds
+        if np.abs([zscored_low, zscored_high]).max() > MAX_ZSCORED_BOUND:
+            raise CardError(
+                "action_std: expected deviations of which action_low and action_high are at most "
+                f"{MAX_ZSCORED_BOUND:g} away from action_mean, got {_shown(self.action_std)}"
+            )
+        if not (zscored_low.astype(np.float32) < zscored_high.astype(np.float32)).all():
+            raise CardError(
+                "action_std: expected deviations that tell action_low from action_high in "
+                f"float32, got {_shown(self.action_std)}"
             )
         if self.action_neutral is not None:
             self._check_action_numbers("action_neutral", self.action_neutral)
@@ -158,15 +249,51 @@ class ModelCard:
             if not all(low <= value <= high for low, value, high in bounded):
                 raise CardError(
                     "action_neutral: expected numbers within action_low and action_high, "
-                    f"got {list(self.action_neutral)}"
+                    f"got {_shown(self.action_neutral)}"
                 )
 
     def _check_action_numbers(self, name: str, values: tuple[float, ...]) -> None:
-        if len(values) != self.config.action_dim or not all(map(is_finite, values)):
+        if len(values) != self.config.action_dim or not all(
+            is_finite(value) and abs(value) <= MAX_ACTION_VALUE for value in values
+        ):
             raise CardError(
-                f"{name}: expected {self.config.action_dim} finite numbers (action_dim), "
-                f"got {list(values)}"
+                f"{name}: expected {self.config.action_dim} finite numbers (action_dim) within "
+                f"±{MAX_ACTION_VALUE:g}, got {_shown(values)}"
             )
+
+    @property
+    def zscored_bounds(self) -> tuple[FloatArray, FloatArray]:
+        """The bounds (action_dim,) of an action in deviations from the mean."""
+        mean, std, low, high = (np.array(getattr(self, name)) for name in ACTION_FIELDS)
+        return (low - mean) / std, (high - mean) / std
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is possible in this card, but probably a mistake: one sentence each."""
+        low, high = self.zscored_bounds
+        found = []
+        if (low > 0).any() or (high < 0).any():
+            found.append(
+                f"action_mean: {_shown(self.action_mean)} is outside of action_low and action_high"
+            )
+        if max(-low.min(), high.max()) > UNUSUAL_ZSCORED_BOUND:
+            found.append(
+                f"action_std: {_shown(self.action_std)} is less than a hundredth of the distance "
+                "from action_mean to a bound"
+            )
+        if (high - low).min() < 1 / UNUSUAL_ZSCORED_BOUND:
+            found.append(
+                f"action_std: {_shown(self.action_std)} is more than a hundred times the distance "
+                "between action_low and action_high"
+            )
+        quantiles = None if self.calibration is None else self.calibration.sigreg_quantiles
+        if quantiles is not None and quantiles[QUANTILE_LEVELS.index(0.5)] > UNTRAINED_SIGREG:
+            found.append(
+                f"calibration: the latents of ordinary frames have a median SIGReg of "
+                f"{quantiles[QUANTILE_LEVELS.index(0.5)]:.0f}, that of a trained model is about 5; "
+                "is the model trained, and are these the frames that it was trained for?"
+            )
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """The card as `model.json` holds it and as clients see it."""
@@ -190,10 +317,11 @@ class ModelCard:
             CardError: a field is missing or wrong; the message names it.
         """
         rest = dict(card)
-        architecture = {
-            **_pop(rest, "architecture", dict),
-            **{name: rest.pop(name) for name in TOP_LEVEL_FIELDS if name in rest},
-        }
+        architecture = _pop(rest, "architecture", dict)
+        top_level = {name: rest.pop(name) for name in TOP_LEVEL_FIELDS if name in rest}
+        if repeated := sorted(set(architecture) & set(top_level)):
+            raise CardError(f"architecture: repeats fields of the card, {repeated}")
+        architecture = {**architecture, **top_level}
         if rest.get("action_neutral") is None:
             rest.pop("action_neutral", None)
         return cls(
@@ -246,7 +374,11 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         CardError: the file is missing or is not JSON, or a field is wrong.
     """
-    return ModelCard.from_json(read_json(path))
+    content = read_json(path)
+    try:
+        return ModelCard.from_json(content)
+    except CardError as error:
+        raise CardError(f"{path}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -256,9 +388,15 @@ def read_json(path: Path) -> dict[str, Any]:
         CardError: the file is missing or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows writes a mark
+        with path.open("rb") as file:
+            encoded = file.read(MAX_JSON_BYTES + 1)
+        if len(encoded) > MAX_JSON_BYTES:
+            raise CardError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, got more")
+        content = strict_json.parse(encoded)
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from error
+    except CardError:
+        raise
     except (ValueError, RecursionError) as error:
         kind = kind_of_file(path)
         reason = f"{error}" if kind in (None, JSON_DOCUMENT) else f"it is {kind}"
@@ -270,7 +408,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _is_name(name: str) -> bool:
     allowed = all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
-    return 0 < len(name) <= MAX_NAME_LENGTH and allowed
+    # As part of a path, "." and ".." would name another place.
+    return 0 < len(name) <= MAX_NAME_LENGTH and allowed and name.strip(".") != ""
+
+
+def _shown(value: object) -> str:
+    """A value as error messages show it, shortened."""
+    text = ascii(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _check_range(field: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise CardError(f"{field}: expected a number from {least:g} to {most:g}, got {value!r}")
 
 
 def _pop(card: dict[str, Any], name: str, kind: type) -> Any:
@@ -279,7 +429,7 @@ def _pop(card: dict[str, Any], name: str, kind: type) -> Any:
         raise CardError(f"{name}: is missing")
     value = card.pop(name)
     if not isinstance(value, kind):
-        raise CardError(f"{name}: expected {kind.__name__}, got {value!r:.80}")
+        raise CardError(f"{name}: expected {kind.__name__}, got {_shown(value)}")
     return value
 
 
@@ -289,13 +439,13 @@ def _pop_nested(card: dict[str, Any], name: str, kind: type) -> Any:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise CardError(f"{name}: expected an object, got {value!r:.80}")
+        raise CardError(f"{name}: expected an object, got {_shown(value)}")
     types = {field.name: str(field.type) for field in fields(kind)}
     if unknown := sorted(set(value) - set(types)):
         raise CardError(f"{name}: unknown fields {unknown}, known are {sorted(types)}")
     for key, entry in value.items():
         if not _has_type(entry, types[key]):
-            raise CardError(f"{name}.{key}: expected {types[key]}, got {entry!r:.80}")
+            raise CardError(f"{name}.{key}: expected {types[key]}, got {_shown(entry)}")
     values = {key: tuple(entry) if type(entry) is list else entry for key, entry in value.items()}
     try:
         return kind(**values)
@@ -304,14 +454,17 @@ def _pop_nested(card: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _has_type(entry: object, annotation: str) -> bool:
-    """Whether a JSON value fits a dataclass field's annotation; integers must be at least 1."""
+    """Whether a JSON value fits a dataclass field's annotation.
+
+    Integers must be at least 1 and fit in 64 bits.
+    """
     kind = annotation.removesuffix(" | None")
     if entry is None:
         return kind != annotation
     if kind == "str":
         return isinstance(entry, str)
     if kind == "int":
-        return type(entry) is int and entry >= 1
+        return type(entry) is int and 1 <= entry <= strict_json.MAX_INTEGER
     if kind == "float":
         return is_finite(entry)
     return type(entry) is list and all(map(is_finite, entry))

@@ -23,12 +23,19 @@ from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import CardError, ModelCard, read_card
 from lewm_models.config import LeWMConfig
 from lewm_models.file_kinds import SAFETENSORS, kind_of_file, safetensors_problem
+from lewm_models.file_names import natural_key
 from lewm_models.lewm import LeWM
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 FRAMES_FILE = "frames.safetensors"
 REFERENCE_FILE = "calibration.safetensors"
+
+LAYER_PREFIXES = {
+    "encoder_depth": "encoder.layers.",
+    "predictor_depth": "predictor.transformer.layers.",
+}
+"""What the names of the tensors of each layer begin with, up to its number."""
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The folder of the models that come with the project."""
@@ -126,8 +133,12 @@ def load(folder: Path) -> Checkpoint:
     except CardError as error:
         raise CheckpointError(str(error)) from error
     frames = _read_frames(folder / FRAMES_FILE, card.config.image_size)
+    try:
+        model = model_of_tensors(card.config, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {error}") from error
     return Checkpoint(
-        model=model_of_tensors(card.config, tensors),
+        model=model,
         card=card,
         version=version(folder),
         reference=reference,
@@ -191,6 +202,7 @@ def model_of_tensors(
     Raises:
         CheckpointError: a tensor is missing, unknown, not finite, or has another shape or type.
     """
+    _check_depths(config, tensors, name_for_errors)
     # The meta device allocates nothing: a width from a broken file may be huge.
     with torch.device("meta"):
         expected = LeWM(config).state_dict()
@@ -206,22 +218,48 @@ def model_of_tensors(
             raise CheckpointError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
         if tensor.is_floating_point() != dtype.is_floating_point or tensor.is_complex():
             raise CheckpointError(f"{name}: expected {dtype}, got {tensor.dtype}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name}: holds values that are not finite")
+        if not bool(torch.isfinite(tensor.to(dtype)).all()):
+            raise CheckpointError(f"{name}: holds values that are not finite in {dtype}")
+        if key.endswith(".running_var") and bool((tensor < 0).any()):
+            raise CheckpointError(f"{name}: holds variances below 0")
     model = LeWM(config)
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def _check_depths(
+    config: LeWMConfig, tensors: Mapping[str, Tensor], name_for_errors: Callable[[str], str]
+) -> None:
+    """Compare the numbers of layers first: to make a thousand layers too many takes seconds."""
+    for field, prefix in LAYER_PREFIXES.items():
+        layers = {
+            name[len(prefix) :].partition(".")[0] for name in tensors if name.startswith(prefix)
+        }
+        depth = getattr(config, field)
+        if depth > len(layers):
+            missing = name_for_errors(f"{prefix}{len(layers)}")
+            raise CheckpointError(
+                f"{missing}: missing tensors; {field} is {depth}, but the weights have "
+                f"{len(layers)} layers"
+            )
 
 
 def model_folders(path: Path) -> list[Path]:
     """The model folders at a path: the path itself, or those directly inside it.
 
     Raises:
-        CheckpointError: the path is not a model folder and holds none.
+        CheckpointError: the path is not a model folder and holds none, or it holds a folder with
+            weights and without a card.
     """
     if (path / CARD_FILE).is_file():
         return [path]
-    inside = sorted(entry.parent for entry in path.glob(f"*/{CARD_FILE}")) if path.is_dir() else []
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: is not a model folder and holds none: it is no folder")
+    files = [*path.glob(f"*/{CARD_FILE}"), *path.glob(f"*/{WEIGHTS_FILE}")]
+    inside = sorted({file.parent for file in files}, key=natural_key)
+    for folder in (path, *inside):
+        if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).is_file():
+            raise CheckpointError(f"{folder / CARD_FILE}: is missing, but there are weights")
     if not inside:
         raise CheckpointError(f"{path}: is not a model folder and holds none (no {CARD_FILE})")
     return inside

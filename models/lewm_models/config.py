@@ -5,6 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+MAX_SIZE = 65_536
+"""The largest width, count or side of an image in a model."""
+
+MAX_DEPTH = 1024
+"""The most layers of an encoder or predictor."""
+
+MAX_PIXEL_STATISTIC = 1e6
+"""The largest mean or deviation of pixels. The inverse is the least deviation."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -53,8 +62,13 @@ class LeWMConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (type(value) is not int or value < 1):
-                raise ValueError(f"{field.name}: expected an integer of at least 1, got {value!r}")
+            if field.type != "int":
+                continue
+            most = MAX_DEPTH if field.name.endswith("_depth") else MAX_SIZE
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(
+                    f"{field.name}: expected an integer from 1 to {most}, got {value!r:.80}"
+                )
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size: expected a multiple of patch_size {self.patch_size}, "
@@ -69,10 +83,19 @@ class LeWMConfig:
             raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout!r}")
         for name in ("pixel_mean", "pixel_std"):
             value = getattr(self, name)
-            if not isinstance(value, tuple) or len(value) != 3 or not all(map(is_finite, value)):
-                raise ValueError(f"{name}: expected 3 finite numbers, got {value!r}")
-        if min(self.pixel_std) <= 0:
-            raise ValueError(f"pixel_std: expected numbers above 0, got {self.pixel_std!r}")
+            if (
+                not isinstance(value, tuple)
+                or len(value) != 3
+                or not all(is_finite(item) and abs(item) <= MAX_PIXEL_STATISTIC for item in value)
+            ):
+                raise ValueError(
+                    f"{name}: expected 3 numbers within ±{MAX_PIXEL_STATISTIC:g}, got {value!r:.80}"
+                )
+        if min(self.pixel_std) < 1 / MAX_PIXEL_STATISTIC:
+            raise ValueError(
+                f"pixel_std: expected numbers from {1 / MAX_PIXEL_STATISTIC:g} on, "
+                f"got {self.pixel_std!r}"
+            )
 
     @property
     def tokens(self) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ def full_card() -> ModelCard:
             norm_mean=2.0,
             norm_std=0.5,
             zscore_limit=4.0,
-            norm_quantiles=(1.0, 2.0, 3.0),
+            norm_quantiles=tuple(map(float, range(11))),
             mahalanobis_limit=9.0,
-            reference="5d41",
+            reference="5d41" * 16,
         ),
         provenance={"command": "lewm train"},
         figures={"paper": {"success": 0.95}},
@@ -116,6 +118,9 @@ def test_a_missing_field_is_named(name: str) -> None:
         ("name", "a" * 65),
         ("name", "../x"),
         ("name", 3),
+        ("name", "."),
+        ("name", ".."),
+        ("name", "x" * 10**6),
         ("action_mean", 0.5),
         ("action_mean", [0.5]),
         ("action_mean", [0.5, math.nan]),
@@ -124,10 +129,26 @@ def test_a_missing_field_is_named(name: str) -> None:
         ("action_mean", [0.5, 10**400]),
         ("action_std", [1.0, 0.0]),
         ("action_std", [1.0, -1.0]),
+        ("action_std", [1.0, 1e-300]),
+        ("action_std", [1.0, 5e-324]),
+        ("action_std", [1.0, 1e300]),
+        ("action_std", [1.0, 1e-8]),
+        ("action_mean", [1e300, 0.0]),
+        ("action_std", [True, 1.0]),
+        ("action_high", [1.7e308, 4.0]),
+        ("action_low", [-1.0, 3.99999999]),
         ("action_low", [0.0, 4.0]),
         ("action_high", [math.inf, 4.0]),
         ("action_dim", 0),
         ("action_block", 2.5),
+        ("action_block", 10**30),
+        ("image_size", 10**9),
+        ("history", -1),
+        ("latent_dim", True),
+        ("pixel_mean", [0.5, 0.5, 1e300]),
+        ("pixel_std", [0.5, 0.5, 0.0]),
+        ("pixel_std", [0.5, 0.5, 1e-300]),
+        ("pixel_std", [0.5, 0.5, -0.5]),
         ("pixel_mean", [0.5]),
         ("pixel_std", [0.5, 0.5, "x"]),
         ("action_neutral", [0.5]),
@@ -160,6 +181,28 @@ def test_a_wrong_field_is_named(field: str, value: Any) -> None:
         ("solver", "tolerance", math.nan),
         ("calibration", "norm_mean", "2"),
         ("calibration", "frames", True),
+        ("calibration", "frames", 2**63),
+        ("calibration", "norm_std", 0.0),
+        ("calibration", "norm_std", -1.0),
+        ("calibration", "norm_std", 1e-300),
+        ("calibration", "norm_mean", -1.0),
+        ("calibration", "zscore_limit", 0.0),
+        ("calibration", "zscore_limit", 1e300),
+        ("calibration", "mahalanobis_limit", -1.0),
+        ("calibration", "false_alarm_rate", 1.5),
+        ("calibration", "sigreg_window", 10**9),
+        ("calibration", "norm_quantiles", [1.0, 2.0]),
+        ("calibration", "norm_quantiles", [float(11 - i) for i in range(11)]),
+        ("calibration", "norm_quantiles", [1e300] * 11),
+        ("calibration", "norm_quantiles", [[1.0]] * 11),
+        ("calibration", "reference", "../../etc"),
+        ("solver", "samples", 10**9),
+        ("solver", "horizon", 2**70),
+        ("architecture", "encoder_depth", 10**6),
+        ("architecture", "encoder_depth", 0),
+        ("architecture", "dropout", 1.0),
+        ("architecture", "dropout", "0.1"),
+        ("architecture", "image_size", 16),
         ("solver", "momentum", "0.2"),
         ("solver", "speed", 1),
         ("calibration", "norm_max", 1.0),
@@ -175,7 +218,7 @@ def test_a_wrong_field_is_named(field: str, value: Any) -> None:
 def test_a_wrong_entry_of_a_nested_field_is_named(field: str, entry: str, value: Any) -> None:
     card = full_card().to_json()
     card[field][entry] = value
-    with pytest.raises(CardError, match=rf"^{field}[.:].*{entry}"):
+    with pytest.raises(CardError, match=rf"^({field}[.:].*)?{entry}"):
         ModelCard.from_json(card)
 
 
@@ -208,3 +251,110 @@ def test_a_file_without_a_json_object_is_refused(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CardError, match=r"model\.json: cannot be read"):
         read_card(tmp_path / "model.json")
+
+
+def deep(levels: int) -> Any:
+    """Lists in lists."""
+    value: Any = 0
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("field", ["extra_field", "provenance", "figures"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (10**30, "expected an integer of at most 64 bits, got 1000"),
+        (-(2**63) - 1, "expected an integer of at most 64 bits"),
+        (math.nan, "expected a finite number, got nan"),
+        (math.inf, "expected a finite number, got inf"),
+        ("\ud800", "expected a string of Unicode characters without lone surrogates"),
+        (deep(40), "expected at most 32 levels"),
+        (deep(900), "expected at most 32 levels"),
+        ({"\udfff": 1}, "a field's name: expected a string of Unicode"),
+    ],
+    ids=["bits", "negative", "NaN", "inf", "surrogate", "deep", "deeper", "name"],
+)
+def test_a_value_that_clients_could_not_read_is_refused(
+    field: str, value: Any, message: str
+) -> None:
+    card = {**full_card().to_json(), field: {"a": [1, value]}}
+    with pytest.raises(CardError, match=rf"^{field}\.a\[1\].*: {message}"):
+        ModelCard.from_json(card)
+
+
+def test_unknown_fields_with_ordinary_values_are_kept() -> None:
+    unknown = {"deep": deep(30), "large": 2**63 - 1, "text": "Grüße 🤖", "none": None, "empty": {}}
+    card = full_card().to_json() | {"unknown": unknown}
+    assert ModelCard.from_json(card).to_json()["unknown"] == unknown
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_mean": [9.0, 0.0]}, "action_mean: .* outside of action_low and action_high"),
+        ({"action_mean": [-1.1, 0.0]}, "action_mean: .* outside of action_low and action_high"),
+        ({"action_std": [1e-3, 1.0]}, "action_std: .* less than a hundredth"),
+        ({"action_std": [1e3, 1.0]}, "action_std: .* more than a hundred times"),
+    ],
+)
+def test_unusual_statistics_of_actions_are_warned_about(
+    changes: dict[str, Any], message: str
+) -> None:
+    assert full_card().warnings == ()
+    (warning,) = ModelCard.from_json({**full_card().to_json(), **changes}).warnings
+    assert re.match(message, warning)
+
+
+def test_a_calibration_of_latents_that_are_no_gaussian_is_warned_about() -> None:
+    card = full_card()
+    assert card.calibration is not None
+    for sigreg, expected in ((5.0, 0), (74.0, 1)):
+        calibration = replace(card.calibration, sigreg_quantiles=(sigreg,) * 11)
+        warnings = replace(card, calibration=calibration).warnings
+        assert len(warnings) == expected
+        assert all("median SIGReg of 74" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1, "name": "x", "name": "y"}', "the name 'name' is there twice"),
+        (b'{"figures": {"a": 1, "a": 1}}', "the name 'a' is there twice"),
+        (b'{"a": NaN}', "NaN is not a number of JSON"),
+        (b'{"a": -Infinity}', "-Infinity is not a number of JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "is not valid JSON"),
+        (b'"' + b"x" * (4 << 20), "expected at most 4194304 bytes"),
+        (b"", "is not valid JSON"),
+    ],
+    ids=["twice", "twice inside", "NaN", "infinity", "5000 digits", "large", "empty"],
+)
+def test_json_that_readers_take_differently_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "model.json"
+    path.write_bytes(content)
+    with pytest.raises(CardError, match=rf"model\.json: .*{message}"):
+        read_card(path)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(full_card().to_json()).encode())
+    assert read_card(path) == full_card()
+
+
+def test_a_file_of_a_gigabyte_is_refused_without_reading_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(CardError, match="expected at most"):
+        read_card(path)
+
+
+def test_a_wrong_field_is_named_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(full_card().to_json() | {"crop": "left"}))
+    with pytest.raises(CardError, match=r"model\.json: crop: expected null or .* got 'left'"):
+        read_card(path)

@@ -1,6 +1,7 @@
 """What is written to a model folder is read back, and what is broken in one is named."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -224,8 +225,43 @@ def test_a_wrong_tensor_is_named(
 
 
 def test_a_huge_width_is_refused_without_allocating_it(folder: Path) -> None:
-    change_card(folder, lambda card: card["architecture"].update(predictor_mlp=10**12))
-    with pytest.raises(CheckpointError, match=r"predictor.transformer.layers.0.mlp.net.1"):
+    huge = {"encoder_width": 60_000, "encoder_heads": 1, "predictor_mlp": 60_000}
+    change_card(folder, lambda card: card["architecture"].update(huge))
+    with pytest.raises(CheckpointError, match=r"model.safetensors: encoder.*: expected shape"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "depth", "message"),
+    [
+        ("encoder_depth", 1000, r"encoder.layers.2: missing tensors; encoder_depth is 1000"),
+        ("predictor_depth", 3, r"layers.2: missing tensors; predictor_depth is 3, .* 2 layers"),
+        ("encoder_depth", 1, r"encoder.layers.1.*: unknown tensor"),
+        ("encoder_depth", 10**6, r"model.json: encoder_depth: expected an integer from 1 to 1024"),
+    ],
+)
+def test_another_number_of_layers_is_refused_at_once(
+    folder: Path, field: str, depth: int, message: str
+) -> None:
+    change_card(folder, lambda card: card["architecture"].update({field: depth}))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "message"),
+    [
+        (1e300, "encoder.layernorm.bias", "holds values that are not finite in torch.float32"),
+        (-1e-3, "projector.net.1.running_var", "holds variances below 0"),
+    ],
+)
+def test_weights_that_would_give_no_numbers_are_refused(
+    folder: Path, value: float, name: str, message: str
+) -> None:
+    tensors = load_file(folder / checkpoint.WEIGHTS_FILE)
+    tensors[name] = torch.full_like(tensors[name], value, dtype=torch.float64)
+    save_file(tensors, folder / checkpoint.WEIGHTS_FILE)
+    with pytest.raises(CheckpointError, match=rf"model.safetensors: {name}: {message}"):
         checkpoint.load(folder)
 
 
@@ -305,4 +341,20 @@ def test_model_folders_are_found(folder: Path) -> None:
     assert checkpoint.model_folders(folder.parent) == [folder]
     for path in (folder.parent / "empty", folder.parent / "absent", folder / checkpoint.CARD_FILE):
         with pytest.raises(CheckpointError, match="is not a model folder and holds none"):
+            checkpoint.model_folders(path)
+
+
+def test_model_folders_are_in_the_order_of_their_numbers(folder: Path) -> None:
+    names = ["m1", "m2", "m10", "n1"]
+    for name in names:
+        shutil.copytree(folder, folder.parent / "several" / name)
+    found = checkpoint.model_folders(folder.parent / "several")
+    assert [path.name for path in found] == names
+
+
+def test_weights_without_a_card_are_not_passed_over(folder: Path) -> None:
+    shutil.copytree(folder, folder.parent / "second")
+    (folder.parent / "second" / checkpoint.CARD_FILE).unlink()
+    for path in (folder.parent, folder.parent / "second"):
+        with pytest.raises(CheckpointError, match=r"second/model\.json: is missing"):
             checkpoint.model_folders(path)

@@ -30,6 +30,10 @@ def make_predictions_overflow(model: LeWM) -> None:
     model.get_parameter("pred_proj.net.3.weight").data.fill_(3e38)
 
 
+def make_latents_overflow(model: LeWM) -> None:
+    model.get_parameter("projector.net.3.weight").data.fill_(3e38)
+
+
 def make_statistics_negative(model: LeWM) -> None:
     model.get_buffer("projector.net.1.running_var").fill_(-1)
 
@@ -53,7 +57,11 @@ def test_the_embedded_model_passes_and_keeps_its_version() -> None:
     [
         (set_gates_to_zero, r"^actions: change the predicted latent by 0 of its norm"),
         (make_latents_equal, r"^encode: gives a black, a white and a noisy frame the same latent"),
-        (make_statistics_negative, r"^encode: gives latents that are not finite"),
+        (
+            make_statistics_negative,
+            r"model.safetensors: projector.net.1.running_var: holds variances below 0",
+        ),
+        (make_latents_overflow, r"^encode: gives latents that are not finite"),
         (
             make_predictions_overflow,
             r"^roll-out: gives latents that are not finite within 5 steps from 1 frames",

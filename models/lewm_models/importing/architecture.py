@@ -2,7 +2,8 @@
 
 The shapes of the tensors show all widths and depths, and `config.json` has to agree with them. The
 numbers of attention heads are in `config.json` only. It is a Hydra file, whose ``_target_`` names
-differ between releases; they are ignored and never imported.
+differ between releases; they are never imported. The names of activations and norms are compared
+with what `LeWM` has; other names are ignored.
 """
 
 from __future__ import annotations
@@ -112,13 +113,61 @@ CONFIG_NUMBERS = {
 }
 """Numbers of `config.json`, and the width or depth that each has to agree with."""
 
+ACTIVATIONS = {
+    "encoder": "gelu",
+    "predictor": "gelu",
+    "projector": "gelu",
+    "pred_proj": "gelu",
+    "action_encoder": "silu",
+}
+"""The parts of `config.json`, and the activation that `LeWM` has in each."""
+
+ACTIVATION_NAMES = ("hidden_act", "act_fn", "act_layer", "act", "activation", "activation_fn")
+"""What the setting of an activation is called: a name, or an object with a ``_target_``."""
+
+SAME_ACTIVATIONS = {"swish": "silu"}
+"""Other names of activations."""
+
+NORM_SETTINGS = {"eps": 1e-5, "affine": True, "track_running_stats": True}
+"""The arguments of a projector's ``norm_fn`` that matter, and the only values that `LeWM` has."""
+
 FIXED_SETTINGS = {
-    "encoder.hidden_act": "gelu",
     "encoder.layer_norm_eps": 1e-12,
-    "projector.norm_fn.eps": 1e-5,
-    "pred_proj.norm_fn.eps": 1e-5,
+    "encoder.qkv_bias": True,
+    "encoder.num_channels": 3,
+    **{
+        f"{part}.norm_fn.{name}": value
+        for part in ("projector", "pred_proj")
+        for name, value in NORM_SETTINGS.items()
+    },
+    **{f"{part}.{name}.approximate": "none" for part in ACTIVATIONS for name in ACTIVATION_NAMES},
 }
 """Settings of `config.json` that no tensor shows and that `LeWM` has only these values for."""
+
+OTHER_SETTINGS = {
+    "encoder.size",
+    "encoder.image_size",
+    "encoder.num_attention_heads",
+    "predictor.heads",
+    "predictor.dim_head",
+    "predictor.dropout",
+}
+"""Settings that `read_architecture` uses in other ways."""
+
+TRAINING_SETTINGS = {
+    "encoder.hidden_dropout_prob",
+    "encoder.attention_probs_dropout_prob",
+    "encoder.initializer_range",
+    "predictor.emb_dropout",
+    "projector.norm_fn.momentum",
+    "pred_proj.norm_fn.momentum",
+}
+"""Settings that have no effect after training."""
+
+BATCH_NORMS = ("BatchNorm1d", "SyncBatchNorm")
+"""The norms of projectors that `LeWM` can be. Tensors show which norm a projector has."""
+
+HYDRA_NAMES = ("_target_", "_partial_", "_recursive_", "_convert_")
 
 ENCODER_HEADS_BY_SIZE = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 """The number of heads for each `encoder.size`, used if `encoder.num_attention_heads` is missing."""
@@ -151,6 +200,7 @@ def read_architecture(
     """
     widths = _read_widths(state)
     _check_config_numbers(published, widths)
+    _check_named_parts(published)
     dropout = _entry(published, "predictor.dropout")
     names = {field.name for field in fields(LeWMConfig)}
     from_checkpoint: dict[str, Any] = {
@@ -163,6 +213,25 @@ def read_architecture(
     heads = from_checkpoint["predictor_heads"]
     from_checkpoint["predictor_head_dim"] = widths["predictor_qkv"].size // (3 * heads)
     return _combine_with_card(from_checkpoint, widths, card)
+
+
+def unknown_settings(published: Mapping[str, Any]) -> list[str]:
+    """The paths in `config.json` that `read_architecture` makes nothing of."""
+    known = {*CONFIG_NUMBERS, *FIXED_SETTINGS, *OTHER_SETTINGS, *TRAINING_SETTINGS}
+    known |= {f"{part}.{name}" for part in ACTIVATIONS for name in ACTIVATION_NAMES}
+    known |= {"projector.norm_fn", "pred_proj.norm_fn"}
+    opened = {path.rpartition(".")[0] for path in known}
+    unknown = []
+    pending = [(name, value) for name, value in published.items()]
+    while pending:
+        path, value = pending.pop()
+        if path.rpartition(".")[2] in HYDRA_NAMES:
+            continue
+        if path in opened and isinstance(value, dict):
+            pending += [(f"{path}.{name}", entry) for name, entry in value.items()]
+        elif path not in known:
+            unknown.append(path)
+    return sorted(unknown)
 
 
 def _read_widths(state: StateDict) -> dict[str, Width]:
@@ -209,6 +278,35 @@ def _check_config_numbers(published: Mapping[str, Any], widths: Mapping[str, Wid
     for path, value in FIXED_SETTINGS.items():
         if (given := _entry(published, path)) not in (None, value):
             raise CheckpointError(f"config.json: {path}: expected {value!r}, got {given!r:.80}")
+
+
+def _check_named_parts(published: Mapping[str, Any]) -> None:
+    """Refuse activations and norms that `LeWM` does not have."""
+    for part, activation in ACTIVATIONS.items():
+        settings = published.get(part, {})
+        if not isinstance(settings, dict):
+            raise CheckpointError(f"config.json: {part}: expected an object, got {settings!r:.80}")
+        for name in ACTIVATION_NAMES:
+            if name not in settings:
+                continue
+            given = _class_name(settings[name])
+            if given is None or SAME_ACTIVATIONS.get(given.lower(), given.lower()) != activation:
+                raise CheckpointError(
+                    f"config.json: {part}.{name}: expected {activation!r}, "
+                    f"got {given or settings[name]!r:.80}"
+                )
+        norm = _class_name(settings.get("norm_fn"))
+        if norm is not None and "norm" in norm.lower() and norm not in BATCH_NORMS:
+            raise CheckpointError(
+                f"config.json: {part}.norm_fn: expected {BATCH_NORMS[0]!r}, got {norm!r:.80}"
+            )
+
+
+def _class_name(value: object) -> str | None:
+    """The last part of the name of a function or class; None if the value has no name."""
+    if isinstance(value, dict):
+        value = value.get("_target_")
+    return value.rpartition(".")[2] if isinstance(value, str) else None
 
 
 def _image_size(published: Mapping[str, Any], widths: Mapping[str, Width]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from lewm_models.card import CardError, ModelCard, read_json
 from lewm_models.checkpoint import CheckpointError, model_of_tensors
 from lewm_models.config import LeWMConfig
-from lewm_models.importing.architecture import read_architecture
+from lewm_models.importing.architecture import read_architecture, unknown_settings
 from lewm_models.importing.state_dict import StateDict, read_state_dict
 from lewm_models.lewm import LeWM
 
@@ -40,7 +40,8 @@ def import_checkpoint(source: Path, card: Mapping[str, Any]) -> tuple[LeWM, Mode
             architecture have to agree with the tensors. Unknown fields are kept.
 
     Returns:
-        The model, float32 and in ``eval()`` mode, and its card.
+        The model, float32 and in ``eval()`` mode, and its card. The settings of `config.json` that
+        are unknown are listed in its ``provenance``.
 
     Raises:
         CardError: a field of the card is missing or wrong; the message names it.
@@ -61,6 +62,8 @@ def import_checkpoint(source: Path, card: Mapping[str, Any]) -> tuple[LeWM, Mode
     other_fields = {name: value for name, value in card.items() if name not in ARCHITECTURE_FIELDS}
     imported = ModelCard.from_json({**other_fields, "architecture": asdict(config)})
     provenance = {**_provenance(weights), **imported.provenance}
+    if unknown := unknown_settings(published):
+        provenance["unknown_settings"] = unknown
     return model, replace(imported, provenance=provenance)
 
 

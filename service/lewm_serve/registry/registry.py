@@ -212,12 +212,17 @@ def load_models(settings: Settings) -> dict[str, LoadedModel]:
         ModelLoadError: a folder has no usable model, or two models have the same name.
     """
     device = resolve_device(settings.device)
+    solver_limits = {
+        "samples": settings.max_samples,
+        "iterations": settings.max_iterations,
+        "horizon": settings.max_horizon,
+    }
     backend_settings = BackendSettings(
         backend=settings.backend, precision=settings.precision, threads=settings.threads
     )
     models: dict[str, LoadedModel] = {}
     for folder in _model_folders(settings.models or (PRETRAINED,)):
-        model = load_model(folder, device, backend_settings)
+        model = load_model(folder, device, backend_settings, solver_limits)
         if model.name in models:
             raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
         models[model.name] = model
@@ -227,12 +232,19 @@ def load_models(settings: Settings) -> dict[str, LoadedModel]:
 def _model_folders(paths: Iterable[Path]) -> list[Path]:
     try:
         return [folder for path in paths for folder in checkpoint.model_folders(path)]
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         raise ModelLoadError(str(error)) from error
 
 
-def load_model(folder: Path, device: torch.device, settings: BackendSettings) -> LoadedModel:
+def load_model(
+    folder: Path,
+    device: torch.device,
+    settings: BackendSettings,
+    solver_limits: Mapping[str, int] | None = None,
+) -> LoadedModel:
     """Load a model folder, choose its backend and warm that up.
+
+    ``solver_limits`` are the largest numbers of a solver's settings that the server accepts.
 
     Raises:
         ModelLoadError: the folder has no usable model, or no backend that the settings allow can
@@ -241,9 +253,14 @@ def load_model(folder: Path, device: torch.device, settings: BackendSettings) ->
     try:
         loaded = checkpoint.load(folder)
     except CheckpointError as error:
-        raise ModelLoadError(f"{folder}: {error}") from error
+        raise ModelLoadError(str(error)) from error
     card = loaded.card
-    _check_solver(card)
+    try:
+        check_solver(card, solver_limits)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{folder / checkpoint.CARD_FILE}: {error}") from None
+    for warning in card.warnings:
+        log.warning("model card", model=card.name, warning=warning)
     try:
         choice = choose_backend(
             loaded.model, card, frames=loaded.frames, device=device, settings=settings
@@ -274,20 +291,29 @@ def load_model(folder: Path, device: torch.device, settings: BackendSettings) ->
     )
 
 
-def _check_solver(card: ModelCard) -> None:
-    """Refuse a card with default solver settings that no request could ask for."""
+def check_solver(card: ModelCard, limits: Mapping[str, int] | None = None) -> None:
+    """Refuse a card with default solver settings that no request could ask for.
+
+    Raises:
+        ModelLoadError: a setting is impossible, or above its limit on this server.
+    """
     solver = asdict(card.solver)
     solver["elites"] = min(solver["elites"], solver["samples"])
     if solver["name"] not in SOLVERS:
         known = ", ".join(SOLVERS)
         raise ModelLoadError(
-            f"{card.name}: solver in its card: name: received {shorten(solver['name'])}, "
-            f"expected one of {known}"
+            f"solver.name: received {shorten(solver['name'])}, expected one of {known}"
         )
     try:
         parse(SolverSettings, solver)
     except InvalidRequest as error:
-        raise ModelLoadError(f"{card.name}: solver in its card: {error.detail}") from None
+        raise ModelLoadError(f"solver.{error.detail}") from None
+    for name, limit in (limits or {}).items():
+        if solver[name] > limit:
+            raise ModelLoadError(
+                f"solver.{name}: received {solver[name]}, expected at most {limit}, which is "
+                f"LEWM_MAX_{name.upper()}"
+            )
 
 
 def resolve_device(name: str) -> torch.device:
