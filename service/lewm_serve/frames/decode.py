@@ -4,18 +4,19 @@ Greyscale, palette, 16-bit and CMYK images become RGB. 16-bit values are reduced
 bits. An alpha channel is dropped. An EXIF orientation is not applied, because the model sees what
 the sensor wrote.
 
-simplejpeg decodes ordinary JPEG images. It gives the same pixels as Pillow in half the time. Pillow
-decodes everything else.
+simplejpeg decodes ordinary JPEG images. It gives the same pixels as Pillow in half the time, and
+reports damage that Pillow does not. Pillow decodes everything else.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import warnings
+import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -44,6 +45,22 @@ MAX_JPEG_SCANS = 32
 
 MIN_IMAGE_PIXELS = 1 << 14
 """Opening an image costs as much as decoding this many pixels."""
+
+JPEG_END_OF_IMAGE = b"\xff\xd9"
+
+JPEG_DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
+"""How messages of libjpeg begin if the pixels cannot be trusted."""
+
+JPEG_PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+JPEG_BAD_PROFILE = "Corrupt JPEG data: bad ICC marker"
+
+PNG_CHUNK_BYTES = 12
+"""The bytes of a chunk beside its data: length, type and CRC."""
+
+PNG_ANCILLARY_BIT = 0x20
+"""Set in the first byte of a chunk's type if the pixels do not depend on it."""
+
+MAX_PNG_CHUNKS = 1 << 16
 
 MAX_PNG_TEXT_BYTES = 1 << 20
 
@@ -146,21 +163,59 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> Pixels:
         if data.count(JPEG_START_OF_SCAN) > MAX_JPEG_SCANS:
             expected = f"a JPEG image of at most {MAX_JPEG_SCANS} scans"
             raise InvalidRequest("invalid_image", field, received=data, expected=expected)
-        height, width = _ycbcr_jpeg_shape(data)
+        height, width, colour_space = _jpeg_header(data)
         if 0 < height * width <= max_pixels:
-            with suppress(ValueError):
-                return cast(Pixels, simplejpeg.decode_jpeg(data))
+            layout = "CMYK" if colour_space in ("CMYK", "YCCK") else "RGB"
+            try:
+                pixels = simplejpeg.decode_jpeg(data, layout)
+            except ValueError as error:
+                if _is_damage(str(error), data):
+                    expected = f"an undamaged PNG or JPEG image ({error})"
+                    raise InvalidRequest(
+                        "invalid_image", field, received=data, expected=expected
+                    ) from None
+            else:
+                if colour_space in ("YCbCr", "Gray"):  # in others, Pillow's pixels differ
+                    return cast(Pixels, pixels)
     elif not data.startswith(PNG_MAGIC):
         raise InvalidRequest("invalid_image", field, received=data, expected="a PNG or JPEG image")
+    elif not _has_valid_checksums(data):
+        expected = "an undamaged PNG or JPEG image (a checksum of PNG is wrong)"
+        raise InvalidRequest("invalid_image", field, received=data, expected=expected)
     return _decode_with_pillow(data, max_pixels, field)
+
+
+def _has_valid_checksums(png: bytes) -> bool:
+    """Whether the CRC of every chunk that matters is right, which Pillow does not check.
+
+    A file that ends too early is left to Pillow.
+    """
+    view, position = memoryview(png), len(PNG_MAGIC)
+    for _ in range(MAX_PNG_CHUNKS):
+        if position + PNG_CHUNK_BYTES > len(png):
+            return True
+        length = int.from_bytes(view[position : position + 4], "big")
+        end = position + PNG_CHUNK_BYTES + length
+        is_critical = not png[position + 4] & PNG_ANCILLARY_BIT
+        checksum = int.from_bytes(view[end - 4 : end], "big")
+        if end > len(png):
+            return True
+        if is_critical and zlib.crc32(view[position + 4 : end - 4]) != checksum:
+            return False
+        position = end
+    return False
 
 
 def small_jpeg_shape(data: bytes) -> tuple[int, int] | None:
     """Height and width of a small JPEG image of one scan; None for any other image."""
     if len(data) > SMALL_IMAGE_BYTES or not data.startswith(JPEG_MAGIC):
         return None
-    height, width = _ycbcr_jpeg_shape(data)
-    is_small = 0 < height * width <= SMALL_IMAGE_PIXELS and data.count(JPEG_START_OF_SCAN) == 1
+    height, width, colour_space = _jpeg_header(data)
+    is_small = (
+        colour_space in ("YCbCr", "Gray")
+        and 0 < height * width <= SMALL_IMAGE_PIXELS
+        and data.count(JPEG_START_OF_SCAN) == 1
+    )
     return (height, width) if is_small else None
 
 
@@ -202,13 +257,28 @@ class SmallFrameDecoder:
         return resize(frames, size) if shape[0] != size else frames.clone()
 
 
-def _ycbcr_jpeg_shape(data: bytes) -> tuple[int, int]:
-    """Height and width of a JPEG image in the usual colour space; 0, 0 for any other."""
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    """Height, width and colour space of a JPEG image; 0, 0 and "" if simplejpeg cannot tell."""
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return 0, 0
-    return (height, width) if colour_space == "YCbCr" else (0, 0)
+        return 0, 0, ""
+    return height, width, colour_space
+
+
+def _is_damage(message: str, data: bytes) -> bool:
+    """Whether simplejpeg's message about a JPEG image means that its pixels are wrong.
+
+    Some cameras fill up the data with zeros before the end of the image. That is no damage, nor is
+    a broken colour profile, which is not used.
+    """
+    if not message.startswith(JPEG_DAMAGE) or message.startswith(JPEG_BAD_PROFILE):
+        return False
+    padding = JPEG_PADDING.search(message)
+    if padding is None:
+        return True
+    count, end = int(padding[1]), data.rfind(JPEG_END_OF_IMAGE)
+    return end < count or data[end - count : end] != bytes(count)
 
 
 def _decode_with_pillow(data: bytes, max_pixels: int, field: str) -> Pixels:

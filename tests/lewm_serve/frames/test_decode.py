@@ -63,7 +63,7 @@ def test_jpeg_is_decoded_as_pillow_does(subsampling: str, progressive: bool) -> 
 
 @pytest.mark.parametrize("options", [{}, {"keep_rgb": True}])
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_other_colour_spaces_are_decoded_by_pillow(mode: str, options: dict[str, bool]) -> None:
+def test_all_colour_spaces_are_decoded_as_pillow_does(mode: str, options: dict[str, bool]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(picture()).convert(mode).save(buffer, "JPEG", quality=80, **options)
     pixels = decode_image(buffer.getvalue(), MAX_PIXELS, "goal")
@@ -85,9 +85,18 @@ def jpeg_of(height: int, width: int | None = None, **options: bool) -> bytes:
     return buffer.getvalue()
 
 
+def encoded_as(mode: str, **options: bool) -> bytes:
+    """A picture of another colour space as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0, 224)).convert(mode).save(buffer, "JPEG", quality=80, **options)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("data", "shape"),
     [
+        (encoded_as("L"), (224, 224)),
+        (encoded_as("CMYK"), None),
         (jpeg_of(224), (224, 224)),
         (jpeg_of(64, width=96), (64, 96)),
         (jpeg_of(257), None),
@@ -96,7 +105,7 @@ def jpeg_of(height: int, width: int | None = None, **options: bool) -> bytes:
         (JPEG[:100], None),
         (PNG, None),
     ],
-    ids=["small", "wide", "large", "progressive", "padded", "damaged", "png"],
+    ids=["grey", "CMYK", "small", "wide", "large", "progressive", "padded", "damaged", "png"],
 )
 def test_only_jpeg_images_of_one_scan_are_small(data: bytes, shape: tuple[int, int] | None) -> None:
     assert small_jpeg_shape(data) == shape
@@ -201,6 +210,56 @@ def test_too_many_scans_are_refused() -> None:
 def test_truncated_images_are_refused(image: bytes) -> None:
     for end in range(0, len(image) - 40, 7):
         assert refusal(image[:end])[0] == "invalid_image"
+
+
+def data_start(jpeg: bytes) -> int:
+    """Where the data of the first scan begin."""
+    scan = jpeg.index(b"\xff\xda")
+    return scan + 2 + int.from_bytes(jpeg[scan + 2 : scan + 4])
+
+
+JPEGS = {
+    "ordinary": jpeg_of(224),
+    "large": jpeg_of(700),
+    "progressive": jpeg_of(224, progressive=True),
+    "grey": encoded_as("L"),
+    "CMYK": encoded_as("CMYK"),
+    "RGB": encoded_as("RGB", keep_rgb=True),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_that_was_cut_and_ended_is_refused(kind: str) -> None:
+    image = JPEGS[kind]
+    start = data_start(image)
+    for share in (0.1, 0.5, 0.9):
+        end = start + int(share * (len(image) - start))
+        assert refusal(image[:end] + b"\xff\xd9")[0] == "invalid_image"
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_with_zeros_over_its_data_is_refused(kind: str) -> None:
+    image = JPEGS[kind]
+    middle = (data_start(image) + len(image)) // 2
+    assert refusal(image[:middle] + bytes(200) + image[middle + 200 :])[0] == "invalid_image"
+
+
+def test_damage_is_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"an undamaged PNG or JPEG image \(Corrupt JPEG data"):
+        decode_image(JPEG[: len(JPEG) * 3 // 4] + b"\xff\xd9", MAX_PIXELS, "goal")
+
+
+@pytest.mark.parametrize("tail", [bytes(8) + b"\xff\xd9", b"\xff\xd9" + b"trailer" * 9])
+def test_what_cameras_add_to_the_data_is_no_damage(tail: bytes) -> None:
+    padded = decode_image(JPEG[:-2] + tail, MAX_PIXELS, "goal")
+    assert np.array_equal(padded, decode_image(JPEG, MAX_PIXELS, "goal"))
+
+
+def test_a_png_with_one_changed_bit_is_refused() -> None:
+    for index in range(PNG.index(b"IDAT"), len(PNG) - 12, 41):
+        changed = bytearray(PNG)
+        changed[index] ^= 0x81
+        assert refusal(bytes(changed))[0] == "invalid_image"
 
 
 @settings(max_examples=300)
