@@ -13,6 +13,7 @@ from lewm_models.calibration.calibrate import CalibrationEpisode, recorded_episo
 from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.file_kinds import kind_of_file, read_numpy_array
+from lewm_models.file_names import natural_key
 from lewm_models.training.recording import Recording
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import frame_from_image
@@ -41,9 +42,10 @@ def read_frames(paths: Sequence[Path], card: ModelCard) -> Tensor | None:
 def read_episodes(path: Path, card: ModelCard) -> Iterator[CalibrationEpisode]:
     """The episodes of a recording, or of folders of images.
 
-    ``path`` is a recording that `lewm train` made, a folder of images in the order of their names,
-    or a folder of such folders. Images with an `actions.npy`, (images − 1, action_dim) in the
-    environment's units, are one step apart. Without it, they count as one action block apart.
+    ``path`` is a recording that `lewm train` made, a folder of images in the order of their names
+    (`2.png` before `10.png`), or a folder of such folders. Images with an `actions.npy`,
+    (images − 1, action_dim) in the environment's units, are one step apart. Without it, they count
+    as one action block apart.
 
     Raises:
         ValueError: there are no frames, or a file is wrong.
@@ -58,9 +60,11 @@ def read_episodes(path: Path, card: ModelCard) -> Iterator[CalibrationEpisode]:
         episodes = range(len(recording.frames))
         yield from recorded_episodes(recording, episodes, card.config.image_size)
         return
-    folders = [folder for folder in (path, *sorted(path.glob("*/"))) if _image_files(folder)]
+    inside = sorted((entry for entry in path.iterdir() if entry.is_dir()), key=natural_key)
+    folders = [folder for folder in (path, *inside) if _image_files(folder)]
     if not folders:
         raise ValueError(f"{path}: expected {expected}")
+    _check_same_files(folders)
     for folder in folders:
         images = _image_files(folder)
         frames = torch.stack([_read_frame(image, card) for image in images])
@@ -68,7 +72,22 @@ def read_episodes(path: Path, card: ModelCard) -> Iterator[CalibrationEpisode]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    images = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(images, key=natural_key)
+
+
+def _check_same_files(folders: Sequence[Path]) -> None:
+    """Refuse a mixture of episodes with and without actions.
+
+    With actions, images are one step apart; without them, they count as one action block apart. So
+    an episode whose actions are lost would be taken for another kind of data.
+    """
+    without = [folder for folder in folders if not (folder / ACTIONS_FILE).is_file()]
+    if 0 < len(without) < len(folders):
+        raise ValueError(
+            f"{without[0]}: has no {ACTIONS_FILE}, as {len(without)} of {len(folders)} folders of "
+            "images; expected one in every folder or in none"
+        )
 
 
 def _read_frame(path: Path, card: ModelCard) -> Tensor:
@@ -100,3 +119,5 @@ def _check_actions(path: Path, actions: np.ndarray, frames: int, card: ModelCard
             f"{path}: expected actions of shape {expected} in floats, "
             f"got {actions.shape} in {actions.dtype}"
         )
+    if np.isinf(actions).any():
+        raise ValueError(f"{path}: expected finite actions, or NaN for a missing one, got infinity")

@@ -6,12 +6,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import Preset
+
+if TYPE_CHECKING:
+    from lewm_models.card import ModelCard
 
 app = typer.Typer(
     help="List, show, verify, calibrate, import, make and export models.", no_args_is_help=True
@@ -41,7 +44,7 @@ def list_models(
             try:
                 rows.append(_row(folder))
             except (CardError, OSError) as error:
-                broken.append(f"{folder}: {describe_error(error)}")
+                broken.append(describe_error(error))
     _print_table(("name", "version", "frame", "latent", "action block", "folder"), rows)
     for line in broken:
         typer.echo(f"lewm models: {line}", err=True)
@@ -75,13 +78,19 @@ def verify(folder: Folder) -> None:
     """Check that a model can be served: card, tensors, encoder, roll-outs, effect of actions."""
     from rich.console import Console
 
+    from lewm_models.card import read_card
+    from lewm_models.checkpoint import CARD_FILE
     from lewm_models.verification import verify as findings
 
     console = Console(highlight=False)
     with _readable_errors():
-        for finding in findings(_resolve_folder(folder)):
+        path = _resolve_folder(folder)
+        for finding in findings(path):
             console.print(f"[green]✓[/] {finding.check:10}", end="")
             console.print(finding.detail, markup=False, soft_wrap=True)
+        card = read_card(path / CARD_FILE)
+        _check_solver(card)
+    _warn(*card.warnings)
 
 
 @app.command("import")
@@ -115,8 +124,12 @@ def import_model(
         if example_frames is None:
             provenance = {**model_card.provenance, "precision_judged_on": "synthetic frames"}
             model_card = replace(model_card, provenance=provenance)
+        _check_solver(model_card)
         version = checkpoint.save(destination, model, model_card, frames=example_frames)
     typer.echo(f"{destination}: {model_card.name}, version {version}")
+    if unknown := model_card.provenance.get("unknown_settings"):
+        _warn(f"config.json: unknown settings, without effect here: {', '.join(unknown)}")
+    _warn(*model_card.warnings)
 
 
 @app.command()
@@ -190,6 +203,7 @@ def calibrate(
     limits = ("zscore_limit", "mahalanobis_limit", "surprise_limit", "sigreg_limit")
     rows = [(name, _text(calibration[name])) for name in (*counts, *limits)]
     _print_table(("calibration", "value"), rows)
+    _warn(*card.warnings)
 
 
 @app.command()
@@ -237,6 +251,20 @@ def _readable_errors() -> Iterator[None]:
     except (OSError, ValueError) as error:
         typer.echo(f"lewm models: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
+
+
+def _warn(*warnings: str) -> None:
+    for warning in warnings:
+        typer.echo(f"lewm models: warning: {warning}", err=True)
+
+
+def _check_solver(card: ModelCard) -> None:
+    from lewm_serve.registry.registry import ModelLoadError, check_solver
+
+    try:
+        check_solver(card)
+    except ModelLoadError as error:
+        raise ValueError(str(error)) from error
 
 
 def _resolve_folder(folder: Path) -> Path:

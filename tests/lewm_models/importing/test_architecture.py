@@ -71,6 +71,18 @@ def test_a_number_that_disagrees_with_the_tensors_is_named(
         ("predictor.heads", 0, "expected an integer of at least 1, got 0"),
         ("predictor.input_dim", "${embed_dim}", "expected an integer"),
         ("encoder.hidden_act", "relu", "expected 'gelu', got 'relu'"),
+        ("encoder.hidden_act", "gelu_new", "expected 'gelu', got 'gelu_new'"),
+        ("encoder.qkv_bias", False, "expected True, got False"),
+        ("projector.act_fn", {"_target_": "torch.nn.ReLU"}, "expected 'gelu', got 'ReLU'"),
+        ("projector.act_fn", "torch.nn.ReLU", "expected 'gelu', got 'ReLU'"),
+        ("projector.act_fn", 3, "expected 'gelu', got 3"),
+        ("pred_proj.act_fn", {"_partial_": True}, "expected 'gelu', got {'_partial_': True}"),
+        ("pred_proj.activation", "tanh", "expected 'gelu', got 'tanh'"),
+        ("predictor.act_layer", "torch.nn.SiLU", "expected 'gelu', got 'SiLU'"),
+        ("action_encoder.act_fn", "torch.nn.GELU", "expected 'silu', got 'GELU'"),
+        ("projector.norm_fn._target_", "torch.nn.LayerNorm", "expected 'BatchNorm1d', got 'Lay"),
+        ("projector.norm_fn.affine", False, "expected True, got False"),
+        ("encoder", "vit-tiny", "expected an object, got 'vit-tiny'"),
         ("encoder.layer_norm_eps", 1e-6, "expected 1e-12, got 1e-06"),
         ("projector.norm_fn.eps", 1e-3, "expected 1e-05, got 0.001"),
     ],
@@ -78,8 +90,50 @@ def test_a_number_that_disagrees_with_the_tensors_is_named(
 def test_an_entry_that_is_missing_or_wrong_is_named(
     source: Path, path: str, value: Any, message: str
 ) -> None:
-    with pytest.raises(CheckpointError, match=rf"^config.json: {path}: {message}"):
-        import_checkpoint(with_config_entry(source, path, value), import_card())
+    checkpoint = with_config_entry(source, path, value)
+    path = path.removesuffix("._target_")
+    with pytest.raises(CheckpointError, match=rf"^config.json: {path}: {re.escape(message)}"):
+        import_checkpoint(checkpoint, import_card())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("projector.act_fn", {"_target_": "torch.nn.GELU", "_partial_": True}),
+        ("projector.act_fn", {"_target_": "torch.nn.GELU", "approximate": "none"}),
+        ("pred_proj.act_fn", "torch.nn.modules.activation.GELU"),
+        ("action_encoder.act_fn", "swish"),
+        ("projector.norm_fn._target_", "torch.nn.modules.batchnorm.BatchNorm1d"),
+        ("encoder.qkv_bias", True),
+        ("encoder.hidden_dropout_prob", 0.1),
+    ],
+)
+def test_what_the_model_has_may_be_named(source: Path, path: str, value: Any) -> None:
+    _, card = import_checkpoint(with_config_entry(source, path, value), import_card())
+    assert "unknown_settings" not in card.provenance
+
+
+def test_another_kind_of_gelu_is_refused(source: Path) -> None:
+    gelu = {"_target_": "torch.nn.GELU", "approximate": "tanh"}
+    with pytest.raises(CheckpointError, match=r"projector.act_fn.approximate: expected 'none'"):
+        import_checkpoint(with_config_entry(source, "projector.act_fn", gelu), import_card())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("loss", {"weight": 1}), ("predictor.causal", False), ("projector.act_fn.x", 1)],
+)
+def test_a_setting_that_is_not_used_is_listed(source: Path, path: str, value: Any) -> None:
+    config = public_config()
+    config["projector"]["act_fn"] = {"_target_": "torch.nn.GELU"}
+    *parents, last = path.split(".")
+    parent = config
+    for name in parents:
+        parent = parent[name]
+    parent[last] = value
+    write_public_checkpoint(source, copy_state(tiny_model()), config)
+    _, card = import_checkpoint(source, import_card())
+    assert card.provenance["unknown_settings"] == [path]
 
 
 def test_layers_without_numbers_are_missing_layers(source: Path) -> None:

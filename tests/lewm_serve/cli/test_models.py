@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from lewm_models import checkpoint
 from lewm_models.calibration import calibrate
+from lewm_serve.cli.image_files import read_episodes
 from lewm_serve.cli.main import app
 from lewm_serve.cli.messages import describe_error
 from tests.lewm_models.examples import (
@@ -214,6 +215,46 @@ def test_calibrate_on_an_environment(tmp_path: Path, folder: Path) -> None:
     assert card.provenance["calibration"]["seed"] == 5
 
 
+def test_images_are_read_in_the_order_of_their_numbers(tmp_path: Path, folder: Path) -> None:
+    card = checkpoint.load(folder).card
+    for episode in range(11):
+        inside = tmp_path / "frames" / f"episode{episode}"
+        inside.mkdir(parents=True)
+        for step in range(12):
+            pixels = np.full((16, 16, 3), 12 * episode + step, np.uint8)
+            extension = "png" if step % 2 else "PNG"
+            Image.fromarray(pixels).save(inside / f"{step}.{extension}", "PNG")
+    episodes = list(read_episodes(tmp_path / "frames", card))
+    frames = torch.cat([episode.frames for episode in episodes])
+    assert frames[:, 0, 0, 0].tolist() == list(range(11 * 12))
+
+
+def test_an_episode_without_actions_among_others_is_refused(tmp_path: Path, folder: Path) -> None:
+    for name, with_actions in (("first", True), ("second", False), ("third", True)):
+        write_episode(tmp_path / "frames" / name, 4, with_actions=with_actions)
+    line = error_line("calibrate", folder, tmp_path / "frames", "--device", "cpu")
+    assert "frames/second: has no actions.npy, as 1 of 3 folders of images" in line
+
+
+def test_actions_that_are_infinite_are_refused(tmp_path: Path, folder: Path) -> None:
+    episode = write_episode(tmp_path / "frames", 4, with_actions=True)
+    np.save(episode / "actions.npy", np.array([[0, np.nan], [0, 0], [np.inf, 0]], np.float32))
+    line = error_line("calibrate", folder, episode, "--device", "cpu")
+    assert "actions.npy: expected finite actions, or NaN for a missing one, got infinity" in line
+
+
+def test_a_calibration_of_random_weights_is_warned_about(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "MIN_CALIBRATION_FRAMES", 20)
+    monkeypatch.setattr(calibrate, "SIGREG_WINDOW_COUNT", 5)
+    frames = write_episode(tmp_path / "frames", 140, with_actions=False)
+    result = lewm("calibrate", folder, frames, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "lewm models: warning: calibration: the latents of ordinary frames" in result.stderr
+    assert "is the model trained" in result.stderr
+
+
 def test_a_failing_calibration_changes_nothing(tmp_path: Path, folder: Path) -> None:
     version = checkpoint.version(folder)
     episode = write_episode(tmp_path / "frames", 8, with_actions=True)
@@ -271,6 +312,34 @@ def test_a_folder_in_use_is_not_overwritten(
     assert "is a file" in error_line("init", card_file, "--preset", "edge", "--force")
 
 
+def test_an_import_lists_what_it_does_not_use(
+    tmp_path: Path, public_checkpoint: Path, card_file: Path
+) -> None:
+    config = json.loads((public_checkpoint / "config.json").read_text())
+    config["predictor"]["rotary"] = True
+    config["loss"] = {"weight": 0.1}
+    (public_checkpoint / "config.json").write_text(json.dumps(config))
+    card_file.write_text(json.dumps(import_card() | {"action_mean": [9.0, 0.0]}))
+    destination = tmp_path / "imported"
+    result = lewm("import", public_checkpoint, destination, "--card", card_file)
+    assert result.exit_code == 0, result.output
+    warnings = result.stderr.splitlines()
+    assert (
+        "config.json: unknown settings, without effect here: loss, predictor.rotary" in warnings[0]
+    )
+    assert "action_mean: [9.0, 0.0] is outside of action_low and action_high" in warnings[1]
+    card = checkpoint.load(destination).card
+    assert card.provenance["unknown_settings"] == ["loss", "predictor.rotary"]
+    assert "action_mean" in lewm("verify", destination).stderr
+
+
+def test_a_solver_that_no_server_has_does_not_verify(folder: Path) -> None:
+    path = folder / checkpoint.CARD_FILE
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"solver": {"name": "oracle"}}))
+    assert "solver.name: received 'oracle', expected one of cem" in error_line("verify", folder)
+
+
 def test_a_failing_import_writes_nothing(
     tmp_path: Path, public_checkpoint: Path, card_file: Path
 ) -> None:
@@ -299,7 +368,7 @@ def test_a_broken_model_is_listed_as_an_error_beside_the_others(
     result = lewm("list", folder.parent)
     assert result.exit_code == 1
     assert "example" in result.stdout
-    assert f"{broken}: " in result.stderr
+    assert f"{broken / checkpoint.CARD_FILE}: " in result.stderr
 
 
 def test_a_model_that_gives_one_latent_for_all_frames_does_not_verify(folder: Path) -> None:
