@@ -1,4 +1,9 @@
-"""The native code as a library: compiled once by the machine's C++ compiler, kept, and loaded."""
+"""The native code as a library: compiled once by the machine's C++ compiler, kept, and loaded.
+
+A kept library is used without a compiler, so an image for containers can bring it along. It is one
+of these sources, flags and this kind of processor. It does not depend on the compiler, because a
+machine without one could not tell.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,10 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +35,31 @@ COMPILER_FLAGS = (
     "-shared",
     "-fPIC",
 )
-COMPILE_TIMEOUT_S = 30.0
+COMPILE_TIMEOUT_S = 10.0
+"""The code is compiled in a second or two. A compiler that hangs delays the start by this."""
+
+CPU_IDENTITY = ("vendor_id", "cpu family", "model")
+"""The entries of `CPU_INFO` that name the processor, for `-march=native`."""
+
+INSTRUCTION_SETS = (
+    "sse",
+    "ssse",
+    "avx",
+    "amx",
+    "fma",
+    "f16c",
+    "bmi",
+    "abm",
+    "popcnt",
+    "movbe",
+    "adx",
+    "gfni",
+    "vaes",
+)
+"""The features of a processor that compiled code may use begin with these names. Others, such as
+those of the kernel's security, differ between machines that can run the same code."""
+
+ROOT_USER = 0
 
 REQUIRED_CPU_FLAG = "avx512_bf16"
 """Linux's name of the instructions without which the code does not run."""
@@ -62,24 +93,47 @@ def _load_or_reason() -> ctypes.CDLL | NativeUnavailable:
     if REQUIRED_CPU_FLAG not in cpu_flags():
         return NativeUnavailable(f"the processor has no {REQUIRED_CPU_FLAG}")
     try:
-        code = ctypes.CDLL(str(compile_library(cache_folder())))
-        check_structs(code)
+        path = compile_library(cache_folder())
+        code = _load(path)
     except NativeUnavailable as error:
         return error
     except OSError as error:
         return NativeUnavailable(str(error))
-    _declare_functions(code)
+    return code
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Load the library's file.
+
+    Raises:
+        NativeUnavailable: it is no library, or another one. The file is removed, so that the next
+            start compiles it again.
+    """
+    try:
+        code = ctypes.CDLL(str(path))
+        check_structs(code)
+        _declare_functions(code)
+    except (OSError, AttributeError, NativeUnavailable) as error:
+        with suppress(OSError):
+            path.unlink()
+        raise NativeUnavailable(str(error)) from error
     return code
 
 
 def cpu_flags() -> set[str]:
     """The features of the processor, as Linux names them; empty on other systems."""
+    values = (value for name, value in _cpu_entries() if name in ("flags", "Features"))
+    return {flag for value in values for flag in value.split()}
+
+
+def _cpu_entries() -> list[tuple[str, str]]:
+    """The entries of `CPU_INFO`, by name and value; none on other systems."""
     try:
-        lines = CPU_INFO.read_text().splitlines()
+        lines = CPU_INFO.read_text(errors="replace").splitlines()
     except OSError:
-        return set()
-    flag_lines = (line for line in lines if line.startswith(("flags", "Features")))
-    return {flag for line in flag_lines for flag in line.partition(":")[2].split()}
+        return []
+    parts = (line.partition(":") for line in lines)
+    return [(name.strip(), value.strip()) for name, _, value in parts]
 
 
 def cache_folder() -> Path:
@@ -100,44 +154,63 @@ def compile_library(folder: Path) -> Path:
     """The library's file in a folder; compiled unless it exists for these sources and processor.
 
     Raises:
-        NativeUnavailable: there is no compiler, or it fails.
-        OSError: the folder cannot be written.
+        NativeUnavailable: other users could change the library, there is no compiler, or it fails.
+        OSError: the folder cannot be read or written.
     """
+    path = folder / f"predictor-{_fingerprint()}.so"
+    if folder.exists():
+        _check_trusted(folder)
+        if _is_valid(path):
+            return path
     compiler = _find_compiler()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_private(folder)
-    path = folder / f"predictor-{_fingerprint(compiler)}.so"
-    if not _is_valid(path):
-        _compile_into(path, compiler)
+    _check_trusted(folder)
+    _compile_into(path, compiler)
     return path
 
 
-def _find_compiler() -> str:
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+def _find_compiler() -> list[str]:
+    """The compiler's command, without arguments of ours."""
+    given = os.environ.get("CXX", "").strip()
+    compiler = given or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise NativeUnavailable(f"no C++ compiler: none of {', '.join(COMPILERS)} is installed")
-    return compiler
+    try:
+        return shlex.split(compiler)
+    except ValueError as error:
+        raise NativeUnavailable(f"CXX is {compiler!a}: {error}") from error
 
 
-def _check_private(folder: Path) -> None:
-    """Refuse a folder in which other users could put code that this process would run."""
-    status = folder.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+def _check_trusted(path: Path) -> None:
+    """Refuse a folder in which others could put code that this process would run.
+
+    Raises:
+        NativeUnavailable: others than this user and root can write to it.
+    """
+    if not _is_trusted(path):
         raise NativeUnavailable(
-            f"other users can write to {folder}: compiled code is not loaded from it"
+            f"other users can write to {path}: compiled code is not loaded from it"
         )
 
 
+def _is_trusted(path: Path) -> bool:
+    """Whether only this user and root can write to a file or folder."""
+    status = path.stat()
+    return status.st_uid in (os.geteuid(), ROOT_USER) and not status.st_mode & 0o022
+
+
 def _is_valid(path: Path) -> bool:
-    """Whether a library's file exists and is complete.
+    """Whether a library's file exists, is complete, and is not another user's.
 
     Loading a file that was cut short, by a full disk or a power failure, would end the process.
     """
     digest_path = _digest_path(path)
-    return path.exists() and digest_path.exists() and digest_path.read_text() == _digest(path)
+    if not (path.is_file() and digest_path.is_file() and _is_trusted(path)):
+        return False
+    return digest_path.read_bytes() == _digest(path).encode()
 
 
-def _compile_into(path: Path, compiler: str) -> None:
+def _compile_into(path: Path, compiler: list[str]) -> None:
     """Compile the library's file.
 
     Another process may do the same at the same time. Both write equal files, and the later file
@@ -145,18 +218,44 @@ def _compile_into(path: Path, compiler: str) -> None:
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         new_path = Path(scratch) / path.name
-        command = [*shlex.split(compiler), *COMPILER_FLAGS, str(SOURCES[-1]), "-o", str(new_path)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NativeUnavailable(f"the compiler does not run: {error}") from error
-        if done.returncode != 0:
-            raise NativeUnavailable(f"{compiler} fails: {done.stderr.strip()[:500]}")
+        _run([*compiler, *COMPILER_FLAGS, str(SOURCES[-1]), "-o", str(new_path)], Path(scratch))
         _digest_path(new_path).write_text(_digest(new_path))
         new_path.replace(path)
         _digest_path(new_path).replace(_digest_path(path))
+
+
+def _run(command: list[str], scratch: Path) -> None:
+    """Run the compiler. Its own processes end with it, also if it hangs.
+
+    Raises:
+        NativeUnavailable: it cannot be started, hangs or fails.
+    """
+    # Messages go to a file: a pipe would stay open as long as any process of the compiler lives.
+    messages = scratch / "messages"
+    try:
+        with messages.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                process_group=0,
+            )
+    except OSError as error:
+        raise NativeUnavailable(f"the compiler does not run: {error}") from error
+    try:
+        status = process.wait(COMPILE_TIMEOUT_S)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        raise NativeUnavailable(
+            f"the compiler {command[0]!a} has not ended within {COMPILE_TIMEOUT_S:g} s"
+        ) from None
+    if status != 0:
+        text = messages.read_bytes().decode(errors="replace").strip()
+        raise NativeUnavailable(f"the compiler {command[0]!a} fails: {text[:500]}")
 
 
 def _digest_path(path: Path) -> Path:
@@ -167,9 +266,12 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _fingerprint(compiler: str) -> str:
-    """What the compiled code depends on: sources, flags, compiler, features of the processor."""
-    text = "\n".join([compiler, *COMPILER_FLAGS, *sorted(cpu_flags())])
+def _fingerprint() -> str:
+    """What the compiled code depends on: sources, flags, and the kind of processor."""
+    entries = _cpu_entries()
+    identity = {f"{name}: {value}" for name, value in entries if name in CPU_IDENTITY}
+    instructions = {flag for flag in cpu_flags() if flag.startswith(INSTRUCTION_SETS)}
+    text = "\n".join([*COMPILER_FLAGS, *sorted(identity), *sorted(instructions)])
     parts = (text.encode(), *(source.read_bytes() for source in SOURCES))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

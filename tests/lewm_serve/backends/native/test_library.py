@@ -1,8 +1,11 @@
 """The native code is compiled once, and there is a message if it cannot be used."""
 
 import ctypes
+import hashlib
 import os
+import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from lewm_serve.backends.native.library import (
 )
 from lewm_serve.backends.torch import TorchBackend
 from tests.lewm_models.examples import tiny_model
+from tests.patience import wait_until
 
 CPU = torch.device("cpu")
 
@@ -36,8 +40,41 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {file.suffix for file in folder.iterdir()} == {".so", ".sha256"}
-    monkeypatch.setattr("subprocess.run", None)
+    monkeypatch.setattr("subprocess.Popen", None)
     assert compile_library(folder) == path
+
+
+@pytest.mark.usefixtures("supported")
+def test_a_kept_library_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = compile_library(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    for compiler in (None, "no-such-compiler", 'g++ "'):
+        if compiler is not None:
+            monkeypatch.setenv("CXX", compiler)
+        assert compile_library(tmp_path) == path
+
+
+@pytest.mark.usefixtures("supported")
+def test_a_kept_library_of_another_processor_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = compile_library(tmp_path)
+    here = native.CPU_INFO.read_text()
+    changes = {
+        "another model": here.replace("model\t\t: ", "model\t\t: 1"),
+        "other instructions": here.replace(" avx2 ", " "),
+        "other security": here.replace(" avx2 ", " avx2 ibrs_new "),
+    }
+    for name, content in changes.items():
+        assert content != here, name
+        monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
+        native.CPU_INFO.write_text(content)
+        monkeypatch.setenv("PATH", "/nowhere")
+        if name == "other security":
+            assert compile_library(tmp_path) == kept
+        else:
+            with pytest.raises(NativeUnavailable, match=r"no C\+\+ compiler"):
+                compile_library(tmp_path)
 
 
 @pytest.mark.usefixtures("supported")
@@ -45,6 +82,17 @@ def test_other_flags_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.Monke
     first = compile_library(tmp_path)
     monkeypatch.setattr(native, "COMPILER_FLAGS", (*native.COMPILER_FLAGS, "-DOTHER"))
     assert compile_library(tmp_path) != first
+
+
+@pytest.mark.usefixtures("supported")
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x80", b"", b"0" * 64], ids=["not text", "empty", "another"]
+)
+def test_a_checksum_that_is_wrong_is_compiled_over(tmp_path: Path, content: bytes) -> None:
+    path = compile_library(tmp_path)
+    path.with_suffix(".sha256").write_bytes(content)
+    assert compile_library(tmp_path) == path
+    assert path.with_suffix(".sha256").read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.usefixtures("supported")
@@ -86,7 +134,11 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("script", "message"),
-    [("echo broken >&2; exit 1", "fails: broken"), (None, "the compiler does not run")],
+    [
+        ("echo broken >&2; exit 1", "fails: broken"),
+        ("printf '\\377\\376' >&2; exit 1", "fails: \ufffd\ufffd"),
+        (None, "the compiler does not run"),
+    ],
 )
 def test_a_compiler_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
@@ -100,6 +152,113 @@ def test_a_compiler_that_fails(
     with pytest.raises(NativeUnavailable, match=message):
         compile_library(folder)
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("compiler", ['g++ "', "g++ 'x", "g++ \\"])
+def test_a_compiler_with_quotes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(NativeUnavailable, match=r"^CXX is .*: No (closing quotation|escaped)"):
+        compile_library(tmp_path)
+
+
+@pytest.mark.usefixtures("supported")
+def test_a_compiler_that_is_blank_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "  ")
+    assert compile_library(tmp_path).is_file()
+
+
+def test_a_compiler_that_hangs_is_stopped_with_all_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\nsleep 600 & echo $! >{tmp_path}/child\nwait\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(native, "COMPILE_TIMEOUT_S", 0.5)
+    with pytest.raises(NativeUnavailable, match=r"compiler' has not ended within 0.5 s"):
+        compile_library(tmp_path / "cache")
+    child = int((tmp_path / "child").read_text())
+    wait_until(lambda: not is_running(child), "its child has ended")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def is_running(process: int) -> bool:
+    """Whether a process exists and is not only waiting for its parent to notice its end."""
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+@pytest.mark.usefixtures("supported")
+@pytest.mark.parametrize("script", ["echo text", ":"], ids=["text", "nothing"])
+def test_a_compiler_that_makes_no_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\n[ "{script}" = : ] || {script} >"$(eval echo \\${{$#}})"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):
+        native._load_or_reason.cache_clear()
+        with pytest.raises(NativeUnavailable, match=r"invalid ELF header|file too short|No such"):
+            load_library()
+    # A later start with a good compiler does not find the bad file.
+    monkeypatch.delenv("CXX")
+    native._load_or_reason.cache_clear()
+    load_library()
+    native._load_or_reason.cache_clear()
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+NOBODY = 65534
+
+
+@needs_root
+@pytest.mark.usefixtures("supported")
+def test_a_library_that_root_owns_is_used_by_others(tmp_path: Path) -> None:
+    """As in an image for containers: made by root, used by a user without a compiler."""
+    folder = Path("/var/tmp") / f"lewm-test-{os.getpid()}"  # others can get there
+    folder.mkdir(mode=0o755)
+    try:
+        path = compile_library(folder)
+        assert run_as(NOBODY, lambda: str(compile_library(folder))) == str(path)
+        folder.chmod(0o777)
+        assert "other users can write to" in run_as(NOBODY, lambda: str(compile_library(folder)))
+        folder.chmod(0o755)
+        os.chown(path, NOBODY, NOBODY)
+        assert run_as(1234, lambda: str(compile_library(folder))).startswith("no C++ compiler")
+    finally:
+        shutil.rmtree(folder)
+
+
+@needs_root
+def test_a_folder_of_another_user_is_not_trusted(tmp_path: Path) -> None:
+    os.chown(tmp_path, NOBODY, NOBODY)
+    with pytest.raises(NativeUnavailable, match="other users can write to"):
+        compile_library(tmp_path)
+
+
+def run_as(user: int, work: Callable[[], str]) -> str:
+    """The result of the work, or its error, in a process of this user without a compiler."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setuid(user)
+        os.environ.pop("CXX", None)
+        os.environ["PATH"] = "/nowhere"
+        try:
+            result = work()
+        except NativeUnavailable as error:
+            result = str(error)
+        os.write(writer, result.encode())
+        os._exit(0)
+    os.close(writer)
+    os.wait()
+    with os.fdopen(reader) as file:
+        return file.read()
 
 
 def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
