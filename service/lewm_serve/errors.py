@@ -15,6 +15,7 @@
     ├── Overloaded              429
     ├── Cancelled               499
     ├── Internal                500
+    ├── NonFiniteResult         500  the model's numbers overflow
     ├── Loading                 503
     ├── Draining                503
     ├── Failed                  503
@@ -27,7 +28,7 @@ Where each is raised, on the way from bytes to a plan:
       │ UnknownRoute        │                      │ UnknownModel, UnknownLatent
       │ MethodNotAllowed    │                      │ InvalidRequest (what the model decides)
       │ UnsupportedMediaType│                      │ DeadlineExceeded, Cancelled
-      │ BodyTooLarge        │                      │ Internal (anything unexpected)
+      │ BodyTooLarge        │                      │ Internal (anything unexpected), NonFiniteResult
       │ RequestTimeout, Overloaded (too many connections or bytes)
       │ MalformedJson, MalformedMessage
 
@@ -322,6 +323,22 @@ class Internal(ServiceError):
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"internal error; request id {request_id}")
+
+
+class NonFiniteResult(ServiceError):
+    """The model computed numbers that are not finite, from frames that it should be able to use.
+
+    Args:
+        name: what the numbers are.
+    """
+
+    status = 500
+    grpc_status = "INTERNAL"
+    code = "non_finite_result"
+    title = "Result is not finite"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the model computes {name} that are not finite; check its weights")
 
 
 class Loading(ServiceError):

@@ -24,7 +24,14 @@ from lewm_serve.api.requests import Fallback
 from lewm_serve.constants import FallbackReason
 from lewm_serve.engine.admission import DeadlinePassed
 from lewm_serve.engine.queued_request import QueuedRequest
-from lewm_serve.errors import DeadlineExceeded, Failed, InvalidRequest, ServiceError, Unquoted
+from lewm_serve.errors import (
+    DeadlineExceeded,
+    Failed,
+    InvalidRequest,
+    NonFiniteResult,
+    ServiceError,
+    Unquoted,
+)
 from lewm_serve.observability.logging import log
 from lewm_serve.registry.controllers import Controller
 from lewm_serve.registry.registry import LoadedModel
@@ -189,6 +196,9 @@ def fallback_reason_or_raise(error: Exception, request_id: str) -> FallbackReaso
     if isinstance(error, DeadlineExceeded):
         return "deadline"
     if isinstance(error, Failed):
+        return "engine_failure"
+    if isinstance(error, NonFiniteResult):
+        log.error("the plan is not finite, its fallback answers", request_id=request_id)
         return "engine_failure"
     if isinstance(error, ServiceError):
         raise error

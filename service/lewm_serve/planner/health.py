@@ -132,16 +132,16 @@ def assess(
 
     A model without a calibration is `uncalibrated`, never `ok`. A score without a limit is reported
     only. SIGReg of the stream alone makes a request at most `degraded`, because it says nothing
-    about this request's frames.
+    about this request's frames. A score that is not finite is above its limit and left out.
     """
-    norm = scores.norms[scores.most_unusual]
-    zscore = scores.zscores[scores.most_unusual]
+    norm = _finite_or_none(scores.norms[scores.most_unusual])
+    zscore = _finite_or_none(scores.zscores[scores.most_unusual])
     if calibration is None:
         health = Health(
             status="uncalibrated",
             latent_norm=norm,
             latent_norm_zscore=zscore,
-            surprise=surprise,
+            surprise=_finite_or_none(surprise),
             sigreg=sigreg,
             reasons=("the model has no calibration",),
         )
@@ -159,10 +159,10 @@ def assess(
         status="ok" if not kinds else "degraded" if kinds == ("sigreg",) else "anomalous",
         latent_norm=norm,
         latent_norm_zscore=zscore,
-        surprise=surprise,
+        surprise=_finite_or_none(surprise),
         sigreg=sigreg,
         reasons=tuple(anomaly.reason for anomaly in anomalies),
-        latent_mahalanobis=scores.mahalanobis,
+        latent_mahalanobis=_finite_or_none(scores.mahalanobis),
     )
     return Assessment(health, kinds)
 
@@ -170,6 +170,10 @@ def assess(
 def exceeds(score: float | None, limit: float | None) -> bool:
     """Whether there is a score and it is above its limit. NaN is above every limit."""
     return score is not None and limit is not None and not score <= limit
+
+
+def _finite_or_none(score: float | None) -> float | None:
+    return score if score is not None and math.isfinite(score) else None
 
 
 def _index_of_largest(scores: list[float]) -> int:
@@ -258,7 +262,7 @@ class HealthMetrics:
     def count(self, scores: LatentScores, assessment: Assessment) -> None:
         """Count one request."""
         health = assessment.health
-        for norm in scores.norms:
+        for norm in filter(math.isfinite, scores.norms):  # NaN would stay in the sum for ever
             self._norm.observe(norm)
         if health.latent_norm_zscore is not None:
             self._zscore.set(health.latent_norm_zscore)
@@ -317,6 +321,8 @@ class LatentStream:
     def _join(self, latents: Iterable[Tensor]) -> None:
         for latent in latents:
             part = self._part(latent)
+            if not bool(part.isfinite().all()):
+                continue  # it would stay in the sum for ever
             self._parts.append(part)
             self._sum += part
             if len(self._parts) > self._window:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, RequestContext
@@ -67,6 +68,7 @@ from lewm_serve.planner.fallback import (
     finish_in_time,
     search_deadline,
 )
+from lewm_serve.planner.finite import require_finite
 from lewm_serve.planner.health import LatentScores, Monitor
 from lewm_serve.planner.validation import validate_encode, validate_plan, validate_predict
 from lewm_serve.registry.registry import LoadedModel, Registry
@@ -202,6 +204,8 @@ class Planner:
                 client=context.client,
             )
         scores = self._monitor.score(model, latents.values)
+        frames = zip(frame_fields(request.frames), request.frames, strict=True)
+        require_finite("latents", np.asarray(scores.norms), frames=frames)
         health = self._monitor.record(model, scores, new_frames=len(request.frames))
         values = latents.values.numpy()
         return EncodeResponse(
@@ -256,9 +260,11 @@ class Planner:
                 candidates=inputs.candidates,
             )
             prediction: Prediction = await self._result(self._engine.submit(job))
+        predicted = prediction.latents.numpy()
+        frames = zip(frame_fields(request.frames), request.frames, strict=True)
+        require_finite("latents", predicted, frames=frames)
         scores = self._monitor.score(model, latents.values)
         health = self._monitor.record(model, scores, surprise=prediction.surprise)
-        predicted = prediction.latents.numpy()
         return PredictResponse(
             request_id=context.request_id,
             model=model.name,
@@ -316,6 +322,8 @@ class Planner:
         health: Health | None = None
         outcome: PlanOutcome | None = None
         reason: FallbackReason | None = None
+        actions: FloatArray
+        trajectory: FloatArray | None
         try:
             with self._admitted(queued, model, context):
                 latents = await wait_in_time(
@@ -353,6 +361,7 @@ class Planner:
                 assert outcome is not None
                 if outcome.status == "anomalous":
                     raise AnomalousFrames
+                actions, trajectory = _finite_plan(model, outcome, request)
         except Exception as error:
             if fallback is None:
                 raise
@@ -365,18 +374,16 @@ class Planner:
                 )
 
         report: FallbackReport | None = None
-        trajectory: FloatArray | None = None
         status: PlanStatus
+        timing = _timing(context, latents, outcome)
         if fallback is not None and reason is not None:
-            actions, status = fallback.actions, "fallback"
+            actions, trajectory, status = fallback.actions, None, "fallback"
             report = FallbackReport(fallback.controller, reason)
+            outcome = None  # what the search found, if anything, is not used
         else:
             assert outcome is not None  # without an outcome, a reason is set
             assert outcome.status != "anomalous"
-            assert outcome.actions is not None
-            actions, status = model.to_rows(outcome.actions), outcome.status
-            if outcome.trajectory is not None:
-                trajectory = outcome.trajectory.numpy()
+            status = outcome.status
         self._count_plan(model, queued.shape, status=status, outcome=outcome, report=report)
         return PlanResponse(
             request_id=context.request_id,
@@ -395,7 +402,7 @@ class Planner:
             latent_ids=None if latents is None else LatentIds(latents.ids[:-1], latents.ids[-1]),
             health=health,
             fallback=report,
-            timing_ms=_timing(context, latents, outcome),
+            timing_ms=timing,
             trajectory=trajectory,
         )
 
@@ -528,6 +535,27 @@ class Planner:
         if report is not None:
             metrics.fallbacks_total.labels(model.name, report.controller, report.reason).inc()
         metrics.plan_status_total.labels(status).inc()
+
+
+def _finite_plan(
+    model: LoadedModel, outcome: PlanOutcome, request: PlanRequest
+) -> tuple[FloatArray, FloatArray | None]:
+    """The rows of actions and the trajectory of a search that found something.
+
+    Raises:
+        InvalidRequest, NonFiniteResult: see `require_finite`.
+    """
+    assert outcome.actions is not None
+    assert outcome.cost is not None
+    actions = model.to_rows(outcome.actions)
+    trajectory = None if outcome.trajectory is None else outcome.trajectory.numpy()
+    fields = (*frame_fields(request.frames), "goal")
+    frames = list(zip(fields, (*request.frames, request.goal), strict=True))
+    require_finite("costs", outcome.cost, frames=frames)
+    require_finite("actions", actions, frames=frames)
+    if trajectory is not None:
+        require_finite("latents", trajectory, frames=frames)
+    return actions, trajectory
 
 
 def _deadline_exceeded(context: RequestContext) -> DeadlineExceeded:
