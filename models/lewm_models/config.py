@@ -109,13 +109,12 @@ class LeWMConfig:
 
 
 def is_finite(value: object) -> bool:
-    """Whether the value is an int or a float (not a bool) and finite as a float."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    """Whether the value is a finite float, or an int (not a bool) of at most 64 bits."""
+    if isinstance(value, bool):
         return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return isinstance(value, float) and math.isfinite(value)
 
 
 PRESETS: dict[str, LeWMConfig] = {

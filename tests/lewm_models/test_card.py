@@ -198,6 +198,8 @@ def test_a_wrong_field_is_named(field: str, value: Any) -> None:
         ("calibration", "reference", "../../etc"),
         ("solver", "samples", 10**9),
         ("solver", "horizon", 2**70),
+        ("solver", "tolerance", 10**30),
+        ("solver", "temperature", 2**63),
         ("architecture", "encoder_depth", 10**6),
         ("architecture", "encoder_depth", 0),
         ("architecture", "dropout", 1.0),

@@ -295,10 +295,13 @@ def _check_named_parts(published: Mapping[str, Any]) -> None:
                     f"config.json: {part}.{name}: expected {activation!r}, "
                     f"got {given or settings[name]!r:.80}"
                 )
-        norm = _class_name(settings.get("norm_fn"))
-        if norm is not None and "norm" in norm.lower() and norm not in BATCH_NORMS:
+        norm_fn = settings.get("norm_fn", {})
+        norm = _class_name(norm_fn)
+        is_other = norm is not None and "norm" in norm.lower() and norm not in BATCH_NORMS
+        if is_other or not isinstance(norm_fn, str | dict):
             raise CheckpointError(
-                f"config.json: {part}.norm_fn: expected {BATCH_NORMS[0]!r}, got {norm!r:.80}"
+                f"config.json: {part}.norm_fn: expected {BATCH_NORMS[0]!r}, "
+                f"got {norm or norm_fn!r:.80}"
             )
 
 
@@ -323,8 +326,10 @@ def _image_size(published: Mapping[str, Any], widths: Mapping[str, Width]) -> in
 def _encoder_heads(published: Mapping[str, Any], widths: Mapping[str, Width]) -> int:
     heads = _number(published, "encoder.num_attention_heads")
     size = _entry(published, "encoder.size")
-    if heads is None:
-        heads = ENCODER_HEADS_BY_SIZE.get(size) if isinstance(size, str) else None
+    if size is not None and not isinstance(size, str):
+        raise CheckpointError(f"config.json: encoder.size: expected a name, got {size!r:.80}")
+    if heads is None and size is not None:
+        heads = ENCODER_HEADS_BY_SIZE.get(size)
     if heads is None:
         raise CheckpointError(
             "config.json: encoder.num_attention_heads: is missing, and encoder.size is "

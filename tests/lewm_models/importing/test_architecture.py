@@ -81,6 +81,7 @@ def test_a_number_that_disagrees_with_the_tensors_is_named(
         ("predictor.act_layer", "torch.nn.SiLU", "expected 'gelu', got 'SiLU'"),
         ("action_encoder.act_fn", "torch.nn.GELU", "expected 'silu', got 'GELU'"),
         ("projector.norm_fn._target_", "torch.nn.LayerNorm", "expected 'BatchNorm1d', got 'Lay"),
+        ("projector.norm_fn", ["BatchNorm1d"], "expected 'BatchNorm1d', got ['BatchNorm1d']"),
         ("projector.norm_fn.affine", False, "expected True, got False"),
         ("encoder", "vit-tiny", "expected an object, got 'vit-tiny'"),
         ("encoder.layer_norm_eps", 1e-6, "expected 1e-12, got 1e-06"),
