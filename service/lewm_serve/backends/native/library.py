@@ -163,7 +163,7 @@ def compile_library(folder: Path) -> Path:
         if _is_valid(path):
             return path
     compiler = _find_compiler()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     _check_trusted(folder)
     _compile_into(path, compiler)
     return path
@@ -220,6 +220,8 @@ def _compile_into(path: Path, compiler: list[str]) -> None:
         new_path = Path(scratch) / path.name
         _run([*compiler, *COMPILER_FLAGS, str(SOURCES[-1]), "-o", str(new_path)], Path(scratch))
         _digest_path(new_path).write_text(_digest(new_path))
+        for file in (new_path, _digest_path(new_path)):
+            file.chmod(0o644)  # whatever the umask is
         new_path.replace(path)
         _digest_path(new_path).replace(_digest_path(path))
 

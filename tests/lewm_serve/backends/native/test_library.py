@@ -36,9 +36,14 @@ def supported() -> None:
 @pytest.mark.usefixtures("supported")
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cache"
-    path = compile_library(folder)
+    umask = os.umask(0)
+    try:
+        path = compile_library(folder)
+    finally:
+        os.umask(umask)
     assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o644}
     assert {file.suffix for file in folder.iterdir()} == {".so", ".sha256"}
     monkeypatch.setattr("subprocess.Popen", None)
     assert compile_library(folder) == path
@@ -222,7 +227,6 @@ NOBODY = 65534
 def test_a_library_that_root_owns_is_used_by_others(tmp_path: Path) -> None:
     """As in an image for containers: made by root, used by a user without a compiler."""
     folder = Path("/var/tmp") / f"lewm-test-{os.getpid()}"  # others can get there
-    folder.mkdir(mode=0o755)
     try:
         path = compile_library(folder)
         assert run_as(NOBODY, lambda: str(compile_library(folder))) == str(path)
