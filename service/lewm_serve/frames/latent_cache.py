@@ -135,7 +135,7 @@ class LatentCache:
         if not self._sent.is_fresh(key, since):
             self._sent.put(key, latent, client=client)
             if self._redis is not None and self._sent_writes.take():
-                self._redis.put(key, pack(latent))
+                self._redis.put(key, pack(key, latent))
 
     async def get_or_encode(
         self, version: str, latent_ids: Sequence[str], encode: Encode, *, client: str = ""

@@ -68,9 +68,13 @@ from lewm_serve.planner.fallback import (
     finish_in_time,
     search_deadline,
 )
-from lewm_serve.planner.finite import require_finite
 from lewm_serve.planner.health import LatentScores, Monitor
-from lewm_serve.planner.validation import validate_encode, validate_plan, validate_predict
+from lewm_serve.planner.validation import (
+    require_finite,
+    validate_encode,
+    validate_plan,
+    validate_predict,
+)
 from lewm_serve.registry.registry import LoadedModel, Registry
 from lewm_serve.settings import Settings
 from lewm_serve.solvers import SOLVERS

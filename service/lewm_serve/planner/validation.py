@@ -1,7 +1,8 @@
 """What a request means for one model: all checks that need the model or the server's limits.
 
 Each function turns one request into the values that the engine works with, or refuses it with an
-error that names the field. Actions become z-scored action blocks.
+error that names the field. Actions become z-scored action blocks. `require_finite` checks the
+answer.
 
 Axes: H context frames, R action rows, A = action_dim · action_block, T horizon in action blocks,
 S candidates.
@@ -9,18 +10,25 @@ S candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lewm_models.card import SolverConfig
 from lewm_serve.api.fields import FloatArray
-from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, SolverSettings
+from lewm_serve.api.requests import (
+    EncodeRequest,
+    Frame,
+    PlanRequest,
+    PredictRequest,
+    SolverSettings,
+)
 from lewm_serve.engine.latency_model import RolloutShape
-from lewm_serve.errors import InvalidRequest, Unquoted
+from lewm_serve.errors import FieldProblem, InvalidRequest, NonFiniteResult, Unquoted
 from lewm_serve.registry.registry import LoadedModel
 from lewm_serve.settings import Settings
 from lewm_serve.solvers import SOLVERS
@@ -125,6 +133,39 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
         candidates_per_iteration=candidates_per_iteration,
         shape=shape,
     )
+
+
+def require_finite(
+    name: str, values: NDArray[np.floating] | float, *, frames: Iterable[tuple[str, Frame]]
+) -> None:
+    """Refuse an answer in which these values are not finite: the last check of every answer.
+
+    Weights, statistics and latents are checked where they come in. This finds what gets past that,
+    such as a roll-out that overflows.
+
+    Args:
+        name: what the values are, for the error.
+        values: a part of the answer.
+        frames: the request's frames, each with its path. Latents among them are the client's own
+            numbers, so they are blamed.
+
+    Raises:
+        InvalidRequest: `not_finite`, if the client sent latents.
+        NonFiniteResult: it sent none.
+    """
+    if np.isfinite(values).all():
+        return
+    problems = [
+        FieldProblem(
+            field=f"{field}.latent",
+            code="not_finite",
+            received=f"numbers up to {np.abs(frame.latent).max():g}",
+            expected=f"a latent from which the model computes {name} that are finite",
+        )
+        for field, frame in frames
+        if frame.latent is not None
+    ]
+    raise InvalidRequest.of(*problems) if problems else NonFiniteResult(name)
 
 
 def _check_answer_size(model: LoadedModel, request: PredictRequest, max_values: int) -> None:

@@ -27,7 +27,7 @@ CALIBRATION = Calibration(
     zscore_limit=20.0,
     surprise_limit=1e-3,  # no one-step prediction of random weights comes so close
     sigreg_window=4,
-    sigreg_limit=-1.0,  # every SIGReg exceeds it
+    sigreg_limit=1e-9,  # every SIGReg exceeds it
 )
 USUAL, UNUSUAL = latent(0.1), latent(10.0)
 SURPRISING: dict[str, Any] = {
