@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lewm_models import checkpoint
 from lewm_models.calibration.reference import LatentReference
-from lewm_models.card import ModelCard
+from lewm_models.card import ModelCard, SolverConfig
 from lewm_models.checkpoint import PRETRAINED, CheckpointError
 from lewm_serve.api.fields import parse
 from lewm_serve.api.requests import SolverSettings
@@ -212,17 +212,12 @@ def load_models(settings: Settings) -> dict[str, LoadedModel]:
         ModelLoadError: a folder has no usable model, or two models have the same name.
     """
     device = resolve_device(settings.device)
-    solver_limits = {
-        "samples": settings.max_samples,
-        "iterations": settings.max_iterations,
-        "horizon": settings.max_horizon,
-    }
     backend_settings = BackendSettings(
         backend=settings.backend, precision=settings.precision, threads=settings.threads
     )
     models: dict[str, LoadedModel] = {}
     for folder in _model_folders(settings.models or (PRETRAINED,)):
-        model = load_model(folder, device, backend_settings, solver_limits)
+        model = load_model(folder, device, backend_settings, limits=settings)
         if model.name in models:
             raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
         models[model.name] = model
@@ -240,11 +235,13 @@ def load_model(
     folder: Path,
     device: torch.device,
     settings: BackendSettings,
-    solver_limits: Mapping[str, int] | None = None,
+    *,
+    limits: Settings | None = None,
 ) -> LoadedModel:
     """Load a model folder, choose its backend and warm that up.
 
-    ``solver_limits`` are the largest numbers of a solver's settings that the server accepts.
+    ``limits`` are the settings with the limits of a search. Defaults of the card beyond them are
+    logged, because requests that give no settings of their own are refused then.
 
     Raises:
         ModelLoadError: the folder has no usable model, or no backend that the settings allow can
@@ -256,14 +253,18 @@ def load_model(
         raise ModelLoadError(str(error)) from error
     card = loaded.card
     try:
-        check_solver(card, solver_limits)
+        check_solver(card)
     except ModelLoadError as error:
         raise ModelLoadError(f"{folder / checkpoint.CARD_FILE}: {error}") from None
-    for warning in card.warnings:
+    for warning in (*card.warnings, *_beyond_limits(card.solver, limits)):
         log.warning("model card", model=card.name, warning=warning)
     try:
         choice = choose_backend(
-            loaded.model, card, frames=loaded.frames, device=device, settings=settings
+            loaded.model,
+            replace(card, solver=_within_limits(card.solver, limits)),
+            frames=loaded.frames,
+            device=device,
+            settings=settings,
         )
     except NoBackend as error:
         raise ModelLoadError(str(error)) from error
@@ -291,11 +292,11 @@ def load_model(
     )
 
 
-def check_solver(card: ModelCard, limits: Mapping[str, int] | None = None) -> None:
+def check_solver(card: ModelCard) -> None:
     """Refuse a card with default solver settings that no request could ask for.
 
     Raises:
-        ModelLoadError: a setting is impossible, or above its limit on this server.
+        ModelLoadError: a setting is impossible.
     """
     solver = asdict(card.solver)
     solver["elites"] = min(solver["elites"], solver["samples"])
@@ -308,12 +309,29 @@ def check_solver(card: ModelCard, limits: Mapping[str, int] | None = None) -> No
         parse(SolverSettings, solver)
     except InvalidRequest as error:
         raise ModelLoadError(f"solver.{error.detail}") from None
-    for name, limit in (limits or {}).items():
-        if solver[name] > limit:
-            raise ModelLoadError(
-                f"solver.{name}: received {solver[name]}, expected at most {limit}, which is "
-                f"LEWM_MAX_{name.upper()}"
-            )
+
+
+def _within_limits(solver: SolverConfig, limits: Settings | None) -> SolverConfig:
+    """The largest search that a request may ask for, up to the card's own."""
+    if limits is None:
+        return solver
+    return replace(
+        solver,
+        samples=min(solver.samples, limits.max_samples),
+        iterations=min(solver.iterations, limits.max_iterations),
+        horizon=min(solver.horizon, limits.max_horizon),
+    )
+
+
+def _beyond_limits(solver: SolverConfig, limits: Settings | None) -> list[str]:
+    """What exceeds the limits of this server in the card's defaults: one sentence each."""
+    within = _within_limits(solver, limits)
+    return [
+        f"solver.{name}: is {getattr(solver, name)}, more than LEWM_MAX_{name.upper()}, "
+        f"{getattr(within, name)}: requests that do not give solver.{name} are refused"
+        for name in ("samples", "iterations", "horizon")
+        if getattr(solver, name) > getattr(within, name)
+    ]
 
 
 def resolve_device(name: str) -> torch.device:
