@@ -38,9 +38,16 @@ def test_a_default_search_beyond_the_limits_of_the_server_is_said(tmp_path: Path
     card = json.loads((folder / CARD_FILE).read_text())
     solver = {"samples": 900_000, "iterations": 201, "horizon": 5_000}
     (folder / CARD_FILE).write_text(json.dumps(card | {"solver": solver, "action_mean": [9, 0]}))
-    limits = {"max_samples": 8, "max_iterations": 2, "max_horizon": 2}
+    limits = Settings(
+        models=(folder,),
+        backend="torch",
+        threads=1,
+        max_samples=8,
+        max_iterations=2,
+        max_horizon=2,
+    )
     with capture_logs() as logs:
-        Registry.load(Settings(models=(folder,), backend="torch", threads=1, **limits))
+        Registry.load(limits)
     warnings = [line["warning"] for line in logs if line["event"] == "model card"]
     assert [warning.partition(":")[0] for warning in warnings] == [
         "action_mean",
