@@ -258,7 +258,7 @@ def model_folders(path: Path) -> list[Path]:
     files = [*path.glob(f"*/{CARD_FILE}"), *path.glob(f"*/{WEIGHTS_FILE}")]
     inside = sorted({file.parent for file in files}, key=natural_key)
     for folder in (path, *inside):
-        if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).is_file():
+        if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).exists():
             raise CheckpointError(f"{folder / CARD_FILE}: is missing, but there are weights")
     if not inside:
         raise CheckpointError(f"{path}: is not a model folder and holds none (no {CARD_FILE})")

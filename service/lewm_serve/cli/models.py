@@ -155,9 +155,9 @@ def calibrate(
     """Measure what usual latents look like, on frames that the model was not trained on.
 
     FRAMES is a recording that `lewm train` made, a folder of PNG or JPEG images in the order of
-    the numbers in their names, or a folder of such folders, one per episode. With a file `actions.npy` beside the
-    images, (images - 1, action_dim) in the environment's units, the images are one step apart and
-    surprise is calibrated too.
+    the numbers in their names, or a folder of such folders, one per episode. With a file
+    `actions.npy` beside the images, (images - 1, action_dim) in the environment's units, the images
+    are one step apart and surprise is calibrated too.
     """
     from dataclasses import asdict, replace
     from tempfile import TemporaryDirectory
