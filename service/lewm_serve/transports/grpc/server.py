@@ -1,5 +1,7 @@
 """The gRPC server: the planner's methods, health and reflection on one port."""
 
+from collections.abc import Sequence
+
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
@@ -11,6 +13,7 @@ from lewm.v1 import planner_pb2 as pb
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
+from lewm_serve.transports.addresses import join, listen
 from lewm_serve.transports.exchange import RequestMemory
 from lewm_serve.transports.grpc.methods import SERVICE, PlannerMethods, UnknownMethods
 
@@ -60,19 +63,23 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((UnknownMethods(metrics),))
         assert pb.DESCRIPTOR.services_by_name["PlannerService"].full_name == SERVICE
 
-    def bind(self, host: str, port: int) -> int:
-        """Listen on a port (0: a free one) and return it.
+    def bind(self, addresses: Sequence[str], port: int) -> int:
+        """Listen on a port (0: a free one) of all addresses, and return it.
 
         Raises:
             OSError: the port cannot be used.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            bound = self._server.add_insecure_port(address)
-        except RuntimeError:
-            bound = 0
-        if bound == 0:
-            raise OSError(f"cannot listen on {address}")
+        # gRPC does not say why it cannot listen. Sockets of our own find that out.
+        sockets = listen(addresses, port)
+        bound: int = sockets[0].getsockname()[1]
+        for listener in sockets:
+            listener.close()
+        for address in addresses:
+            target = join(address, bound)
+            try:
+                self._server.add_insecure_port(target)
+            except RuntimeError as error:
+                raise OSError(f"cannot listen on {target}: {error}") from None
         return bound
 
     async def start(self) -> None:
