@@ -50,7 +50,7 @@ class Server:
         metrics = Metrics()
         self.planner = Planner(settings, metrics)
         memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
-        metrics.held_bytes.set_function(lambda: memory.total)
+        metrics.held_bytes.set_function(lambda: memory.total + memory.incomplete)
         app = create_app(self.planner, settings, metrics=metrics, memory=memory)
         self.http = HttpServer(app, settings, metrics)
         self.grpc = GrpcServer(self.planner, settings, metrics=metrics, memory=memory)

@@ -1,0 +1,302 @@
+"""Messages on their way: how long that may take, and how many bytes they may hold.
+
+gRPC keeps the received part of a message until the message is complete, and does not say how much
+that is. The handler of a call runs from the call's headers on, so the time is limited here. The
+bytes are those that the kernel has received on the connection, minus those of the complete
+messages. They are measured only while a message takes longer than `CHECK_S`, and from time to time.
+
+An answer counts until the client has taken it.
+"""
+
+from __future__ import annotations  # gRPC's types are generic for the type checker only
+
+import asyncio
+import contextlib
+import socket
+import struct
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import grpc.aio
+
+from lewm_serve.errors import BodyTooLarge, MalformedMessage, Overloaded, RequestTimeout
+from lewm_serve.transports.exchange import MemoryReservation, RequestMemory
+
+Call = grpc.aio.ServicerContext[Any, Any]
+
+CHECK_S = 0.1
+"""How often the bytes of incomplete messages are measured, while there are some."""
+
+MEASUREMENT_S = 10.0
+"""How often, in any case, to find out which connections there are, and how many bytes of theirs
+belong to no message (headers and pings)."""
+
+END_OF_MESSAGES = grpc.aio.EOF  # type: ignore[attr-defined]
+DISCONNECTION_S = 0.1
+"""If a call ends without a message because the client is gone, it is cancelled within this time."""
+
+CUT_RETRY_AFTER_S = 1.0
+
+CALL_BYTES = 32 * 1024
+"""What a call takes beside its message. 20 KiB were measured."""
+
+OPEN_FILES = Path("/proc/self/fd")
+HAS_OPEN_FILES = sys.platform == "linux" and OPEN_FILES.is_dir()
+"""On other systems only the time is limited."""
+
+BYTES_RECEIVED = struct.Struct("@128xQ")
+"""The field `tcpi_bytes_received` in Linux's `struct tcp_info`."""
+
+
+class _Upload:
+    """A message that is being received.
+
+    Attributes:
+        started: when its call began.
+        timeout: ends the wait for it.
+        is_cut: whether it was given up before its time.
+    """
+
+    def __init__(self, started: float, timeout: asyncio.Timeout) -> None:
+        self.started = started
+        self.timeout = timeout
+        self.is_cut = False
+
+    def cut(self) -> None:
+        """Give the message up."""
+        if not self.timeout.expired():
+            self.is_cut = True
+            self.timeout.reschedule(0)
+
+
+class _Connection:
+    """What is known of a client's connection.
+
+    Attributes:
+        host: the client's address.
+        known_bytes: the received bytes that belong to complete messages, to headers, or to messages
+            that were given up.
+        uploads: the incomplete messages, the oldest first.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.known_bytes = 0
+        self.uploads: dict[_Upload, None] = {}
+
+    def started(self) -> float:
+        """When the oldest incomplete message began."""
+        return next(iter(self.uploads)).started
+
+
+class Transfers:
+    """Receives messages within limits, and watches answers. Used only from the event loop.
+
+    Incomplete messages may hold half of the memory of all requests. Above that, the client that
+    holds the most bytes for the longest time loses its incomplete messages.
+
+    Args:
+        memory: the memory of the requests in progress.
+        receive_s: the time in which a message must arrive, and an answer be taken.
+        max_message_bytes: the largest message.
+    """
+
+    def __init__(self, memory: RequestMemory, *, receive_s: float, max_message_bytes: int) -> None:
+        self.port = 0
+        self._memory = memory
+        self._limit = max(memory.limit // 2, 2 * max_message_bytes)
+        self._receive_s = receive_s
+        self._max_message_bytes = max_message_bytes
+        self._connections: dict[str, _Connection] = {}
+        self._receiving: set[_Connection] = set()
+        self._next_check: asyncio.TimerHandle | None = None
+        self._last_measurement = 0.0
+
+    async def receive(self, call: Call) -> bytes:
+        """The first message of a call.
+
+        Raises:
+            MalformedMessage: there is none.
+            BodyTooLarge: it has more bytes than a message may have.
+            RequestTimeout: it does not arrive in time.
+            Overloaded: it was given up, because incomplete messages hold too many bytes.
+        """
+        data = await self._receive(call)
+        if data is None:
+            await asyncio.sleep(DISCONNECTION_S)
+            raise MalformedMessage("message: received nothing, expected one message")
+        return data
+
+    async def receive_all(self, call: Call) -> AsyncIterator[bytes]:
+        """The messages of a call, until the client sends no more. Raises as `receive` does."""
+        while (data := await self._receive(call)) is not None:
+            yield data
+
+    async def _receive(self, call: Call) -> bytes | None:
+        """The next message of a call, or None if there is no other."""
+        loop = asyncio.get_running_loop()
+        connection = self._connection(call.peer())
+        timeout = asyncio.timeout(self._receive_s)
+        upload = _Upload(loop.time(), timeout)
+        connection.uploads[upload] = None
+        self._receiving.add(connection)
+        if self._next_check is None:
+            self._next_check = loop.call_later(CHECK_S, self._check)
+        try:
+            async with timeout:
+                data: Any = await call.read()
+        except TimeoutError:
+            if upload.is_cut:
+                detail = "incomplete messages hold too many bytes; try again"
+                raise Overloaded(CUT_RETRY_AFTER_S, detail) from None
+            detail = f"message: not received within {self._receive_s:g} s"
+            raise RequestTimeout(detail) from None
+        finally:
+            del connection.uploads[upload]
+        if data is END_OF_MESSAGES:
+            return None
+        message: bytes = data
+        connection.known_bytes += len(message)
+        if len(message) > self._max_message_bytes:
+            expected = f"expected at most {self._max_message_bytes}"
+            raise BodyTooLarge(f"message: received {len(message)} bytes, {expected}")
+        return message
+
+    async def send(self, call: Call, message: object) -> None:
+        """Send one of several answers. If the client does not take it in time, disconnect it."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._receive_s, self._disconnect, call.peer())
+        try:
+            await call.write(message)
+        finally:
+            timer.cancel()
+
+    def hold_answer(self, call: Call, size: int) -> None:
+        """Count the one answer until the client has taken it. If it does not, disconnect it.
+
+        Raises:
+            Overloaded: the server holds too many bytes already.
+        """
+        reservation = MemoryReservation(self._memory)
+        reservation.add(size)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._receive_s, self._disconnect, call.peer())
+
+        def release(_call: Call) -> None:
+            timer.cancel()
+            reservation.release()
+
+        call.add_done_callback(release)  # type: ignore[arg-type]  # the stub's type is wrong
+
+    def _disconnect(self, peer: str) -> None:
+        for client, connection in _connections_to(self.port):
+            if client == _client(peer):
+                with contextlib.suppress(OSError):  # it is closed already
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _connection(self, peer: str) -> _Connection:
+        connection = self._connections.get(peer)
+        if connection is None:
+            connection = self._connections[peer] = _Connection(_client(peer)[0])
+        return connection
+
+    def _check(self) -> None:
+        """Measure the incomplete messages, if they take long, and give up what is too much."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._receiving = {connection for connection in self._receiving if connection.uploads}
+        self._next_check = loop.call_later(CHECK_S, self._check) if self._receiving else None
+        is_slow = any(now - connection.started() >= CHECK_S for connection in self._receiving)
+        if is_slow or now - self._last_measurement >= MEASUREMENT_S:
+            self._last_measurement = now
+            self._memory.incomplete = self._bound(self._measure(), now)
+        elif not self._receiving:
+            self._memory.incomplete = 0
+
+    def _measure(self) -> dict[_Connection, int]:
+        """The bytes that the incomplete messages of each connection hold."""
+        received = _received_bytes(self.port)
+        held = {}
+        for peer, connection in list(self._connections.items()):
+            size = received.get(_client(peer))
+            if connection.uploads:
+                incomplete = 0 if size is None else max(0, size - connection.known_bytes)
+                held[connection] = incomplete + CALL_BYTES * len(connection.uploads)
+            elif size is None:
+                del self._connections[peer]
+            else:
+                connection.known_bytes = size
+        return held
+
+    def _bound(self, held: dict[_Connection, int], now: float) -> int:
+        """Give up incomplete messages until the others hold few enough bytes, and return these."""
+        total = sum(held.values())
+        while total > self._limit:
+            # Who holds much for long counts more than who is sending a large message just now.
+            cost = {
+                connection: size * (now - connection.started()) for connection, size in held.items()
+            }
+            cost_of_host: dict[str, float] = defaultdict(float)
+            for connection in held:
+                cost_of_host[connection.host] += cost[connection]
+            worst = max(
+                held, key=lambda connection: (cost_of_host[connection.host], cost[connection])
+            )
+            for upload in worst.uploads:
+                upload.cut()
+            size = held.pop(worst)
+            worst.known_bytes += size
+            total -= size
+        return total
+
+
+def _received_bytes(port: int) -> dict[tuple[str, str], int]:
+    """How many bytes each connection to a port has received, by the client's host and port."""
+    received = {}
+    for client, connection in _connections_to(port):
+        with contextlib.suppress(OSError, struct.error):
+            size = BYTES_RECEIVED.size
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+            (received[client],) = BYTES_RECEIVED.unpack(info)
+    return received
+
+
+def _connections_to(port: int) -> Iterator[tuple[tuple[str, str], socket.socket]]:
+    """The process's connections to a port, each with the client's host and port.
+
+    The sockets are the library's. It may close them at any time, from its own threads.
+    """
+    for file in OPEN_FILES.iterdir() if HAS_OPEN_FILES else ():
+        # Files, listening sockets and sockets of other families raise one of these errors.
+        with contextlib.suppress(OSError, IndexError):
+            connection = _Borrowed(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=int(file.name))
+            with connection:
+                if connection.getsockname()[1] == port:
+                    host, client_port, *_ = connection.getpeername()
+                    yield (_plain_address(host), str(client_port)), connection
+
+
+class _Borrowed(socket.socket):
+    """A socket that somebody else closes."""
+
+    def close(self) -> None:
+        """Leave it open."""
+        self.detach()
+
+
+@lru_cache(maxsize=4096)
+def _client(peer: str) -> tuple[str, str]:
+    """The host and port of a peer, which gRPC writes like ``ipv4:127.0.0.1:50000`` or
+    ``ipv6:%5B::1%5D:50000``. The peer of a call that has ended may be ``unknown``."""
+    _, _, address = unquote(peer).partition(":")
+    host, _, port = address.rpartition(":")
+    return _plain_address(host.strip("[]")), port
+
+
+def _plain_address(host: str) -> str:
+    return host.removeprefix("::ffff:")
