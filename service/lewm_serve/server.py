@@ -11,6 +11,7 @@ A signal acts first and is logged afterwards.
 import asyncio
 import contextlib
 import json
+import resource
 import signal
 
 import uvloop
@@ -144,8 +145,16 @@ class Server:
         log.info("stopping", signal=number.name, grace_s=self.settings.grace_s)
 
 
+def _raise_limit_of_open_files() -> None:
+    """Each connection is an open file, and the usual limit is lower than it has to be."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(settings: Settings) -> None:
     """Run the server until a signal stops it."""
+    _raise_limit_of_open_files()
 
     async def main() -> None:
         await Server(settings).run()

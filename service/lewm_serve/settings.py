@@ -146,14 +146,18 @@ class Settings(BaseSettings):
         Field(ge=1024, le=1 << 40, description="most bytes of all requests in progress together"),
     ] = 256 * 1024 * 1024
     max_connections: Annotated[
-        int, Field(ge=1, le=1_000_000, description="most HTTP connections at once")
+        int,
+        Field(
+            ge=1, le=1_000_000, description="most HTTP connections at once, and as many for gRPC"
+        ),
     ] = 800
     receive_s: Annotated[
         float,
         Field(
             ge=0.1,
             le=3600,
-            description="longest time for an HTTP head, and then for its body, seconds",
+            description="longest time for an HTTP head, and then for its body, or for a gRPC "
+            "message, seconds",
         ),
     ] = 60.0
     max_pixels: Annotated[

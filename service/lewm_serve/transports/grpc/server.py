@@ -40,6 +40,9 @@ SERVER_OPTIONS = (
     ("grpc.compression_enabled_algorithms_bitset", 1),
 )
 
+MAX_IDLE_MS = 600_000
+"""A connection without a call for so long is closed. Clients open another with their next call."""
+
 LIBRARY_LOG = "grpc._cython.cygrpc"
 
 LIBRARY_LIMIT_FACTOR = 2
@@ -55,6 +58,7 @@ class GrpcServer:
         self, planner: Planner, settings: Settings, *, metrics: Metrics, memory: RequestMemory
     ) -> None:
         limit = settings.max_body_bytes
+        self._max_connections = settings.max_connections
         self._transfers = Transfers(memory, receive_s=settings.receive_s, max_message_bytes=limit)
         logging.getLogger(LIBRARY_LOG).addFilter(_is_no_lost_answer)
         self._server = grpc.aio.server(
@@ -64,6 +68,7 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", LIBRARY_LIMIT_FACTOR * limit),
                 ("grpc.max_send_message_length", limit),
                 ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                ("grpc.max_connection_idle_ms", MAX_IDLE_MS),
                 ("grpc.server_handshake_timeout_ms", round(1000 * settings.receive_s)),
             ),
         )
@@ -102,6 +107,7 @@ class GrpcServer:
         """Accept calls from now on. The health service says that the server is not ready."""
         await self.set_ready(False)
         await self._server.start()
+        self._transfers.relieve(self._max_connections)
 
     async def set_ready(self, ready: bool) -> None:
         """Set what the health service says about the whole server and the planner's service."""

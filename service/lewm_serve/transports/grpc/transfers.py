@@ -15,7 +15,7 @@ import contextlib
 import socket
 import struct
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from urllib.parse import unquote
 import grpc.aio
 
 from lewm_serve.errors import BodyTooLarge, MalformedMessage, Overloaded, RequestTimeout
+from lewm_serve.observability.logging import log
 from lewm_serve.transports.exchange import MemoryReservation, RequestMemory
 
 Call = grpc.aio.ServicerContext[Any, Any]
@@ -44,6 +45,10 @@ CUT_RETRY_AFTER_S = 1.0
 
 CALL_BYTES = 32 * 1024
 """What a call takes beside its message. 20 KiB were measured."""
+
+RELIEF_S = 1.0
+MAX_USED_CONNECTIONS = 0.9
+"""How often the connections are counted, and the share of them that is not relieved."""
 
 OPEN_FILES = Path("/proc/self/fd")
 HAS_OPEN_FILES = sys.platform == "linux" and OPEN_FILES.is_dir()
@@ -79,6 +84,7 @@ class _Connection:
 
     Attributes:
         host: the client's address.
+        last_call: when its last call began.
         known_bytes: the received bytes that belong to complete messages, to headers, or to messages
             that were given up.
         uploads: the incomplete messages, the oldest first.
@@ -86,6 +92,7 @@ class _Connection:
 
     def __init__(self, host: str) -> None:
         self.host = host
+        self.last_call = 0.0
         self.known_bytes = 0
         self.uploads: dict[_Upload, None] = {}
 
@@ -144,6 +151,7 @@ class Transfers:
         timeout = asyncio.timeout(self._receive_s)
         upload = _Upload(loop.time(), timeout)
         connection.uploads[upload] = None
+        connection.last_call = upload.started
         self._receiving.add(connection)
         if self._next_check is None:
             self._next_check = loop.call_later(CHECK_S, self._check)
@@ -193,11 +201,31 @@ class Transfers:
 
         call.add_done_callback(release)  # type: ignore[arg-type]  # the stub's type is wrong
 
+    def relieve(self, max_connections: int) -> None:
+        """From now on, close the least used connections when there are nearly too many.
+
+        Otherwise, clients that connect and do nothing would keep others from connecting.
+        """
+        loop = asyncio.get_running_loop()
+        loop.call_later(RELIEF_S, self.relieve, max_connections)
+        clients = [client for client, _ in _connections_to(self.port)]
+        if len(clients) <= max_connections * MAX_USED_CONNECTIONS:
+            return
+        last_calls = {_client(peer): item.last_call for peer, item in self._connections.items()}
+        connections_of_host = Counter(host for host, _ in clients)
+        clients.sort(
+            key=lambda client: (last_calls.get(client, 0), -connections_of_host[client[0]])
+        )
+        least_used = set(clients[: max(1, len(clients) // 10)])
+        log.warning("nearly too many gRPC connections", closed=len(least_used))
+        for client, connection in _connections_to(self.port):
+            if client in least_used:
+                _shut_down(connection)
+
     def _disconnect(self, peer: str) -> None:
         for client, connection in _connections_to(self.port):
             if client == _client(peer):
-                with contextlib.suppress(OSError):  # it is closed already
-                    connection.shutdown(socket.SHUT_RDWR)
+                _shut_down(connection)
 
     def _connection(self, peer: str) -> _Connection:
         connection = self._connections.get(peer)
@@ -264,6 +292,11 @@ def _received_bytes(port: int) -> dict[tuple[str, str], int]:
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
             (received[client],) = BYTES_RECEIVED.unpack(info)
     return received
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _connections_to(port: int) -> Iterator[tuple[tuple[str, str], socket.socket]]:

@@ -1,6 +1,7 @@
 """Messages that never arrive, answers that nobody reads, connections that do nothing."""
 
 import gzip
+import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from tests.lewm_serve.support.frames import picture
 from tests.lewm_serve.support.http2 import DATA, HEADERS, PING, PLAN, Http2Connection, message_head
 from tests.lewm_serve.support.requests import SMALL_SOLVER
 from tests.lewm_serve.support.server_process import ServerProcess
-from tests.patience import wait_until
+from tests.patience import PATIENCE_S, wait_until
 
 MIB = 1 << 20
 MAX_BODY_BYTES = 4 * MIB
@@ -53,9 +54,11 @@ def connection(impatient: ServerProcess) -> Iterator[Http2Connection]:
 
 
 def make_plan(server: ServerProcess) -> None:
-    """A plan of another client."""
+    """A plan of another client, which tries again while it cannot connect."""
+    frames, goal = [picture(0)], picture(1)
     with PlannerClient(server.target) as robot:
-        assert robot.plan([picture(0)], picture(1), solver=SMALL_SOLVER).status == "completed"
+        plan = robot.plan(frames, goal, solver=SMALL_SOLVER, timeout_s=PATIENCE_S)
+        assert plan.status == "completed"
 
 
 def plan_message() -> bytes:
@@ -202,23 +205,30 @@ def test_an_answer_that_is_not_read_ends_the_connection(
     make_plan(impatient)
 
 
-def test_too_many_connections_are_closed(impatient: ServerProcess) -> None:
-    with PlannerClient(impatient.target) as robot, ExitStack() as stack:
-        assert robot.models()
+def test_connections_that_do_nothing_make_room(impatient: ServerProcess) -> None:
+    with ExitStack() as stack:
         clients = [
             stack.enter_context(Http2Connection(impatient.grpc_port))
             for _ in range(MAX_CONNECTIONS + 10)
         ]
 
-        def are_closed() -> bool:
+        def count_closed() -> int:
             for client in clients:
                 client.receive()
-            return sum(client.closed for client in clients) >= 10
+            return sum(client.closed for client in clients)
 
-        wait_until(are_closed)
-        assert robot.models()
+        wait_until(lambda: count_closed() >= 10)
+        make_plan(impatient)
+        wait_until(lambda: count_closed() > 10)
         assert impatient.get("/healthz").status_code == 200
-    make_plan(impatient)
+    assert "nearly too many gRPC connections" in impatient.errors()
+
+
+def test_a_connection_that_says_nothing_is_closed(impatient: ServerProcess) -> None:
+    address = ("127.0.0.1", impatient.grpc_port)
+    with socket.create_connection(address, timeout=PATIENCE_S) as client:
+        while client.recv(1 << 16):  # the server's settings, then the end
+            pass
 
 
 def test_endless_metadata_is_refused(impatient: ServerProcess) -> None:
