@@ -10,10 +10,15 @@ import io
 import os
 import select
 import threading
+import time
 from collections import deque
 
 MAX_PENDING_BYTES = 4 * 1024 * 1024
 """About 10,000 lines of the access log."""
+
+GATHERING_S = 0.005
+"""Lines that arrive within this time are written together. Waking the thread costs more than a
+write."""
 
 MAX_WRITE_BYTES = 64 * 1024
 """The most bytes in one write: the size of a pipe."""
@@ -64,6 +69,8 @@ class LineWriter:
         """Wait for lines, and take as many as one write holds, at least one."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending)
+        time.sleep(GATHERING_S)
+        with self._changed:
             taken = [self._pending.popleft()]
             size = len(taken[0])
             while self._pending and size + len(self._pending[0]) <= MAX_WRITE_BYTES:

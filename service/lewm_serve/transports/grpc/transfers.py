@@ -24,7 +24,13 @@ from urllib.parse import unquote
 
 import grpc.aio
 
-from lewm_serve.errors import BodyTooLarge, MalformedMessage, Overloaded, RequestTimeout
+from lewm_serve.errors import (
+    BodyTooLarge,
+    MalformedMessage,
+    Overloaded,
+    RequestTimeout,
+    ServiceError,
+)
 from lewm_serve.observability.logging import log
 from lewm_serve.transports.exchange import MemoryReservation, RequestMemory
 
@@ -63,19 +69,19 @@ class _Upload:
 
     Attributes:
         started: when its call began.
-        timeout: ends the wait for it.
-        is_cut: whether it was given up before its time.
+        timeout: ends the wait for it, once it is given up.
+        error: why it was given up.
     """
 
-    def __init__(self, started: float, timeout: asyncio.Timeout) -> None:
+    def __init__(self, started: float) -> None:
         self.started = started
-        self.timeout = timeout
-        self.is_cut = False
+        self.timeout = asyncio.timeout(None)
+        self.error: ServiceError | None = None
 
-    def cut(self) -> None:
-        """Give the message up."""
-        if not self.timeout.expired():
-            self.is_cut = True
+    def give_up(self, error: ServiceError) -> None:
+        """End the wait for the message."""
+        if self.error is None:
+            self.error = error
             self.timeout.reschedule(0)
 
 
@@ -121,6 +127,7 @@ class Transfers:
         self._max_message_bytes = max_message_bytes
         self._connections: dict[str, _Connection] = {}
         self._receiving: set[_Connection] = set()
+        self._answers: dict[Call, float] = {}
         self._next_check: asyncio.TimerHandle | None = None
         self._last_measurement = 0.0
 
@@ -146,24 +153,17 @@ class Transfers:
 
     async def _receive(self, call: Call) -> bytes | None:
         """The next message of a call, or None if there is no other."""
-        loop = asyncio.get_running_loop()
         connection = self._connection(call.peer())
-        timeout = asyncio.timeout(self._receive_s)
-        upload = _Upload(loop.time(), timeout)
+        upload = _Upload(self._schedule_check())
         connection.uploads[upload] = None
         connection.last_call = upload.started
         self._receiving.add(connection)
-        if self._next_check is None:
-            self._next_check = loop.call_later(CHECK_S, self._check)
         try:
-            async with timeout:
+            async with upload.timeout:
                 data: Any = await call.read()
         except TimeoutError:
-            if upload.is_cut:
-                detail = "incomplete messages hold too many bytes; try again"
-                raise Overloaded(CUT_RETRY_AFTER_S, detail) from None
-            detail = f"message: not received within {self._receive_s:g} s"
-            raise RequestTimeout(detail) from None
+            assert upload.error is not None
+            raise upload.error from None
         finally:
             del connection.uploads[upload]
         if data is END_OF_MESSAGES:
@@ -192,11 +192,10 @@ class Transfers:
         """
         reservation = MemoryReservation(self._memory)
         reservation.add(size)
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._receive_s, self._disconnect, call.peer())
+        self._answers[call] = self._schedule_check()
 
         def release(_call: Call) -> None:
-            timer.cancel()
+            self._answers.pop(call, None)
             reservation.release()
 
         call.add_done_callback(release)  # type: ignore[arg-type]  # the stub's type is wrong
@@ -233,18 +232,40 @@ class Transfers:
             connection = self._connections[peer] = _Connection(_client(peer)[0])
         return connection
 
-    def _check(self) -> None:
-        """Measure the incomplete messages, if they take long, and give up what is too much."""
+    def _schedule_check(self) -> float:
+        """Have the messages on their way checked soon, and return the present time."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
+        if self._next_check is None:
+            self._next_check = loop.call_later(CHECK_S, self._check)
+        return loop.time()
+
+    def _check(self) -> None:
+        """Give up what takes too long, and incomplete messages that hold too many bytes."""
         self._receiving = {connection for connection in self._receiving if connection.uploads}
-        self._next_check = loop.call_later(CHECK_S, self._check) if self._receiving else None
+        self._next_check = None
+        if self._receiving or self._answers:
+            now = self._schedule_check()
+        else:
+            now = asyncio.get_running_loop().time()
+            self._memory.incomplete = 0
+        self._end_slow_transfers(now)
         is_slow = any(now - connection.started() >= CHECK_S for connection in self._receiving)
         if is_slow or now - self._last_measurement >= MEASUREMENT_S:
             self._last_measurement = now
             self._memory.incomplete = self._bound(self._measure(), now)
-        elif not self._receiving:
-            self._memory.incomplete = 0
+
+    def _end_slow_transfers(self, now: float) -> None:
+        limit_s = self._receive_s
+        for connection in self._receiving:
+            for upload in connection.uploads:
+                if now - upload.started < limit_s:
+                    break
+                upload.give_up(RequestTimeout(f"message: not received within {limit_s:g} s"))
+        for call, started in list(self._answers.items()):
+            if now - started < limit_s:
+                break
+            del self._answers[call]
+            self._disconnect(call.peer())
 
     def _measure(self) -> dict[_Connection, int]:
         """The bytes that the incomplete messages of each connection hold."""
@@ -263,23 +284,22 @@ class Transfers:
 
     def _bound(self, held: dict[_Connection, int], now: float) -> int:
         """Give up incomplete messages until the others hold few enough bytes, and return these."""
+        # Who holds much for long counts more than who is sending a large message just now.
+        cost = {
+            connection: size * (now - connection.started()) for connection, size in held.items()
+        }
+        cost_of_host: dict[str, float] = defaultdict(float)
+        for connection in held:
+            cost_of_host[connection.host] += cost[connection]
         total = sum(held.values())
+        error = Overloaded(CUT_RETRY_AFTER_S, "incomplete messages hold too many bytes; try again")
+        by_cost = sorted(held, key=lambda item: (cost_of_host[item.host], cost[item]))
         while total > self._limit:
-            # Who holds much for long counts more than who is sending a large message just now.
-            cost = {
-                connection: size * (now - connection.started()) for connection, size in held.items()
-            }
-            cost_of_host: dict[str, float] = defaultdict(float)
-            for connection in held:
-                cost_of_host[connection.host] += cost[connection]
-            worst = max(
-                held, key=lambda connection: (cost_of_host[connection.host], cost[connection])
-            )
+            worst = by_cost.pop()
             for upload in worst.uploads:
-                upload.cut()
-            size = held.pop(worst)
-            worst.known_bytes += size
-            total -= size
+                upload.give_up(error)
+            worst.known_bytes += held[worst] - CALL_BYTES * len(worst.uploads)
+            total -= held[worst]
         return total
 
 
