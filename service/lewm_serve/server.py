@@ -16,8 +16,7 @@ import signal
 
 import uvloop
 
-from lewm_serve.observability.line_writer import LineWriter
-from lewm_serve.observability.logging import log
+from lewm_serve.observability.logging import LineWriter, log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.registry.registry import ModelLoadError

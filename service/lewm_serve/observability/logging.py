@@ -1,18 +1,27 @@
 """Log lines on standard error, as text for a console or as one JSON object per line.
 
-A thread writes the lines: see `line_writer`. A slow or dead reader costs lines, nothing else.
+A thread writes the lines, so that no reader blocks a caller. The reader of a log may be slow,
+stopped or gone, and its disk may be full. None of these may delay or end the server: lines that
+find no room are dropped and counted.
 """
 
+from __future__ import annotations
+
 import atexit
+import io
 import logging
+import os
+import select
 import sys
+import threading
+import time
+from collections import deque
 from typing import Any
 
 import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
-from lewm_serve.observability.line_writer import LineStream, LineWriter
 from lewm_serve.settings import Settings
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("lewm")
@@ -21,6 +30,16 @@ STDERR = 2
 
 EXIT_FLUSH_S = 1.0
 """The longest time that the end of the process waits for the reader of the log."""
+
+MAX_PENDING_BYTES = 4 * 1024 * 1024
+"""About 10,000 lines of the access log."""
+
+GATHERING_S = 0.005
+"""Lines that arrive within this time are written together. Waking the thread costs more than a
+write."""
+
+MAX_WRITE_BYTES = 64 * 1024
+"""The most bytes in one write: the size of a pipe."""
 
 _writer: LineWriter | None = None
 
@@ -95,7 +114,7 @@ class _Logger:
     debug = warning = error = critical = exception = info
 
 
-class _Handler(logging.StreamHandler[LineStream]):
+class _Handler(logging.StreamHandler["LineStream"]):
     """Writes a record whose message does not fit its arguments too, without the arguments."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -128,3 +147,106 @@ def _to_plain(value: object) -> str:
     except Exception as error:
         text = f"an unreadable {type(value).__name__}: {error!r}"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+class LineWriter:
+    """A bounded queue of text and the thread that writes it. Used from any thread.
+
+    The lock is reentrant: the garbage collector may run while it is held, and what it collects may
+    log a line.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._pending: deque[bytes] = deque()
+        self._pending_bytes = 0  # includes what is being written
+        self._changed = threading.Condition(threading.RLock())
+        self._line_is_open = False
+        self.dropped = 0
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def write(self, text: str) -> None:
+        """Queue whole lines. Without room for them they are dropped."""
+        data = text.encode("utf-8", "backslashreplace")
+        with self._changed:
+            if self._pending_bytes + len(data) > MAX_PENDING_BYTES:
+                self.dropped += _count_lines(data)
+            else:
+                self._pending.append(data)
+                self._pending_bytes += len(data)
+                self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until everything is written, for a limited time."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pending_bytes, timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            data = self._next()
+            unwritten = self._write(data)
+            with self._changed:
+                self._pending_bytes -= len(data)
+                self.dropped += _count_lines(unwritten)
+                self._changed.notify_all()
+
+    def _next(self) -> bytes:
+        """Wait for lines, and take as many as one write holds, at least one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending)
+        time.sleep(GATHERING_S)
+        with self._changed:
+            taken = [self._pending.popleft()]
+            size = len(taken[0])
+            while self._pending and size + len(self._pending[0]) <= MAX_WRITE_BYTES:
+                taken.append(self._pending.popleft())
+                size += len(taken[-1])
+        return b"".join(taken)
+
+    def _write(self, data: bytes) -> bytes:
+        """Write for as long as it takes. After an error the unwritten rest is returned."""
+        # An error may have cut the line before.
+        rest = memoryview(b"\n" + data if self._line_is_open else data)
+        try:
+            while rest:
+                try:
+                    written = os.write(self._descriptor, rest)
+                except BlockingIOError:  # another process has made the descriptor non-blocking
+                    select.select([], [self._descriptor], [])
+                    continue
+                self._line_is_open = rest[written - 1] != ord("\n")
+                rest = rest[written:]
+        except OSError:
+            return bytes(rest)[-len(data) :]
+        return b""
+
+
+class LineStream(io.TextIOBase):
+    """A text file over a `LineWriter`, for what writes to `sys.stderr`."""
+
+    encoding = "utf-8"
+
+    def __init__(self, writer: LineWriter, descriptor: int) -> None:
+        self._writer = writer
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        """Queue the text. Parts of a line may be written one by one."""
+        self._writer.write(text)
+        return len(text)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def isatty(self) -> bool:
+        """Whether the text goes to a terminal."""
+        return os.isatty(self._descriptor)
+
+    def fileno(self) -> int:
+        """The descriptor to which the text goes."""
+        return self._descriptor
+
+
+def _count_lines(data: bytes) -> int:
+    return data.count(b"\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lewm_serve.observability.line_writer import MAX_PENDING_BYTES, LineWriter
+from lewm_serve.observability.logging import MAX_PENDING_BYTES, LineWriter
 from tests.patience import PATIENCE_S, wait_until
 
 LINE = "x" * 1023 + "\n"
