@@ -3,23 +3,26 @@
 The ports are open before the models are loaded, so that the start is visible from outside: until
 the planner is ready, requests get `loading`. SIGTERM and SIGINT start the draining: new requests
 get `draining`, and those in progress are finished within the grace period. A second signal ends the
-process at once.
+process at once. So does the first one before the ports are open: see `signals`.
+
+A signal acts first and is logged afterwards.
 """
 
 import asyncio
 import contextlib
 import json
-import os
+import resource
 import signal
-import sys
 
 import uvloop
 
-from lewm_serve.observability.logging import configure_logs, log
+from lewm_serve.observability.logging import LineWriter, log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.registry.registry import ModelLoadError
 from lewm_serve.settings import Settings
+from lewm_serve.signals import IGNORED_SIGNALS, STOP_SIGNALS, exit_process, log_ignored_signal
+from lewm_serve.transports.addresses import are_loopback, resolve
 from lewm_serve.transports.exchange import RequestMemory
 from lewm_serve.transports.grpc.server import GrpcServer
 from lewm_serve.transports.http.app import create_app
@@ -27,6 +30,12 @@ from lewm_serve.transports.http.server import HttpServer
 
 FLUSH_S = 2.0
 """The time to send answers that are ready when the server stops."""
+
+
+SECOND_SIGNAL_FLUSH_S = 0.1
+"""The time to write the last lines of the log when a second signal ends the server."""
+
+STDOUT = 1
 
 
 class StartError(RuntimeError):
@@ -41,7 +50,7 @@ class Server:
         metrics = Metrics()
         self.planner = Planner(settings, metrics)
         memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
-        metrics.held_bytes.set_function(lambda: memory.total)
+        metrics.held_bytes.set_function(lambda: memory.total + memory.incomplete)
         app = create_app(self.planner, settings, metrics=metrics, memory=memory)
         self.http = HttpServer(app, settings, metrics)
         self.grpc = GrpcServer(self.planner, settings, metrics=metrics, memory=memory)
@@ -53,15 +62,17 @@ class Server:
         Raises:
             StartError: the server cannot start.
         """
-        self._handle_signals()
-        host = self.settings.host
         try:
-            http_port = self.http.bind(host, self.settings.http_port)
-            grpc_port = self.grpc.bind(host, self.settings.grpc_port)
+            addresses = await resolve(self.settings.host)
+            http_port = self.http.bind(addresses, self.settings.http_port)
+            grpc_port = self.grpc.bind(addresses, self.settings.grpc_port)
         except OSError as error:
             raise StartError(str(error)) from None
-        if not self.settings.loopback:
-            log.warning("reachable from other machines, without authentication", host=host)
+        self._handle_signals()
+        if not are_loopback(addresses):
+            log.warning(
+                "reachable from other machines, without authentication", addresses=addresses
+            )
         await self.http.start()
         await self.grpc.start()
         log.info("listening", http_port=http_port, grpc_port=grpc_port)
@@ -98,7 +109,8 @@ class Server:
             "grpc_port": grpc_port,
             "models": models,
         }
-        print(json.dumps(ready), flush=True)
+        # What reads standard output may have stopped reading.
+        LineWriter(STDOUT).write(json.dumps(ready) + "\n")
         log.info("ready", http_port=http_port, grpc_port=grpc_port, models=models)
 
     async def _serve(self) -> None:
@@ -120,26 +132,31 @@ class Server:
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_stop_signal, number)
+        for number in IGNORED_SIGNALS:
+            loop.add_signal_handler(number, log_ignored_signal, number)
 
-    def _on_signal(self, number: signal.Signals) -> None:
+    def _on_stop_signal(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
-            os._exit(128 + number)
-        log.info("stopping", signal=number.name, grace_s=self.settings.grace_s)
+            exit_process(128 + number, SECOND_SIGNAL_FLUSH_S)
         self._stopping.set()
+        log.info("stopping", signal=number.name, grace_s=self.settings.grace_s)
+
+
+def _raise_limit_of_open_files() -> None:
+    """Each connection is an open file, and the usual limit is lower than it has to be."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def serve(settings: Settings) -> None:
     """Run the server until a signal stops it."""
-    configure_logs(settings)
+    _raise_limit_of_open_files()
 
     async def main() -> None:
         await Server(settings).run()
-        # A run of the model that outlasts the grace period cannot be interrupted. A normal exit
-        # would end the interpreter during that run, and the process would abort.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        exit_process(0)
 
     uvloop.run(main())

@@ -1,5 +1,9 @@
 """Every setting of the server. Environment variables `LEWM_…` set them; flags override these."""
 
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +16,21 @@ from lewm_serve.errors import shorten
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 RequestLimit = Annotated[int, Field(ge=1, le=1_000_000)]
+ENV_PREFIX = "LEWM_"
 REDIS_URL_OPTIONS = ("host", "port", "path", "db", "username", "password", "connection_class")
+
+
+KUBERNETES_VARIABLE = re.compile(
+    ENV_PREFIX + r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+"""The variables of a Kubernetes service named lewm or lewm-…, except its LEWM_…_PORT, which is
+recognised by its value."""
+KUBERNETES_VALUE = re.compile("(tcp|udp|sctp)://")
+
+KUBERNETES_HINT = (
+    "Kubernetes sets this variable for a service named {service}: set enableServiceLinks to false "
+    "in the pod's spec, or rename the service"
+)
 
 
 class SettingsError(ValueError):
@@ -44,7 +62,7 @@ class Settings(BaseSettings):
     """The server's settings. All numbers have bounds, so that a typing error ends the start."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LEWM_", frozen=True, extra="forbid", env_ignore_empty=True
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True
     )
 
     host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
@@ -128,14 +146,18 @@ class Settings(BaseSettings):
         Field(ge=1024, le=1 << 40, description="most bytes of all requests in progress together"),
     ] = 256 * 1024 * 1024
     max_connections: Annotated[
-        int, Field(ge=1, le=1_000_000, description="most HTTP connections at once")
+        int,
+        Field(
+            ge=1, le=1_000_000, description="most HTTP connections at once, and as many for gRPC"
+        ),
     ] = 800
     receive_s: Annotated[
         float,
         Field(
             ge=0.1,
             le=3600,
-            description="longest time for an HTTP head, and then for its body, seconds",
+            description="longest time for an HTTP head, and then for its body, or for a gRPC "
+            "message, seconds",
         ),
     ] = 60.0
     max_pixels: Annotated[
@@ -179,11 +201,6 @@ class Settings(BaseSettings):
             _check_redis_url(url.get_secret_value())
         return url
 
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
-        return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
-
 
 def load_settings(**flags: Any) -> Settings:
     """Settings from flags and the environment. Flags win.
@@ -197,10 +214,48 @@ def load_settings(**flags: Any) -> Settings:
         raise SettingsError("; ".join(map(_describe, error.errors()))) from None
 
 
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
+    """Variables with the prefix that are no settings, each with a setting of a similar name.
+
+    Variables of Kubernetes' services are left out: see `kubernetes_variables`.
+    """
+    services = kubernetes_variables(environment)
+    unknown = {}
+    for name in sorted(_no_settings(environment) - set(services)):
+        similar = get_close_matches(_setting_name(name), Settings.model_fields, n=1)
+        unknown[name] = ENV_PREFIX + similar[0].upper() if similar else None
+    return unknown
+
+
+def kubernetes_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Variables that Kubernetes makes of services whose names begin like the settings."""
+    return sorted(
+        name
+        for name in _no_settings(environment)
+        if KUBERNETES_VARIABLE.fullmatch(name)
+        or (name.endswith("_PORT") and KUBERNETES_VALUE.match(environment[name]))
+    )
+
+
+def _no_settings(environment: Mapping[str, str]) -> set[str]:
+    return {
+        name
+        for name in environment
+        if name.upper().startswith(ENV_PREFIX) and _setting_name(name) not in Settings.model_fields
+    }
+
+
+def _setting_name(variable: str) -> str:
+    return variable[len(ENV_PREFIX) :].lower()
+
+
 def _describe(line: ErrorDetails) -> str:
     name = str(line["loc"][0]) if line["loc"] else "settings"
     flag = name.replace("_", "-")
     message = line["msg"].removeprefix("Value error, ")
     # A URL may hold a password.
     value = "set" if name == "redis_url" else shorten(line["input"])
+    if name.endswith("_port") and KUBERNETES_VALUE.match(str(line["input"])):
+        service = f"lewm-{name.removesuffix('_port').replace('_', '-')}"
+        message = KUBERNETES_HINT.format(service=service)
     return f"LEWM_{name.upper()} (--{flag}) is {value}: {message}"

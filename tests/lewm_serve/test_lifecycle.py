@@ -1,5 +1,6 @@
 """The life of a server: it listens, loads, serves, drains and stops."""
 
+import json
 import os
 import signal
 import socket
@@ -24,12 +25,13 @@ from tests.patience import PATIENCE_S, wait_until
 LONG_GRACE = ("--grace-s", "600")
 
 
-def serve(*flags: str) -> subprocess.CompletedProcess[str]:
+def serve(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a server that should not be able to start."""
     command = [sys.executable, "-m", "lewm_serve.cli.main", "serve"]
     return subprocess.run(
         [*command, *flags],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -142,8 +144,16 @@ def test_a_port_in_use_is_one_clear_error(flag: str) -> None:
         other = "--grpc-port" if flag == "--http-port" else "--http-port"
         result = serve(flag, port, other, "0")
     assert (result.returncode, result.stdout) == (1, "")
-    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
-    assert "Traceback" not in result.stderr
+    problem = f"cannot listen on 127.0.0.1:{port}: address already in use"
+    assert result.stderr == f"lewm serve: {problem}\n"
+
+
+@pytest.mark.parametrize("host", ["nobody.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_here_is_one_clear_error(host: str) -> None:
+    result = serve("--host", host, "--http-port", "0", "--grpc-port", "0")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"lewm serve: cannot listen on {host}: ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_missing_model_is_one_clear_error() -> None:
@@ -171,6 +181,18 @@ def test_a_bad_setting_is_one_clear_line(flag: str, value: str) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
     assert flag in result.stderr
+
+
+def test_unknown_variables_are_warned_about() -> None:
+    links = {"LEWM_SERVICE_HOST": "10.0.0.1", "LEWM_PORT": "tcp://10.0.0.1:80"}
+    flags = ("--models", "/nowhere/model", "--http-port", "0", "--grpc-port", "0")
+    result = serve(*flags, "--log-format", "json", LEWM_MAX_QUE="5", **links)
+    unknown, services, *_ = map(json.loads, result.stderr.splitlines()[:2])
+    assert (unknown["event"], unknown["variable"]) == ("unknown setting", "LEWM_MAX_QUE")
+    assert (unknown["did_you_mean"], unknown["level"]) == ("LEWM_MAX_QUEUE", "warning")
+    assert services["variables"] == sorted(links)
+    assert "enableServiceLinks" in services["event"]
+    assert (result.stderr.count("LEWM_"), result.returncode) == (4, 1)
 
 
 def test_help_lists_every_setting() -> None:

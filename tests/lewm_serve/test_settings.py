@@ -5,7 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from lewm_serve.settings import SettingsError, load_settings
+from lewm_serve.settings import (
+    SettingsError,
+    kubernetes_variables,
+    load_settings,
+    unknown_variables,
+)
+
+KUBERNETES_VARIABLES = {
+    "LEWM_GRPC_PORT_50051_TCP_ADDR": "10.0.0.1",
+    "LEWM_MODELS_PORT": "tcp://10.0.0.1:80",
+    "LEWM_PORT": "tcp://10.0.0.1:8000",
+    "LEWM_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "LEWM_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "LEWM_PORT_8000_TCP_PORT": "8000",
+    "LEWM_PORT_8000_TCP_PROTO": "tcp",
+    "LEWM_SERVICE_HOST": "10.0.0.1",
+    "LEWM_SERVICE_PORT": "8000",
+    "LEWM_SERVICE_PORT_HTTP": "8000",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +35,6 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults() -> None:
     settings = load_settings()
     assert (settings.host, settings.http_port, settings.grpc_port) == ("127.0.0.1", 8000, 50051)
-    assert settings.loopback
     assert settings.max_body_bytes == 32 * 1024 * 1024
     assert settings.max_pixels == 4 * 1024 * 1024
 
@@ -41,11 +58,6 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings()
     assert settings.redis_url is None
     assert settings.threads is None
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
-def test_other_hosts_are_not_loopback(host: str) -> None:
-    assert not load_settings(host=host).loopback
 
 
 def test_errors_name_the_setting() -> None:
@@ -84,3 +96,36 @@ def test_bad_redis_urls_are_refused_and_not_shown(url: str) -> None:
     with pytest.raises(SettingsError, match=r"LEWM_REDIS_URL \(--redis-url\) is set") as caught:
         load_settings(redis_url=url)
     assert "secret" not in str(caught.value)
+
+
+def test_unknown_variables_are_named_with_the_closest_setting() -> None:
+    names = [
+        "LEWM_HTP_PORT",
+        "LEWM_XYZ",
+        "LEWM_PORT",
+        "PATH",
+        "LEWM_HOST",
+        "lewm_host",
+        "LEWM_max_que",
+    ]
+    assert unknown_variables(KUBERNETES_VARIABLES | dict.fromkeys(names, "1")) == {
+        "LEWM_HTP_PORT": "LEWM_HTTP_PORT",
+        "LEWM_PORT": "LEWM_HTTP_PORT",
+        "LEWM_XYZ": None,
+        "LEWM_max_que": "LEWM_MAX_QUEUE",
+    }
+
+
+def test_variables_of_kubernetes_services() -> None:
+    others = dict.fromkeys(["LEWM_HTTP_PORT", "LEWM_HOST", "LEWM_REPORT", "LEWM_HTP_PORT"], "1")
+    assert kubernetes_variables(others | KUBERNETES_VARIABLES) == list(KUBERNETES_VARIABLES)
+    assert unknown_variables(KUBERNETES_VARIABLES) == {}
+
+
+@pytest.mark.parametrize("name", ["http", "grpc"])
+def test_a_port_that_kubernetes_has_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"LEWM_{name.upper()}_PORT", "tcp://10.0.0.1:8000")
+    problem = rf"LEWM_{name.upper()}_PORT .*'tcp://10.*enableServiceLinks.*false.*rename"
+    with pytest.raises(SettingsError, match=problem) as caught:
+        load_settings()
+    assert f"a service named lewm-{name}" in str(caught.value)

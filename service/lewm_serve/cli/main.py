@@ -1,10 +1,12 @@
 """`lewm`, the one program. Commands import what they need when they run: `--help` is quick."""
 
 import os
+import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 # OpenMP's threads wait for each other in a loop for milliseconds. On two cores with other work,
 # that makes a roll-out several times slower; without any waiting loop, a roll-out on idle cores
@@ -19,8 +21,24 @@ from lewm_serve.cli.models import app as models
 from lewm_serve.cli.serve import serve
 from lewm_serve.cli.train import train
 
+
+class Program(typer.core.TyperGroup):
+    """All commands. An error of the system, such as a full disk, is one line."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            typer.echo(f"lewm: {error}", err=True)
+            # What is still in the buffer cannot be written either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
+
+
 app = typer.Typer(
     name="lewm",
+    cls=Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,6 +48,21 @@ app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("demo")(demo)
 app.add_typer(models, name="models")
+
+
+def _open_standard_files() -> None:
+    """Open standard files that are closed as /dev/null.
+
+    Otherwise their numbers would become those of sockets, and what libraries write to standard
+    error would go to a client.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,6 +81,7 @@ def main(
     ] = False,
 ) -> None:
     """Latent world models that plan: train, measure and serve them."""
+    _open_standard_files()
 
 
 if __name__ == "__main__":

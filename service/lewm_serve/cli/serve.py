@@ -6,7 +6,13 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from lewm_serve.settings import Settings, SettingsError, load_settings
+from lewm_serve.settings import (
+    Settings,
+    SettingsError,
+    kubernetes_variables,
+    load_settings,
+    unknown_variables,
+)
 
 
 def serve(**flags: Any) -> None:
@@ -21,6 +27,13 @@ def serve(**flags: Any) -> None:
         typer.echo(f"lewm serve: {error}", err=True)
         raise typer.Exit(2) from None
 
+    from lewm_serve.observability.logging import configure_logs
+    from lewm_serve.signals import handle_early_signals
+
+    configure_logs(settings)
+    handle_early_signals()
+    _warn_of_unknown_variables()
+
     from lewm_serve.server import StartError
     from lewm_serve.server import serve as run
 
@@ -29,6 +42,20 @@ def serve(**flags: Any) -> None:
     except StartError as error:
         typer.echo(f"lewm serve: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def _warn_of_unknown_variables() -> None:
+    from lewm_serve.observability.logging import log
+
+    for name, closest in unknown_variables().items():
+        suggestion = {} if closest is None else {"did_you_mean": closest}
+        log.warning("unknown setting", variable=name, **suggestion)
+    if links := kubernetes_variables():
+        log.warning(
+            "variables of Kubernetes services begin like settings; enableServiceLinks: false in "
+            "the pod's spec avoids them",
+            variables=links,
+        )
 
 
 def _flag(name: str, field: FieldInfo) -> inspect.Parameter:

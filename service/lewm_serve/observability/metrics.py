@@ -15,6 +15,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from lewm_serve.constants import (
     BATCH_KINDS,
@@ -27,6 +29,7 @@ from lewm_serve.constants import (
     STAGES,
 )
 from lewm_serve.errors import CODES
+from lewm_serve.observability.logging import dropped_log_lines
 
 REQUEST_SECONDS = (
     0.001,
@@ -67,6 +70,7 @@ REGISTERED = (
     "lewm_latent_norm",
     "lewm_latent_norm_zscore",
     "lewm_latent_sigreg",
+    "lewm_log_lines_dropped_total",
     "lewm_model_info",
     "lewm_plan_iterations",
     "lewm_plan_status_total",
@@ -96,6 +100,7 @@ class Metrics:
             ("model", "version", "backend", "device", "precision"),
             registry=self.registry,
         )
+        self.registry.register(_DroppedLogLines())
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -238,3 +243,14 @@ class Metrics:
             self.cache_requests_total.labels("redis", result)
         self.cache_errors_total.labels("redis")
         self.cache_up.labels("redis").set(0)
+
+
+class _DroppedLogLines(Collector):
+    """The log's own count. A counter of the library has a lock that is not reentrant."""
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(
+            "lewm_log_lines_dropped",
+            "Log lines that could not be written: the reader is too slow or gone, or the disk full",
+            value=dropped_log_lines(),
+        )

@@ -84,11 +84,17 @@ class RequestMemory:
 
     The memory that they take is larger: about four times the size of a JSON body while it is read,
     as text, as a document and as arrays. Used only from the event loop.
+
+    Attributes:
+        limit: the most bytes.
+        total: the bytes that were received.
+        incomplete: the bytes of gRPC messages that are being received, as they were last measured.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.total = 0
+        self.incomplete = 0
 
     @contextmanager
     def reserve(self) -> Iterator[MemoryReservation]:
@@ -97,7 +103,7 @@ class RequestMemory:
         try:
             yield reservation
         finally:
-            self.total -= reservation.size
+            reservation.release()
 
 
 class MemoryReservation:
@@ -113,8 +119,14 @@ class MemoryReservation:
         Raises:
             Overloaded: the server would hold more than its limit.
         """
-        if self._memory.total + size > self._memory.limit:
-            detail = f"the requests in progress hold {self._memory.total} bytes; try again"
+        held = self._memory.total + self._memory.incomplete
+        if held + size > self._memory.limit:
+            detail = f"the requests in progress hold {held} bytes; try again"
             raise Overloaded(MEMORY_RETRY_AFTER_S, detail)
         self.size += size
         self._memory.total += size
+
+    def release(self) -> None:
+        """Count the bytes no longer."""
+        self._memory.total -= self.size
+        self.size = 0

@@ -9,7 +9,8 @@ from __future__ import annotations  # gRPC's handler types are generic for the t
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -29,11 +30,11 @@ from lewm_serve.api.requests import (
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
 from lewm_serve.constants import Endpoint
 from lewm_serve.errors import (
-    BodyTooLarge,
     Cancelled,
     DeadlineExceeded,
     Internal,
     MalformedMessage,
+    Overloaded,
     ServiceError,
     UnknownRoute,
     shorten,
@@ -43,14 +44,19 @@ from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.transports.exchange import Exchange, RequestMemory, record
 from lewm_serve.transports.grpc.messages import to_document, to_message_fields
+from lewm_serve.transports.grpc.transfers import Call, Transfers
 
 SERVICE = "lewm.v1.PlannerService"
 
 MAX_DETAIL_CHARACTERS = 1000
 """gRPC sends details in a header, which must stay small."""
 
-Call = grpc.aio.ServicerContext[Any, Any]
-Handler = Callable[[bytes, Call], Awaitable[bytes]]
+MAX_LIBRARY_STREAMS = 1000
+"""Streams of the health service and of reflection have no end, and each takes memory."""
+
+STREAM_RETRY_AFTER_S = 1.0
+
+Handler = Callable[[object, Call], Awaitable[bytes]]
 
 MessageT = TypeVar("MessageT", bound=Message)
 RequestT = TypeVar("RequestT", bound=RequestModel)
@@ -61,12 +67,12 @@ class PlannerMethods:
     """The handlers of all methods."""
 
     def __init__(
-        self, planner: Planner, *, metrics: Metrics, memory: RequestMemory, max_message_bytes: int
+        self, planner: Planner, *, metrics: Metrics, memory: RequestMemory, transfers: Transfers
     ) -> None:
         self.planner = planner
         self.metrics = metrics
         self.memory = memory
-        self.max_message_bytes = max_message_bytes
+        self.transfers = transfers
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
         """gRPC's handler of each method, by the method's name."""
@@ -96,8 +102,11 @@ class PlannerMethods:
             "ListModels": self._handler("models", self._list_models),
             "GetModel": self._handler("models", self._get_model),
         }
+        # The library would call a handler of a single message only when it has the whole message.
+        # On the wire there is no difference.
         return {
-            name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in handlers.items()
+            name: grpc.stream_unary_rpc_method_handler(handler)
+            for name, handler in handlers.items()
         }
 
     def _inference_handler(
@@ -137,17 +146,19 @@ class PlannerMethods:
     ) -> Handler:
         """A handler that sends the errors of ``answer`` to the client and records the call."""
 
-        async def handle(data: bytes, call: Call) -> bytes:
-            context = call_context(call, endpoint)
-            exchange = Exchange(context)
+        async def handle(_messages: object, call: Call) -> bytes:
             error: ServiceError | None = None
             try:
-                self._check_size(data)
+                try:
+                    data = await self.transfers.receive(call)
+                finally:
+                    context = call_context(call, endpoint)
+                    exchange = Exchange(context)
                 with self.memory.reserve() as reservation:
                     reservation.add(len(data))
                     message = await answer(data, exchange)
                 call.set_trailing_metadata((("request_id", context.request_id),))
-                return self._serialize(message)
+                return self._serialize(message, call)
             except ServiceError as service_error:
                 error = service_error
             except asyncio.CancelledError:
@@ -172,17 +183,79 @@ class PlannerMethods:
             exchange.code, status = error.code, error.grpc_status
         asyncio.get_running_loop().call_soon(record, self.metrics, exchange, status)
 
-    def _check_size(self, data: bytes) -> None:
-        limit = self.max_message_bytes
-        if len(data) > limit:
-            detail = f"message: received {len(data)} bytes, expected at most {limit}"
-            raise BodyTooLarge(detail)
-
-    def _serialize(self, message: Message) -> bytes:
+    def _serialize(self, message: Message, call: Call) -> bytes:
         started = time.monotonic()
         data = message.SerializeToString()
         self.metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
+        self.transfers.hold_answer(call, len(data))
         return data
+
+
+class LibraryMethods(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Keeps the messages of the library's own services (health, reflection) within the limits."""
+
+    def __init__(self, transfers: Transfers) -> None:
+        self.transfers = transfers
+        self._streams = 0
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """The handler of a call."""
+        handler = await continuation(handler_call_details)
+        if handler.request_deserializer is None:
+            return handler  # one of ours, which takes bytes
+
+        async def answer_once(_messages: object, call: Call) -> Any:
+            async with self._refusing(call):
+                message = handler.request_deserializer(await self.transfers.receive(call))
+                response = await handler.unary_unary(message, call)
+                self.transfers.hold_answer(call, response.ByteSize())
+                return response
+
+        async def watch(_messages: object, call: Call) -> None:
+            async with self._refusing(call), self._stream():
+                message = handler.request_deserializer(await self.transfers.receive(call))
+                await handler.unary_stream(message, call)
+
+        async def converse(_messages: object, call: Call) -> None:
+            async with self._refusing(call), self._stream():
+                messages = self.transfers.receive_all(call)
+                requests = (handler.request_deserializer(data) async for data in messages)
+                async for response in handler.stream_stream(requests, call):
+                    await self.transfers.send(call, response)
+
+        serializer = handler.response_serializer
+        if not handler.response_streaming:
+            return grpc.stream_unary_rpc_method_handler(answer_once, response_serializer=serializer)
+        behaviour = converse if handler.request_streaming else watch
+        return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=serializer)
+
+    @asynccontextmanager
+    async def _refusing(self, call: Call) -> AsyncIterator[None]:
+        """Send an error of the block to the client."""
+        try:
+            yield
+        except ServiceError as error:
+            await abort(call, error, request_id_from(None))
+        except DecodeError:
+            malformed = MalformedMessage(
+                "message: received bytes that are not the method's message"
+            )
+            await abort(call, malformed, request_id_from(None))
+
+    @asynccontextmanager
+    async def _stream(self) -> AsyncIterator[None]:
+        """One of the streams that may last.
+
+        Raises:
+            Overloaded: there are too many.
+        """
+        if self._streams >= MAX_LIBRARY_STREAMS:
+            raise Overloaded(STREAM_RETRY_AFTER_S, f"there are {self._streams} streams already")
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
 
 class UnknownMethods(grpc.GenericRpcHandler):  # type: ignore[type-arg]

@@ -1,5 +1,8 @@
 """The gRPC server: the planner's methods, health and reflection on one port."""
 
+import logging
+from collections.abc import Sequence
+
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
@@ -11,8 +14,15 @@ from lewm.v1 import planner_pb2 as pb
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
+from lewm_serve.transports.addresses import join, listen
 from lewm_serve.transports.exchange import RequestMemory
-from lewm_serve.transports.grpc.methods import SERVICE, PlannerMethods, UnknownMethods
+from lewm_serve.transports.grpc.methods import (
+    SERVICE,
+    LibraryMethods,
+    PlannerMethods,
+    UnknownMethods,
+)
+from lewm_serve.transports.grpc.transfers import Transfers
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -25,9 +35,15 @@ SERVER_OPTIONS = (
     # The server notices a robot that has left the network, and drops its plan.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", 1024),  # on one connection
     # Uncompressed messages only: the library's size limit counts compressed bytes.
     ("grpc.compression_enabled_algorithms_bitset", 1),
 )
+
+MAX_IDLE_MS = 600_000
+"""A connection without a call for so long is closed. Clients open another with their next call."""
+
+LIBRARY_LOG = "grpc._cython.cygrpc"
 
 LIBRARY_LIMIT_FACTOR = 2
 """The library's own limit of a message is this many times the server's limit. The library refuses
@@ -42,14 +58,21 @@ class GrpcServer:
         self, planner: Planner, settings: Settings, *, metrics: Metrics, memory: RequestMemory
     ) -> None:
         limit = settings.max_body_bytes
+        self._max_connections = settings.max_connections
+        self._transfers = Transfers(memory, receive_s=settings.receive_s, max_message_bytes=limit)
+        logging.getLogger(LIBRARY_LOG).addFilter(_is_no_lost_answer)
         self._server = grpc.aio.server(
+            interceptors=(LibraryMethods(self._transfers),),
             options=(
                 *SERVER_OPTIONS,
                 ("grpc.max_receive_message_length", LIBRARY_LIMIT_FACTOR * limit),
                 ("grpc.max_send_message_length", limit),
-            )
+                ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                ("grpc.max_connection_idle_ms", MAX_IDLE_MS),
+                ("grpc.server_handshake_timeout_ms", round(1000 * settings.receive_s)),
+            ),
         )
-        methods = PlannerMethods(planner, metrics=metrics, memory=memory, max_message_bytes=limit)
+        methods = PlannerMethods(planner, metrics=metrics, memory=memory, transfers=self._transfers)
         generic = grpc.method_handlers_generic_handler(SERVICE, methods.handlers())
         self._server.add_generic_rpc_handlers((generic,))
         self._health = health.HealthServicer()
@@ -60,25 +83,31 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((UnknownMethods(metrics),))
         assert pb.DESCRIPTOR.services_by_name["PlannerService"].full_name == SERVICE
 
-    def bind(self, host: str, port: int) -> int:
-        """Listen on a port (0: a free one) and return it.
+    def bind(self, addresses: Sequence[str], port: int) -> int:
+        """Listen on a port (0: a free one) of all addresses, and return it.
 
         Raises:
             OSError: the port cannot be used.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            bound = self._server.add_insecure_port(address)
-        except RuntimeError:
-            bound = 0
-        if bound == 0:
-            raise OSError(f"cannot listen on {address}")
+        # gRPC does not say why it cannot listen. Sockets of our own find that out.
+        sockets = listen(addresses, port)
+        bound: int = sockets[0].getsockname()[1]
+        for listener in sockets:
+            listener.close()
+        for address in addresses:
+            target = join(address, bound)
+            try:
+                self._server.add_insecure_port(target)
+            except RuntimeError as error:
+                raise OSError(f"cannot listen on {target}: {error}") from None
+        self._transfers.port = bound
         return bound
 
     async def start(self) -> None:
         """Accept calls from now on. The health service says that the server is not ready."""
         await self.set_ready(False)
         await self._server.start()
+        self._transfers.relieve(self._max_connections)
 
     async def set_ready(self, ready: bool) -> None:
         """Set what the health service says about the whole server and the planner's service."""
@@ -90,3 +119,8 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Finish the calls in progress within the grace period, then close."""
         await self._server.stop(grace_s)
+
+
+def _is_no_lost_answer(record: logging.LogRecord) -> bool:
+    """False for the error with which the library reports that a client went away too early."""
+    return "ExecuteBatchError raised in core" not in record.getMessage()

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,12 +12,11 @@ from starlette.types import ASGIApp
 
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.settings import Settings
+from lewm_serve.transports.addresses import listen
 from lewm_serve.transports.http.protocol import BoundedHttpProtocol
 
 KEEP_ALIVE_S = 75
 """Longer than the idle timeout of common load balancers."""
-
-LISTEN_BACKLOG = 2048
 
 
 class _UvicornServer(uvicorn.Server):
@@ -44,27 +43,23 @@ class HttpServer:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._server = _UvicornServer(config)
-        self._socket: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
         self._serving: asyncio.Task[None] | None = None
 
-    def bind(self, host: str, port: int) -> int:
-        """Listen on a port (0: a free one) and return it.
+    def bind(self, addresses: Sequence[str], port: int) -> int:
+        """Listen on a port (0: a free one) of all addresses, and return it.
 
         Raises:
             OSError: the port cannot be used.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._socket = socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-        bound: int = self._socket.getsockname()[1]
+        self._sockets = listen(addresses, port)
+        bound: int = self._sockets[0].getsockname()[1]
         return bound
 
     async def start(self) -> None:
         """Accept requests from now on."""
-        assert self._socket is not None, "bind first"
-        self._serving = asyncio.create_task(self._server.serve([self._socket]))
+        assert self._sockets, "bind first"
+        self._serving = asyncio.create_task(self._server.serve(self._sockets))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.005)
 
