@@ -12,6 +12,7 @@
     ├── RequestTimeout          408
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
+    ├── TooManyHeaders          431  more fields in a request head than the server reads
     ├── Overloaded              429
     ├── Cancelled               499
     ├── Internal                500
@@ -29,7 +30,7 @@ Where each is raised, on the way from bytes to a plan:
       │ MethodNotAllowed    │                      │ InvalidRequest (what the model decides)
       │ UnsupportedMediaType│                      │ DeadlineExceeded, Cancelled
       │ BodyTooLarge        │                      │ Internal (anything unexpected), NonFiniteResult
-      │ RequestTimeout, Overloaded (too many connections or bytes)
+      │ RequestTimeout, Overloaded (too many connections or bytes), TooManyHeaders
       │ MalformedJson, MalformedMessage
 
 An error knows its HTTP status and the name of its gRPC status. Transports only write it.
@@ -287,6 +288,15 @@ class UnsupportedMediaType(ServiceError):
     grpc_status = "INVALID_ARGUMENT"
     code = "unsupported_media_type"
     title = "Unsupported media type"
+
+
+class TooManyHeaders(ServiceError):
+    """The head or the trailer section of a request has too many fields."""
+
+    status = 431
+    grpc_status = "INVALID_ARGUMENT"
+    code = "too_many_headers"
+    title = "Too many headers"
 
 
 class Overloaded(ServiceError):

@@ -125,6 +125,7 @@ class Server:
 
     async def _stop(self) -> None:
         self.planner.drain()
+        self.http.drain()
         await self.grpc.set_ready(False)
         await self.planner.stop(self.settings.grace_s)
         await asyncio.gather(self.http.stop(FLUSH_S), self.grpc.stop(FLUSH_S))

@@ -29,15 +29,18 @@ class Exchange:
         model: the model that it names, as `Planner.log_label` gives it.
         code: how it ended: ``ok`` or the code of an error.
         response: the answer, if it was not refused.
+        awaits_body: whether the request has a body that has not been read.
     """
 
     context: RequestContext
     model: str | None = None
     code: str = OK_CODE
     response: Response | None = None
+    awaits_body: bool = False
 
     def mark_received(self) -> RequestContext:
         """Restart the clock of deadlines and durations, so that the upload does not count."""
+        self.awaits_body = False
         self.context = replace(self.context, received=time.monotonic())
         return self.context
 

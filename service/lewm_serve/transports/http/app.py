@@ -21,8 +21,11 @@ from lewm_serve.constants import ENDPOINTS, PROBLEM_MEDIA_TYPE, Endpoint
 from lewm_serve.errors import (
     BodyTooLarge,
     Cancelled,
+    Draining,
     Internal,
+    Loading,
     MethodNotAllowed,
+    Overloaded,
     RequestTimeout,
     ServiceError,
     UnknownRoute,
@@ -58,6 +61,10 @@ every few seconds."""
 
 MAX_PREDICTED_VALUES = 1_000_000
 """The most values in the answer to a predict request. Larger answers belong on gRPC."""
+
+BODY_REFUSALS = (BodyTooLarge, Loading, Overloaded, RequestTimeout)
+"""If a request is refused with one of these before its body is read, its connection is closed: the
+client may still be sending the body."""
 
 
 def create_app(
@@ -161,7 +168,7 @@ def _problem_response(request: Request, error: ServiceError) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = retry_after_header(error.retry_after_s)
-    if isinstance(error, BodyTooLarge | RequestTimeout):
-        headers["Connection"] = "close"  # the client may still be sending the rest of the body
+    if isinstance(error, Draining) or (exchange.awaits_body and isinstance(error, BODY_REFUSALS)):
+        headers["Connection"] = "close"
     body = orjson.dumps(error.problem(exchange.context.request_id))
     return Response(body, status_code=error.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)

@@ -22,7 +22,6 @@ from lewm_serve.constants import JSON_MEDIA_TYPE
 from lewm_serve.errors import (
     BodyTooLarge,
     MalformedJson,
-    Overloaded,
     RequestTimeout,
     UnsupportedMediaType,
     shorten,
@@ -40,11 +39,6 @@ LONE_SURROGATE = re.compile(
 
 GZIP_MAGIC = b"\x1f\x8b"
 
-DISCARD_LIMIT_FACTOR = 8
-DISCARD_TIMEOUT_S = 5.0
-"""How much of a refused body is read: this many times the limit, for this long."""
-
-
 async def read_body(
     request: Request, *, limit: int, timeout_s: float, memory: MemoryReservation
 ) -> bytearray:
@@ -59,8 +53,6 @@ async def read_body(
     _check_media_type(request)
     announced = request.headers.get("content-length", "0")
     if int(announced) > limit:
-        if "expect" not in request.headers:  # otherwise the client waits and sends nothing
-            await _discard_body(request, limit)
         raise BodyTooLarge(f"body: received {announced} bytes, expected at most {limit}")
     body = bytearray()
     try:
@@ -70,9 +62,6 @@ async def read_body(
                 body += chunk
                 if len(body) > limit:
                     raise BodyTooLarge(f"body: received more than {limit} bytes, the maximum")
-    except (BodyTooLarge, Overloaded):
-        await _discard_body(request, limit)
-        raise
     except TimeoutError:
         detail = f"body: received {len(body)} bytes in {timeout_s:g} s, expected the whole body"
         raise RequestTimeout(detail) from None
@@ -163,20 +152,3 @@ def _check_media_type(request: Request) -> None:
         raise UnsupportedMediaType(
             f"content-encoding: received {shorten(encoding)}, expected no encoding"
         )
-
-
-async def _discard_body(request: Request, limit: int) -> None:
-    """Read and drop a refused body, up to a limit and for a limited time.
-
-    If the connection were closed at once, the client could not read the answer.
-    """
-    received = 0
-    try:
-        async with asyncio.timeout(DISCARD_TIMEOUT_S):
-            while received < DISCARD_LIMIT_FACTOR * limit:
-                message = await request.receive()
-                received += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return

@@ -47,6 +47,9 @@ LARGE_DOCUMENT_BYTES = 256 * 1024
 """Larger documents are read and written in a thread. On the event loop they would delay all other
 requests."""
 
+RENDERING_SHARE = 0.1
+"""The largest share of the event loop's time in which metrics are rendered."""
+
 JSON_BYTES_PER_VALUE = 12
 """The approximate size of a float32 in JSON."""
 
@@ -97,6 +100,12 @@ class InferenceRoutes:
         work: Callable[[RequestT, RequestContext], Awaitable[ResponseT]],
     ) -> Response:
         exchange = exchange_of(http_request)
+        exchange.awaits_body = True
+        match self._planner.state:
+            case "loading":
+                raise Loading
+            case "draining":
+                raise Draining
         with self._memory.reserve() as reservation:
             request = await self._read_request(http_request, request_type, reservation)
             response = await _cancel_on_disconnect(http_request, work(request, exchange.context))
@@ -159,6 +168,12 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
     """`/healthz`, `/readyz`, `/metrics`."""
     router = APIRouter(tags=["operation"])
 
+    def render_metrics() -> bytes:
+        planner.count_batches()  # also those of requests that are still in progress
+        return metrics.render()
+
+    scrapes = SharedRendering(render_metrics)
+
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", responses=error_responses(Failed))
     async def healthz() -> ServerStatus:
@@ -183,10 +198,38 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse, responses=error_responses())
     async def prometheus_metrics() -> Response:
         """The metrics that Prometheus collects."""
-        planner.count_batches()  # also those of requests that are still in progress
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await scrapes.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+class SharedRendering:
+    """A text for many clients that takes a limited share of the event loop's time.
+
+    The next rendering starts when the last one has become old enough, at once if nobody has asked
+    for a while. All who ask until then get its text. So it is never older than the question.
+    """
+
+    def __init__(self, render: Callable[[], bytes]) -> None:
+        self._render = render
+        self._may_start = 0.0
+        self._next: asyncio.Task[bytes] | None = None
+
+    async def render(self) -> bytes:
+        """The text, rendered after this call."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._render_in_time())
+        return await asyncio.shield(self._next)
+
+    async def _render_in_time(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._may_start - loop.time())
+        self._next = None
+        started = time.thread_time()
+        text = self._render()
+        spent_s = time.thread_time() - started
+        self._may_start = loop.time() + spent_s * (1 / RENDERING_SHARE - 1)
+        return text
 
 
 async def _in_thread_if_large(size: int, work: Callable[[], T]) -> T:

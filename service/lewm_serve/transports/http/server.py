@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.settings import Settings
 from lewm_serve.transports.addresses import listen
+from lewm_serve.transports.http.connections import Connections
 from lewm_serve.transports.http.protocol import BoundedHttpProtocol
 
 KEEP_ALIVE_S = 75
@@ -30,7 +31,13 @@ class HttpServer:
     """An ASGI application on a port."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        protocol: Any = partial(BoundedHttpProtocol, settings=settings, metrics=metrics)
+        self._connections = Connections(settings.max_connections)
+        protocol: Any = partial(
+            BoundedHttpProtocol,
+            settings=settings,
+            metrics=metrics,
+            connections=self._connections,
+        )
         config = uvicorn.Config(
             app,
             http=protocol,
@@ -62,6 +69,13 @@ class HttpServer:
         self._serving = asyncio.create_task(self._server.serve(self._sockets))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.005)
+
+    def drain(self) -> None:
+        """Close idle connections, and the others after their next answer."""
+        self._connections.draining = True
+        for connection in list(self._server.server_state.connections):
+            assert isinstance(connection, BoundedHttpProtocol)
+            connection.drain()
 
     async def stop(self, grace_s: float) -> None:
         """Finish the requests in progress within the grace period, then close."""
