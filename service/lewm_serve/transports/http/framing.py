@@ -12,9 +12,9 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
 """The most fields of a head, and of the trailer section after a chunked body."""
 
-MAX_LINES = MAX_HEADERS + 2
-"""The most lines without content between them: the fields, a line before them, an empty one after
-them."""
+MAX_LINES = MAX_HEADERS + 3
+"""The most lines without content between them: the fields, an empty line after them, and up to two
+lines before them, which are the request line or the end of a chunked body."""
 
 MAX_CHUNK_FRAMING_BYTES = 256 * 1024
 """How many bytes of chunk sizes, chunk extensions and trailers a chunked body may have beyond the
@@ -28,9 +28,9 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]+)[;\r\n]")
 class RequestFraming:
     """Splits the bytes of a connection into pieces for the parser, and counts them.
 
-    A piece is a line, or as much of the content as there is. So no piece holds parts of two
-    requests, and the parser has never read on beyond the request that is being answered. The split
-    does not change what the parser understands.
+    A piece is a head, a line of a head or of a chunked body, or as much of the content as there is.
+    So no piece holds parts of two requests, and the parser has never read on beyond the request
+    that is being answered. The split does not change what the parser understands.
 
     Attributes:
         in_head: whether the next bytes belong to a head.
@@ -75,13 +75,12 @@ class RequestFraming:
             self._framing_bytes = max(0, self._framing_bytes - (end - start))
             self._lines = 0
             return end
-        end = data.find(b"\n", start) + 1
-        if end == 0:
-            end = len(data)
-        else:
-            self._lines += 1
-            if self._lines > MAX_LINES:
-                raise TooManyHeaders(f"received more than {MAX_HEADERS} header fields, the maximum")
+        is_new_head = self.in_head and not self.head_bytes
+        whole_head = data.find(b"\r\n\r\n", start) if is_new_head else -1
+        end = whole_head + 4 if whole_head >= 0 else data.find(b"\n", start) + 1 or len(data)
+        self._lines += data.count(b"\n", start, end)
+        if self._lines > MAX_LINES:
+            raise TooManyHeaders(f"received more than {MAX_HEADERS} header fields, the maximum")
         if self.in_head:
             self.head_bytes += end - start
             if self.head_bytes > MAX_HEAD_BYTES:
