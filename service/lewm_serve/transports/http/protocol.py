@@ -170,9 +170,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 if self._framing.in_head and not self._framing.head_bytes:
                     self._start_head_timer()
                 end = self._framing.next_piece(data, start)
-                self._feed_parser(memoryview(data)[start:end])
-                if not self._framing.in_head and self.cycle.response_complete:
-                    self._drop(end - start)
+                piece = memoryview(data)[start:end]
+                if self._framing.in_head:
+                    self._feed_parser(piece)
+                elif self.cycle.response_complete:
+                    self._drop(len(piece))
+                    self._feed_parser(piece)
+                else:
+                    size_before = len(self.cycle.body)
+                    self._feed_parser(piece)
+                    self._framing.add_content(len(self.cycle.body) - size_before)
                 start = end
         except ServiceError as error:
             self._refuse(error)
@@ -223,6 +230,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._framing.in_head:
             self._framing.add_header(name, value)
             super().on_header(name, value)
+            return
+        try:
+            self._framing.add_trailer()
+        except ServiceError as error:
+            self._reject(error)
 
     def on_headers_complete(self) -> None:
         """Start the request, unless it has to be refused."""

@@ -76,3 +76,25 @@ async def test_an_unexpected_error_is_logged_and_not_shown() -> None:
         "exc_info": True,
         "request_id": "r1",
     }
+
+
+@pytest.mark.parametrize("state", ["loading", "draining"])
+async def test_requests_are_refused_before_their_body_is_read(state: str) -> None:
+    async with client_of(state=state) as client:
+        response = await client.post("/plan", content=b"{")
+        probe = await client.get("/readyz")
+    for answer in (response, probe):
+        assert (answer.status_code, answer.json()["code"]) == (503, state)
+        assert answer.headers["retry-after"]
+    assert response.headers["connection"] == "close"
+    assert ("connection" in probe.headers) is (state == "draining")
+
+
+async def test_a_connection_stays_open_if_the_body_of_a_refused_request_was_read() -> None:
+    async def refuse(*_: object) -> None:
+        raise Overloaded(retry_after_s=1.0)
+
+    async with client_of(plan=refuse) as client:
+        response = await client.post("/plan", json=plan())
+    assert response.status_code == 429
+    assert "connection" not in response.headers

@@ -104,7 +104,11 @@ def test_the_bytes_of_all_requests_are_limited_over_both_protocols(small: Server
     def is_overloaded(client: httpx.Client) -> bool:
         headers = {"content-type": "application/json"}
         response = client.post("/encode", content=large, headers=headers)
-        return bool(response.status_code == 429 and response.json()["code"] == "overloaded")
+        if response.status_code != 429:
+            return False
+        assert response.json()["code"] == "overloaded"
+        assert response.headers["connection"] == "close"  # the body was not read to its end
+        return True
 
     with (
         httpx.Client(base_url=small.url, timeout=PATIENCE_S) as client,

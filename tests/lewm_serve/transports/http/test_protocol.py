@@ -23,9 +23,13 @@ OVERRIDDEN_METHODS = {
     "connection_made": ("self", "transport"),
     "connection_lost": ("self", "exc"),
     "data_received": ("self", "data"),
+    "eof_received": ("self",),
+    "on_header": ("self", "name", "value"),
     "on_headers_complete": ("self",),
     "on_message_complete": ("self",),
-    "send_400_response": ("self", "msg"),
+    "on_response_complete": ("self",),
+    "pause_writing": ("self",),
+    "resume_writing": ("self",),
 }
 """The methods that `BoundedHttpProtocol` overrides, with their parameters in uvicorn."""
 
@@ -51,10 +55,10 @@ def test_no_other_method_is_overridden() -> None:
 
 
 def test_the_constructor_takes_what_the_server_gives() -> None:
-    """`BoundedHttpProtocol` passes all arguments on, and adds ``settings`` and ``metrics``."""
+    """`BoundedHttpProtocol` passes all arguments on, and adds three of its own."""
     parameters = inspect.signature(HttpToolsProtocol.__init__).parameters
     assert {"config", "server_state", "app_state"} <= set(parameters)
-    assert not {"settings", "metrics"} & set(parameters)
+    assert not {"settings", "metrics", "connections"} & set(parameters)
 
 
 class FakeTransport(asyncio.Transport):
@@ -88,8 +92,9 @@ class RecordingProtocol(HttpToolsProtocol):
         self.calls.append("on_message_complete")
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        self.calls.append(f"send_400_response: {msg}")
+    def on_response_complete(self) -> None:
+        self.calls.append("on_response_complete")
+        super().on_response_complete()
 
 
 async def answer_nothing(scope: object, receive: object, send: object) -> None:
@@ -125,10 +130,41 @@ async def test_the_parser_reports_the_ends_of_head_and_body(protocol: RecordingP
     protocol.connection_lost(None)
 
 
-async def test_bytes_that_are_not_http_call_send_400_response(protocol: RecordingProtocol) -> None:
-    protocol.data_received(b"hello\r\n\r\n")
-    (call,) = protocol.calls
-    assert call.startswith("send_400_response: ")
+async def test_a_request_has_the_expected_attributes(protocol: RecordingProtocol) -> None:
+    """Those of the cycle, which is one request and its answer, and those of the connection."""
+    protocol.data_received(
+        b"POST /path?query HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n{}"
+    )
+    cycle = protocol.cycle
+    assert (protocol.url, protocol.headers[0]) == (b"/path?query", (b"upgrade", b"h2c"))
+    assert (cycle.transport, bytes(cycle.body)) == (protocol.transport, b"{}")
+    assert (cycle.response_started, cycle.response_complete) == (False, False)
+    assert (cycle.disconnected, cycle.keep_alive) == (False, True)
+    cycle.disconnected = True
+    cycle.message_event.set()
+    assert await cycle.receive() == {"type": "http.disconnect"}
+    protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+async def test_an_answer_closes_the_connection_and_then_calls_on_response_complete(
+    protocol: RecordingProtocol, keep_alive: bool
+) -> None:
+    transport = protocol.transport
+    assert isinstance(transport, FakeTransport)
+    protocol.data_received(b"GET / HTTP/1.1\r\n\r\n")
+    cycle = protocol.cycle
+    cycle.keep_alive = keep_alive
+    assert protocol.server_state.total_requests == 0
+    head: Any = {"type": "http.response.start", "status": 200, "headers": []}
+    body: Any = {"type": "http.response.body", "body": b"{}"}
+    await cycle.send(head)
+    assert cycle.response_started
+    await cycle.send(body)
+    assert cycle.response_complete
+    assert (b"connection: close" in transport.written, transport.closed) == (not keep_alive,) * 2
+    assert protocol.calls[-1] == "on_response_complete"
+    assert protocol.server_state.total_requests == 1
     protocol.connection_lost(None)
 
 
