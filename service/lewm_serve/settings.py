@@ -156,8 +156,8 @@ class Settings(BaseSettings):
         Field(
             ge=0.1,
             le=3600,
-            description="longest time for an HTTP head, and then for its body, or for a gRPC "
-            "message, seconds",
+            description="longest time for an HTTP head, then for its body, for a gRPC message, and "
+            "for a client to take an answer, seconds",
         ),
     ] = 60.0
     max_pixels: Annotated[
