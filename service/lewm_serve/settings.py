@@ -143,7 +143,12 @@ class Settings(BaseSettings):
     ] = 32 * 1024 * 1024
     max_held_bytes: Annotated[
         int,
-        Field(ge=1024, le=1 << 40, description="most bytes of all requests in progress together"),
+        Field(
+            ge=1024,
+            le=1 << 40,
+            description="most bytes of all requests in progress and of large answers that "
+            "are being read, together",
+        ),
     ] = 256 * 1024 * 1024
     max_connections: Annotated[
         int,

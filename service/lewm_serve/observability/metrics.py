@@ -145,7 +145,10 @@ class Metrics:
         self.engine_up = self._gauge(
             "lewm_engine_up", "1 while the thread that runs the models is alive, else 0"
         )
-        self.held_bytes = self._gauge("lewm_held_bytes", "Bytes of the requests in progress")
+        self.held_bytes = self._gauge(
+            "lewm_held_bytes",
+            "Bytes of the requests in progress and of large answers that are being read",
+        )
         for endpoint, protocol in product(ENDPOINTS, PROTOCOLS):
             self.request_duration.labels(endpoint, protocol)
             for code in (OK_CODE, *CODES):

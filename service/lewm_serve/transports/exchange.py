@@ -83,7 +83,7 @@ def _response_fields(response: Response) -> dict[str, object]:
 
 
 class RequestMemory:
-    """Counts the received bytes of all requests in progress, up to a limit.
+    """Counts the received bytes of all requests in progress and of large answers, up to a limit.
 
     The memory that they take is larger: about four times the size of a JSON body while it is read,
     as text, as a document and as arrays. Used only from the event loop.
@@ -117,13 +117,14 @@ class MemoryReservation:
         self.size = 0
 
     def add(self, size: int) -> None:
-        """Count received bytes.
+        """Count bytes.
 
         Raises:
             Overloaded: the server would hold more than its limit.
         """
         held = self._memory.total + self._memory.incomplete
-        if held + size > self._memory.limit:
+        # If nothing else is held, a single large answer is possible.
+        if held and held + size > self._memory.limit:
             detail = f"the requests in progress hold {held} bytes; try again"
             raise Overloaded(MEMORY_RETRY_AFTER_S, detail)
         self.size += size

@@ -39,7 +39,7 @@ class RawConnection:
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(("127.0.0.1", server.http_port))
-        self._received = b""
+        self._received = bytearray()
 
     def send(self, *parts: bytes) -> None:
         """Send bytes."""
@@ -62,7 +62,8 @@ class RawConnection:
         size = int(headers.get("content-length", 0))
         while len(self._received) < size:
             self._receive()
-        body, self._received = self._received[:size], self._received[size:]
+        body = bytes(self._received[:size])
+        del self._received[:size]
         return RawAnswer(int(status_line.split()[1]), headers, body)
 
     def is_closed(self) -> bool:
@@ -75,8 +76,10 @@ class RawConnection:
     def _read_until(self, end: bytes) -> bytes:
         while end not in self._received:
             self._receive()
-        head, separator, self._received = self._received.partition(end)
-        return head + separator
+        size = self._received.index(end) + len(end)
+        head = bytes(self._received[:size])
+        del self._received[:size]
+        return head
 
     def _receive(self) -> None:
         part = self.socket.recv(65536)

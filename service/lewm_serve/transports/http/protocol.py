@@ -95,14 +95,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept the connection, if need be for probes alone."""
         super().connection_made(transport)
-        if self._slots.take(self):
-            self._start_head_timer()
-            return
-        self._slots = self._all_connections.probe_slots
-        if self._slots.take(self):
-            self._start_head_timer()
-        else:
-            self._refuse(self._too_many_connections())
+        if not self._slots.take(self):
+            self._slots = self._all_connections.probe_slots
+            if not self._slots.take(self):
+                self._write_problem(self._too_many_connections())
+                self._close()
+                return
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Drop the request that is in progress, and the bytes of later ones."""

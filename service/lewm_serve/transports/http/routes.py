@@ -14,6 +14,7 @@ from typing import TypeVar
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from lewm_serve.api.fields import RequestModel, parse
 from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, RequestContext
@@ -143,7 +144,31 @@ class InferenceRoutes:
             lambda: response_to_json(response, latent_encoding),
         )
         self._metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
+        if len(content) > LARGE_DOCUMENT_BYTES:
+            return _LargeResponse(content, self._memory)
         return Response(content, media_type=JSON_MEDIA_TYPE)
+
+
+class _LargeResponse(Response):
+    """An answer whose bytes count as held by the server until the client has read most of them."""
+
+    def __init__(self, content: bytes, memory: RequestMemory) -> None:
+        super().__init__(content, media_type=JSON_MEDIA_TYPE)
+        self._memory = memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer.
+
+        Raises:
+            Overloaded: the server holds too many bytes already.
+        """
+        with self._memory.reserve() as reservation:
+            reservation.add(len(self.body))
+            head = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **head})
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            # Waits until the client has read what was sent before.
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def model_routes(planner: Planner) -> APIRouter:

@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from lewm_client import PlannerClient, PlannerError
-from tests.lewm_serve.support.frames import pixels
+from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels
+from tests.lewm_serve.support.raw_http import RawConnection, post
+from tests.lewm_serve.support.requests import rows
 from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S, wait_until
 
@@ -95,6 +97,27 @@ def test_connections_are_limited(impatient: ServerProcess) -> None:
         assert status_line == b"HTTP/1.1 429 Too Many Requests"
         assert problem["code"] == "overloaded"
     wait_until(lambda: status_of_new_connection() == 200)
+
+
+def test_answers_that_nobody_reads_count_as_held(tmp_path: Path, model_folder: Path) -> None:
+    request = {"frames": [pixels()], "candidates": [rows(4 * ACTION_BLOCK)] * 1900}
+    limits = ["--max-body-bytes", str(4 * MIB), "--max-held-bytes", str(4 * MIB)]
+    with (
+        ServerProcess(tmp_path / "log", "--models", str(model_folder), *limits) as server,
+        httpx.Client(base_url=server.wait_ready().url, timeout=PATIENCE_S) as client,
+        RawConnection(server, receive_buffer=4096) as reader,
+    ):
+        whole = client.post("/predict", json=request)
+        assert (whole.status_code, len(whole.json()["latents"])) == (200, 1900)
+        assert len(whole.content) > 8 * MIB  # a single answer may be larger than the limit
+        reader.send(post("/predict", request))
+        # Answers differ in their request ids and timings.
+        wait_until(lambda: server.metric("lewm_held_bytes") > 0.9 * len(whole.content))
+        refused = client.post("/predict", json=request)
+        assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+        assert len(reader.read_answer().document["latents"]) == 1900
+        wait_until(lambda: server.metric("lewm_held_bytes") == 0)
+        assert client.post("/predict", json=request).status_code == 200
 
 
 def test_the_bytes_of_all_requests_are_limited_over_both_protocols(small: ServerProcess) -> None:
