@@ -39,6 +39,7 @@ LONE_SURROGATE = re.compile(
 
 GZIP_MAGIC = b"\x1f\x8b"
 
+
 async def read_body(
     request: Request, *, limit: int, timeout_s: float, memory: MemoryReservation
 ) -> bytearray:

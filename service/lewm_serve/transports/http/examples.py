@@ -134,8 +134,13 @@ PLAN_RESPONSE: Document = {
 }
 """The answer to the first example of a plan request."""
 
+MALFORMED_HTTP = errors.MalformedHttp(
+    "received bytes that are not an HTTP/1.1 request: Invalid method encountered"
+)
+TOO_MANY_HEADERS = errors.TooManyHeaders("head: received more than 128 fields, the maximum")
+
 ERRORS: tuple[ServiceError, ...] = (
-    errors.MalformedHttp("Invalid HTTP request received."),
+    MALFORMED_HTTP,
     errors.MalformedJson("body: EOF while parsing a list at line 1 column 12"),
     errors.UnknownModel("arm", [MODEL]),
     errors.UnknownLatent("frames[0].latent_id", "5d1e90c47fb24a6f8e02b3d59c7a1164"),
@@ -144,6 +149,7 @@ ERRORS: tuple[ServiceError, ...] = (
     errors.RequestTimeout("body: received 0 bytes in 60 s, expected the whole body"),
     errors.BodyTooLarge("body: received 33554433 bytes, expected at most 33554432"),
     errors.UnsupportedMediaType("content-type: received 'text/plain', expected application/json"),
+    TOO_MANY_HEADERS,
     errors.Overloaded(2.0),
     errors.Internal(REQUEST_ID),
     errors.Loading(),
@@ -238,9 +244,10 @@ def inference_errors(endpoint: InferenceEndpoint) -> list[ServiceError]:
 def errors_of_types(*kinds: type[ServiceError]) -> list[ServiceError]:
     """The errors of these types, and those that every request can get."""
     always = [
-        errors.MalformedHttp("Invalid HTTP request received."),
+        MALFORMED_HTTP,
         errors.RequestTimeout("head: not received within 60 s"),
-        errors.Overloaded(1.0, "there are 800 connections already"),
+        TOO_MANY_HEADERS,
+        errors.Overloaded(1.0, "all 800 connections are in use"),
         errors.Internal(REQUEST_ID),
     ]
     return [*always, *(error for error in ERRORS if type(error) in kinds)]

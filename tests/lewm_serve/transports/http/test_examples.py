@@ -244,6 +244,7 @@ def test_example_errors_of_a_busy_server(tmp_path: Path, document: Document) -> 
         raw = {
             "malformed_http": b"hello\r\n\r\n",
             "request_timeout": head + b"Content-Length: 9\r\n\r\n",
+            "too_many_headers": head + b"A: b\r\n" * 200,
         }
         for code, data in raw.items():
             content = send_bytes(server, data).partition(b"\r\n\r\n")[2]
@@ -280,7 +281,7 @@ def test_every_code_over_http_has_an_example(document: Document) -> None:
 
 
 def test_each_endpoint_has_the_codes_that_it_can_answer(document: Document) -> None:
-    anywhere = {"malformed_http", "request_timeout", "overloaded", "internal"}
+    anywhere = {"malformed_http", "request_timeout", "too_many_headers", "overloaded", "internal"}
     for path, method in (("/models", "get"), ("/metrics", "get"), ("/healthz", "get")):
         assert anywhere <= problems_of(document, path, method).keys()
     assert {"loading", "draining", "failed"} <= problems_of(document, "/readyz", "get").keys()
