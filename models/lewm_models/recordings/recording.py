@@ -9,12 +9,14 @@ Axes: N steps, H and W height and width of a frame, A values of an action, S val
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,12 +168,39 @@ def choose_column(
         return columns[0]
     if not columns:
         raise RecordingError(f"{path}: has nothing for {option}")
-    raise RecordingError(f"{path}: has several: {names}; choose one with {option}")
+    raise RecordingError(
+        f"{path}: has several: {names}; choose one with {option} "
+        "(several at once are not supported)"
+    )
 
 
-def _readers() -> list[type[Recording]]:
-    readers = []
+def load_library(name: str, path: Path) -> Any:
+    """Import a library that reading this recording needs.
+
+    Raises:
+        RecordingError: it is not installed; the message holds the command that installs it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise RecordingError(
+            f"{path}: {name} is needed to read it ({error}); install it with: {INSTALL_COMMAND}"
+        ) from error
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts names as people do: "frame_2" comes before "frame_10"."""
+    return [
+        (0, int(part), part) if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ]
+
+
+def _readers() -> Iterator[type[Recording]]:
+    """The readers in order; each is imported when it is its turn."""
     for reference in READERS:
         module, _, name = reference.partition(":")
-        readers.append(getattr(import_module(module), name))
-    return [*readers, *(point.load() for point in entry_points(group=ENTRY_POINT_GROUP))]
+        yield getattr(import_module(module), name)
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        yield point.load()

@@ -15,6 +15,7 @@ import typer.core
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from lewm_serve.cli.data import app as data
 from lewm_serve.cli.demo import demo
 from lewm_serve.cli.evaluate import evaluate
 from lewm_serve.cli.models import app as models
@@ -47,6 +48,7 @@ app.command("serve")(serve)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("demo")(demo)
+app.add_typer(data, name="data")
 app.add_typer(models, name="models")
 
 

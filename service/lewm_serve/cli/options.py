@@ -1,6 +1,9 @@
 """Choices of the command line. They repeat names so that `--help` does not import torch."""
 
 from enum import StrEnum
+from typing import Annotated
+
+import typer
 
 
 class Protocol(StrEnum):
@@ -15,3 +18,32 @@ class Preset(StrEnum):
 
     PAPER = "paper"
     EDGE = "edge"
+
+
+CameraOption = Annotated[
+    list[str] | None, typer.Option("--camera", help="name of the camera, if there are several")
+]
+ActionOption = Annotated[
+    list[str] | None,
+    typer.Option("--action", help="name of the column of actions, if there are several"),
+]
+StateOption = Annotated[
+    list[str] | None,
+    typer.Option("--state", help="name of the column of states, if there are several"),
+]
+
+
+def one_name(names: list[str] | None, option: str) -> str | None:
+    """The name that an option was given, or None.
+
+    Raises:
+        ValueError: it was given several times.
+    """
+    if not names:
+        return None
+    if len(names) > 1:
+        raise ValueError(
+            f"{option}: expected one name, got {', '.join(names)}; "
+            "several at once are not supported"
+        )
+    return names[0]

@@ -1,0 +1,7 @@
+from lewm_models.recordings.recording import Recording
+
+
+class RecordedFolder(Recording):
+    @classmethod
+    def recognises(cls, path):
+        return False
