@@ -13,6 +13,7 @@ from lewm_client.client import PlannerClient
 from lewm_client.errors import PlannerError
 from lewm_client.messages import FrameLike, frame, tensor
 from lewm_client.pilot import LocalFallback, Move, Pilot, Setback, rest_of_plan
+from lewm_client.recorder import Recorder
 from lewm_client.responses import (
     EncodedLatent,
     EncodeResponse,
@@ -38,6 +39,7 @@ __all__ = [
     "PlannerClient",
     "PlannerError",
     "PredictResponse",
+    "Recorder",
     "Setback",
     "Timing",
     "frame",

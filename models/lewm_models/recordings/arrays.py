@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,10 @@ class ArrayRecording(Recording):
         rows = int((first + steps).max())
         if first.min() < 0 or steps.min() < 0:
             raise RecordingError(f"{self.path}: an episode begins or ends before row 0")
-        cameras, actions, states, ignored = [], [], [], []
+        cameras: list[Column] = []
+        actions: list[Column] = []
+        states: list[Column] = []
+        ignored: list[str] = []
         self._frame_scale = {}
         unused_rows = 0
         for name, array in self._arrays().items():

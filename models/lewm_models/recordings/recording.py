@@ -121,6 +121,14 @@ class Recording(ABC):
     def read_states(self, name: str, episode: int) -> NDArray[np.float32]:
         """The states (N, S) of an episode, in the robot's units. NaN where one is missing."""
 
+    def read_times(self, episode: int) -> NDArray[np.float64] | None:
+        """When each step (N,) was recorded, counted in steps of the recording's rate.
+
+        0, 1, 2, … if no step is missing and the rate is kept; a step that is missing leaves a
+        difference of 2. None if the recording does not say.
+        """
+        return None
+
     def close(self) -> None:  # noqa: B027
         """Close the files. Most readers keep none open."""
 

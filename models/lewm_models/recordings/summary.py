@@ -226,14 +226,14 @@ def summarise(
 def propose_block(contents: Contents) -> tuple[int, int]:
     """Action block and history: half a second and three frames, less for short episodes.
 
-    At least half of the episodes hold a sample, if any block and history allow it.
+    At least half of the episodes hold two samples one after the other, if they are long enough.
     """
     block = DEFAULT_BLOCK
     if contents.rate_hz is not None:
         block = min(MAX_BLOCK, max(1, round(BLOCK_S * contents.rate_hz)))
     transitions = max(1, int(np.median(contents.episode_steps or (1,))) - 1)
     history = min(DEFAULT_HISTORY, transitions)
-    return min(block, transitions // history), history
+    return min(block, max(1, transitions // (2 * history))), history
 
 
 def propose_image_size(camera: Column) -> int:

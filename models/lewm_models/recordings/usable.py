@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -173,15 +174,15 @@ def check_episode(
     infinite = np.isinf(used).any(axis=1) & ~missing
     if (missing | infinite).all():
         return [], [Problem(ProblemKind.NO_ACTIONS, episode)]
-    gaps = np.zeros(transitions, bool)
+    gaps: NDArray[np.bool_] = np.zeros(transitions, bool)
     if times is not None and len(times) == steps:
         periods = np.diff(times)
         if abs(np.median(periods) - 1) > MAX_RATE_DEVIATION:
             return [], [Problem(ProblemKind.OTHER_RATE, episode)]
         gaps = ~((periods > 0) & (periods <= MAX_GAP_STEPS))
-    bad_states = np.zeros(steps, bool)
+    bad_states: NDArray[np.bool_] = np.zeros(steps, bool)
     if states is not None:
-        bad_states = ~np.isfinite(states).all(axis=1)
+        bad_states = ~np.isfinite(states).min(axis=1)
     counts = {
         ProblemKind.MISSING_ACTIONS: missing,
         ProblemKind.INFINITE_ACTIONS: infinite,
@@ -204,4 +205,4 @@ def check_episode(
 def _pieces(cuts: NDArray[np.bool_], steps: int) -> Iterable[tuple[int, int]]:
     """First step, and step after the last, of what is left of an episode that is cut."""
     edges = [0, *(np.flatnonzero(cuts) + 1).tolist(), steps]
-    return zip(edges[:-1], edges[1:], strict=True)
+    return pairwise(edges)

@@ -115,7 +115,8 @@ def _describe(summary: Summary, damages: Sequence[str], sheet: Path) -> Iterator
     yield f"rate        {rate}"
     yield f"hours       {'unknown' if summary.hours is None else f'{summary.hours:.3g}'}"
     for number, camera in enumerate(summary.cameras):
-        yield f"{'' if number else 'cameras':<12}{camera.name}, {camera.shape[1]} × {camera.shape[0]} pixels"
+        height, width = camera.shape[:2]
+        yield f"{'' if number else 'cameras':<12}{camera.name}, {width} × {height} pixels"
     yield from _dimension_table("action", summary.actions)
     yield from _dimension_table("state", summary.states)
     if summary.usable is not None:
@@ -191,7 +192,7 @@ def _dimension_table(kind: str, columns: Sequence[Series]) -> Iterator[str]:
     if not columns:
         yield f"{kind + 's':<12}none"
         return
-    rows = [("low", "high", "mean", "deviation", "constant", "clipped")]
+    rows: list[tuple[str, ...]] = [("low", "high", "mean", "deviation", "constant", "clipped")]
     titles = [f"{kind}s"]
     for column in columns:
         if not column.dimensions:
