@@ -85,11 +85,11 @@ class ArrayRecording(Recording):
             if shape is None and not is_series:
                 ignored.append(f"{name} {tuple(array.shape)} {array.dtype}")
                 continue
-            if len(array) < rows:
+            if array.shape[0] < rows:
                 raise RecordingError(
-                    f"{self.path}: {name} has {len(array)} rows; the episodes need {rows}"
+                    f"{self.path}: {name} has {array.shape[0]} rows; the episodes need {rows}"
                 )
-            unused_rows = max(unused_rows, len(array) - rows)
+            unused_rows = max(unused_rows, array.shape[0] - rows)
             if shape is not None:
                 cameras.append(Column(name, shape))
                 self._frame_scale[name] = self._scale_of(name, array)
@@ -173,9 +173,9 @@ class ArrayRecording(Recording):
 
     def _scale_of(self, name: str, array: Any) -> float:
         """1, or 255 for floats of 0 to 1. A few frames decide."""
-        if array.dtype.kind != "f" or not len(array):
+        if array.dtype.kind != "f" or not array.shape[0]:
             return 1.0
-        places = np.linspace(0, len(array) - 1, FRAMES_FOR_RANGE, dtype=int)
+        places = np.linspace(0, array.shape[0] - 1, FRAMES_FOR_RANGE, dtype=int)
         largest = max(float(self._read(name, slice(row, row + 1)).max()) for row in places)
         return 255.0 if largest <= 1.0 else 1.0
 
