@@ -53,6 +53,8 @@ class Recorder:
         rate_hz: the steps per second that the robot keeps.
         action_name: the name of the actions.
         state_name: the name of the states.
+        action_labels: a name for each number of an action, such as a joint's.
+        state_labels: a name for each number of a state.
         sync_every_s: None for no fsync within an episode. Otherwise the seconds after which `add`
             waits for one, which may take long on slow disks; 0 for one at each step.
 
@@ -69,6 +71,8 @@ class Recorder:
         rate_hz: float,
         action_name: str = "action",
         state_name: str = "state",
+        action_labels: Sequence[str] = (),
+        state_labels: Sequence[str] = (),
         sync_every_s: float | None = None,
     ) -> None:
         if not np.isfinite(rate_hz) or rate_hz <= 0:
@@ -76,6 +80,7 @@ class Recorder:
         self.folder = Path(folder)
         self._rate_hz = float(rate_hz)
         self._names = {"action": action_name, "state": state_name}
+        self._labels = {"action": list(action_labels), "state": list(state_labels)}
         self._sync_every_s = sync_every_s
         self._episode: _Episode | None = None
         self._header = _read_header(self.folder)
@@ -166,10 +171,14 @@ class Recorder:
             raise ValueError("frame: expected a frame of at least one camera, got none")
         if values["action"] is None:
             raise ValueError("action: expected numbers at the first step of a recording, got none")
-        series = {
-            kind: None if numbers is None else {"name": self._names[kind], "size": len(numbers)}
-            for kind, numbers in values.items()
-        }
+        series: dict[str, dict[str, Any] | None] = {"action": None, "state": None}
+        for kind, numbers in values.items():
+            labels = self._labels[kind]
+            size = 0 if numbers is None else len(numbers)
+            if labels and len(labels) != size:
+                raise ValueError(f"{kind}_labels: expected {size} names, got {labels}")
+            if numbers is not None:
+                series[kind] = {"name": self._names[kind], "size": size, "labels": labels}
         record: list[list[Any]] = [["time_s", "<f8"], ["frame_end", "<u8", [len(images)]]]
         record += [
             [kind, "<f4", [len(numbers)]] for kind, numbers in values.items() if numbers is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lewm_models.recordings.pictures import decode_image, image_shape, stack_frames
+from lewm_models.recordings.pictures import decode_picture, picture_shape, stack_frames
 from lewm_models.recordings.recording import (
     Column,
     Contents,
@@ -48,6 +48,7 @@ class _Episode:
         folder: its folder.
         images: the names of each camera's images, relative to the folder, in order.
         series: the actions and states by name, (N, D) each.
+        labels: the names of their columns in the tables, empty where there are none.
         times: (N,), see `Recording.read_times`; in seconds if ``timed``.
         timed: whether times are seconds.
     """
@@ -55,6 +56,7 @@ class _Episode:
     folder: Path
     images: dict[str, list[str]]
     series: dict[str, NDArray[np.float32]]
+    labels: dict[str, tuple[str, ...]]
     times: NDArray[np.float64] | None
     timed: bool
 
@@ -95,7 +97,8 @@ class ImageFolders(Recording):
         if without and series:
             notes.append(f"Folders without actions: {', '.join(without[:5])}.")
         self._size = {name: values.shape[1] for name, values in series.items()}
-        columns = {name: Column(name, (size,)) for name, size in self._size.items()}
+        labels = {name: texts for item in self._episodes for name, texts in item.labels.items()}
+        columns = {name: Column(name, (size,), labels[name]) for name, size in self._size.items()}
         self.contents = Contents(
             format="folders of images",
             cameras=tuple(
@@ -122,7 +125,7 @@ class ImageFolders(Recording):
         for name in names:
             path = item.folder / name
             try:
-                frame = decode_image(path.read_bytes(), str(path))
+                frame = decode_picture(path.read_bytes(), source=str(path))
             except OSError as error:
                 raise RecordingError(f"{path}: cannot be read: {error.strerror}") from error
             if frame.shape != shape:
@@ -131,7 +134,7 @@ class ImageFolders(Recording):
                     f"got {frame.shape[1]} × {frame.shape[0]}"
                 )
             frames.append(frame)
-        return stack_frames(frames, str(item.folder))
+        return stack_frames(frames, source=str(item.folder))
 
     def read_actions(self, name: str, episode: int) -> NDArray[np.float32]:
         return self._read_series(name, episode)
@@ -214,6 +217,7 @@ def _read_episodes(folder: Path) -> list[_Episode]:
         raise RecordingError(f"{folder}: the cameras have different numbers of images: {counts}")
     steps = next(iter(counts.values()))
     series: dict[str, NDArray[np.float32]] = {}
+    labels: dict[str, tuple[str, ...]] = {}
     seconds = numbers = episodes = None
     paths = _tables(folder)
     action_paths = [path for path in paths if _is_action(path.stem)] if len(paths) > 1 else paths
@@ -232,6 +236,7 @@ def _read_episodes(folder: Path) -> list[_Episode]:
         for column, selected in columns.items():
             if selected:
                 series[column] = _rows_for_steps(path, table.select(selected), steps)
+                labels[column] = tuple(table.names[place] for place in selected if table.names)
         seconds = _first_of(seconds, table.column(TIME_NAMES), steps)
         numbers = _first_of(numbers, table.column(NUMBER_NAMES), steps)
         episodes = _first_of(episodes, table.column(EPISODE_NAMES), steps)
@@ -244,6 +249,7 @@ def _read_episodes(folder: Path) -> list[_Episode]:
             folder=folder,
             images={camera: names[part] for camera, names in images.items()},
             series={name: values[part] for name, values in series.items()},
+            labels=labels,
             times=_step_times(numbers, part)
             if seconds is None
             else seconds[part] - seconds[part][0],
@@ -311,7 +317,7 @@ def _rate_hz(episodes: Sequence[_Episode]) -> float | None:
 
 
 def _first_shape(path: Path) -> tuple[int, int, int]:
-    return image_shape(path.read_bytes(), str(path))
+    return picture_shape(path.read_bytes(), source=str(path))
 
 
 def _is_action(name: str) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lewm_models.recordings.recording import RecordingError
 
 
-def decode_image(data: bytes, source: str) -> NDArray[np.uint8]:
+def decode_picture(data: bytes, *, source: str) -> NDArray[np.uint8]:
     """The pixels (H, W, 3) of an image, as the server decodes it.
 
     16-bit values are reduced to their upper 8 bits, an alpha channel is dropped, and an EXIF
@@ -33,7 +33,7 @@ def decode_image(data: bytes, source: str) -> NDArray[np.uint8]:
         raise RecordingError(f"{source}: cannot be decoded: {error}") from error
 
 
-def image_shape(data: bytes, source: str) -> tuple[int, int, int]:
+def picture_shape(data: bytes, *, source: str) -> tuple[int, int, int]:
     """(H, W, 3) of an image, from its head.
 
     Raises:
@@ -48,7 +48,7 @@ def image_shape(data: bytes, source: str) -> tuple[int, int, int]:
         raise RecordingError(f"{source}: is no image: {error}") from error
 
 
-def stack_frames(frames: list[NDArray[np.uint8]], source: str) -> NDArray[np.uint8]:
+def stack_frames(frames: list[NDArray[np.uint8]], *, source: str) -> NDArray[np.uint8]:
     """Frames of one size as (N, H, W, 3).
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lewm_models.recordings.pictures import decode_image, stack_frames
+from lewm_models.recordings.pictures import decode_picture, stack_frames
 from lewm_models.recordings.recording import Column, Contents, Recording, RecordingError
 
 HEADER_FILE, EPISODES_FOLDER, STEPS_FILE = "recording.json", "episodes", "steps.bin"
@@ -52,7 +52,9 @@ class RecordedFolder(Recording):
             )
             series = {
                 kind: tuple(
-                    Column(item["name"], (item["size"],)) for item in (header[kind],) if item
+                    Column(item["name"], (item["size"],), tuple(item["labels"]))
+                    for item in (header[kind],)
+                    if item
                 )
                 for kind in ("action", "state")
             }
@@ -116,8 +118,10 @@ class RecordedFolder(Recording):
         with file.open("rb") as images:
             for step, (start, end) in enumerate(pairwise(edges), first):
                 images.seek(start)
-                frames.append(decode_image(images.read(end - start), f"{file}: step {step}"))
-        return stack_frames(frames, source)
+                frames.append(
+                    decode_picture(images.read(end - start), source=f"{file}: step {step}")
+                )
+        return stack_frames(frames, source=source)
 
     def read_actions(self, name: str, episode: int) -> NDArray[np.float32]:
         return self._records(episode)["action"].astype(np.float32)

@@ -48,10 +48,12 @@ class Column:
     Attributes:
         name: how the recording calls it.
         shape: the shape of one step: (H, W, 3) of a camera, (A,) or (S,) of the others.
+        labels: the name of each value, such as a joint's; empty if the recording has no names.
     """
 
     name: str
     shape: tuple[int, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

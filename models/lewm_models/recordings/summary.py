@@ -35,6 +35,7 @@ class Dimension:
     """The values of one dimension of actions or states, over all finite ones.
 
     Attributes:
+        label: its name; its number if the recording has no names.
         low: the smallest value.
         high: the largest value.
         mean: the mean.
@@ -44,6 +45,7 @@ class Dimension:
             reaches it.
     """
 
+    label: str
     low: float
     high: float
     mean: float
@@ -211,8 +213,8 @@ def summarise(
         path=path,
         contents=contents,
         cameras=cameras,
-        actions=tuple(Series(name, s.dimensions()) for name, s in action_statistics.items()),
-        states=tuple(Series(name, s.dimensions()) for name, s in state_statistics.items()),
+        actions=_series(actions, action_statistics),
+        states=_series(states, state_statistics),
         usable=usable,
         proposals=proposals,
         choices=tuple(
@@ -287,7 +289,7 @@ class SeriesStatistics:
         self._values.add(values[finite.all(axis=1)])
         self._changes.add(changes[np.isfinite(changes).all(axis=1)])
 
-    def dimensions(self) -> tuple[Dimension, ...]:
+    def dimensions(self, labels: tuple[str, ...]) -> tuple[Dimension, ...]:
         """The statistics of each dimension; none if a dimension has no finite value."""
         if not self._count.all():
             return ()
@@ -295,6 +297,7 @@ class SeriesStatistics:
         clipped = np.where(self._low == self._high, 0, clipped)
         return tuple(
             Dimension(
+                label=labels[i] if labels else str(i),
                 low=float(self._low[i]),
                 high=float(self._high[i]),
                 mean=float(self._mean[i]),
@@ -366,6 +369,14 @@ def _chosen(
     if name is None:
         return columns
     return (choose_column(columns, name, option=option, path=path),)
+
+
+def _series(
+    columns: tuple[Column, ...], statistics: dict[str, SeriesStatistics]
+) -> tuple[Series, ...]:
+    return tuple(
+        Series(column.name, statistics[column.name].dimensions(column.labels)) for column in columns
+    )
 
 
 def _series_json(series: Series) -> dict[str, Any]:

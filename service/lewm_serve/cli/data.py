@@ -190,6 +190,7 @@ def _describe_proposals(summary: Summary, proposals: Proposals) -> Iterator[str]
 def _dimension_table(kind: str, columns: Sequence[Series]) -> Iterator[str]:
     """A line for each dimension of the columns."""
     if not columns:
+        yield ""
         yield f"{kind + 's':<12}none"
         return
     rows: list[tuple[str, ...]] = [("low", "high", "mean", "deviation", "constant", "clipped")]
@@ -198,8 +199,8 @@ def _dimension_table(kind: str, columns: Sequence[Series]) -> Iterator[str]:
         if not column.dimensions:
             titles.append(f"  {column.name}")
             rows.append(("no finite values", "", "", "", "", ""))
-        for number, item in enumerate(column.dimensions):
-            titles.append(f"  {column.name} {number}")
+        for item in column.dimensions:
+            titles.append(f"  {column.name} {item.label}")
             numbers = (item.low, item.high, item.mean, item.deviation)
             shares = (item.constant_share, item.clipped_share)
             rows.append((*(f"{x:.4g}" for x in numbers), *(f"{x:.1%}" for x in shares)))
