@@ -34,8 +34,11 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 JPEG_FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """The JPEG markers whose segment begins with the size of the image."""
 
-Image: TypeAlias = NDArray[np.uint8] | bytes
-"""Pixels (H, W, 3) of uint8 in the order RGB, or the bytes of a PNG or JPEG image."""
+Image: TypeAlias = NDArray[np.uint8] | bytes | bytearray | memoryview
+"""Pixels (H, W, 3) of uint8 in the order RGB, or the bytes of a PNG or JPEG image.
+
+The bytes may also be an array (n,) or (n, 1) of uint8, as `cv2.imencode` returns them.
+"""
 
 
 class Recorder:
@@ -249,21 +252,26 @@ class _Image:
         Raises:
             ValueError: it is neither pixels nor an image.
         """
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            data = bytes(image)
-            shape = image_shape(data)
-            if shape is None:
-                raise ValueError(
-                    f"frame: {camera}: expected a PNG or JPEG image, got {len(data)} other bytes"
-                )
-            return cls(camera, "image", shape, data)
+        if isinstance(image, (bytes, bytearray)):
+            return cls._encoded(camera, bytes(image))
         pixels = np.asarray(image)
+        if pixels.dtype == np.uint8 and (pixels.ndim == 1 or pixels.shape[1:] == (1,)):
+            return cls._encoded(camera, pixels.tobytes())
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise ValueError(
                 f"frame: {camera}: expected pixels (height, width, 3) of uint8, "
                 f"got {pixels.shape} of {pixels.dtype}"
             )
         return cls(camera, "raw", pixels.shape[:2], np.ascontiguousarray(pixels).data.cast("B"))
+
+    @classmethod
+    def _encoded(cls, camera: str, data: bytes) -> _Image:
+        shape = image_shape(data)
+        if shape is None:
+            raise ValueError(
+                f"frame: {camera}: expected a PNG or JPEG image, got {len(data)} other bytes"
+            )
+        return cls(camera, "image", shape, data)
 
     def check(self, camera: Mapping[str, Any]) -> None:
         """Raises ValueError if this frame is not like those before."""

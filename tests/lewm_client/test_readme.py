@@ -22,6 +22,7 @@ PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PRINTED_COMMENT = re.compile(r"^ *print\(.*\)  # (.+)$", re.MULTILINE)
 
 STEPS_TO_GOAL = 3
+STEPS_RECORDED = 3
 
 
 class FakeCamera:
@@ -49,11 +50,12 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     robot = FakeRobot()
     names: dict[str, Any] = {"robot": robot, "camera": FakeCamera(), "arrived": robot.arrived}
     blocks = PYTHON_BLOCK.findall(README)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     with ServerProcess(tmp_path / "log").wait_ready() as server:
         for block in blocks:
             # The machine that runs the tests may be too busy for a robot's timeouts.
             program = block.replace("127.0.0.1:50051", server.target)
+            program = program.replace("recordings/kitchen", str(tmp_path / "kitchen"))
             program = re.sub(r"(timeout_s|deadline_ms)=[\d.]+", rf"\1={PATIENCE_S}", program)
             output = io.StringIO()
             with contextlib.redirect_stdout(output):
@@ -61,7 +63,9 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert output.getvalue().splitlines() == PRINTED_COMMENT.findall(block)
         names["client"].close()
 
-    assert [actions.shape for actions in robot.actions] == [(5, 2)] * STEPS_TO_GOAL
+    shapes = [actions.shape for actions in robot.actions]
+    assert shapes == [(5, 2)] * STEPS_TO_GOAL + [(1, 2)] * STEPS_RECORDED
+    assert len(list((tmp_path / "kitchen").glob("episodes/*/steps.bin"))) == 1
     plan, predicted = names["plan"], names["predicted"]
     assert isinstance(plan, PlanResponse)
     assert isinstance(predicted, PredictResponse)

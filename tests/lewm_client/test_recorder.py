@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image as PillowImage
 
 from lewm_client import Recorder
-from lewm_client.recorder import image_shape
+from lewm_client.recorder import Image, image_shape
 from lewm_models.recordings.recorded import RecordedFolder
 from lewm_models.recordings.recording import RecordingError, open_recording
 from tests.lewm_client import recorder_program
@@ -30,7 +30,7 @@ def frame(step: int) -> NDArray[np.uint8]:
 
 def encoded(step: int, image_format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(frame(step)).save(buffer, image_format, **options)
+    PillowImage.fromarray(frame(step)).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -53,7 +53,7 @@ def check(recording: RecordedFolder, episode: int, camera: str = "camera") -> No
     """The episode holds what `record` wrote."""
     steps = np.arange(recording.contents.episode_steps[episode])
     frames = recording.read_frames(camera, episode)
-    np.testing.assert_array_equal(frames, np.stack([frame(step) for step in steps]))
+    np.testing.assert_array_equal(frames, np.stack([frame(int(step)) for step in steps]))
     np.testing.assert_array_equal(
         recording.read_actions("action", episode), np.stack([steps, -steps], axis=1)
     )
@@ -81,8 +81,14 @@ def test_episodes_of_different_lengths(tmp_path: Path, make_frame: Callable[[int
 def test_images_are_stored_as_they_are(tmp_path: Path) -> None:
     images = [encoded(step, "JPEG", quality=50, progressive=bool(step % 2)) for step in range(4)]
     with Recorder(tmp_path / "a", rate_hz=10) as recorder:
-        for image in images:
-            recorder.add(image, [0.0])
+        kinds: list[Callable[[bytes], Image]] = [
+            bytes,
+            bytearray,
+            memoryview,
+            lambda data: np.frombuffer(data, np.uint8),
+        ]
+        for image, kind in zip(images, kinds, strict=True):
+            recorder.add(kind(image), [0.0])
     (file,) = (tmp_path / "a").glob("episodes/*/frames-0.bin")
     assert file.read_bytes() == b"".join(images)
     with open_recording(tmp_path / "a") as recording:
@@ -94,7 +100,7 @@ def test_images_are_stored_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"x" * 500}])
 def test_the_size_of_a_jpeg_image(mode: str, options: dict[str, Any]) -> None:
     buffer = io.BytesIO()
-    Image.new(mode, (300, 17)).save(buffer, "JPEG", **options)
+    PillowImage.new(mode, (300, 17)).save(buffer, "JPEG", **options)
     assert image_shape(buffer.getvalue()) == (17, 300)
     assert image_shape(buffer.getvalue()[:30]) is None
 
@@ -108,7 +114,7 @@ def test_several_cameras_names_and_labels(tmp_path: Path) -> None:
         action_labels=["left", "right"],
     ) as recorder:
         for step in range(3):
-            frames = {"front": frame(step), "wrist": encoded(step + 100)}
+            frames: dict[str, Image] = {"front": frame(step), "wrist": encoded(step + 100)}
             recorder.add(frames, [1, 2], [3, 4, 5], time_s=step / 10)
         with pytest.raises(ValueError, match=r"expected the cameras \['front', 'wrist'\]"):
             recorder.add({"front": FRAME}, [1, 2], [3, 4, 5])

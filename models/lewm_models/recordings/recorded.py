@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lewm_models.recordings.pictures import decode_picture, stack_frames
-from lewm_models.recordings.recording import Column, Contents, Recording, RecordingError
+from lewm_models.recordings.recording import (
+    Column,
+    Contents,
+    Recording,
+    RecordingError,
+    natural_key,
+)
 
 HEADER_FILE, EPISODES_FOLDER, STEPS_FILE = "recording.json", "episodes", "steps.bin"
 FORMAT, VERSION = "lewm-recording", 1
@@ -68,7 +74,8 @@ class RecordedFolder(Recording):
         self._folders: list[Path] = []
         episode_steps = []
         empty = 0
-        for folder in sorted((path / EPISODES_FOLDER).glob("*/"), key=lambda item: item.name):
+        folders = (path / EPISODES_FOLDER).glob("*/")
+        for folder in sorted(folders, key=lambda item: natural_key(item.name)):
             steps = self._complete_steps(folder)
             if steps:
                 self._folders.append(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import hdf5plugin
@@ -64,7 +64,7 @@ def write_hdf5(
 
 
 def write_zarr(
-    path: Path, *, frames: NDArray[Any] | None = None, zarr_format: int = 2
+    path: Path, *, frames: NDArray[Any] | None = None, zarr_format: Literal[2, 3] = 2
 ) -> dict[str, NDArray[Any]]:
     """Diffusion policy's layout."""
     rows = sum(STEPS)

@@ -145,5 +145,5 @@ def test_cameras_and_actions_are_the_same_in_all_episodes(tmp_path: Path) -> Non
         write_images(tmp_path / episode, frames_of(12), names)
         np.save(tmp_path / episode / "actions.npy", ACTIONS)
     np.save(tmp_path / "2" / "actions.npy", np.zeros((12, 3)))
-    with pytest.raises(RecordingError, match="action: expected . numbers in each step"):
+    with pytest.raises(RecordingError, match=r"action: expected . numbers in each step"):
         open_recording(tmp_path)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.lewm_models.recordings.made_data import STEPS, frames_of, write_zarr
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_columns_episodes_and_values(tmp_path: Path, zarr_format: int) -> None:
+def test_columns_episodes_and_values(tmp_path: Path, zarr_format: Literal[2, 3]) -> None:
     arrays = write_zarr(tmp_path / "a.zarr", zarr_format=zarr_format)
     with open_recording(tmp_path / "a.zarr") as recording:
         assert isinstance(recording, ZarrRecording)
@@ -48,11 +49,11 @@ def test_float_frames_of_either_range(tmp_path: Path, scale: float) -> None:
 
 def test_rows_outside_of_episodes_and_impossible_ends(tmp_path: Path) -> None:
     write_zarr(tmp_path / "a.zarr")
-    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="a")
-    root["meta/episode_ends"][:] = np.array([40, 65, 120])
+    ends = zarr.open_array(str(tmp_path / "a.zarr" / "meta" / "episode_ends"), mode="r+")
+    ends[:] = np.array([40, 65, 120])
     with open_recording(tmp_path / "a.zarr") as recording:
         assert recording.contents.episode_steps == (40, 25, 55)
         assert "5 rows belong to no episode and are not used." in recording.contents.notes
-    root["meta/episode_ends"][:] = np.array([40, 20, 120])
+    ends[:] = np.array([40, 20, 120])
     with pytest.raises(RecordingError, match="meta/episode_ends: expected numbers that grow"):
         open_recording(tmp_path / "a.zarr")
