@@ -133,10 +133,10 @@ def _describe(summary: Summary, damages: Sequence[str], sheet: Path) -> Iterator
     if summary.proposals is not None:
         yield from _describe_proposals(summary, summary.proposals)
     for option in summary.choices:
-        kind = option.removeprefix("--")
+        several = "cameras" if option == "--camera" else "columns of actions"
         yield ""
         yield (
-            f"There are several {kind}s. Choose one with {option}: training uses one {kind}, "
+            f"There are several {several}. Choose one with {option}: "
             "several at once are not supported."
         )
 
