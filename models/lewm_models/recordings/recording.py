@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +47,12 @@ class Column:
     Attributes:
         name: how the recording calls it.
         shape: the shape of one step: (H, W, 3) of a camera, (A,) or (S,) of the others.
+        labels: the name of each value, such as a joint's; empty if the recording has no names.
     """
 
     name: str
     shape: tuple[int, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,17 @@ class Recording(ABC):
     def read_states(self, name: str, episode: int) -> NDArray[np.float32]:
         """The states (N, S) of an episode, in the robot's units. NaN where one is missing."""
 
+    def read_times(self, episode: int) -> NDArray[np.float64] | None:
+        """The times (N,) of an episode, in steps of the recording's rate; None if there are none.
+
+        They begin at 0. Where two are more than one apart, steps are missing.
+        """
+        return None
+
     def close(self) -> None:  # noqa: B027
         """Close the files. Most readers keep none open."""
 
-    def __enter__(self) -> Recording:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -167,6 +177,20 @@ def choose_column(
     if not columns:
         raise RecordingError(f"{path}: has nothing for {option}")
     raise RecordingError(f"{path}: has several: {names}; choose one with {option}")
+
+
+def load_library(name: str, path: Path) -> Any:
+    """Import a library that reading this recording needs.
+
+    Raises:
+        RecordingError: it is not installed; the message holds the command that installs it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise RecordingError(
+            f"{path}: {name} is needed to read it ({error}); install it with: {INSTALL_COMMAND}"
+        ) from error
 
 
 def _readers() -> list[type[Recording]]:
