@@ -213,8 +213,11 @@ class LanceRecording(Recording):
             value_type = innermost_type(entry.type)
             if not types.is_floating(value_type) and not types.is_integer(value_type):
                 continue
-            first = self._read(name, self._first_rows[0], 1)[0].as_py()
-            column = Column(name, (np.size(first),))
+            if types.is_fixed_size_list(entry.type):
+                width = entry.type.list_size
+            else:
+                width = np.size(self._read(name, self._first_rows[0], 1)[0].as_py())
+            column = Column(name, (width,))
             if name.startswith("action"):
                 actions.append(column)
             else:

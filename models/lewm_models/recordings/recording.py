@@ -9,13 +9,14 @@ Axes: N steps, H and W height and width of a frame, A values of an action, S val
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,16 +124,17 @@ class Recording(ABC):
         """The states (N, S) of an episode, in the robot's units. NaN where one is missing."""
 
     def read_times(self, episode: int) -> NDArray[np.float64] | None:
-        """The times (N,) of an episode, in steps of the recording's rate; None if there are none.
+        """When each step (N,) was recorded, counted in steps of the recording's rate.
 
-        They begin at 0. Where two are more than one apart, steps are missing.
+        0, 1, 2, … if no step is missing and the rate is kept; a step that is missing leaves a
+        difference of 2. None if the recording does not say.
         """
         return None
 
     def close(self) -> None:  # noqa: B027
         """Close the files. Most readers keep none open."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Recording:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,7 +178,10 @@ def choose_column(
         return columns[0]
     if not columns:
         raise RecordingError(f"{path}: has nothing for {option}")
-    raise RecordingError(f"{path}: has several: {names}; choose one with {option}")
+    raise RecordingError(
+        f"{path}: has several: {names}; choose one with {option} "
+        "(several at once are not supported)"
+    )
 
 
 def load_library(name: str, path: Path) -> Any:
@@ -193,9 +198,19 @@ def load_library(name: str, path: Path) -> Any:
         ) from error
 
 
-def _readers() -> list[type[Recording]]:
-    readers = []
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts names as people do: "frame_2" comes before "frame_10"."""
+    return [
+        (0, int(part), part) if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ]
+
+
+def _readers() -> Iterator[type[Recording]]:
+    """The readers in order; each is imported when it is its turn."""
     for reference in READERS:
         module, _, name = reference.partition(":")
-        readers.append(getattr(import_module(module), name))
-    return [*readers, *(point.load() for point in entry_points(group=ENTRY_POINT_GROUP))]
+        yield getattr(import_module(module), name)
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        yield point.load()
