@@ -269,8 +269,8 @@ def forecast(
     The work that runs now ends in ``busy_s`` seconds. Then the frames of all urgent requests are
     encoded. Then their plans run one after another, or as many at once as one batch holds, each
     until it is complete or its deadline passes. A request whose frames are not encoded yet may have
-    to wait for one roll-out of another request afterwards. Best-effort requests come last, but they
-    may take `OVERDUE_SHARE` of the time before. The newcomer is counted with all its guaranteed
+    to wait for one roll-out of another urgent request afterwards. Best-effort requests come last,
+    but they may take `OVERDUE_SHARE` of the time before. The newcomer is counted with all its guaranteed
     iterations, even those after its deadline: that is what it costs the others if it is refused and
     the client sends it again.
     """
@@ -282,7 +282,7 @@ def forecast(
     batched_plans = _plans_per_batch(ordered)
     # A heap: when each place in the batch is free for the next plan.
     places_free_at_s = [frames_encoded_s] * batched_plans
-    slowest_requests = heapq.nlargest(2, ordered, key=lambda queued: queued.longest_part_s)
+    slowest_requests = heapq.nlargest(2, urgent, key=lambda queued: queued.longest_part_s)
     places = []
     for queued in ordered:
         left_s = queued.deadline - now
