@@ -270,9 +270,9 @@ def forecast(
     encoded. Then their plans run one after another, or as many at once as one batch holds, each
     until it is complete or its deadline passes. A request whose frames are not encoded yet may have
     to wait for one roll-out of another urgent request afterwards. Best-effort requests come last,
-    but they may take `OVERDUE_SHARE` of the time before. The newcomer is counted with all its guaranteed
-    iterations, even those after its deadline: that is what it costs the others if it is refused and
-    the client sends it again.
+    but they may take `OVERDUE_SHARE` of the time before. The newcomer is counted with all its
+    guaranteed iterations, even those after its deadline: that is what it costs the others if it is
+    refused and the client sends it again.
     """
     ordered = sorted(queue, key=lambda queued: queued.urgency)
     urgent = [queued for queued in ordered if queued.is_urgent]
