@@ -152,6 +152,7 @@ ERRORS: tuple[ServiceError, ...] = (
     TOO_MANY_HEADERS,
     errors.Overloaded(2.0),
     errors.Internal(REQUEST_ID),
+    errors.NonFiniteResult("latents"),
     errors.Loading(),
     errors.Draining(),
     errors.Failed(),
