@@ -82,20 +82,28 @@ def test_a_full_queue_refuses_requests_until_a_plan_is_done(
 def test_a_plan_that_would_be_late_is_refused_with_retry_after(
     server: ServerProcess, rest: httpx.Client, rpc: PlannerClient
 ) -> None:
-    with robot_with_plan(server, solver=ENDLESS_SOLVER, priority=9):
-        refused = rest.post("/plan", json=plan(deadline_ms=2000))
-        assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
-        with pytest.raises(PlannerError) as caught:
-            rpc.plan([picture(0)], picture(1), deadline_ms=2000)
-        assert caught.value.code == "overloaded"
-        assert caught.value.retry_after_s is not None
-        assert caught.value.retry_after_s > 0
-        assert int(refused.headers["retry-after"]) >= 1
+    """The plan before it is more urgent, and takes all the time until its own deadline."""
+    for scale in (1, 4, 16):  # on a busy machine the requests themselves take some of that time
+        with robot_with_plan(server, solver=LONG_SOLVER, deadline_ms=2500 * scale, priority=9):
+            refused = rest.post("/plan", json=plan(solver=LONG_SOLVER, deadline_ms=2000 * scale))
+            with pytest.raises(PlannerError) as caught:
+                rpc.plan([picture(0)], picture(1), deadline_ms=2000 * scale, solver=LONG_SOLVER)
+        if refused.status_code == 429:
+            break
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert 1 <= int(refused.headers["retry-after"]) <= 30
+    assert caught.value.code == "overloaded"
+    assert caught.value.retry_after_s is not None
+    assert 0 < caught.value.retry_after_s <= 30
 
 
-def test_a_more_urgent_plan_overtakes(server: ServerProcess, rest: httpx.Client) -> None:
-    with robot_with_plan(server, solver=ENDLESS_SOLVER) as connection:
-        urgent = rest.post("/plan", json=plan(deadline_ms=600_000, priority=9)).json()
+@pytest.mark.parametrize("priority", [5, 9])
+def test_a_plan_with_a_deadline_overtakes_one_without(
+    server: ServerProcess, rest: httpx.Client, priority: int
+) -> None:
+    """Whatever the priority of the other. A plan that needs time does not stop the robots."""
+    with robot_with_plan(server, solver=ENDLESS_SOLVER, priority=priority) as connection:
+        urgent = rest.post("/plan", json=plan(deadline_ms=600_000)).json()
         assert urgent["status"] == "completed"
         assert not is_answered(connection)
 
