@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lewm_models import strict_json
 from lewm_models.calibration.limits import QUANTILE_LEVELS
-from lewm_models.config import LeWMConfig, is_finite
+from lewm_models.config import FORM_FIELDS, LeWMConfig, is_finite
 from lewm_models.file_kinds import JSON_DOCUMENT, kind_of_file
 
 TOP_LEVEL_FIELDS = (
@@ -298,6 +298,9 @@ class ModelCard:
     def to_json(self) -> dict[str, Any]:
         """The card as `model.json` holds it and as clients see it."""
         architecture = asdict(self.config)
+        for name in FORM_FIELDS:
+            if architecture[name] == getattr(LeWMConfig, name):
+                del architecture[name]
         top_level = {name: architecture.pop(name) for name in TOP_LEVEL_FIELDS}
         body = asdict(self)
         for name in ("name", "config", "extra"):
@@ -346,7 +349,9 @@ class ModelCard:
 
 
 def config_from_json(architecture: Mapping[str, Any]) -> LeWMConfig:
-    """Hyper-parameters from JSON values. Pixel statistics that are missing are ImageNet's.
+    """Hyper-parameters from JSON values.
+
+    Pixel statistics that are missing are ImageNet's; norms and activations are the paper's.
 
     Raises:
         CardError: a field is missing, unknown or wrong.
@@ -354,9 +359,10 @@ def config_from_json(architecture: Mapping[str, Any]) -> LeWMConfig:
     names = {field.name for field in fields(LeWMConfig)}
     if unknown := sorted(set(architecture) - names):
         raise CardError(f"architecture: unknown fields {unknown}")
-    # Only the pixel statistics have a default here. With a wrong guess of another field, such as
-    # the number of heads, the tensors might still fit and the model would be another one.
-    if missing := sorted(names - set(architecture) - {"pixel_mean", "pixel_std"}):
+    # Only the pixel statistics and the norms and activations have a default here. With a wrong
+    # guess of another field, such as the number of heads, the tensors might still fit and the model
+    # would be another one.
+    if missing := sorted(names - set(architecture) - {"pixel_mean", "pixel_std", *FORM_FIELDS}):
         raise CardError(f"{', '.join(missing)}: missing")
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value

@@ -14,8 +14,28 @@ MAX_DEPTH = 1024
 MAX_PIXEL_STATISTIC = 1e6
 """The largest mean or deviation of pixels. The inverse is the least deviation."""
 
+ACTIVATIONS = ("gelu", "relu", "silu")
+"""The activations of the encoder and of the two projectors. GELU is the exact one."""
+
+NORMS = ("batchnorm", "layernorm", "none")
+"""The norms between the first linear map and the activation of a projector."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+FORM_FIELDS = (
+    "encoder_activation",
+    "projector_norm",
+    "projector_activation",
+    "pred_proj_norm",
+    "pred_proj_activation",
+)
+"""The fields that name a norm or an activation. A card leaves out those that the paper's model has
+too: cards of earlier versions do not have them."""
+
+PROJECTORS = {"projector_mlp": "encoder_width", "pred_proj_mlp": "predictor_output"}
+"""The hidden width of each projector, and the width of its input."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,10 @@ class LeWMConfig:
     per frame, and a causal predictor of 6 blocks over 3 frames. Fields that end in ``_mlp`` are
     hidden widths; ``history`` counts frames, and ``action_block`` counts actions between two
     frames. The names are those of `model.json`.
+
+    A ``projector_mlp`` or ``pred_proj_mlp`` of 0 means that there is no such projector: its output
+    is its input. If ``image_size`` is no multiple of ``patch_size``, the encoder does not see the
+    rest of the pixels, at the right and at the bottom.
 
     Raises:
         ValueError: a value is impossible; the message starts with the field's name.
@@ -59,20 +83,36 @@ class LeWMConfig:
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
 
+    encoder_activation: str = "gelu"
+    projector_norm: str = "batchnorm"
+    projector_activation: str = "gelu"
+    pred_proj_norm: str = "batchnorm"
+    pred_proj_activation: str = "gelu"
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type != "int":
                 continue
+            least = 0 if field.name in PROJECTORS else 1
             most = MAX_DEPTH if field.name.endswith("_depth") else MAX_SIZE
-            if type(value) is not int or not 1 <= value <= most:
+            if type(value) is not int or not least <= value <= most:
                 raise ValueError(
-                    f"{field.name}: expected an integer from 1 to {most}, got {value!r:.80}"
+                    f"{field.name}: expected an integer from {least} to {most}, got {value!r:.80}"
                 )
-        if self.image_size % self.patch_size:
+        for name in FORM_FIELDS:
+            known, value = NORMS if name.endswith("_norm") else ACTIVATIONS, getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r:.80}")
+        for name, input_name in PROJECTORS.items():
+            if getattr(self, name) == 0 and getattr(self, input_name) != self.latent_dim:
+                raise ValueError(
+                    f"{name}: is 0 (no projector), so that {input_name} "
+                    f"{getattr(self, input_name)} must equal latent_dim {self.latent_dim}"
+                )
+        if self.image_size < self.patch_size:
             raise ValueError(
-                f"image_size: expected a multiple of patch_size {self.patch_size}, "
-                f"got {self.image_size}"
+                f"image_size: expected at least patch_size {self.patch_size}, got {self.image_size}"
             )
         if self.encoder_width % self.encoder_heads:
             raise ValueError(

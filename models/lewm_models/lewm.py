@@ -17,6 +17,13 @@ from torch.nn import functional as F
 
 from lewm_models.config import LeWMConfig
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+NORMS: dict[str, type[nn.Module]] = {
+    "batchnorm": nn.BatchNorm1d,
+    "layernorm": nn.LayerNorm,
+    "none": nn.Identity,
+}
+
 
 class PatchEmbeddings(nn.Module):
     def __init__(self, config: LeWMConfig) -> None:
@@ -26,7 +33,7 @@ class PatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, P − 1, width)."""
+        """(N, 3, H, W) → (N, P − 1, width). Pixels beyond the last whole patch have no effect."""
         patches: Tensor = self.projection(pixels)
         return patches.flatten(2).transpose(1, 2)
 
@@ -71,10 +78,11 @@ class EncoderMLP(nn.Module):
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.encoder_width, config.encoder_mlp)
+        self.activation = ACTIVATIONS[config.encoder_activation]()
         self.fc2 = nn.Linear(config.encoder_mlp, config.encoder_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 class EncoderLayer(nn.Module):
@@ -108,17 +116,19 @@ class Encoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Linear, BatchNorm, GELU, Linear.
+    """Linear, norm, activation, Linear; in the paper BatchNorm and GELU.
 
     SIGReg (`lewm_models.loss`) trains its outputs to be isotropic Gaussian.
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+    def __init__(
+        self, input_dim: int, hidden_dim: int, output_dim: int, *, norm: str, activation: str
+    ) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(input_dim, hidden_dim),
-            nn.BatchNorm1d(hidden_dim),
-            nn.GELU(),
+            NORMS[norm](hidden_dim),
+            ACTIVATIONS[activation](),
             nn.Linear(hidden_dim, output_dim),
         )
 
@@ -255,10 +265,10 @@ class LeWM(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.projector = Projector(config.encoder_width, config.projector_mlp, config.latent_dim)
+        self.projector = _projector(config, "projector", config.encoder_width)
         self.action_encoder = ActionEncoder(config)
         self.predictor = Predictor(config)
-        self.pred_proj = Projector(config.predictor_output, config.pred_proj_mlp, config.latent_dim)
+        self.pred_proj = _projector(config, "pred_proj", config.predictor_output)
         for name in ("pixel_mean", "pixel_std"):
             statistic = torch.tensor(getattr(config, name)).view(3, 1, 1)
             self.register_buffer(name, statistic, persistent=False)
@@ -349,6 +359,20 @@ class LeWM(nn.Module):
             )
             window.append(predicted[:, -1])
         return torch.stack(window[context:], dim=1)
+
+
+def _projector(config: LeWMConfig, name: str, input_dim: int) -> Projector | nn.Identity:
+    """The projector of this name; an identity if the model has none."""
+    hidden_dim = getattr(config, f"{name}_mlp")
+    if hidden_dim == 0:
+        return nn.Identity()
+    return Projector(
+        input_dim,
+        hidden_dim,
+        config.latent_dim,
+        norm=getattr(config, f"{name}_norm"),
+        activation=getattr(config, f"{name}_activation"),
+    )
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from torch import nn
 
 from lewm_models.export.graph import GraphBuilder, OnnxGraph
-from lewm_models.export.weights import Affine, as_float64, fold_modules
+from lewm_models.export.weights import Affine, as_float64, fold_modules, head_weights
 from lewm_models.lewm import EncoderLayer, LeWM
 
 
@@ -46,10 +46,12 @@ class _EncoderGraph:
         y = self._standardise(x, last.layernorm_before)
         x = graph.op("Add", self._cls_rows(x), self._cls_attention(y, last))
         x = self._standardise(self._mlp(x, last), encoder.layernorm)
-        first, batch_norm, _, second = self.model.projector.net
-        x = self._linear(x, fold_modules(encoder.layernorm, first, batch_norm))
-        x = self._linear(graph.op("Gelu", x), fold_modules(second))
-        graph.output(x, "latents", ("frames", self.config.latent_dim))
+        head = head_weights(
+            encoder.layernorm,
+            projector=self.model.projector,
+            activation=self.config.projector_activation,
+        )
+        graph.output(graph.head(x, head), "latents", ("frames", self.config.latent_dim))
         return graph.finish("encoder")
 
     def _tokens(self) -> str:
@@ -58,7 +60,13 @@ class _EncoderGraph:
         size, side = self.config.image_size, self.config.image_size // patch
         frames = graph.input("frames", ("frames", size, size, 3), TensorProto.UINT8)
         # Patches are cut out as rows of pixels with their channels, which is one transposition.
-        x = graph.reshape(frames, -1, side, patch, side, patch * 3)
+        seen = side * patch
+        if seen < size:
+            ends = graph.integers(seen, seen)
+            pixels = graph.op("Slice", frames, graph.integers(0, 0), ends, graph.integers(1, 2))
+        else:
+            pixels = frames
+        x = graph.reshape(pixels, -1, side, patch, side, patch * 3)
         x = graph.reshape(graph.op("Transpose", x, perm=[0, 1, 3, 2, 4]), -1, patch * patch * 3)
         x = self._linear(graph.op("Cast", x, to=TensorProto.FLOAT), self._patch_embedding())
         embeddings = self.model.encoder.embeddings
@@ -121,7 +129,8 @@ class _EncoderGraph:
     def _mlp(self, x: str, layer: EncoderLayer) -> str:
         graph, norm, mlp = self.graph, layer.layernorm_after, layer.mlp
         y = self._linear(self._standardise(x, norm), fold_modules(norm, mlp.fc1))
-        return graph.op("Add", x, self._linear(graph.op("Gelu", y), fold_modules(mlp.fc2)))
+        y = graph.activation(self.config.encoder_activation, y)
+        return graph.op("Add", x, self._linear(y, fold_modules(mlp.fc2)))
 
     def _cls_rows(self, x: str) -> str:
         """Rows of all tokens → the row of each frame's CLS token."""

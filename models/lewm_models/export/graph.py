@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from lewm_models.export.weights import Affine
+from lewm_models.export.weights import Affine, HeadWeights
 
 OPSET = 20
 IR_VERSION = 9
@@ -121,6 +121,22 @@ class GraphBuilder:
     def silu(self, x: str) -> str:
         """x · sigmoid(x)."""
         return self.op("Mul", x, self.op("Sigmoid", x))
+
+    def activation(self, name: str, x: str) -> str:
+        """An activation of `lewm_models.config.ACTIVATIONS`, by its name."""
+        return (
+            self.silu(x) if name == "silu" else self.op({"gelu": "Gelu", "relu": "Relu"}[name], x)
+        )
+
+    def head(self, x: str, head: HeadWeights) -> str:
+        """A projector, with the maps before it: standardised x (rows, width) → (rows, D)."""
+        x = self.linear(x, head.first)
+        if head.norm is not None:
+            affine = (self.constant(head.norm.weight), self.constant(head.norm.bias))
+            x = self.op("LayerNormalization", x, *affine, axis=-1, epsilon=head.norm_epsilon)
+        if head.second is None:
+            return x
+        return self.linear(self.activation(head.activation, x), head.second)
 
     def finish(self, name: str) -> OnnxGraph:
         """The complete graph."""

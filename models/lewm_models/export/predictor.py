@@ -125,9 +125,8 @@ class _PredictorParts:
 
     def predicted_latents(self, x: str) -> str:
         """The output of the last layer (rows, width) → predicted latents (rows, D)."""
-        graph, (first, second) = self.graph, self.weights.output_maps
-        x = graph.linear(graph.standardise(x, self.width, self.weights.final_epsilon), first)
-        return graph.linear(graph.op("Gelu", x), second)
+        x = self.graph.standardise(x, self.width, self.weights.final_epsilon)
+        return self.graph.head(x, self.weights.head)
 
     def _modulate(self, x: str, shift: str, scale: str) -> str:
         return self.graph.op("Add", self.graph.op("Mul", x, scale), shift)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lewm_models.lewm import LeWM, PredictorAttention, PredictorLayer
+from lewm_models.lewm import LeWM, PredictorAttention, PredictorLayer, Projector
 
 Matrix = NDArray[np.floating]
 
@@ -55,6 +55,10 @@ class Affine:
     def shifted(self, offset: float) -> Affine:
         """The map with an offset added to all outputs."""
         return Affine(self.weight, self.bias + offset)
+
+    def dense(self) -> Affine:
+        """The same map with a matrix, even if it scales each value."""
+        return Affine(np.diag(self.weight), self.bias) if self.weight.ndim == 1 else self
 
     def as_float32(self) -> Affine:
         """The map in float32, in row-major order, as a graph holds it."""
@@ -127,6 +131,43 @@ class LayerWeights:
     epsilons: tuple[float, float, float, float]
 
 
+@dataclass(frozen=True)
+class HeadWeights:
+    """The maps of a projector, with those before it folded into the first, in float32.
+
+    Args:
+        first: (inputs, hidden), or (inputs, D) if there is no projector.
+        norm: the affine part of a LayerNorm that follows ``first``; None if none follows. A
+            BatchNorm is part of ``first``.
+        norm_epsilon: the epsilon of this LayerNorm.
+        activation: the name of the activation after it.
+        second: (hidden, D); None if there is no projector.
+    """
+
+    first: Affine
+    norm: Affine | None = None
+    norm_epsilon: float = 0.0
+    activation: str = "gelu"
+    second: Affine | None = None
+
+
+def head_weights(
+    *before: nn.Module, projector: Projector | nn.Identity, activation: str
+) -> HeadWeights:
+    """The maps of the modules ``before`` a projector and of the projector itself."""
+    if isinstance(projector, nn.Identity):
+        return HeadWeights(first=fold_modules(*before).dense().as_float32())
+    first, norm, _, second = projector.net
+    after_first = () if isinstance(norm, nn.LayerNorm) else (norm,)
+    return HeadWeights(
+        first=fold_modules(*before, first, *after_first).as_float32(),
+        norm=fold_modules(norm).as_float32() if isinstance(norm, nn.LayerNorm) else None,
+        norm_epsilon=norm.eps if isinstance(norm, nn.LayerNorm) else 0.0,
+        activation=activation,
+        second=fold_modules(second).as_float32(),
+    )
+
+
 class PredictorWeights:
     """All maps of a model's action encoder, predictor and pred_proj, in float32.
 
@@ -136,14 +177,13 @@ class PredictorWeights:
         action_maps: two, with a SiLU after the first, from a block of actions to the condition.
         layers: those of the predictor.
         final_epsilon: the epsilon of the norm after the last layer.
-        output_maps: two, with a GELU between them, from the standardised output of the last layer
-            to a latent.
+        head: from the standardised output of the last layer to a latent.
     """
 
     def __init__(self, model: LeWM) -> None:
         self.config = model.config
         predictor, transformer = model.predictor, model.predictor.transformer
-        action_encoder, pred_proj = model.action_encoder, model.pred_proj.net
+        action_encoder = model.action_encoder
         positions = as_float64(predictor.pos_embedding)[0]
         self.positions: NDArray[np.float32] = positions.astype(np.float32)
         self.input_map = _optional_map(transformer.input_proj)
@@ -153,11 +193,11 @@ class PredictorWeights:
         )
         self.layers = [_layer_weights(cast(PredictorLayer, layer)) for layer in transformer.layers]
         self.final_epsilon = transformer.norm.eps
-        self.output_maps = (
-            fold_modules(
-                transformer.norm, transformer.output_proj, pred_proj[0], pred_proj[1]
-            ).as_float32(),
-            fold_modules(pred_proj[3]).as_float32(),
+        self.head = head_weights(
+            transformer.norm,
+            transformer.output_proj,
+            projector=model.pred_proj,
+            activation=model.config.pred_proj_activation,
         )
 
 

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lewm_models.config import LeWMConfig
+from lewm_models.config import ACTIVATIONS, LeWMConfig
 from lewm_models.export.weights import Affine, LayerWeights, PredictorWeights, fold_modules
 from lewm_models.lewm import LeWM, PredictorLayer
 from lewm_serve.backends.backend import (
@@ -27,6 +27,7 @@ from lewm_serve.backends.native.weights import (
     PackedFloatMap,
     PackedMaps,
     identity,
+    padded,
     side_by_side,
 )
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
@@ -136,8 +137,15 @@ class NativeKernel:
             linear for layer in weights.layers for linear in _layer_maps(layer, self._inner)
         ]
         self._packed = PackedMaps(
-            [weights.action_maps[1], *_modulation_maps(model), *layer_maps, *weights.output_maps]
+            [
+                weights.action_maps[1],
+                *_modulation_maps(model),
+                *layer_maps,
+                weights.head.first,
+                *([] if weights.head.second is None else [weights.head.second]),
+            ]
         )
+        self._head_norm = None if weights.head.norm is None else _head_norm(weights.head.norm)
         self._model = self._pack(config, weights, use_tiles=use_tiles)
 
     def begin(self, latents: Sequence[Tensor], actions: Tensor) -> tuple[Tensor, Window]:
@@ -189,15 +197,19 @@ class NativeKernel:
 
     def _empty_latents(self, *shape: int) -> Tensor:
         """Memory for predicted latents, which the code writes in blocks of `MATRIX_BLOCK`."""
-        return torch.empty(*shape, self._model.head_second.outputs)
+        return torch.empty(*shape, padded(self._latent_dim))
 
     def _pack(
         self, config: LeWMConfig, weights: PredictorWeights, *, use_tiles: bool
     ) -> library.PredictorModel:
         """The struct that the code reads; it points into memory that this object owns."""
         layers = self._layers
-        action_second, *maps, head_first, head_second = self._packed.maps
-        modulations, maps_of_layers = maps[:layers], maps[layers:]
+        action_second, *maps = self._packed.maps
+        modulations, maps = maps[:layers], maps[layers:]
+        maps_of_layers, head_maps = (
+            maps[: MAPS_PER_LAYER * layers],
+            maps[MAPS_PER_LAYER * layers :],
+        )
         layer_maps = []
         for index, layer in enumerate(weights.layers):
             first = MAPS_PER_LAYER * index
@@ -230,8 +242,12 @@ class NativeKernel:
             action_first=self._action_first.map,
             input_projection=projection,
             action_second=action_second,
-            head_first=head_first,
-            head_second=head_second,
+            head_first=head_maps[0],
+            head_second=library.LinearMap() if len(head_maps) == 1 else head_maps[1],
+            head_norm=None if self._head_norm is None else self._head_norm.data_ptr(),
+            head_hidden=len(weights.head.first.bias),
+            head_norm_epsilon=weights.head.norm_epsilon,
+            head_activation=ACTIVATIONS.index(weights.head.activation),
             epsilon=weights.final_epsilon,
             use_tiles=use_tiles and bool(self._code.tiles_available()),
         )
@@ -251,6 +267,12 @@ def check_native(config: LeWMConfig, device: torch.device) -> None:
             f"and head width are multiples of {HALF_MATRIX_BLOCK}, whose heads × head width is a "
             f"multiple of {MATRIX_BLOCK}, and a history of at most {MAX_HISTORY}"
         )
+    if not supports_head_norm(config):
+        raise library.NativeUnavailable(
+            f"the native code needs a hidden width of pred_proj that is at most {MAX_WIDTH} and a "
+            f"multiple of {HALF_MATRIX_BLOCK} if pred_proj has a LayerNorm, got "
+            f"{config.pred_proj_mlp}"
+        )
     library.load_library()
 
 
@@ -264,6 +286,18 @@ def supports(config: LeWMConfig) -> bool:
         and config.predictor_width <= MAX_WIDTH
         and config.history <= MAX_HISTORY
     )
+
+
+def supports_head_norm(config: LeWMConfig) -> bool:
+    """Whether the native code can compute the norm in ``pred_proj``, if there is a LayerNorm."""
+    if config.pred_proj_mlp == 0 or config.pred_proj_norm != "layernorm":
+        return True
+    return config.pred_proj_mlp <= MAX_WIDTH and config.pred_proj_mlp % HALF_MATRIX_BLOCK == 0
+
+
+def _head_norm(norm: Affine) -> Tensor:
+    """Scales and then offsets (2, hidden) of the LayerNorm in ``pred_proj``."""
+    return torch.stack([torch.from_numpy(norm.weight), torch.from_numpy(norm.bias)])
 
 
 def _keep_torch_on_one_thread() -> None:

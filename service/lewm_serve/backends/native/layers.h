@@ -92,6 +92,25 @@ inline void layer_norms(Panels<const float> x, int64_t rows, int64_t width, cons
     }
 }
 
+// A layer norm with its affine part, and an activation of it, x (rows, width) -> out (rows, width).
+template <class Activation>
+void norm_and_activate(Panels<const float> x, int64_t rows, int64_t width, const float* scale,
+                       const float* offset, float epsilon, Activation activation,
+                       Panels<bfloat16> out) {
+    constexpr int64_t MAX_WIDTH = 4096;
+    const WorkTimer timer(NORMS);
+    alignas(64) float values[MAX_WIDTH];
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t i = 0; i < width; i += LANES) store(values + i, load(x.at(row, i)));
+        const Moments current = moments(values, width, epsilon);
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Floats normed = (load(values + i) - current.mean) * current.inverse_std;
+            store(out.at(row, i), activation(normed * load(scale + i) + load(offset + i)));
+        }
+        if (width % BLOCK) store(out.at(row, width), _mm512_setzero_ps());
+    }
+}
+
 // Causal attention of the tokens from ``first`` to the last one of a window -> out (n rows, inner),
 // where inner = heads * head_width.
 //
@@ -169,6 +188,22 @@ auto store_in(Panels<bfloat16> out) {
     return [=](int64_t row, int64_t output, Floats low, Floats high) {
         store(out.at(row, output), activation(low));
         store(out.at(row, output) + LANES, activation(high));
+    };
+}
+
+// Stores the results as float32, in rows that are ``stride`` values apart.
+inline auto store_rows(float* out, int64_t stride) {
+    return [=](int64_t row, int64_t output, Floats low, Floats high) {
+        store(out + row * stride + output, low);
+        store(out + row * stride + output + LANES, high);
+    };
+}
+
+// Stores the results as float32.
+inline auto store_in(Panels<float> out) {
+    return [=](int64_t row, int64_t output, Floats low, Floats high) {
+        store(out.at(row, output), low);
+        store(out.at(row, output) + LANES, high);
     };
 }
 

@@ -349,6 +349,10 @@ class PredictorModel(ctypes.Structure):
         ("action_second", LinearMap),
         ("head_first", LinearMap),
         ("head_second", LinearMap),
+        ("head_norm", ctypes.c_void_p),
+        ("head_hidden", ctypes.c_int64),
+        ("head_norm_epsilon", ctypes.c_float),
+        ("head_activation", ctypes.c_int32),
         ("epsilon", ctypes.c_float),
         ("use_tiles", ctypes.c_int32),
     )

@@ -32,6 +32,9 @@ struct FloatMap {
     }
 };
 
+// The activations of pred_proj, in the order of `lewm_models.config.ACTIVATIONS`.
+enum Activation { GELU, RELU, SILU };
+
 // The maps of one predictor block; one map computes keys and values. The epsilons are those of its
 // four layer norms, in the order of their use.
 struct LayerMaps {
@@ -46,11 +49,17 @@ struct PredictorModel {
     int64_t layers, history, latent, width, heads, head_width;
     FloatMap action_first;      // with action_second: actions -> condition
     FloatMap input_projection;  // latents -> tokens; no weights where they are equally wide
-    LinearMap action_second, head_first, head_second;
-    float epsilon;  // of the norm after the last layer
+    LinearMap action_second;
+    LinearMap head_first, head_second;  // head_second has no weights where there is no pred_proj
+    const float* head_norm;  // scales, then offsets (head_hidden,) of a LayerNorm, or null
+    int64_t head_hidden;     // the outputs of head_first without padding
+    float head_norm_epsilon;
+    int32_t head_activation;  // an Activation
+    float epsilon;            // of the norm after the last layer
     int32_t use_tiles;
 
     int64_t inner() const { return heads * head_width; }
+    int64_t predicted_stride() const { return padded(latent); }
 };
 
 // A token whose keys and values are known: (R, 2 I) for each layer, keys before values, in panels
@@ -117,8 +126,26 @@ Panels<float> make_tokens(const PredictorModel& model, const std::vector<Latents
     return x;
 }
 
+// The hidden values of pred_proj: head_first, the norm if there is one, and the activation of
+// normed (R, W) -> hidden (R, head_hidden).
+template <Floats (*activation)(Floats)>
+void head_hidden(const PredictorModel& model, ConstPanels normed, int64_t rows,
+                 Panels<bfloat16> hidden) {
+    if (!model.head_norm) {
+        timed_product(normed, rows, model.head_first, model.use_tiles,
+                      store_in<activation>(hidden));
+        return;
+    }
+    static thread_local Scratch<float> scratch;
+    const Panels<float> values = scratch.panels(rows, model.head_first.outputs);
+    timed_product(normed, rows, model.head_first, model.use_tiles, store_in(values));
+    norm_and_activate({values.values, values.rows}, rows, model.head_hidden, model.head_norm,
+                      model.head_norm + model.head_hidden, model.head_norm_epsilon, activation,
+                      hidden);
+}
+
 // Appends the latents of consecutive steps to a window and predicts the latent that follows
-// -> predicted (R, D), rows ``head_second.outputs`` values apart.
+// -> predicted (R, D), rows ``predicted_stride`` values apart.
 //
 // ``modulations`` (layers, ``modulation_rows``, 6 W) hold those of the new tokens from
 // ``modulation_row`` on. The keys and values of the new tokens are written to ``keys_values``
@@ -187,14 +214,18 @@ void extend(const PredictorModel& model, const Window& window, const std::vector
     }
 
     layer_norms({x.values, x.rows}, rows, width, &model.epsilon, nullptr, 0, normed);
-    const LinearMap &head_first = model.head_first, &head_second = model.head_second;
-    const Panels<bfloat16> hidden = hidden_scratch.panels(rows, head_first.outputs);
-    timed_product(constant(normed), rows, head_first, use_tiles, store_in<gelu>(hidden));
-    timed_product(constant(hidden), rows, head_second, use_tiles,
-                  [=](int64_t row, int64_t output, Floats low, Floats high) {
-                      store(predicted + row * head_second.outputs + output, low);
-                      store(predicted + row * head_second.outputs + output + LANES, high);
-                  });
+    const auto store_predicted = store_rows(predicted, model.predicted_stride());
+    if (!model.head_second.weight) {
+        timed_product(constant(normed), rows, model.head_first, use_tiles, store_predicted);
+        return;
+    }
+    const Panels<bfloat16> hidden = hidden_scratch.panels(rows, model.head_first.outputs);
+    switch (model.head_activation) {
+        case GELU: head_hidden<gelu>(model, constant(normed), rows, hidden); break;
+        case RELU: head_hidden<relu>(model, constant(normed), rows, hidden); break;
+        case SILU: head_hidden<silu>(model, constant(normed), rows, hidden); break;
+    }
+    timed_product(constant(hidden), rows, model.head_second, use_tiles, store_predicted);
 }
 
 struct SharedStruct {
@@ -229,8 +260,8 @@ int64_t read_ticks(int64_t* ticks) {
 }
 
 // Begins a window with latents (n, R, D) and actions (n, R, A) -> the tokens' keys and values
-// (layers, n R, 2 I) and the predicted latent after the last one (R, D), rows
-// ``head_second.outputs`` values apart.
+// (layers, n R, 2 I) and the predicted latent after the last one (R, D), rows ``predicted_stride``
+// values apart.
 void begin_window(const PredictorModel* model, const float* latents, const float* actions,
                   int64_t count, int64_t rows, bfloat16* keys_values, float* predicted) {
     static thread_local Scratch<bfloat16> modulation_scratch;
@@ -246,7 +277,7 @@ void begin_window(const PredictorModel* model, const float* latents, const float
 }
 
 // Rolls out from the newest latents (R, D), which follow ``context`` - 1 other frames, with actions
-// (T, R, A) -> predicted latents (T, R, D), rows ``head_second.outputs`` values apart.
+// (T, R, A) -> predicted latents (T, R, D), rows ``predicted_stride`` values apart.
 //
 // ``shared`` holds the windows of the frames before the newest, one after the other. The first
 // begins at the oldest frame and has ``context`` - 1 tokens; each next one begins a frame later.
@@ -255,7 +286,7 @@ void roll_out(const PredictorModel* model, const KnownToken* shared, int64_t con
               int64_t step_stride, int64_t row_stride, float* predicted) {
     static thread_local Scratch<bfloat16> modulation_scratch;
     static thread_local std::vector<Scratch<bfloat16>> step_scratch;
-    const int64_t width = model->width, stride = model->head_second.outputs;
+    const int64_t width = model->width, stride = model->predicted_stride();
     const int64_t layer_stride = rows * 2 * model->inner();
     bfloat16* modulations = modulation_scratch.values(model->layers * steps * rows * 6 * width);
     compute_modulations(*model, actions, steps, rows, step_stride, row_stride, modulations);
