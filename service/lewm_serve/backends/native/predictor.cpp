@@ -221,9 +221,15 @@ void extend(const PredictorModel& model, const Window& window, const std::vector
     }
     const Panels<bfloat16> hidden = hidden_scratch.panels(rows, model.head_first.outputs);
     switch (model.head_activation) {
-        case GELU: head_hidden<gelu>(model, constant(normed), rows, hidden); break;
-        case RELU: head_hidden<relu>(model, constant(normed), rows, hidden); break;
-        case SILU: head_hidden<silu>(model, constant(normed), rows, hidden); break;
+        case GELU:
+            head_hidden<gelu>(model, constant(normed), rows, hidden);
+            break;
+        case RELU:
+            head_hidden<relu>(model, constant(normed), rows, hidden);
+            break;
+        case SILU:
+            head_hidden<silu>(model, constant(normed), rows, hidden);
+            break;
     }
     timed_product(constant(hidden), rows, model.head_second, use_tiles, store_predicted);
 }
