@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lewm_models.importing import import_checkpoint
-from lewm_models.lewm import LeWM
+from lewm_models.lewm import LeWM, Projector
 from lewm_models.loss import sigreg, sigreg_per_direction
 from tests.lewm_models.examples import PARITY_FOLDER
 
@@ -97,6 +97,7 @@ def wrong_predictor_epsilons(model: LeWM) -> None:
 
 
 def approximate_gelu(model: LeWM) -> None:
+    assert isinstance(model.projector, Projector)
     model.projector.net[2] = nn.GELU(approximate="tanh")
 
 

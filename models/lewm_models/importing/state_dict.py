@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -86,7 +86,7 @@ class StateDict:
     prefix: str = ""
     uses_old_names: bool = False
     ignored: dict[str, int] = field(default_factory=dict)
-    hyper_parameters: Mapping[object, object] = field(default_factory=dict)
+    hyper_parameters: Mapping[Any, object] = field(default_factory=dict)
 
     def name_in_file(self, name: str) -> str:
         """The name that a tensor has in the file, or would have if it were there."""
@@ -180,7 +180,7 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def _entries(
-    content: Mapping[object, object], above: tuple[str, ...] = (), depth: int = 0
+    content: Mapping[Any, object], above: tuple[str, ...] = (), depth: int = 0
 ) -> Iterator[_Entry]:
     """All entries of nested dicts that are no dicts themselves."""
     for key, value in content.items():
@@ -193,7 +193,7 @@ def _entries(
 
 
 def _choose_owner(
-    path: Path, content: Mapping[object, object], tensors: list[_Entry]
+    path: Path, content: Mapping[Any, object], tensors: list[_Entry]
 ) -> tuple[str, ...]:
     """The `_Entry.owner` of the model's tensors; there may be another model beside it."""
     parts: dict[tuple[str, ...], set[str]] = {}
@@ -213,7 +213,7 @@ def _choose_owner(
     return models[0] if models else next(iter(parts))
 
 
-def _describe(content: Mapping[object, object]) -> str:
+def _describe(content: Mapping[Any, object]) -> str:
     """The first entries of a file and their types."""
     if not content:
         return "an empty dict"
@@ -249,9 +249,7 @@ def _check_other_entries(
             )
 
 
-def _is_unknown_tensor(
-    entry: _Entry, places: set[tuple[tuple[str, ...], tuple[str, ...]]]
-) -> bool:
+def _is_unknown_tensor(entry: _Entry, places: set[tuple[tuple[str, ...], tuple[str, ...]]]) -> bool:
     """Whether a tensor without a part seems to belong to the model: it stands beside its parts.
 
     Args:
@@ -262,9 +260,7 @@ def _is_unknown_tensor(
     if entry.owner is not None or (words and words[0] in TRAINING_PARTS):
         return False
     folder = entry.path[: entry.folder]
-    return any(
-        folder == place and entry.path[: len(before)] == before for place, before in places
-    )
+    return any(folder == place and entry.path[: len(before)] == before for place, before in places)
 
 
 def _ignored_name(entry: _Entry) -> str:
@@ -272,7 +268,7 @@ def _ignored_name(entry: _Entry) -> str:
     return words[0] if words else entry.name
 
 
-def _load(path: Path) -> Mapping[object, object]:
+def _load(path: Path) -> Mapping[Any, object]:
     """What a file holds. torch's own messages advise to run the code in it."""
     if kind_of_file(path) == SAFETENSORS:
         try:

@@ -130,6 +130,8 @@ def test_each_missing_tensor_is_named(
 ) -> None:
     complete = rename(copy_state(tiny_model(**asdict(SHALLOW))))
     for name in complete:
+        if name.endswith("num_batches_tracked"):
+            continue  # older code does not write it
         state = {key: tensor for key, tensor in complete.items() if key != name}
         write_public_checkpoint(tmp_path, state, public_config(SHALLOW))
         with pytest.raises(CheckpointError, match="missing") as raised:
@@ -151,30 +153,27 @@ def test_each_tensor_of_a_wrong_shape_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("projector", ["projector", "pred_proj"])
-@pytest.mark.parametrize(
-    ("kept", "message"), [(("weight", "bias"), "another norm"), ((), "no norm")]
-)
-def test_another_norm_than_batch_norm_is_refused(
-    source: Path, projector: str, kept: tuple[str, ...], message: str
-) -> None:
+@pytest.mark.parametrize("kept", ["weight", "gamma"])
+def test_another_norm_is_refused(source: Path, projector: str, kept: str) -> None:
     def change(state: StateDict) -> None:
         for name in list(state):
-            if name.startswith(f"{projector}.net.1.") and not name.endswith(kept or "?"):
+            if name.startswith(f"{projector}.net.1."):
                 del state[name]
+        state[f"{projector}.net.1.{kept}"] = torch.ones(16)
 
     with pytest.raises(
-        CheckpointError, match=rf"^{projector}\.net\.1: expected BatchNorm1d.*{message}"
+        CheckpointError, match=rf"^{projector}\.net\.1: expected a BatchNorm1d.*got \['{kept}'\]"
     ):
         import_checkpoint(with_changed_state(source, change), import_card())
 
 
 def test_a_missing_file_is_named(source: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected a folder"):
-        import_checkpoint(source / "weights.pt", import_card())
-    (source / "weights.pt").rename(source / "model_object.ckpt")
-    with pytest.raises(CheckpointError, match=r"neither weights\.pt nor.*model_object\.ckpt"):
+    with pytest.raises(CheckpointError, match="there is no such file or folder"):
+        import_checkpoint(source / "absent", import_card())
+    (source / "weights.pt").rename(source / "weights.txt")
+    with pytest.raises(CheckpointError, match=r"neither weights\.pt nor.*weights\.txt"):
         import_checkpoint(source, import_card())
-    (source / "model_object.ckpt").rename(source / "weights.pt")
-    (source / "config.json").unlink()
-    with pytest.raises(CardError, match=r"config\.json: cannot be read"):
+    (source / "weights.txt").rename(source / "weights.pt")
+    (source / "config.json").write_text("[]")
+    with pytest.raises(CardError, match=r"config\.json: expected a JSON object"):
         import_checkpoint(source, import_card())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lewm_models.config import LeWMConfig
-from lewm_models.lewm import LeWM
+from lewm_models.lewm import LeWM, Projector
 from lewm_models.training import trainer as module
 from lewm_models.training.recording import Recording
 from lewm_models.training.trainer import (
@@ -213,6 +213,7 @@ def _three_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_batch_norm_gets_the_average_statistics_of_training_batches(recording: Recording) -> None:
     trainer = make_trainer(recording)
     model, windows = trainer.model.eval(), trainer.windows
+    assert isinstance(model.projector, Projector)
     order = batch_order(len(windows), 16, seed=0, first_step=0)
     means, variances = [], []
     with torch.no_grad():
