@@ -75,7 +75,7 @@ class PublicCheckpoint:
         if missing := [name for name in REQUIRED_CARD_FIELDS if card.get(name) is None]:
             raise CardError(
                 f"{', '.join(missing)}: missing from the card; a public checkpoint does not "
-                "contain these fields, so the card has to give them"
+                "contain these fields, so the card or a recording (--data) has to give them"
             )
         config = read_architecture(self.settings, self.state, card)
         tensors = with_counters(config, self.state.tensors)

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lewm_serve.cli.messages import describe_error
-from lewm_serve.cli.options import Preset
+from lewm_serve.cli.options import (
+    ActionOption,
+    CameraOption,
+    Preset,
+    SolverChoice,
+    one_name,
+)
 
 if TYPE_CHECKING:
     from lewm_models.card import ModelCard
+    from lewm_serve.cli.solver_comparison import Comparison
 
 app = typer.Typer(
     help="List, show, verify, calibrate, import, make and export models.", no_args_is_help=True
@@ -98,38 +105,91 @@ def import_model(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of a public checkpoint: config.json and weights.pt or weights_epoch_N.pt."
+            help="A public checkpoint: a file of tensors, a folder, or a repository's folder in "
+            "the cache of Hugging Face."
         ),
     ],
     destination: Destination,
-    card: Annotated[Path, typer.Option(help="JSON file with the name and the action statistics.")],
+    card: Annotated[
+        Path | None, typer.Option(help="JSON file with statistics and bounds of actions.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A recording of the robot; statistics and bounds are computed from it."),
+    ] = None,
+    camera: CameraOption = None,
+    action: ActionOption = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(help="How frames that are not square became square in training: center."),
+    ] = None,
     frames: Annotated[
         list[Path] | None,
         typer.Option(help="Two or more images of what the model sees; see docs/models.md."),
     ] = None,
+    solver: Annotated[
+        SolverChoice,
+        typer.Option(
+            help="The solver that the model plans with. auto compares the usual one with iCEM; "
+            "keep measures nothing."
+        ),
+    ] = SolverChoice.AUTO,
     force: Force = False,
 ) -> None:
     """Make a model folder from a public checkpoint and the statistics that it lacks."""
-    from dataclasses import replace
+    from rich.console import Console
 
-    from lewm_models import checkpoint
-    from lewm_models.card import read_json
-    from lewm_models.importing import import_checkpoint
-    from lewm_serve.cli.image_files import read_frames
+    from lewm_serve.cli.import_checkpoint import ImportOptions
+    from lewm_serve.cli.import_checkpoint import import_model as import_checkpoint
 
     with _readable_errors():
         _check_destination(destination, force)
-        model, model_card = import_checkpoint(source, read_json(card))
-        example_frames = read_frames(frames or [], model_card)
-        if example_frames is None:
-            provenance = {**model_card.provenance, "precision_judged_on": "synthetic frames"}
-            model_card = replace(model_card, provenance=provenance)
-        _check_solver(model_card)
-        version = checkpoint.save(destination, model, model_card, frames=example_frames)
-    typer.echo(f"{destination}: {model_card.name}, version {version}")
+        imported = import_checkpoint(
+            ImportOptions(
+                source=source,
+                destination=destination,
+                card=card,
+                data=data,
+                camera=one_name(camera, "--camera"),
+                action=one_name(action, "--action"),
+                crop=crop,
+                frames=tuple(frames or ()),
+                solver=solver,
+            ),
+            Console(stderr=True),
+        )
+    model_card = imported.card
+    typer.echo(f"{destination}: {model_card.name}, version {imported.version}")
+    if imported.comparison is not None:
+        _print_comparison(imported.comparison, model_card, imported.frames)
     if unknown := model_card.provenance.get("unknown_settings"):
         _warn(f"config.json: unknown settings, without effect here: {', '.join(unknown)}")
+    if ignored := model_card.provenance.get("ignored_tensors"):
+        names = ", ".join(f"{name} ({count})" for name, count in ignored.items())
+        _warn(f"tensors that do not belong to the model are left out: {names}")
     _warn(*model_card.warnings)
+
+
+def _print_comparison(comparison: Comparison, card: ModelCard, frames: str) -> None:
+    """What a plan takes with each solver, and which one the card holds."""
+    rows = []
+    for result in (comparison.usual, comparison.icem):
+        shorter = result.at_equal_time
+        rows.append(
+            (
+                f"{result.settings.name} {result.settings.samples} × {result.settings.iterations}",
+                f"{result.plan_s:.3g} s",
+                f"{result.full_cost:.6g}",
+                f"{result.equal_cost:.6g} ({shorter.samples} × {shorter.iterations})",
+                "in the card" if result.settings == card.solver else "",
+            )
+        )
+    columns = ("solver", "a plan takes here", "mean cost", "mean cost at equal time", "")
+    _print_table(columns, rows)
+    typer.echo(
+        f"{comparison.pairs} pairs of start and goal among {frames}, {comparison.backend}; "
+        "--solver cem, icem or keep decides otherwise"
+    )
 
 
 @app.command()

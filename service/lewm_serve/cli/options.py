@@ -20,6 +20,15 @@ class Preset(StrEnum):
     EDGE = "edge"
 
 
+class SolverChoice(StrEnum):
+    """Which solver an imported model plans with; see `lewm_serve.cli.import_checkpoint`."""
+
+    AUTO = "auto"
+    CEM = "cem"
+    ICEM = "icem"
+    KEEP = "keep"
+
+
 CameraOption = Annotated[
     list[str] | None, typer.Option("--camera", help="name of the camera, if there are several")
 ]

@@ -405,7 +405,7 @@ def test_a_file_in_place_of_a_folder_is_named(
     line = error_line("calibrate", folder, tmp_path / "nowhere")
     assert line.startswith(f"lewm models: {tmp_path / 'nowhere'}: there is no such folder")
     line = error_line("import", file, tmp_path / "out", "--card", card_file)
-    assert f"{file}: expected a folder with weights.pt and config.json" in line
+    assert "data.h5: is an HDF5 file; expected the state dict of a LeWM" in line
     line = error_line("init", file / "inside", "--preset", "edge")
     assert line == f"lewm models: {file / 'inside'}: Not a directory"
 
