@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lewm_models.calibration.limits import anomaly_limit, quantiles
@@ -15,7 +16,7 @@ from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
 from lewm_models.loss import random_directions, sigreg
 from lewm_models.preprocessing import resize
-from lewm_models.training.recording import Recording
+from lewm_models.training.prepared import PreparedData
 
 FALSE_ALARM_RATE = 1e-3
 """The share of answers about ordinary data that may have another health than ok."""
@@ -28,6 +29,9 @@ MIN_SURPRISE_STEPS = 500
 
 MAX_RECORDED_FRAMES = 50_000
 """The most frames taken from a recording; more would make the limits no better."""
+
+MAX_EPISODE_FRAMES = 1000
+"""The most frames of a recording that are in memory at once."""
 
 MIN_NORM_SPREAD = 1e-5
 """The least spread of the norms relative to their mean. A smaller spread is a rounding error."""
@@ -73,17 +77,26 @@ class _EncodedEpisode:
     actions: Tensor | None
 
 
-def recorded_episodes(
-    recording: Recording, episodes: range, image_size: int
+def prepared_episodes(
+    data: PreparedData, pieces: NDArray[np.int64], image_size: int
 ) -> Iterator[CalibrationEpisode]:
-    """These episodes of a recording, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`."""
-    max_episodes = max(1, MAX_RECORDED_FRAMES // recording.frames.shape[1])
-    count = min(len(episodes), max_episodes)
-    for index in np.linspace(episodes.start, episodes.stop - 1, count).astype(np.int64):
-        yield CalibrationEpisode(
-            frames=resize(torch.from_numpy(np.array(recording.frames[index])), image_size),
-            actions=torch.from_numpy(np.array(recording.actions[index])),
-        )
+    """These pieces of prepared data, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`.
+
+    A long piece is given in parts, because the frames of an episode are in memory at once.
+    """
+    frames = sum(len(data.rows(piece)) for piece in pieces)
+    count = max(1, min(len(pieces), len(pieces) * MAX_RECORDED_FRAMES // frames))
+    left = MAX_RECORDED_FRAMES
+    for piece in pieces[np.linspace(0, len(pieces) - 1, count).astype(np.int64)]:
+        rows = np.asarray(data.rows(piece))[:left]
+        left -= len(rows)
+        for first in range(0, len(rows), MAX_EPISODE_FRAMES):
+            part = rows[first : first + MAX_EPISODE_FRAMES]
+            if len(part) > 1:
+                yield CalibrationEpisode(
+                    frames=resize(torch.from_numpy(data.frames.read(part)), image_size),
+                    actions=torch.from_numpy(np.array(data.actions[part[:-1]])),
+                )
 
 
 def calibrate(

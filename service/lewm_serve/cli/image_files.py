@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm_models.calibration.calibrate import CalibrationEpisode, recorded_episodes
+from lewm_models.calibration.calibrate import CalibrationEpisode, prepared_episodes
 from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.file_kinds import kind_of_file, read_numpy_array
 from lewm_models.file_names import natural_key
-from lewm_models.training.recording import Recording
+from lewm_models.training.prepared import FILE, PreparedData
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import frame_from_image
 
@@ -42,23 +42,26 @@ def read_frames(paths: Sequence[Path], card: ModelCard) -> Tensor | None:
 def read_episodes(path: Path, card: ModelCard) -> Iterator[CalibrationEpisode]:
     """The episodes of a recording, or of folders of images.
 
-    ``path`` is a recording that `lewm train` made, a folder of images in the order of their names
-    (`2.png` before `10.png`), or a folder of such folders. Images with an `actions.npy`,
+    ``path`` holds data that `lewm train` prepared, or is a folder of images in the order of their
+    names (`2.png` before `10.png`), or a folder of such folders. Images with an `actions.npy`,
     (images − 1, action_dim) in the environment's units, are one step apart. Without it, they count
     as one action block apart.
 
     Raises:
         ValueError: there are no frames, or a file is wrong.
     """
-    expected = "a recording of `lewm train`, PNG or JPEG images, or folders of them"
+    expected = "prepared data of `lewm train`, PNG or JPEG images, or folders of them"
     if not path.is_dir():
         what = "is a file" if path.exists() else "there is no such folder"
         raise ValueError(f"{path}: {what}; expected a folder: {expected}")
-    if (path / "recording.json").is_file():
-        recording = Recording.open(path)
-        _check_actions(path, recording.actions[0], recording.frames.shape[1], card)
-        episodes = range(len(recording.frames))
-        yield from recorded_episodes(recording, episodes, card.config.image_size)
+    if (path / FILE).is_file():
+        data = PreparedData.open(path)
+        if (actions := data.actions.shape[1]) != card.config.action_dim:
+            raise ValueError(
+                f"{path}: expected actions of {card.config.action_dim} values, got {actions}"
+            )
+        pieces = np.arange(len(data.episodes))
+        yield from prepared_episodes(data, pieces, card.config.image_size)
         return
     inside = sorted((entry for entry in path.iterdir() if entry.is_dir()), key=natural_key)
     folders = [folder for folder in (path, *inside) if _image_files(folder)]

@@ -137,7 +137,7 @@ def calibrate(
     folder: Folder,
     frames: Annotated[
         Path | None,
-        typer.Argument(help="Usual frames: a recording, images, or folders of images."),
+        typer.Argument(help="Usual frames: prepared data, images, or folders of images."),
     ] = None,
     env: Annotated[
         str | None, typer.Option(help="Collect frames in this environment instead.")
@@ -154,8 +154,8 @@ def calibrate(
 ) -> None:
     """Measure what usual latents look like, on frames that the model was not trained on.
 
-    FRAMES is a recording that `lewm train` made, a folder of PNG or JPEG images in the order of
-    the numbers in their names, or a folder of such folders, one per episode. With a file
+    FRAMES holds data that `lewm train` prepared (OUTPUT/data), or is a folder of PNG or JPEG images
+    in the order of the numbers in their names, or a folder of such folders, one per episode. With a file
     `actions.npy` beside the images, (images - 1, action_dim) in the environment's units, the images
     are one step apart and surprise is calibrated too.
     """
@@ -167,7 +167,7 @@ def calibrate(
 
     from lewm_models import checkpoint
     from lewm_models.calibration.calibrate import calibrate as measure
-    from lewm_models.training.recording import RecordingSpec, collect
+    from lewm_models.training.preparation import EnvironmentSource
     from lewm_serve.cli.image_files import read_episodes
     from lewm_serve.cli.train import training_device
 
@@ -179,9 +179,9 @@ def calibrate(
         model = loaded.model.to(training_device(device))
         if env is not None:
             size = loaded.card.config.image_size
-            spec = RecordingSpec(env, episodes, episode_steps, size, seed)
-            frames, source = Path(collected), asdict(spec)
-            collect(frames, spec)
+            recorded = EnvironmentSource(env, episodes, episode_steps, size, seed)
+            frames, source = Path(collected), asdict(recorded)
+            recorded.prepare(frames, lambda done, total: None, lambda line: None)
         else:
             assert frames is not None
             source = {"frames": frames.resolve().name}

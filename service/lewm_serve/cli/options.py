@@ -20,6 +20,14 @@ class Preset(StrEnum):
     EDGE = "edge"
 
 
+class Crop(StrEnum):
+    """The ways to make frames square, of `lewm_models.preprocessing`."""
+
+    CENTER = "center"
+    PAD = "pad"
+    STRETCH = "stretch"
+
+
 CameraOption = Annotated[
     list[str] | None, typer.Option("--camera", help="name of the camera, if there are several")
 ]
