@@ -15,7 +15,9 @@ from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
 from lewm_models.loss import random_directions, sigreg
-from lewm_models.preprocessing import resize
+from lewm_models.preprocessing import resize, to_model_frames
+from lewm_models.recordings.recording import Recording, choose_column
+from lewm_models.recordings.usable import usable_episodes
 from lewm_models.training.prepared import PreparedData
 
 FALSE_ALARM_RATE = 1e-3
@@ -80,23 +82,69 @@ class _EncodedEpisode:
 def prepared_episodes(
     data: PreparedData, pieces: NDArray[np.int64], image_size: int
 ) -> Iterator[CalibrationEpisode]:
-    """These pieces of prepared data, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`.
+    """These pieces of prepared data, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`."""
+    lengths = [len(data.rows(piece)) for piece in pieces]
+    for number, first, stop in _parts(lengths):
+        rows = np.arange(first, stop) + data.offsets[pieces[number]]
+        yield CalibrationEpisode(
+            frames=resize(torch.from_numpy(data.frames.read(rows)), image_size),
+            actions=torch.from_numpy(np.array(data.actions[rows[:-1]])),
+        )
 
-    A long piece is given in parts, because the frames of an episode are in memory at once.
+
+def recording_episodes(
+    recording: Recording, card: ModelCard, *, camera: str | None, action: str | None
+) -> Iterator[CalibrationEpisode]:
+    """The usable steps of a recording, or evenly spaced ones of `MAX_RECORDED_FRAMES` and more.
+
+    Raises:
+        RecordingError: nothing can be used, or there are several cameras or columns of actions and
+            no name.
+        ValueError: frames or actions are not those of the model.
     """
-    frames = sum(len(data.rows(piece)) for piece in pieces)
-    count = max(1, min(len(pieces), len(pieces) * MAX_RECORDED_FRAMES // frames))
+    path, contents, config = recording.path, recording.contents, card.config
+    camera_column = choose_column(contents.cameras, camera, option="--camera", path=path)
+    action_column = choose_column(contents.actions, action, option="--action", path=path)
+    if action_column.shape != (config.action_dim,):
+        raise ValueError(
+            f"{path}: {action_column.name}: expected actions of {config.action_dim} values, got "
+            f"{action_column.shape[0]}"
+        )
+    usable = usable_episodes(
+        recording, action=action_column.name, min_steps=config.action_block + 1
+    )
+    usable.require_some(path)
+    for number, first, stop in _parts([steps.steps for steps in usable.ranges]):
+        steps = usable.ranges[number]
+        frames = recording.read_frames(
+            camera_column.name, steps.episode, first=steps.first + first, count=stop - first
+        )
+        actions = recording.read_actions(action_column.name, steps.episode)
+        yield CalibrationEpisode(
+            frames=to_model_frames(
+                torch.from_numpy(np.require(frames, requirements=["C", "W"])),
+                config.image_size,
+                card.crop,
+            ),
+            actions=torch.from_numpy(actions[steps.first + first : steps.first + stop - 1].copy()),
+        )
+
+
+def _parts(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Parts of pieces of these lengths: the piece, its first step, and the one after its last.
+
+    Evenly spaced pieces are taken if they have more than `MAX_RECORDED_FRAMES` in all. A part has
+    at most `MAX_EPISODE_FRAMES`, and at least two.
+    """
+    count = min(len(lengths), len(lengths) * MAX_RECORDED_FRAMES // sum(lengths))
     left = MAX_RECORDED_FRAMES
-    for piece in pieces[np.linspace(0, len(pieces) - 1, count).astype(np.int64)]:
-        rows = np.asarray(data.rows(piece))[:left]
-        left -= len(rows)
-        for first in range(0, len(rows), MAX_EPISODE_FRAMES):
-            part = rows[first : first + MAX_EPISODE_FRAMES]
-            if len(part) > 1:
-                yield CalibrationEpisode(
-                    frames=resize(torch.from_numpy(data.frames.read(part)), image_size),
-                    actions=torch.from_numpy(np.array(data.actions[part[:-1]])),
-                )
+    for piece in np.linspace(0, len(lengths) - 1, max(1, count)).astype(np.int64).tolist():
+        length = min(left, lengths[piece])
+        left -= length
+        for first in range(0, length, MAX_EPISODE_FRAMES):
+            stop = min(length, first + MAX_EPISODE_FRAMES)
+            if stop - first > 1:
+                yield piece, first, stop
 
 
 def calibrate(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lewm_serve.cli.messages import describe_error
-from lewm_serve.cli.options import Preset
+from lewm_serve.cli.options import ActionOption, CameraOption, Preset, one_name
 
 if TYPE_CHECKING:
     from lewm_models.card import ModelCard
@@ -137,8 +137,10 @@ def calibrate(
     folder: Folder,
     frames: Annotated[
         Path | None,
-        typer.Argument(help="Usual frames: prepared data, images, or folders of images."),
+        typer.Argument(help="Usual frames: a recording, prepared data, or folders of images."),
     ] = None,
+    camera: CameraOption = None,
+    action: ActionOption = None,
     env: Annotated[
         str | None, typer.Option(help="Collect frames in this environment instead.")
     ] = None,
@@ -154,10 +156,11 @@ def calibrate(
 ) -> None:
     """Measure what usual latents look like, on frames that the model was not trained on.
 
-    FRAMES holds data that `lewm train` prepared (OUTPUT/data), or is a folder of PNG or JPEG images
-    in the order of the numbers in their names, or a folder of such folders, one per episode. With a file
-    `actions.npy` beside the images, (images - 1, action_dim) in the environment's units, the images
-    are one step apart and surprise is calibrated too.
+    FRAMES is a recording of any format (`lewm data inspect`), or data that `lewm train` prepared
+    (OUTPUT/data), or a folder of PNG or JPEG images in the order of the numbers in their names, or
+    a folder of such folders, one per episode. With a file `actions.npy` beside the images,
+    (images - 1, action_dim) in the environment's units, the images are one step apart and surprise
+    is calibrated too.
     """
     from dataclasses import asdict, replace
     from tempfile import TemporaryDirectory
@@ -187,7 +190,12 @@ def calibrate(
             source = {"frames": frames.resolve().name}
         console = Console(stderr=True)
         episodes_with_progress = track(
-            read_episodes(frames, loaded.card),
+            read_episodes(
+                frames,
+                loaded.card,
+                camera=one_name(camera, "--camera"),
+                action=one_name(action, "--action"),
+            ),
             "episodes",
             console=console,
             transient=True,
