@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from lewm_models import strict_json
 from lewm_models.calibration.limits import QUANTILE_LEVELS
 from lewm_models.config import FORM_FIELDS, LeWMConfig, is_finite
 from lewm_models.file_kinds import JSON_DOCUMENT, kind_of_file
+from lewm_models.preprocessing import CROPS, Crop
 
 TOP_LEVEL_FIELDS = (
     "image_size",
@@ -166,8 +167,10 @@ class ModelCard:
         action_high: the upper bounds of every planned action.
         action_neutral: the action of a robot without a plan; None means the action nearest to zero
             within the bounds.
+        action_rate_limit: the largest change of each action from one step to the next in plans;
+            None: any.
         controllers: entry-point names of the fallback controllers for this model.
-        crop: None refuses frames that are not square; "center" takes their central square.
+        crop: how frames that are not square become square; None refuses them.
         solver: the defaults of plan requests.
         calibration: None if the model is not calibrated.
         provenance: where the model comes from and how to make it again.
@@ -185,8 +188,9 @@ class ModelCard:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     action_neutral: tuple[float, ...] | None = None
+    action_rate_limit: tuple[float, ...] | None = None
     controllers: tuple[str, ...] = ()
-    crop: Literal["center"] | None = None
+    crop: Crop | None = None
     solver: SolverConfig = SolverConfig()
     calibration: Calibration | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -206,8 +210,9 @@ class ModelCard:
                     "controllers: expected names other than "
                     f"{', '.join(RESERVED_CONTROLLERS)}, got {_shown(name)}"
                 )
-        if self.crop not in (None, "center"):
-            raise CardError(f'crop: expected null or "center", got {_shown(self.crop)}')
+        if self.crop is not None and self.crop not in CROPS:
+            known = ", ".join(f'"{crop}"' for crop in CROPS)
+            raise CardError(f"crop: expected null or one of {known}, got {_shown(self.crop)}")
         try:
             strict_json.check_values(
                 {"provenance": self.provenance, "figures": self.figures, **self.extra}
@@ -250,6 +255,13 @@ class ModelCard:
                 raise CardError(
                     "action_neutral: expected numbers within action_low and action_high, "
                     f"got {_shown(self.action_neutral)}"
+                )
+        if self.action_rate_limit is not None:
+            self._check_action_numbers("action_rate_limit", self.action_rate_limit)
+            if min(self.action_rate_limit) <= 0:
+                raise CardError(
+                    "action_rate_limit: expected numbers above 0, "
+                    f"got {_shown(self.action_rate_limit)}"
                 )
 
     def _check_action_numbers(self, name: str, values: tuple[float, ...]) -> None:
@@ -325,15 +337,12 @@ class ModelCard:
         if repeated := sorted(set(architecture) & set(top_level)):
             raise CardError(f"architecture: repeats fields of the card, {repeated}")
         architecture = {**architecture, **top_level}
-        if rest.get("action_neutral") is None:
-            rest.pop("action_neutral", None)
         return cls(
             config=config_from_json(architecture),
             **{name: tuple(_pop(rest, name, list)) for name in ACTION_FIELDS},
             name=_pop(rest, "name", str),
-            action_neutral=(
-                tuple(_pop(rest, "action_neutral", list)) if "action_neutral" in rest else None
-            ),
+            action_neutral=_pop_numbers(rest, "action_neutral"),
+            action_rate_limit=_pop_numbers(rest, "action_rate_limit"),
             controllers=tuple(_pop(rest, "controllers", list)) if "controllers" in rest else (),
             crop=rest.pop("crop", None),
             solver=_pop_nested(rest, "solver", SolverConfig) or SolverConfig(),
@@ -437,6 +446,14 @@ def _pop(card: dict[str, Any], name: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise CardError(f"{name}: expected {kind.__name__}, got {_shown(value)}")
     return value
+
+
+def _pop_numbers(card: dict[str, Any], name: str) -> tuple[float, ...] | None:
+    """Remove an optional list of numbers from the card and return it, None if it is absent."""
+    if card.get(name) is None:
+        card.pop(name, None)
+        return None
+    return tuple(_pop(card, name, list))
 
 
 def _pop_nested(card: dict[str, Any], name: str, kind: type) -> Any:

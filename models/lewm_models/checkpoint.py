@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -115,8 +115,12 @@ def version(folder: Path) -> str:
     The card holds the hash of the calibration's reference, so the version depends on that too. It
     does not depend on the frames, nor on the layout of `model.json`.
     """
-    content = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes())
-    content.update(json.dumps(read_card(folder / CARD_FILE).to_json(), sort_keys=True).encode())
+    return _version((folder / WEIGHTS_FILE).read_bytes(), read_card(folder / CARD_FILE))
+
+
+def _version(weights: bytes, card: ModelCard) -> str:
+    content = hashlib.sha256(weights)
+    content.update(json.dumps(card.to_json(), sort_keys=True).encode())
     return content.hexdigest()[:16]
 
 
@@ -128,7 +132,8 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         card = read_card(folder / CARD_FILE)
-        tensors = _read_tensors(folder / WEIGHTS_FILE)
+        weights = _read_bytes(folder / WEIGHTS_FILE)
+        tensors = _tensors_of(weights, folder / WEIGHTS_FILE)
         reference = _read_reference(folder / REFERENCE_FILE, card)
     except CardError as error:
         raise CheckpointError(str(error)) from error
@@ -140,28 +145,34 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(
         model=model,
         card=card,
-        version=version(folder),
+        version=_version(weights, card),
         reference=reference,
         frames=frames,
     )
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_bytes(path: Path) -> bytes:
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file")
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {safetensors_problem(path, error)}") from error
+        return path.read_bytes()
     except OSError as error:
         reason = "is a folder, expected a file" if path.is_dir() else f"cannot be read: {error}"
         raise CheckpointError(f"{path}: {reason}") from error
 
 
+def _tensors_of(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors in the content of a safetensors file, by name."""
+    try:
+        return dict(sorted(from_bytes(content).items()))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {safetensors_problem(path, error)}") from error
+
+
 def _read_frames(path: Path, size: int) -> Tensor | None:
     if not path.exists():
         return None
-    tensors = _read_tensors(path)
+    tensors = _tensors_of(_read_bytes(path), path)
     if "frames" not in tensors:
         raise CheckpointError(f"{path}: expected a tensor frames, got {sorted(tensors)}")
     frames = tensors["frames"]

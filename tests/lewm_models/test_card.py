@@ -24,8 +24,9 @@ def full_card() -> ModelCard:
         action_low=(-1.0, -3.0),
         action_high=(1.0, 4.0),
         action_neutral=(0.5, 0.0),
+        action_rate_limit=(0.5, 3.0),
         controllers=("waypoint",),
-        crop="center",
+        crop="pad",
         solver=SolverConfig(samples=64, tolerance=0.1, momentum=0.2),
         calibration=Calibration(
             frames=10,
@@ -77,12 +78,19 @@ def test_missing_pixel_statistics_are_those_of_imagenet() -> None:
 
 def test_optional_fields_have_defaults() -> None:
     card = full_card().to_json()
-    optional = ("action_neutral", "controllers", "crop", "solver", "calibration")
+    optional = (
+        "action_neutral",
+        "action_rate_limit",
+        "controllers",
+        "crop",
+        "solver",
+        "calibration",
+    )
     for name in (*optional, "provenance", "figures", "licence"):
         del card[name]
     read = ModelCard.from_json(card)
     assert read.solver == SolverConfig()
-    assert (read.action_neutral, read.controllers) == (None, ())
+    assert (read.action_neutral, read.action_rate_limit, read.controllers) == (None, None, ())
     assert (read.crop, read.calibration, read.provenance, read.figures) == (None, None, {}, {})
 
 
@@ -155,11 +163,17 @@ def test_a_missing_field_is_named(name: str) -> None:
         ("action_neutral", [0.5, math.nan]),
         ("action_neutral", [0.5, 4.5]),
         ("action_neutral", 0.5),
+        ("action_rate_limit", [0.5]),
+        ("action_rate_limit", [0.5, 0.0]),
+        ("action_rate_limit", [0.5, -1.0]),
+        ("action_rate_limit", [0.5, math.inf]),
+        ("action_rate_limit", 0.5),
         ("controllers", "waypoint"),
         ("controllers", ["hold"]),
         ("controllers", ["way point"]),
         ("controllers", [3]),
         ("crop", "left"),
+        ("crop", ["center"]),
         ("architecture", []),
         ("solver", []),
         ("provenance", "me"),

@@ -358,3 +358,17 @@ def test_weights_without_a_card_are_not_passed_over(folder: Path) -> None:
     for path in (folder.parent, folder.parent / "second"):
         with pytest.raises(CheckpointError, match=r"second/model\.json: is missing"):
             checkpoint.model_folders(path)
+
+
+def test_the_weights_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        read.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    loaded = checkpoint.load(folder)
+    assert read.count("model.safetensors") == 1
+    assert loaded.version == checkpoint.version(folder)

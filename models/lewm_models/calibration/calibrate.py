@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lewm_models.calibration.limits import anomaly_limit, quantiles
@@ -14,8 +15,10 @@ from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
 from lewm_models.loss import random_directions, sigreg
-from lewm_models.preprocessing import resize
-from lewm_models.training.recording import Recording
+from lewm_models.preprocessing import resize, to_model_frames
+from lewm_models.recordings.recording import Recording, choose_column
+from lewm_models.recordings.usable import usable_episodes
+from lewm_models.training.prepared import PreparedData
 
 FALSE_ALARM_RATE = 1e-3
 """The share of answers about ordinary data that may have another health than ok."""
@@ -28,6 +31,9 @@ MIN_SURPRISE_STEPS = 500
 
 MAX_RECORDED_FRAMES = 50_000
 """The most frames taken from a recording; more would make the limits no better."""
+
+MAX_EPISODE_FRAMES = 1000
+"""The most frames of a recording that are in memory at once."""
 
 MIN_NORM_SPREAD = 1e-5
 """The least spread of the norms relative to their mean. A smaller spread is a rounding error."""
@@ -73,17 +79,72 @@ class _EncodedEpisode:
     actions: Tensor | None
 
 
-def recorded_episodes(
-    recording: Recording, episodes: range, image_size: int
+def prepared_episodes(
+    data: PreparedData, pieces: NDArray[np.int64], image_size: int
 ) -> Iterator[CalibrationEpisode]:
-    """These episodes of a recording, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`."""
-    max_episodes = max(1, MAX_RECORDED_FRAMES // recording.frames.shape[1])
-    count = min(len(episodes), max_episodes)
-    for index in np.linspace(episodes.start, episodes.stop - 1, count).astype(np.int64):
+    """These pieces of prepared data, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`."""
+    lengths = [len(data.rows(piece)) for piece in pieces]
+    for number, first, stop in _parts(lengths):
+        rows = np.arange(first, stop) + data.offsets[pieces[number]]
         yield CalibrationEpisode(
-            frames=resize(torch.from_numpy(np.array(recording.frames[index])), image_size),
-            actions=torch.from_numpy(np.array(recording.actions[index])),
+            frames=resize(torch.from_numpy(data.frames.read(rows)), image_size),
+            actions=torch.from_numpy(np.array(data.actions[rows[:-1]])),
         )
+
+
+def recording_episodes(
+    recording: Recording, card: ModelCard, *, camera: str | None, action: str | None
+) -> Iterator[CalibrationEpisode]:
+    """The usable steps of a recording, or evenly spaced ones of `MAX_RECORDED_FRAMES` and more.
+
+    Raises:
+        RecordingError: nothing can be used, or there are several cameras or columns of actions and
+            no name.
+        ValueError: frames or actions are not those of the model.
+    """
+    path, contents, config = recording.path, recording.contents, card.config
+    camera_column = choose_column(contents.cameras, camera, option="--camera", path=path)
+    action_column = choose_column(contents.actions, action, option="--action", path=path)
+    if action_column.shape != (config.action_dim,):
+        raise ValueError(
+            f"{path}: {action_column.name}: expected actions of {config.action_dim} values, got "
+            f"{action_column.shape[0]}"
+        )
+    usable = usable_episodes(
+        recording, action=action_column.name, min_steps=config.action_block + 1
+    )
+    usable.require_some(path)
+    for number, first, stop in _parts([steps.steps for steps in usable.ranges]):
+        steps = usable.ranges[number]
+        frames = recording.read_frames(
+            camera_column.name, steps.episode, first=steps.first + first, count=stop - first
+        )
+        actions = recording.read_actions(action_column.name, steps.episode)
+        yield CalibrationEpisode(
+            frames=to_model_frames(
+                torch.from_numpy(np.require(frames, requirements=["C", "W"])),
+                config.image_size,
+                card.crop,
+            ),
+            actions=torch.from_numpy(actions[steps.first + first : steps.first + stop - 1].copy()),
+        )
+
+
+def _parts(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Parts of pieces of these lengths: the piece, its first step, and the one after its last.
+
+    Evenly spaced pieces are taken if they have more than `MAX_RECORDED_FRAMES` in all. A part has
+    at most `MAX_EPISODE_FRAMES`, and at least two.
+    """
+    count = min(len(lengths), len(lengths) * MAX_RECORDED_FRAMES // sum(lengths))
+    left = MAX_RECORDED_FRAMES
+    for piece in np.linspace(0, len(lengths) - 1, max(1, count)).astype(np.int64).tolist():
+        length = min(left, lengths[piece])
+        left -= length
+        for first in range(0, length, MAX_EPISODE_FRAMES):
+            stop = min(length, first + MAX_EPISODE_FRAMES)
+            if stop - first > 1:
+                yield piece, first, stop
 
 
 def calibrate(

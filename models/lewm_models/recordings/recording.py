@@ -149,13 +149,17 @@ def open_recording(path: Path) -> Recording:
     """
     if not path.exists():
         raise RecordingError(f"{path}: there is no such file or folder")
-    for reader in _readers():
-        if reader.recognises(path):
-            return reader(path)
+    if (reader := find_reader(path)) is not None:
+        return reader(path)
     raise RecordingError(
         f"{path}: expected a recording: HDF5 or Lance of stable-worldmodel, LeRobot 2.1 or 3.0, "
         "zarr of diffusion policy, folders of images, or a recording of lewm_client.Recorder"
     )
+
+
+def find_reader(path: Path) -> type[Recording] | None:
+    """The reader that recognises a path; None if there is none."""
+    return next((reader for reader in _readers() if reader.recognises(path)), None)
 
 
 def choose_column(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lewm_models.preprocessing import Crop
 from lewm_models.recordings.recording import Column, Contents, Recording, choose_column
 from lewm_models.recordings.usable import RULES, Problem, StepRange, UsableEpisodes, check_episode
 
@@ -79,7 +80,7 @@ class Proposals:
     action_block: int
     history: int
     image_size: int
-    crop: str | None
+    crop: Crop | None
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     action_rate_limit: tuple[float, ...]
@@ -152,11 +153,14 @@ def summarise(
     camera: str | None = None,
     action: str | None = None,
     state: str | None = None,
+    action_block: int | None = None,
+    history: int | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Read all actions and states once, episode by episode, and no frames.
 
-    The names choose one column of each kind; without a name, all are reported on.
+    The names choose one column of each kind; without a name, all are reported on. Without
+    ``action_block`` and ``history``, steps are judged with the proposed ones.
 
     Raises:
         RecordingError: the recording cannot be read, or has no column of a given name.
@@ -168,7 +172,8 @@ def summarise(
     action_statistics = {column.name: SeriesStatistics(column.shape[0]) for column in actions}
     state_statistics = {column.name: SeriesStatistics(column.shape[0]) for column in states}
 
-    block, history = propose_block(contents)
+    proposed_block, proposed_history = propose_block(contents)
+    block, history = action_block or proposed_block, history or proposed_history
     min_steps = history * block + 1
     only_action = actions[0].name if len(actions) == 1 else None
     ranges: list[StepRange] = []

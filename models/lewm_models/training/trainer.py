@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,10 +18,17 @@ from torch import Tensor, nn
 
 from lewm_models.lewm import LeWM, initialise
 from lewm_models.loss import Losses, lewm_loss, random_directions
+from lewm_models.training.diagnostics import diagnose
 from lewm_models.training.windows import Windows, batch_order
 
-BATCH_NORM_BATCHES = 64
-"""The batches that BatchNorm's final statistics are averaged over."""
+BATCH_NORM_BATCHES, REPORT_BATCHES = 64, 8
+"""The batches that BatchNorm's statistics are averaged over, at the end and for a report."""
+
+REPORT_EVERY, SAVE_EVERY = 250, 50
+"""Steps from one report, and from one checkpoint, to the next."""
+
+QUIET_SHARE = 0.1
+"""In this share of the steps a model is not judged to have collapsed: it has learnt too little."""
 
 BFLOAT16_TIME_SHARE = 0.7
 """bfloat16 is used on a CPU if a product takes less than this share of its time in float32."""
@@ -57,8 +65,11 @@ class TrainingConfig:
 class TrainingMetrics:
     """One line of a run's log.
 
-    ``prediction`` and ``sigreg`` are means over the steps since the line before; the held-out
-    losses and ``latent_std`` (the mean over dimensions) are of one batch of held-out windows.
+    ``prediction`` and ``sigreg`` are means over the steps since the line before. All others are of
+    one batch of held-out windows and of the model as it would be if training ended here; see
+    `Diagnostics` for their meaning.
+
+    ``collapse`` says why the model has collapsed; None if it has not.
     """
 
     step: int
@@ -66,8 +77,24 @@ class TrainingMetrics:
     sigreg: float
     held_out_prediction: float
     held_out_sigreg: float
+    copy_error: float
+    cost_range: float
+    effective_rank: float
     latent_std: float
     seconds_per_step: float
+    collapse: str | None = None
+
+    @property
+    def prediction_to_copy(self) -> float:
+        """The held-out error of the prediction relative to copying the last latent."""
+        return self.held_out_prediction / max(self.copy_error, 1e-12)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "prediction_to_copy": self.prediction_to_copy}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> TrainingMetrics:
+        return cls(**{field.name: line[field.name] for field in fields(cls)})
 
 
 MetricsCallback = Callable[[TrainingMetrics], None]
@@ -97,12 +124,14 @@ class Trainer:
     """Trains a model. All randomness depends on the seed and the step only.
 
     Args:
-        model: gets initial weights, and is moved to the device.
+        model: is moved to the device.
         windows: the training samples.
         held_out: the samples for the held-out losses.
         config: the settings.
         device: where to train.
         precision: of matrix products; None takes the fastest, or that of the run to be resumed.
+        initial_version: the version of the model whose weights ``model`` has; None gives it new
+            weights.
     """
 
     def __init__(
@@ -114,8 +143,11 @@ class Trainer:
         config: TrainingConfig,
         device: torch.device,
         precision: torch.dtype | None = None,
+        initial_version: str | None = None,
     ) -> None:
-        initialise(model, torch.Generator().manual_seed(config.seed))
+        if initial_version is None:
+            initialise(model, torch.Generator().manual_seed(config.seed))
+        self.initial_version = initial_version
         self.model = model.to(device)
         self.windows = windows
         self.held_out = held_out
@@ -143,7 +175,9 @@ class Trainer:
     def losses(self, batch: tuple[Tensor, Tensor], step: int) -> Losses:
         """The losses of a batch, with the directions and the dropout of this step."""
         frames, actions = (part.to(self.device, non_blocking=True) for part in batch)
-        torch.manual_seed(hash((self.config.seed, step)) & 0x7FFFFFFF)
+        torch.manual_seed(
+            int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
+        )
         directions = random_directions(self.model.config.latent_dim, self.config.directions)
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
@@ -161,15 +195,17 @@ class Trainer:
         checkpoint: Path | None = None,
         *,
         on_metrics: MetricsCallback | None = None,
-        report_every: int = 50,
+        report_every: int = REPORT_EVERY,
+        save_every: int = SAVE_EVERY,
         until: int | None = None,
     ) -> None:
-        """Train, and report and save every ``report_every`` steps and at the end.
+        """Train, and report and save now and then and at the end.
 
         Args:
             checkpoint: where to save the state; None saves nothing.
-            on_metrics: called before each save.
+            on_metrics: called with each report, before it is saved.
             report_every: steps.
+            save_every: steps. Each report is saved too.
             until: the step to stop at; None trains all steps.
 
         Raises:
@@ -179,6 +215,7 @@ class Trainer:
         last = config.steps if until is None else min(config.steps, until)
         order = batch_order(len(self.windows), config.batch, seed=config.seed, first_step=self.step)
         sums, reported, start = np.zeros(2), self.step, time.perf_counter()
+        reported_seconds = self.seconds
         with ThreadPoolExecutor(max_workers=1) as loader:
             upcoming = loader.submit(self.windows.batch, next(order))
             while self.step < last:
@@ -186,17 +223,22 @@ class Trainer:
                 upcoming = loader.submit(self.windows.batch, next(order))
                 sums += self._update(batch)
                 self.step += 1
-                if self.step % report_every == 0 or self.step == last:
-                    elapsed, steps = time.perf_counter() - start, self.step - reported
-                    self.seconds += elapsed
-                    means = sums / steps
-                    if not np.isfinite(means).all():
-                        raise FloatingPointError(f"step {self.step}: losses are {means.tolist()}")
+                is_report = self.step % report_every == 0 or self.step == last
+                if not is_report and self.step % save_every:
+                    continue
+                if not np.isfinite(sums).all():
+                    means = (sums / (self.step - reported)).tolist()
+                    raise FloatingPointError(f"step {self.step}: losses are {means}")
+                self.seconds += time.perf_counter() - start
+                if is_report:
+                    steps = self.step - reported
+                    seconds = (self.seconds - reported_seconds) / steps
                     if on_metrics is not None:
-                        on_metrics(self._metrics(means, elapsed / steps))
-                    if checkpoint is not None:
-                        self.save(checkpoint)
-                    sums, reported, start = np.zeros(2), self.step, time.perf_counter()
+                        on_metrics(self._metrics(sums / steps, seconds))
+                    sums, reported, reported_seconds = np.zeros(2), self.step, self.seconds
+                if checkpoint is not None:
+                    self.save(checkpoint)
+                start = time.perf_counter()
 
     def _update(self, batch: tuple[Tensor, Tensor]) -> np.ndarray:
         self.model.train()
@@ -211,19 +253,31 @@ class Trainer:
 
     @torch.no_grad()
     def _metrics(self, means: np.ndarray, seconds_per_step: float) -> TrainingMetrics:
-        self.model.eval()
+        """A report, measured on a copy of the model with BatchNorm statistics as at the end."""
+        model = copy.deepcopy(self.model)
+        reestimate_batch_norm(
+            model,
+            self.windows,
+            batch=self.config.batch,
+            seed=self.config.seed,
+            batches=REPORT_BATCHES,
+        )
         chosen = np.linspace(0, len(self.held_out) - 1, self.config.batch).astype(np.int64)
-        batch = self.held_out.batch(chosen)
-        losses = self.losses(batch, 0)
-        latents = self.model.encode(batch[0][:, 0].to(self.device))
+        frames, actions = self.held_out.batch(chosen)
+        found = diagnose(model, frames, actions)
+        is_judged = self.step >= QUIET_SHARE * self.config.steps
         return TrainingMetrics(
             step=self.step,
             prediction=float(means[0]),
             sigreg=float(means[1]),
-            held_out_prediction=losses.prediction.item(),
-            held_out_sigreg=losses.sigreg.item(),
-            latent_std=latents.std(dim=0).mean().item(),
+            held_out_prediction=found.prediction_error,
+            held_out_sigreg=found.sigreg,
+            copy_error=found.copy_error,
+            cost_range=found.cost_range,
+            effective_rank=found.effective_rank,
+            latent_std=found.latent_std,
             seconds_per_step=seconds_per_step,
+            collapse=found.collapse if is_judged else None,
         )
 
     def save(self, path: Path) -> None:
@@ -234,6 +288,7 @@ class Trainer:
                 "config": asdict(self.config),
                 "architecture": asdict(self.model.config),
                 "precision": self.precision,
+                "initial": self.initial_version,
                 "step": self.step,
                 "seconds": self.seconds,
                 "model": self.model.state_dict(),
@@ -258,6 +313,11 @@ class Trainer:
                     f"{path.name}: was written by a run with {found}, "
                     f"this one has {expected}; give another --output"
                 )
+        if saved.get("initial") != self.initial_version:
+            raise ValueError(
+                f"{path.name}: was written by a run from {saved.get('initial') or 'new weights'}, "
+                f"this one is from {self.initial_version or 'new weights'}; give another --output"
+            )
         # The precision changes every number, so the one that the run began with is kept.
         self.precision = saved.get("precision", self.precision)
         self.model.load_state_dict(saved["model"])
@@ -279,10 +339,12 @@ class Trainer:
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: LeWM, windows: Windows, *, batch: int, seed: int) -> None:
+def reestimate_batch_norm(
+    model: LeWM, windows: Windows, *, batch: int, seed: int, batches: int = BATCH_NORM_BATCHES
+) -> None:
     """Compute BatchNorm's statistics again with the final weights; the model is in ``eval()`` then.
 
-    The statistics become plain averages over `BATCH_NORM_BATCHES` training batches. The running
+    The statistics become plain averages over some training batches. The running
     averages of training cannot be used: the part that all latents share drifts from step to step by
     more than latents differ from each other, so averages over past steps move the latents far from
     those of training (in one run that stopped at the full learning rate, the norm of their mean was
@@ -297,7 +359,7 @@ def reestimate_batch_norm(model: LeWM, windows: Windows, *, batch: int, seed: in
         norm.momentum = None  # a plain average
         norm.train()
     order = batch_order(len(windows), min(batch, len(windows)), seed=seed, first_step=0)
-    for _, indices in zip(range(BATCH_NORM_BATCHES), order, strict=False):
+    for _, indices in zip(range(batches), order, strict=False):
         frames, actions = (part.to(device) for part in windows.batch(indices))
         latents = model.encode(frames.flatten(0, 1))
         latents = latents.reshape(*frames.shape[:2], latents.shape[-1])

@@ -2,74 +2,84 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lewm_models.training.recording import Recording
+from lewm_models.training.prepared import PreparedData
+
+HELD_OUT_SHARES = (0.05, 0.2)
+"""The least and the largest share of the episodes that are held out."""
+
+HELD_OUT_STEPS = 1500
+"""More than the least share is held out if this gives as many steps, which calibration needs."""
 
 
 class Windows:
-    """All windows of some episodes: T + 1 frames one action block apart, and the T blocks between.
+    """All windows of some pieces: T + 1 frames one action block apart, and the T blocks between.
 
-    A window starts at each step that leaves enough steps in its episode.
+    A window starts at each step that leaves enough steps in its piece. The frames are read from the
+    disk when they are asked for.
 
     Args:
-        recording: where the windows are read from.
-        episodes: the episodes to use.
+        data: where the windows are read from.
+        pieces: the numbers of the pieces to use.
         history: T.
         action_block: the actions between two frames.
         mean: (action_dim,), which actions are z-scored with, as is ``std``.
         std: see ``mean``.
 
     Raises:
-        ValueError: the episodes are shorter than a window.
+        ValueError: all pieces are shorter than a window.
     """
 
     def __init__(
         self,
-        recording: Recording,
-        episodes: range,
+        data: PreparedData,
+        pieces: NDArray[np.int64],
         *,
         history: int,
         action_block: int,
-        mean: np.ndarray,
-        std: np.ndarray,
+        mean: NDArray[np.float64],
+        std: NDArray[np.float64],
     ) -> None:
-        self.recording = recording
+        self.data = data
         self.history = history
         self.action_block = action_block
         self.mean = mean.astype(np.float32)
         self.std = std.astype(np.float32)
-        starts_per_episode = recording.spec.steps - history * action_block + 1
-        if starts_per_episode < 1:
+        steps = history * action_block
+        first, stop = data.offsets[pieces], data.offsets[pieces + 1]
+        counts = np.maximum(0, stop - first - steps)
+        if not counts.any():
+            longest = int((stop - first).max(initial=0))
             raise ValueError(
-                f"steps: expected at least {history * action_block} per recorded episode, "
-                f"got {recording.spec.steps}"
+                f"steps: expected at least {steps + 1} in a row in some episode, got {longest}"
             )
-        self.episodes = np.repeat(np.arange(episodes.start, episodes.stop), starts_per_episode)
-        self.starts = np.tile(np.arange(starts_per_episode), len(episodes))
+        # The number of each window in its piece, plus the first row of the piece.
+        first_window = np.cumsum(counts) - counts
+        self.starts = np.arange(counts.sum()) + np.repeat(first - first_window, counts)
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read the windows of these indices (B,).
 
         Returns:
             Frames (B, T + 1, H, H, 3) uint8, and z-scored blocks (B, T, action_block · action_dim)
             float32. A missing action counts as the mean action, which is 0 once z-scored.
         """
-        episodes, starts = self.episodes[indices], self.starts[indices]
-        frame_steps = starts[:, None] + self.action_block * np.arange(self.history + 1)
-        frames = self.recording.frames[episodes[:, None], frame_steps]
-        action_steps = starts[:, None] + np.arange(self.history * self.action_block)
-        actions = (self.recording.actions[episodes[:, None], action_steps] - self.mean) / self.std
-        blocks = np.nan_to_num(actions, nan=0.0).reshape(len(indices), self.history, -1)
-        return torch.from_numpy(frames), torch.from_numpy(blocks)
+        starts = self.starts[indices][:, None]
+        frames = self.data.frames.read(starts + self.action_block * np.arange(self.history + 1))
+        taken = self.data.actions[starts + np.arange(self.history * self.action_block)]
+        blocks = np.nan_to_num((taken - self.mean) / self.std, nan=0.0)
+        return torch.from_numpy(frames), torch.from_numpy(
+            blocks.reshape(len(indices), self.history, -1)
+        )
 
 
 def batch_order(samples: int, batch: int, *, seed: int, first_step: int) -> Iterator[np.ndarray]:
@@ -93,14 +103,22 @@ def batch_order(samples: int, batch: int, *, seed: int, first_step: int) -> Iter
         epoch, skipped = epoch + 1, 0
 
 
-def split_episodes(episodes: int, held_out: float = 0.05) -> tuple[range, range]:
-    """Split into episodes for training and held-out ones, which are the last, at least one each.
+def split_episodes(data: PreparedData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pieces for training and the held-out ones. Whole episodes are held out.
+
+    They are evenly spread over the data: one in twenty, or more if these have too few steps for a
+    calibration, but at most one in five, and at least one.
 
     Raises:
-        ValueError: there are too few episodes.
+        ValueError: there is only one episode.
     """
-    held_out_count = max(1, math.ceil(episodes * held_out))
-    if episodes <= held_out_count:
-        raise ValueError(f"episodes: expected more than {held_out_count}, got {episodes}")
-    first_held_out = episodes - held_out_count
-    return range(first_held_out), range(first_held_out, episodes)
+    numbers = np.unique(data.episodes)
+    if len(numbers) < 2:
+        raise ValueError(f"episodes: expected at least 2, one of them held out, got {len(numbers)}")
+    mean_steps = float(data.offsets[-1]) / len(numbers)
+    least, most = (int(np.ceil(share * len(numbers))) for share in HELD_OUT_SHARES)
+    wanted = int(np.ceil(HELD_OUT_STEPS / mean_steps))
+    count = wanted if least < wanted <= most else least
+    places = np.linspace(0, len(numbers) - 1, 2 * count + 1)[1::2].round().astype(np.int64)
+    is_held_out = np.isin(data.episodes, numbers[places])
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)

@@ -9,12 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm_models.calibration.calibrate import CalibrationEpisode, recorded_episodes
+from lewm_models.calibration.calibrate import (
+    CalibrationEpisode,
+    prepared_episodes,
+    recording_episodes,
+)
 from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.file_kinds import kind_of_file, read_numpy_array
 from lewm_models.file_names import natural_key
-from lewm_models.training.recording import Recording
+from lewm_models.recordings.images import ImageFolders
+from lewm_models.recordings.recording import find_reader, open_recording
+from lewm_models.training.prepared import FILE, PreparedData
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import frame_from_image
 
@@ -39,31 +45,45 @@ def read_frames(paths: Sequence[Path], card: ModelCard) -> Tensor | None:
         raise CheckpointError(str(error)) from error
 
 
-def read_episodes(path: Path, card: ModelCard) -> Iterator[CalibrationEpisode]:
-    """The episodes of a recording, or of folders of images.
+def read_episodes(
+    path: Path, card: ModelCard, *, camera: str | None = None, action: str | None = None
+) -> Iterator[CalibrationEpisode]:
+    """The episodes of prepared data, of a recording, or of folders of images.
 
-    ``path`` is a recording that `lewm train` made, a folder of images in the order of their names
-    (`2.png` before `10.png`), or a folder of such folders. Images with an `actions.npy`,
-    (images − 1, action_dim) in the environment's units, are one step apart. Without it, they count
-    as one action block apart.
+    ``path`` holds data that `lewm train` prepared, is a recording of any format, a folder of images
+    in the order of their names (`2.png` before `10.png`), or a folder of such folders. Images with
+    an `actions.npy`, (images − 1, action_dim) in the environment's units, are one step apart.
+    Without it, they count as one action block apart.
+
+    ``camera`` and ``action`` choose columns of a recording.
 
     Raises:
         ValueError: there are no frames, or a file is wrong.
     """
-    expected = "a recording of `lewm train`, PNG or JPEG images, or folders of them"
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "there is no such folder"
-        raise ValueError(f"{path}: {what}; expected a folder: {expected}")
-    if (path / "recording.json").is_file():
-        recording = Recording.open(path)
-        _check_actions(path, recording.actions[0], recording.frames.shape[1], card)
-        episodes = range(len(recording.frames))
-        yield from recorded_episodes(recording, episodes, card.config.image_size)
+    if (path / FILE).is_file():
+        data = PreparedData.open(path)
+        if (actions := data.actions.shape[1]) != card.config.action_dim:
+            raise ValueError(
+                f"{path}: expected actions of {card.config.action_dim} values, got {actions}"
+            )
+        pieces = np.arange(len(data.episodes))
+        yield from prepared_episodes(data, pieces, card.config.image_size)
         return
+    reader = find_reader(path) if path.exists() else None
+    if path.is_dir() and reader in (None, ImageFolders) and (folders := _image_folders(path)):
+        yield from _image_episodes(folders, card)
+        return
+    with open_recording(path) as recording:
+        yield from recording_episodes(recording, card, camera=camera, action=action)
+
+
+def _image_folders(path: Path) -> list[Path]:
+    """The folder and those in it, as far as there are images in them."""
     inside = sorted((entry for entry in path.iterdir() if entry.is_dir()), key=natural_key)
-    folders = [folder for folder in (path, *inside) if _image_files(folder)]
-    if not folders:
-        raise ValueError(f"{path}: expected {expected}")
+    return [folder for folder in (path, *inside) if _image_files(folder)]
+
+
+def _image_episodes(folders: Sequence[Path], card: ModelCard) -> Iterator[CalibrationEpisode]:
     _check_same_files(folders)
     for folder in folders:
         images = _image_files(folder)

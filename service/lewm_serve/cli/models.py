@@ -197,8 +197,10 @@ def calibrate(
     folder: Folder,
     frames: Annotated[
         Path | None,
-        typer.Argument(help="Usual frames: a recording, images, or folders of images."),
+        typer.Argument(help="Usual frames: a recording, prepared data, or folders of images."),
     ] = None,
+    camera: CameraOption = None,
+    action: ActionOption = None,
     env: Annotated[
         str | None, typer.Option(help="Collect frames in this environment instead.")
     ] = None,
@@ -214,10 +216,11 @@ def calibrate(
 ) -> None:
     """Measure what usual latents look like, on frames that the model was not trained on.
 
-    FRAMES is a recording that `lewm train` made, a folder of PNG or JPEG images in the order of
-    the numbers in their names, or a folder of such folders, one per episode. With a file
-    `actions.npy` beside the images, (images - 1, action_dim) in the environment's units, the images
-    are one step apart and surprise is calibrated too.
+    FRAMES is a recording of any format (`lewm data inspect`), or data that `lewm train` prepared
+    (OUTPUT/data), or a folder of PNG or JPEG images in the order of the numbers in their names, or
+    a folder of such folders, one per episode. With a file `actions.npy` beside the images,
+    (images - 1, action_dim) in the environment's units, the images are one step apart and surprise
+    is calibrated too.
     """
     from dataclasses import asdict, replace
     from tempfile import TemporaryDirectory
@@ -227,7 +230,7 @@ def calibrate(
 
     from lewm_models import checkpoint
     from lewm_models.calibration.calibrate import calibrate as measure
-    from lewm_models.training.recording import RecordingSpec, collect
+    from lewm_models.training.preparation import EnvironmentSource
     from lewm_serve.cli.image_files import read_episodes
     from lewm_serve.cli.train import training_device
 
@@ -239,15 +242,20 @@ def calibrate(
         model = loaded.model.to(training_device(device))
         if env is not None:
             size = loaded.card.config.image_size
-            spec = RecordingSpec(env, episodes, episode_steps, size, seed)
-            frames, source = Path(collected), asdict(spec)
-            collect(frames, spec)
+            recorded = EnvironmentSource(env, episodes, episode_steps, size, seed)
+            frames, source = Path(collected), asdict(recorded)
+            recorded.prepare(frames, lambda done, total: None, lambda line: None)
         else:
             assert frames is not None
             source = {"frames": frames.resolve().name}
         console = Console(stderr=True)
         episodes_with_progress = track(
-            read_episodes(frames, loaded.card),
+            read_episodes(
+                frames,
+                loaded.card,
+                camera=one_name(camera, "--camera"),
+                action=one_name(action, "--action"),
+            ),
             "episodes",
             console=console,
             transient=True,

@@ -29,6 +29,14 @@ class SolverChoice(StrEnum):
     KEEP = "keep"
 
 
+class Crop(StrEnum):
+    """The ways to make frames square, of `lewm_models.preprocessing`."""
+
+    CENTER = "center"
+    PAD = "pad"
+    STRETCH = "stretch"
+
+
 CameraOption = Annotated[
     list[str] | None, typer.Option("--camera", help="name of the camera, if there are several")
 ]

@@ -1,33 +1,84 @@
-"""`lewm train`: collect data, train a model and write its folder."""
+"""`lewm train`: from a recording or an environment to a model folder."""
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lewm_serve.cli.messages import describe_error
+from lewm_serve.cli.options import (
+    ActionOption,
+    CameraOption,
+    Crop,
+    Preset,
+    StateOption,
+    one_name,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from lewm_models.training.run import TrainingRun
     from lewm_models.training.trainer import TrainingMetrics
+
+EPISODES, EPISODE_STEPS = 1500, 150
 
 
 def train(
-    env: Annotated[str, typer.Option(help="environment to collect data in")] = "two-room",
-    preset: Annotated[str, typer.Option(help="architecture: edge or paper")] = "edge",
-    output: Annotated[
-        Path | None, typer.Option(help="folder of the run; default: runs/ENV-PRESET")
+    data: Annotated[
+        Path | None, typer.Option(help="recording to train on; see docs/recordings.md")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="name of the model; default: ENV")] = None,
-    episodes: Annotated[int, typer.Option(min=2, help="episodes to collect")] = 1500,
-    episode_steps: Annotated[int, typer.Option(min=15, help="steps per episode")] = 150,
+    env: Annotated[
+        str | None, typer.Option(help="environment to record episodes in, instead of --data")
+    ] = None,
+    camera: CameraOption = None,
+    action: ActionOption = None,
+    state: StateOption = None,
+    preset: Annotated[
+        Preset | None, typer.Option(help="architecture; default: edge", show_default=False)
+    ] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="MODEL", help="model folder whose training is carried on"),
+    ] = None,
+    action_block: Annotated[
+        int | None,
+        typer.Option(min=1, help="actions between two frames of the model; default: half a second"),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="side of the model's frames; default: the preset's")
+    ] = None,
+    crop: Annotated[
+        Crop | None, typer.Option(help="how frames become square; default: center")
+    ] = None,
+    action_rate_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|none|V1,V2,…",
+            help="largest change of each action from one step to the next in plans; "
+            "auto: as the recording proposes; default: none",
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="training steps; default: the preset's")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder of the run; default: runs/NAME")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="name of the model; default: that of the data")
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=2, help=f"episodes of --env; default: {EPISODES}")
+    ] = None,
+    episode_steps: Annotated[
+        int | None, typer.Option(min=15, help=f"steps per episode; default: {EPISODE_STEPS}")
     ] = None,
     seed: Annotated[
         int,
@@ -37,43 +88,124 @@ def train(
     ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Collect data, train a model, calibrate it and write its folder.
+    """Train a model on a recording or in an environment, calibrate it and write OUTPUT/model.
 
     The same command continues a run that was interrupted. No step is repeated or left out.
     """
-    from lewm_models.training.run import TrainingRun
+    from lewm_models.recordings.recording import open_recording
     from lewm_models.training.run import train as run_training
+    from lewm_models.training.settings import Choices, environment_run, recording_run
 
-    folder = output or Path("runs") / f"{env}-{preset}"
     console = Console(stderr=True)
     try:
-        run = TrainingRun.from_preset(
-            env, preset, episodes=episodes, episode_steps=episode_steps, steps=steps, seed=seed
+        _check_options(
+            {"--camera": camera, "--action": action, "--state": state},
+            {"--episodes": episodes, "--episode-steps": episode_steps},
+            has_data=data is not None,
+            has_env=env is not None,
         )
-        with Progress(console=console) as progress:
-            collecting = progress.add_task("collecting", total=episodes)
-            training = progress.add_task("training", total=run.training.steps)
-
-            def on_episode(done: int, total: int) -> None:
-                progress.update(collecting, completed=done, total=total)
-
-            def report(metrics: TrainingMetrics) -> None:
-                progress.update(collecting, completed=episodes)
-                progress.update(training, completed=metrics.step)
-                progress.console.print(describe(metrics))
-
+        choices = Choices(
+            preset=preset,
+            initial=initial,
+            action_block=action_block,
+            image_size=image_size,
+            crop=None if crop is None else crop.value,
+            action_rate_limit=action_rate_limit,
+            steps=steps,
+            seed=seed,
+        )
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+            TimeRemainingColumn(),
+        )
+        with (
+            nullcontext() if data is None else open_recording(data) as recording,
+            Progress(*columns, console=console) as progress,
+        ):
+            if recording is None:
+                assert env is not None
+                run = environment_run(
+                    env,
+                    choices,
+                    name=name or env,
+                    episodes=episodes or EPISODES,
+                    episode_steps=episode_steps or EPISODE_STEPS,
+                )
+            else:
+                run = recording_run(
+                    recording,
+                    choices,
+                    name=name or _name_of(recording.path),
+                    camera=one_name(camera, "--camera"),
+                    action=one_name(action, "--action"),
+                    state=one_name(state, "--state"),
+                    on_episode=_Bar(progress, "reading actions"),
+                )
+            folder = output or Path("runs") / run.name
+            log = _Log(folder, progress, run.training.steps)
+            for line in describe_run(run):
+                log.say(line)
             model = run_training(
                 run,
                 folder,
-                name=name or env,
                 device=training_device(device),
-                on_episode=on_episode,
-                on_metrics=report,
+                on_progress=_Bar(progress, "preparing frames"),
+                on_message=log.say,
+                on_metrics=log.report,
             )
     except (FloatingPointError, OSError, ValueError) as error:
         typer.echo(f"lewm train: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(str(model))
+
+
+def _check_options(
+    of_data: dict[str, Any], of_env: dict[str, Any], *, has_data: bool, has_env: bool
+) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ValueError: the message names the option.
+    """
+    if has_data == has_env:
+        from lewm_models.environments.registry import ENVIRONMENTS
+
+        raise ValueError(
+            "expected one of --data PATH, a recording, and --env NAME, an environment "
+            f"({', '.join(ENVIRONMENTS)})"
+        )
+    needed = "--env" if has_data else "--data"
+    for option, value in (of_env if has_data else of_data).items():
+        if value is not None:
+            raise ValueError(f"{option}: is for {needed}")
+
+
+def _name_of(path: Path) -> str:
+    """A model's name from the name of a recording."""
+    from lewm_models.card import MAX_NAME_LENGTH
+
+    name = re.sub("[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-.")
+    return name[:MAX_NAME_LENGTH] or "model"
+
+
+def describe_run(run: TrainingRun) -> list[str]:
+    """What is trained, in lines for people."""
+    config, recorded = run.config, run.provenance["recording"]
+    lines = [
+        f"model {run.name}: frames of {config.image_size} px, blocks of {config.action_block} × "
+        f"{config.action_dim} actions, {config.history} frames of history"
+    ]
+    if left_out := recorded.get("left_out"):
+        parts = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items())
+        lines.append(
+            f"used are {recorded['usable_steps']:,} of {recorded['steps']:,} steps; left out or "
+            f"cut: {parts} (`lewm data inspect` says more)"
+        )
+    if run.crop is not None:
+        lines.append(f"frames that are not square: {run.crop} (--crop)")
+    return lines
 
 
 def training_device(name: str) -> torch.device:
@@ -93,11 +225,68 @@ def training_device(name: str) -> torch.device:
     return device
 
 
+class _Bar:
+    """A progress bar that appears when it is first called."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self._progress = progress
+        self._description = description
+        self._task: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._progress.add_task(self._description, total=total)
+        self._progress.update(self._task, completed=done, total=total)
+
+
+class _Log:
+    """Shows the reports of a run: as lines, as `training.png`, and in TensorBoard."""
+
+    def __init__(self, folder: Path, progress: Progress, steps: int) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._bar = _Bar(progress, "training")
+        self._steps = steps
+        self._tensorboard = tensorboard_writer(folder)
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def report(self, metrics: TrainingMetrics) -> None:
+        from lewm_models.training.run import read_log
+        from lewm_serve.cli.training_picture import draw_training
+
+        self._bar(metrics.step, self._steps)
+        self.say(describe(metrics))
+        if metrics.collapse is not None:
+            self.say(
+                f"warning: the model has collapsed: {metrics.collapse}. Its plans will be no "
+                "better than random; see docs/training.md"
+            )
+        draw_training(read_log(self._folder), self._folder / "training.png")
+        if self._tensorboard is not None:
+            for field, value in metrics.to_json().items():
+                if isinstance(value, int | float) and field != "step":
+                    self._tensorboard.add_scalar(field, value, metrics.step)
+            self._tensorboard.flush()
+
+
+def tensorboard_writer(folder: Path) -> Any:
+    """A writer of TensorBoard's files in ``folder/tensorboard``; None if it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
 def describe(metrics: TrainingMetrics) -> str:
-    """One line of the training log: both losses, on training and on held-out episodes."""
+    """One line of the training log."""
     return (
         f"step {metrics.step:>6}  "
-        f"prediction {metrics.prediction:.4f} (held out {metrics.held_out_prediction:.4f})  "
+        f"prediction {metrics.prediction:.4f} (held out {metrics.held_out_prediction:.4f}, "
+        f"{metrics.prediction_to_copy:.2f} × copying)  "
         f"sigreg {metrics.sigreg:.3f} (held out {metrics.held_out_sigreg:.3f})  "
+        f"cost range {metrics.cost_range:.2f}  rank {metrics.effective_rank:.0f}  "
         f"latent std {metrics.latent_std:.2f}  {metrics.seconds_per_step:.2f} s/step"
     )

@@ -27,7 +27,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from lewm_models.card import ModelCard
-from lewm_models.preprocessing import resize
+from lewm_models.preprocessing import CROPS, resize, to_model_frames
 from lewm_serve.errors import InvalidRequest, Unquoted
 
 Pixels = NDArray[np.uint8]
@@ -64,7 +64,10 @@ MAX_PNG_CHUNKS = 1 << 16
 
 MAX_PNG_TEXT_BYTES = 1 << 20
 
-SQUARE_FRAME = 'a square frame: crop or pad it, or set "crop": "center" in the model\'s card'
+SQUARE_FRAME = (
+    'a square frame: crop or pad it, or set "crop" in the model\'s card to '
+    + " or ".join(f'"{crop}"' for crop in CROPS)
+)
 
 SMALL_IMAGE_PIXELS = 256 * 256
 SMALL_IMAGE_BYTES = 64 * 1024
@@ -124,7 +127,7 @@ def frame_from_pixels(pixels: Pixels, card: ModelCard, *, max_pixels: int, field
     """Pixels (height, width, 3) as a frame (size, size, 3) uint8 of the model's image size.
 
     Raises:
-        InvalidRequest: `image_too_large`; or `not_square`, if the card does not allow a crop.
+        InvalidRequest: `image_too_large`; or `not_square`, if the card has no crop.
     """
     height, width = pixels.shape[:2]
     if height * width > max_pixels:
@@ -134,22 +137,12 @@ def frame_from_pixels(pixels: Pixels, card: ModelCard, *, max_pixels: int, field
             received=Unquoted(f"{width} x {height}"),
             expected=f"at most {max_pixels} pixels",
         )
-    if height != width:
-        if card.crop is None:
-            received = Unquoted(f"{width} x {height}")
-            raise InvalidRequest("not_square", field, received=received, expected=SQUARE_FRAME)
-        pixels = central_square(pixels)
+    if height != width and card.crop is None:
+        received = Unquoted(f"{width} x {height}")
+        raise InvalidRequest("not_square", field, received=received, expected=SQUARE_FRAME)
     # Received bytes are read-only. torch cannot express that and would warn.
     frame = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-    return resize(frame.unsqueeze(0), card.config.image_size)[0]
-
-
-def central_square(pixels: Pixels) -> Pixels:
-    """The largest square in the centre of (height, width, 3)."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[top : top + side, left : left + side]
+    return to_model_frames(frame.unsqueeze(0), card.config.image_size, card.crop)[0]
 
 
 def decode_image(data: bytes, max_pixels: int, field: str) -> Pixels:

@@ -129,7 +129,9 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
     return PlanInputs(
         past_actions=past_actions,
         solver_settings=solver_settings,
-        search_space=_search_space(model, solver_settings, request.warm_start),
+        search_space=_search_space(
+            model, solver_settings, warm_start=request.warm_start, past_actions=past_actions
+        ),
         candidates_per_iteration=candidates_per_iteration,
         shape=shape,
     )
@@ -317,9 +319,16 @@ def _check_candidate_steps(
 
 
 def _search_space(
-    model: LoadedModel, solver_settings: SolverConfig, warm_start: FloatArray | None
+    model: LoadedModel,
+    solver_settings: SolverConfig,
+    *,
+    warm_start: FloatArray | None,
+    past_actions: Tensor,
 ) -> SearchSpace:
-    """The search space. The warm start is filled up with the mean action to the whole horizon."""
+    """The search space, with the last of the past action blocks (H − 1, A) before it.
+
+    The warm start is filled up with the mean action to the whole horizon, and moved into the space.
+    """
     config, horizon = model.card.config, solver_settings.horizon
     if warm_start is None:
         start = torch.zeros(horizon, config.block_width)  # the z-scored mean action is 0
@@ -335,12 +344,15 @@ def _search_space(
         _check_warm_start(model, warm_start)
         rows[: len(warm_start)] = warm_start
         start = model.to_blocks(rows)
-    return SearchSpace(
+    space = SearchSpace(
         low=model.low,
         high=model.high,
-        start=start.clamp(model.low, model.high),
+        start=start,
         action_dim=config.action_dim,
+        max_change=model.max_change,
+        previous_action=past_actions[-1, -config.action_dim :] if len(past_actions) else None,
     )
+    return replace(space, start=space.clip(start))
 
 
 def _check_warm_start(model: LoadedModel, rows: FloatArray) -> None:

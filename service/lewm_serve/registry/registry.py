@@ -44,6 +44,9 @@ MAX_LOGGED_NAME_CHARACTERS = 40
 MAX_SEARCH_S = 10.0
 """By default a request may take about this much of the engine's time."""
 
+ROUNDINGS = 8
+"""How many times the difference of two actions is rounded between the search and the answer."""
+
 
 class ModelLoadError(RuntimeError):
     """A model cannot be loaded. The message says which and why."""
@@ -198,6 +201,20 @@ class LoadedModel:
         low, high = self._bounds
         clipped: FloatArray = np.minimum(np.maximum(actions, low), high)
         return clipped
+
+    @cached_property
+    def max_change(self) -> Tensor | None:
+        """The largest change (action_dim,) of a z-scored action from one step to the next.
+
+        It is a little less than the card's, because the inverse of the z-score rounds.
+        """
+        if self.card.action_rate_limit is None:
+            return None
+        limit = torch.tensor(self.card.action_rate_limit, dtype=torch.float64)
+        low, high = (torch.from_numpy(bound).abs() for bound in self._bounds)
+        magnitude = torch.maximum(low, high) + self.action_mean.abs()
+        rounding = ROUNDINGS * torch.finfo(torch.float32).eps * magnitude
+        return (torch.maximum(limit - rounding, limit / 2) / self.action_std).float()
 
     @cached_property
     def _bounds(self) -> tuple[FloatArray, FloatArray]:

@@ -16,7 +16,7 @@ from lewm_models.calibration.calibrate import (
     fixed_sigreg_directions,
     held_out_distances,
     one_step_errors,
-    recorded_episodes,
+    prepared_episodes,
     scores_per_answer,
     sigreg_window_scores,
 )
@@ -26,7 +26,8 @@ from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
 from lewm_models.loss import sigreg
 from lewm_models.preprocessing import resize
-from lewm_models.training.recording import Recording, RecordingSpec, collect
+from lewm_models.training.preparation import EnvironmentSource
+from lewm_models.training.prepared import PreparedData
 from tests.lewm_models.examples import example_card, tiny_model
 
 STEPS = 40
@@ -155,25 +156,37 @@ def test_frames_with_the_same_latent_are_refused(model: LeWM, card: ModelCard) -
 
 
 @pytest.fixture
-def recording(tmp_path: Path) -> Recording:
-    return collect(tmp_path, RecordingSpec("two-room", episodes=5, steps=9, image_size=32, seed=0))
+def data(tmp_path: Path) -> PreparedData:
+    source = EnvironmentSource("two-room", episodes=5, steps=9, image_size=32, seed=0)
+    return source.prepare(tmp_path, lambda done, total: None, lambda line: None)
 
 
-def test_recorded_episodes_have_the_model_s_image_size(recording: Recording) -> None:
-    episodes = list(recorded_episodes(recording, range(3, 5), image_size=16))
+def test_prepared_episodes_have_the_model_s_image_size(data: PreparedData) -> None:
+    episodes = list(prepared_episodes(data, np.array([3, 4]), image_size=16))
     assert len(episodes) == 2
-    for index, episode in zip((3, 4), episodes, strict=True):
-        frames = torch.from_numpy(np.array(recording.frames[index]))
+    for piece, episode in zip((3, 4), episodes, strict=True):
+        rows = np.array(data.rows(piece))
+        frames = torch.from_numpy(data.frames.read(rows))
         assert torch.equal(episode.frames, resize(frames, 16))
         assert episode.actions is not None
-        assert np.array_equal(episode.actions.numpy(), recording.actions[index])
+        assert np.array_equal(episode.actions.numpy(), data.actions[rows[:-1]])
 
 
-def test_of_a_large_recording_evenly_spaced_episodes_are_taken(
-    recording: Recording, monkeypatch: pytest.MonkeyPatch
+def test_of_many_data_evenly_spaced_episodes_are_taken(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_RECORDED_FRAMES", 35)
-    episodes = list(recorded_episodes(recording, range(5), image_size=32))
+    episodes = list(prepared_episodes(data, np.arange(5), image_size=32))
     assert len(episodes) == 3
-    for index, episode in zip((0, 2, 4), episodes, strict=True):
-        assert np.array_equal(episode.frames.numpy(), recording.frames[index])
+    for piece, episode in zip((0, 2, 4), episodes, strict=True):
+        assert np.array_equal(episode.frames.numpy(), data.frames.read(np.array(data.rows(piece))))
+
+
+def test_a_long_episode_is_given_in_parts(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_EPISODE_FRAMES", 4)
+    monkeypatch.setattr(module, "MAX_RECORDED_FRAMES", 9)
+    episodes = list(prepared_episodes(data, np.array([2]), image_size=32))
+    assert [len(episode.frames) for episode in episodes] == [4, 4]
+    assert all(episode.actions is not None and len(episode.actions) == 3 for episode in episodes)

@@ -1,21 +1,20 @@
-"""A small recording of Two-Room, collected once."""
+"""Small data of Two-Room, recorded once."""
 
 from pathlib import Path
 
 import pytest
 
-from lewm_models.training.recording import Recording, RecordingSpec, collect
-
-SPEC = RecordingSpec("two-room", episodes=32, steps=150, image_size=32, seed=0)
+from lewm_models.training.prepared import PreparedData
+from tests.lewm_models.training.sources import prepare, two_room
 
 
 @pytest.fixture(scope="session")
-def recording_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recording")
-    collect(folder, SPEC)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    prepare(two_room(episodes=32, steps=150, image_size=32), folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def recording(recording_folder: Path) -> Recording:
-    return Recording.open(recording_folder)
+def data(data_folder: Path) -> PreparedData:
+    return PreparedData.open(data_folder)

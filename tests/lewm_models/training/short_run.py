@@ -10,7 +10,7 @@ import torch
 
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
-from lewm_models.training.recording import Recording
+from lewm_models.training.prepared import PreparedData
 from lewm_models.training.trainer import Trainer, TrainingConfig, TrainingMetrics
 from lewm_models.training.windows import Windows, split_episodes
 
@@ -38,23 +38,23 @@ SHORT_TRAINING = replace(TRAINING, steps=12)
 
 
 def make_trainer(
-    recording: Recording,
+    data: PreparedData,
     training: TrainingConfig = TRAINING,
     config: LeWMConfig = CONFIG,
     precision: torch.dtype | None = torch.float32,
 ) -> Trainer:
     """A trainer at its first step, on a CPU."""
-    mean, std = recording.action_statistics()
+    mean, std = data.action_statistics()
     windows, held_out = (
         Windows(
-            recording,
-            episodes,
+            data,
+            pieces,
             history=config.history,
             action_block=config.action_block,
             mean=mean,
             std=std,
         )
-        for episodes in split_episodes(recording.spec.episodes)
+        for pieces in split_episodes(data)
     )
     return Trainer(
         LeWM(config),
@@ -66,13 +66,13 @@ def make_trainer(
     )
 
 
-def main(recording: Path, checkpoint: Path, report_every: int) -> None:
+def main(data: Path, checkpoint: Path, report_every: int) -> None:
     """Train to the end, from the checkpoint if there is one.
 
     Each report is printed, and training continues when standard input gives a line or ends.
     """
     torch.set_num_threads(1)
-    trainer = make_trainer(Recording.open(recording), SHORT_TRAINING)
+    trainer = make_trainer(PreparedData.open(data), SHORT_TRAINING)
     if checkpoint.exists():
         trainer.resume(checkpoint)
         print(f"resumed at {trainer.step}", flush=True)

@@ -1,8 +1,11 @@
 """A run writes a model folder, and the same call continues it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,13 +13,14 @@ import torch
 from lewm_models import checkpoint
 from lewm_models.calibration import calibrate
 from lewm_models.config import PRESETS
-from lewm_models.environments.two_room import render
-from lewm_models.preprocessing import resize
-from lewm_models.training import run, trainer
-from lewm_models.training.recording import Recording
-from lewm_models.training.run import TrainingRun, train
+from lewm_models.recordings.recording import RecordingError, open_recording
+from lewm_models.training import run, settings, trainer
+from lewm_models.training.prepared import PreparedData
+from lewm_models.training.run import TrainingRun, read_log, train
+from lewm_models.training.settings import Choices, environment_run, recording_run
 from lewm_models.training.trainer import TrainingMetrics
 from tests.lewm_models.training.short_run import CONFIG, TRAINING
+from tests.lewm_models.training.sources import write_robot
 
 CPU = torch.device("cpu")
 
@@ -25,40 +29,195 @@ CPU = torch.device("cpu")
 def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the preset `edge` a small model and a short run."""
     monkeypatch.setitem(PRESETS, "edge", CONFIG)
-    monkeypatch.setattr(run, "PRESET_TRAINING", {"edge": replace(TRAINING, steps=4, batch=16)})
+    short = replace(TRAINING, steps=4, batch=16)
+    monkeypatch.setattr(settings, "PRESET_TRAINING", {"edge": short})
+    monkeypatch.setattr(settings, "FINE_TUNING", short)
     monkeypatch.setattr(trainer, "fastest_precision", lambda device: torch.float32)
 
 
-def short_run(**changes: int) -> TrainingRun:
-    settings = {"episodes": 4, "episode_steps": 30, **changes}
-    return TrainingRun.from_preset("two-room", "edge", **settings)
+def short_run(episodes: int = 4, **choices: Any) -> TrainingRun:
+    return environment_run(
+        "two-room", Choices(**choices), name="small", episodes=episodes, episode_steps=30
+    )
+
+
+@pytest.fixture(scope="module")
+def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of another robot: three joints, frames of 96 × 64."""
+    return write_robot(tmp_path_factory.mktemp("recording") / "robot.h5")
+
+
+def robot_run(robot: Path, **choices: Any) -> TrainingRun:
+    with open_recording(robot) as recording:
+        return recording_run(recording, Choices(**choices), name="robot")
 
 
 def test_a_run_writes_a_model_folder(tmp_path: Path) -> None:
     reports: list[TrainingMetrics] = []
-    folder = train(short_run(), tmp_path, name="small", device=CPU, on_metrics=reports.append)
+    folder = train(short_run(), tmp_path, device=CPU, on_metrics=reports.append)
+    assert folder == tmp_path / "model"
     loaded = checkpoint.load(folder)
     assert [line.step for line in reports] == [4]
     card = loaded.card
     assert (card.name, card.config) == ("small", CONFIG)
 
-    recording = Recording.open(tmp_path / "data")
-    actions = recording.actions.reshape(-1, 2).astype(np.float64)
-    assert card.action_mean == pytest.approx(actions.mean(axis=0))
-    assert card.action_std == pytest.approx(actions.std(axis=0))
+    data = PreparedData.open(tmp_path / "data")
+    mean, std = data.action_statistics()
+    assert card.action_mean == tuple(mean)
+    assert card.action_std == tuple(std)
     assert (card.action_low, card.action_high) == ((-1.0, -1.0), (1.0, 1.0))
+    assert (card.action_rate_limit, card.crop) == (None, None)
     assert card.controllers == ("waypoint",)
     assert (card.solver.name, card.solver.samples, card.solver.iterations) == ("icem", 48, 2)
 
     # The only held-out episode has too few frames for a calibration.
     assert (card.calibration, loaded.reference) == (None, None)
     assert loaded.frames is not None
-    frames = torch.tensor(recording.frames[3])
-    assert torch.equal(loaded.frames, frames[[0, 7, 15, 22, 30]])
-
-    assert card.provenance["command"] == (
-        "lewm train --env two-room --preset edge --episodes 4 --episode-steps 30 --steps 4 --seed 0"
+    held_out = np.array(data.rows(2))
+    assert torch.equal(
+        loaded.frames, torch.from_numpy(data.frames.read(held_out[[0, 7, 15, 22, 30]]))
     )
+    assert card.provenance["trained_on"] == "two-room"
+    assert card.provenance["recording"]["episodes"] == 4
+    assert card.provenance["command"] == (
+        "lewm train --env two-room --episodes 4 --episode-steps 30 --steps 4 --seed 0"
+    )
+
+
+def test_a_recording_of_another_robot_becomes_a_model(robot: Path, tmp_path: Path) -> None:
+    run_of_robot = robot_run(robot, crop="pad", action_rate_limit="auto", image_size=32)
+    folder = train(run_of_robot, tmp_path, device=CPU)
+    loaded = checkpoint.load(folder)
+    card, config = loaded.card, loaded.card.config
+    assert (config.action_dim, config.action_block, config.history) == (3, 5, 3)
+    assert config.action_smoothed == config.block_width == 15
+    assert (card.name, card.crop, card.controllers) == ("robot", "pad", ())
+
+    data = PreparedData.open(tmp_path / "data")
+    actions = np.asarray(data.actions, np.float64)
+    known = actions[~np.isnan(actions).any(axis=1)]
+    assert card.action_mean == pytest.approx(known.mean(axis=0))
+    assert card.action_std == pytest.approx(known.std(axis=0))
+    low, high = np.quantile(known, (0.001, 0.999), axis=0)
+    assert card.action_low == pytest.approx(low)
+    assert card.action_high == pytest.approx(high)
+    assert card.action_rate_limit is not None
+    changes = np.abs(np.diff(actions, axis=0))
+    usual = np.quantile(changes[~np.isnan(changes).any(axis=1)], 0.995, axis=0)
+    assert card.action_rate_limit == pytest.approx(np.minimum(usual, high - low))
+
+    assert card.provenance["trained_on"] == "robot.h5"
+    assert card.provenance["recording"]["format"] == "HDF5"
+    assert card.provenance["recording"]["usable_steps"] == 368
+    assert card.provenance["command"] == (
+        "lewm train --data robot.h5 --image-size 32 --crop pad --action-rate-limit auto "
+        "--steps 4 --seed 0"
+    )
+
+
+def test_the_proposals_of_inspect_are_the_defaults(robot: Path) -> None:
+    run_of_robot = robot_run(robot)
+    config = run_of_robot.config
+    assert (config.action_block, config.history, config.image_size) == (5, 3, 32)
+    assert (run_of_robot.crop, run_of_robot.action_rate_limit) == ("center", None)
+    assert robot_run(robot, action_block=2).config.action_block == 2
+    assert robot_run(robot, action_rate_limit="1,0.5,.25").action_rate_limit == (1, 0.5, 0.25)
+
+
+def test_a_dimension_that_never_changes_is_not_magnified(tmp_path: Path, robot: Path) -> None:
+    constant = tmp_path / "constant.h5"
+    constant.write_bytes(robot.read_bytes())
+    with h5py.File(constant, "r+") as file:
+        actions = file["action"][:]
+        actions[:, 1] = 0.7
+        file["action"][:] = actions
+    card = checkpoint.load(train(robot_run(constant), tmp_path, device=CPU)).card
+    width = card.action_high[1] - card.action_low[1]
+    assert card.action_low[1] < 0.7 < card.action_high[1]
+    assert card.action_std[1] == pytest.approx(width)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"preset": "huge"}, r"--preset: expected one of .*edge.*, got 'huge'"),
+        ({"image_size": 50}, "--image-size: expected a multiple of 8 .* such as 48, got 50"),
+        ({"action_rate_limit": "1,2"}, "--action-rate-limit: expected auto, none, or 3 numbers"),
+        ({"action_rate_limit": "1,2,0"}, "--action-rate-limit: .* got '1,2,0'"),
+        ({"action_rate_limit": "fast"}, "--action-rate-limit: .* got 'fast'"),
+        ({"action_block": 40}, "no episode can be used: .* needs 121 steps in a row"),
+    ],
+)
+def test_an_impossible_choice_is_named(
+    robot: Path, choices: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        robot_run(robot, **choices)
+
+
+def test_a_single_episode_is_refused(tmp_path: Path) -> None:
+    path = write_robot(tmp_path / "one.h5", steps=[60, 10])
+    with pytest.raises(RecordingError, match=r"one.h5: only one episode can be used"):
+        robot_run(path)
+
+
+def test_fewer_samples_than_a_batch_are_one_batch(tmp_path: Path) -> None:
+    path = write_robot(tmp_path / "few.h5", steps=[20, 21])
+    card = checkpoint.load(train(robot_run(path), tmp_path / "run", device=CPU)).card
+    assert card.provenance["training"]["batch"] == 12
+
+
+def test_a_trained_model_is_carried_on(robot: Path, tmp_path: Path) -> None:
+    """Its statistics, bounds and crop stay: its weights belong to them."""
+    first = train(robot_run(robot, crop="stretch"), tmp_path / "first", device=CPU)
+    before = checkpoint.load(first)
+    more = write_robot(tmp_path / "more.h5", seed=1)
+    carried_on = robot_run(more, initial=first, steps=1)
+    assert carried_on.crop == "stretch"
+    after = checkpoint.load(train(carried_on, tmp_path / "second", device=CPU))
+    for name in ("config", "action_mean", "action_std", "action_low", "action_high", "crop"):
+        assert getattr(after.card, name) == getattr(before.card, name)
+    assert after.card.provenance["from"]["version"] == before.version
+    # One step at a small rate changes the weights a little.
+    differences = [
+        float((value - before.model.state_dict()[name]).abs().max())
+        for name, value in after.model.state_dict().items()
+        if value.ndim > 1
+    ]
+    assert 0 < max(differences) < 0.05
+
+    with pytest.raises(ValueError, match=r"was written by a run from .*; give another --output"):
+        train(robot_run(more, steps=1, crop="stretch"), tmp_path / "second", device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"preset": "edge"}, "--preset: --from takes the architecture of small"),
+        ({"action_block": 4}, r"--action-block: small \(--from\) has 5, got 4"),
+        ({"image_size": 64}, r"--image-size: small \(--from\) has 32, got 64"),
+        ({}, "--from: actions of small have 2 values, those of .*robot.h5: action have 3"),
+    ],
+)
+def test_what_does_not_fit_the_trained_model_is_named(
+    robot: Path, tmp_path: Path, choices: dict[str, object], message: str
+) -> None:
+    folder = train(short_run(), tmp_path, device=CPU)
+    with pytest.raises(ValueError, match=message):
+        robot_run(robot, initial=folder, **choices)
+
+
+def test_a_trained_model_without_a_crop_asks_for_one(robot: Path, tmp_path: Path) -> None:
+    folder = train(robot_run(robot, crop="pad"), tmp_path, device=CPU)
+    with pytest.raises(ValueError, match=r"--crop: robot \(--from\) has pad, got center"):
+        robot_run(robot, initial=folder, crop="center")
+    loaded = checkpoint.load(folder)
+    checkpoint.write_card(folder, replace(loaded.card, crop=None))
+    with pytest.raises(
+        ValueError, match=r"--crop: frames of pixels are 96 x 64 and robot .*choose"
+    ):
+        robot_run(robot, initial=folder)
+    assert robot_run(robot, initial=folder, crop="center").crop == "center"
 
 
 def test_a_model_is_calibrated_on_the_held_out_episodes(
@@ -66,9 +225,9 @@ def test_a_model_is_calibrated_on_the_held_out_episodes(
 ) -> None:
     monkeypatch.setattr(calibrate, "MIN_CALIBRATION_FRAMES", 31)
     monkeypatch.setattr(run, "MIN_CALIBRATION_FRAMES", 31)
-    loaded = checkpoint.load(train(short_run(), tmp_path, name="small", device=CPU))
-    recording = Recording.open(tmp_path / "data")
-    frames = resize(render(torch.tensor(recording.states[3])), CONFIG.image_size)
+    loaded = checkpoint.load(train(short_run(), tmp_path, device=CPU))
+    data = PreparedData.open(tmp_path / "data")
+    frames = torch.from_numpy(data.frames.read(np.array(data.rows(2))))
     with torch.inference_mode():
         norms = loaded.model.encode(frames).norm(dim=-1)
     calibration = loaded.card.calibration
@@ -80,46 +239,68 @@ def test_a_model_is_calibrated_on_the_held_out_episodes(
 
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
-    first = checkpoint.load(train(short_run(), tmp_path, name="small", device=CPU))
-    collected: list[int] = []
-    reports: list[TrainingMetrics] = []
+    first = checkpoint.load(train(short_run(), tmp_path, device=CPU))
+    calls: list[object] = []
     again = checkpoint.load(
         train(
             short_run(),
             tmp_path,
-            name="small",
             device=CPU,
-            on_episode=lambda done, total: collected.append(done),
-            on_metrics=reports.append,
+            on_progress=lambda done, total: calls.append(done),
+            on_metrics=calls.append,
         )
     )
-    assert (collected, reports) == ([], [])
+    assert calls == []
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
 
 
+def test_the_log_has_one_line_per_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[TrainingMetrics] = []
+    monkeypatch.setattr(run, "REPORT_EVERY", 2)
+    train(short_run(steps=5), tmp_path, device=CPU, on_metrics=reports.append)
+    assert [line.step for line in reports] == [2, 4, 5]
+    assert read_log(tmp_path) == reports
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert lines[0]["prediction_to_copy"] == reports[0].prediction_to_copy
+
+
+def test_an_interrupted_run_has_each_report_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report at step 4 is written, but not the checkpoint that follows it."""
+    monkeypatch.setattr(run, "REPORT_EVERY", 2)
+
+    def interrupt(metrics: TrainingMetrics) -> None:
+        if metrics.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(short_run(steps=6), tmp_path, device=CPU, on_metrics=interrupt)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "pred')  # a kill in the middle of a line
+    train(short_run(steps=6), tmp_path, device=CPU)
+    assert [line.step for line in read_log(tmp_path)] == [2, 4, 6]
+
+
 def test_measured_results_are_kept_only_for_the_same_weights(tmp_path: Path) -> None:
-    folder = train(short_run(), tmp_path, name="small", device=CPU)
+    folder = train(short_run(), tmp_path, device=CPU)
     card = checkpoint.load(folder).card.with_figures(paper={"success_rate": 0.9})
     checkpoint.write_card(folder, card)
-    train(short_run(), tmp_path, name="small", device=CPU)
+    train(short_run(), tmp_path, device=CPU)
     assert checkpoint.load(folder).card.figures == card.figures
 
     other = checkpoint.load(folder)
     with torch.no_grad():
         next(other.model.parameters()).add_(1)
     checkpoint.save(folder, other.model, card)
-    train(short_run(), tmp_path, name="small", device=CPU)
+    train(short_run(), tmp_path, device=CPU)
     assert checkpoint.load(folder).card.figures == {}
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"episodes": 5}, {"steps": 5}])
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
-    train(short_run(), tmp_path, name="small", device=CPU)
-    with pytest.raises(ValueError, match=r"holds a recording of|was written by a run with"):
-        train(short_run(**change), tmp_path, name="small", device=CPU)
-
-
-def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"preset: expected one of .*'edge'.* got 'huge'"):
-        TrainingRun.from_preset("two-room", "huge")
+    train(short_run(), tmp_path, device=CPU)
+    with pytest.raises(ValueError, match=r"holds data of|was written by a run with"):
+        train(short_run(**change), tmp_path, device=CPU)

@@ -13,7 +13,7 @@ from torch import nn
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM, Projector
 from lewm_models.training import trainer as module
-from lewm_models.training.recording import Recording
+from lewm_models.training.prepared import PreparedData
 from lewm_models.training.trainer import (
     Trainer,
     TrainingConfig,
@@ -39,41 +39,45 @@ def assert_same_weights(model: LeWM, other: LeWM) -> None:
         assert torch.equal(tensor, state[name]), name
 
 
-def test_a_short_run_lowers_the_loss_and_does_not_collapse(recording: Recording) -> None:
-    first, *_, last = train(make_trainer(recording), report_every=10)
+def test_a_short_run_lowers_the_loss_and_does_not_collapse(data: PreparedData) -> None:
+    first, *_, last = train(make_trainer(data), report_every=10)
     weight = TRAINING.sigreg_weight
     totals = [line.prediction + weight * line.sigreg for line in (first, last)]
     assert totals[1] < 0.7 * totals[0]
     assert last.sigreg < 0.7 * first.sigreg
     assert last.latent_std > 0.3
+    assert last.collapse is None
+    assert last.prediction_to_copy < 1
+    assert last.cost_range > 1.1
+    assert 2 < last.effective_rank <= CONFIG.latent_dim
 
 
-def test_without_sigreg_the_latents_collapse(recording: Recording) -> None:
-    trainer = make_trainer(recording, replace(TRAINING, sigreg_weight=0.0))
+def test_without_sigreg_the_latents_collapse(data: PreparedData) -> None:
+    trainer = make_trainer(data, replace(TRAINING, sigreg_weight=0.0))
     *_, last = train(trainer, report_every=10)
     assert last.prediction < 1e-3
     assert last.latent_std < 0.01
+    assert last.collapse is not None
+    assert last.collapse.startswith("all frames have nearly the same latent")
 
 
-def test_initial_weights_depend_on_the_seed_only(recording: Recording) -> None:
-    first, again = make_trainer(recording), make_trainer(recording)
-    other = make_trainer(recording, replace(TRAINING, seed=1))
+def test_initial_weights_depend_on_the_seed_only(data: PreparedData) -> None:
+    first, again = make_trainer(data), make_trainer(data)
+    other = make_trainer(data, replace(TRAINING, seed=1))
     assert_same_weights(first.model, again.model)
     with pytest.raises(AssertionError):
         assert_same_weights(first.model, other.model)
 
 
-def test_reports_do_not_change_the_weights(recording: Recording) -> None:
-    reported, unreported = make_trainer(recording), make_trainer(recording)
+def test_reports_do_not_change_the_weights(data: PreparedData) -> None:
+    reported, unreported = make_trainer(data), make_trainer(data)
     reported.run(on_metrics=lambda metrics: None, report_every=1, until=6)
     unreported.run(until=6)
     assert_same_weights(reported.model, unreported.model)
 
 
-def test_a_resumed_run_ends_as_one_without_interruption(
-    recording: Recording, tmp_path: Path
-) -> None:
-    uninterrupted, stopped, resumed = (make_trainer(recording) for _ in range(3))
+def test_a_resumed_run_ends_as_one_without_interruption(data: PreparedData, tmp_path: Path) -> None:
+    uninterrupted, stopped, resumed = (make_trainer(data) for _ in range(3))
     uninterrupted.run(until=12)
     stopped.run(tmp_path / "checkpoint.pt", until=5)
     resumed.resume(tmp_path / "checkpoint.pt")
@@ -83,12 +87,10 @@ def test_a_resumed_run_ends_as_one_without_interruption(
     assert_same_weights(resumed.model, uninterrupted.model)
 
 
-def test_a_killed_run_can_be_resumed(
-    recording: Recording, recording_folder: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_can_be_resumed(data: PreparedData, data_folder: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     module = "tests.lewm_models.training.short_run"
-    command = [sys.executable, "-m", module, str(recording_folder), str(checkpoint), "4"]
+    command = [sys.executable, "-m", module, str(data_folder), str(checkpoint), "4"]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as killed:
@@ -106,7 +108,7 @@ def test_a_killed_run_can_be_resumed(
     )
     assert done.stdout.splitlines() == ["resumed at 4", "8", "12"]
 
-    uninterrupted, resumed = (make_trainer(recording, SHORT_TRAINING) for _ in range(2))
+    uninterrupted, resumed = (make_trainer(data, SHORT_TRAINING) for _ in range(2))
     uninterrupted.run()
     resumed.resume(checkpoint)
     assert resumed.step == SHORT_TRAINING.steps
@@ -124,68 +126,66 @@ def test_a_killed_run_can_be_resumed(
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
-    recording: Recording,
+    data: PreparedData,
     tmp_path: Path,
     training: TrainingConfig,
     config: LeWMConfig,
     difference: str,
 ) -> None:
-    make_trainer(recording).save(tmp_path / "checkpoint.pt")
+    make_trainer(data).save(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=f"was written by a run with .*{difference}"):
-        make_trainer(recording, training, config).resume(tmp_path / "checkpoint.pt")
+        make_trainer(data, training, config).resume(tmp_path / "checkpoint.pt")
 
 
 @pytest.mark.parametrize("part", ["config", "step", "model", "optimizer"])
 def test_a_checkpoint_without_a_part_is_refused(
-    recording: Recording, tmp_path: Path, part: str
+    data: PreparedData, tmp_path: Path, part: str
 ) -> None:
     path = tmp_path / "checkpoint.pt"
-    make_trainer(recording).save(path)
+    make_trainer(data).save(path)
     saved = torch.load(path, weights_only=True)
     torch.save({name: value for name, value in saved.items() if name != part}, path)
     with pytest.raises(ValueError, match=rf"checkpoint.pt: lacks {part}"):
-        make_trainer(recording).resume(path)
+        make_trainer(data).resume(path)
 
 
 @pytest.mark.parametrize("length", [0, 1, 1000])
-def test_a_truncated_checkpoint_is_refused(
-    recording: Recording, tmp_path: Path, length: int
-) -> None:
+def test_a_truncated_checkpoint_is_refused(data: PreparedData, tmp_path: Path, length: int) -> None:
     path = tmp_path / "checkpoint.pt"
-    make_trainer(recording).save(path)
+    make_trainer(data).save(path)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"checkpoint.pt: is not a complete checkpoint"):
-        make_trainer(recording).resume(path)
+        make_trainer(data).resume(path)
 
 
-def test_an_older_checkpoint_can_be_resumed(recording: Recording, tmp_path: Path) -> None:
+def test_an_older_checkpoint_can_be_resumed(data: PreparedData, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    make_trainer(recording).save(path)
+    make_trainer(data).save(path)
     saved = torch.load(path, weights_only=True)
     for newer_part in ("architecture", "precision", "seconds"):
         del saved[newer_part]
     torch.save(saved, path)
-    make_trainer(recording).resume(path)
+    make_trainer(data).resume(path)
 
 
-def test_a_resumed_run_keeps_its_precision(recording: Recording, tmp_path: Path) -> None:
-    make_trainer(recording, precision=torch.bfloat16).save(tmp_path / "checkpoint.pt")
-    resumed = make_trainer(recording, precision=torch.float32)
+def test_a_resumed_run_keeps_its_precision(data: PreparedData, tmp_path: Path) -> None:
+    make_trainer(data, precision=torch.bfloat16).save(tmp_path / "checkpoint.pt")
+    resumed = make_trainer(data, precision=torch.float32)
     resumed.resume(tmp_path / "checkpoint.pt")
     assert resumed.precision == torch.bfloat16
 
 
-def test_a_checkpoint_is_replaced_as_a_whole(recording: Recording, tmp_path: Path) -> None:
-    trainer = make_trainer(recording)
+def test_a_checkpoint_is_replaced_as_a_whole(data: PreparedData, tmp_path: Path) -> None:
+    trainer = make_trainer(data)
     trainer.save(tmp_path / "checkpoint.pt")
     (tmp_path / "checkpoint.part").write_bytes(b"interrupted")
-    make_trainer(recording).resume(tmp_path / "checkpoint.pt")
+    make_trainer(data).resume(tmp_path / "checkpoint.pt")
     trainer.save(tmp_path / "checkpoint.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero(recording: Recording) -> None:
-    trainer = make_trainer(recording, replace(TRAINING, steps=1000, learning_rate=2.0))
+def test_the_learning_rate_warms_up_and_falls_to_zero(data: PreparedData) -> None:
+    trainer = make_trainer(data, replace(TRAINING, steps=1000, learning_rate=2.0))
     rates = [trainer.learning_rate(step) for step in range(1000)]
     assert rates[:11] == pytest.approx([0.2 * (step + 1) for step in range(10)] + [2.0])
     assert rates[505] == pytest.approx(1.0)
@@ -194,8 +194,8 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(recording: Recording) -> N
 
 
 @pytest.mark.filterwarnings("ignore:invalid value|overflow")
-def test_a_loss_that_is_not_finite_ends_the_run(recording: Recording) -> None:
-    trainer = make_trainer(recording, replace(TRAINING, learning_rate=1e30))
+def test_a_loss_that_is_not_finite_ends_the_run(data: PreparedData) -> None:
+    trainer = make_trainer(data, replace(TRAINING, learning_rate=1e30))
     with pytest.raises(FloatingPointError, match=r"^step \d+: losses are \[nan"):
         trainer.run(report_every=5)
 
@@ -210,8 +210,8 @@ def _three_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_three_batches")
-def test_batch_norm_gets_the_average_statistics_of_training_batches(recording: Recording) -> None:
-    trainer = make_trainer(recording)
+def test_batch_norm_gets_the_average_statistics_of_training_batches(data: PreparedData) -> None:
+    trainer = make_trainer(data)
     model, windows = trainer.model.eval(), trainer.windows
     assert isinstance(model.projector, Projector)
     order = batch_order(len(windows), 16, seed=0, first_step=0)
@@ -234,8 +234,8 @@ def test_batch_norm_gets_the_average_statistics_of_training_batches(recording: R
 
 
 @pytest.mark.usefixtures("_three_batches")
-def test_reestimation_changes_statistics_but_no_weights(recording: Recording) -> None:
-    trainer, untouched = make_trainer(recording), make_trainer(recording)
+def test_reestimation_changes_statistics_but_no_weights(data: PreparedData) -> None:
+    trainer, untouched = make_trainer(data), make_trainer(data)
     reestimate_batch_norm(trainer.model, trainer.windows, batch=16, seed=0)
     for parameter, original in zip(
         trainer.model.parameters(), untouched.model.parameters(), strict=True

@@ -1,33 +1,44 @@
 """Windows hold the right frames and actions, and each epoch shows every window once."""
 
+from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lewm_models.training.recording import Recording, RecordingSpec
+from lewm_models.training.prepared import PreparedData
 from lewm_models.training.windows import Windows, batch_order, split_episodes
 
 
-def numbered_recording(episodes: int = 2, steps: int = 30, size: int = 2) -> Recording:
-    """A recording whose frames and actions hold the number 100 · episode + step."""
-    numbers = 100 * np.arange(episodes)[:, None] + np.arange(steps + 1)
-    frames = np.broadcast_to(numbers[..., None, None, None], (*numbers.shape, size, size, 3))
-    actions = np.stack([numbers[:, :-1], numbers[:, :-1] + 0.5], axis=-1).astype(np.float32)
-    return Recording(
-        spec=RecordingSpec("numbered", episodes, steps, image_size=size, seed=0),
-        states=np.zeros((*numbers.shape, 2), np.float32),
-        actions=actions,
-        frames=np.ascontiguousarray(frames, dtype=np.uint8),
+def numbered(
+    folder: Path, steps: Sequence[int] = (31, 31), episodes: Sequence[int] | None = None
+) -> PreparedData:
+    """Data whose frames and actions hold the number 100 · piece + step, modulo 256 in frames."""
+    data = PreparedData.create(
+        folder,
+        {},
+        steps=steps,
+        episodes=range(len(steps)) if episodes is None else episodes,
+        image_size=2,
+        action_dim=2,
+        state_dim=None,
     )
+    for piece, count in enumerate(steps):
+        rows, numbers = data.rows(piece), 100 * piece + np.arange(count)
+        data.actions[rows.start : rows.stop - 1] = numbers[:-1, None] + [0, 0.5]
+        frames = np.broadcast_to(numbers[:, None, None, None], (count, 2, 2, 3)) % 256
+        data.frames.write(rows.start, frames.astype(np.uint8))
+    data.finish(folder)
+    return PreparedData.open(folder)
 
 
-def windows_of(recording: Recording) -> Windows:
+def windows_of(data: PreparedData) -> Windows:
     """Windows of three blocks of five actions, without a change by z-scoring."""
     return Windows(
-        recording,
-        range(recording.spec.episodes),
+        data,
+        np.arange(len(data.episodes)),
         history=3,
         action_block=5,
         mean=np.zeros(2),
@@ -35,8 +46,8 @@ def windows_of(recording: Recording) -> Windows:
     )
 
 
-def test_a_window_is_frames_and_the_blocks_between_them() -> None:
-    windows = windows_of(numbered_recording())
+def test_a_window_is_frames_and_the_blocks_between_them(tmp_path: Path) -> None:
+    windows = windows_of(numbered(tmp_path))
     assert len(windows) == 2 * (30 - 15 + 1)
     frames, blocks = windows.batch(np.array([0, 3, len(windows) - 1]))
     assert frames.shape == (3, 4, 2, 2, 3)
@@ -49,29 +60,41 @@ def test_a_window_is_frames_and_the_blocks_between_them() -> None:
         assert torch.equal(window_blocks.view(3, 5, 2)[..., 1], steps + 0.5)
 
 
-def test_there_is_one_window_for_each_possible_start() -> None:
-    windows = windows_of(numbered_recording(episodes=2, steps=17))
+def test_there_is_one_window_for_each_possible_start(tmp_path: Path) -> None:
+    """No window reaches from one piece into the next, and a short piece has none."""
+    windows = windows_of(numbered(tmp_path, steps=[18, 15, 16]))
     frames, _ = windows.batch(np.arange(len(windows)))
-    assert frames[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
+    assert frames[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 200]
 
 
-def test_actions_are_z_scored_and_missing_ones_become_zero() -> None:
-    recording = numbered_recording(episodes=1, steps=15)
-    recording.actions[0, 13:] = np.nan
-    mean, std = recording.action_statistics()
-    windows = Windows(recording, range(1), history=3, action_block=5, mean=mean, std=std)
+def test_only_the_chosen_pieces_are_used(tmp_path: Path) -> None:
+    data = numbered(tmp_path, steps=[18, 17, 17, 18])
+    zero, one = np.zeros(2), np.ones(2)
+    windows = Windows(data, np.array([0, 2]), history=3, action_block=5, mean=zero, std=one)
+    frames, _ = windows.batch(np.arange(len(windows)))
+    assert frames[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 200, 201]
+
+
+def test_actions_are_z_scored_and_missing_ones_become_zero(tmp_path: Path) -> None:
+    numbered(tmp_path, steps=[16])
+    actions = np.load(tmp_path / "actions.npy")
+    actions[13:] = np.nan
+    np.save(tmp_path / "actions.npy", actions)
+    data = PreparedData.open(tmp_path)
+    mean, std = data.action_statistics()
+    windows = Windows(data, np.array([0]), history=3, action_block=5, mean=mean, std=std)
     _, blocks = windows.batch(np.array([0]))
-    actions = blocks.view(15, 2)
-    known = recording.actions[0, :13].astype(np.float64)
-    np.testing.assert_allclose(actions[:13], (known - mean) / std, rtol=1e-5, atol=1e-6)
-    assert not actions[13:].any()
+    scored = blocks.view(15, 2)
+    known = actions[:13].astype(np.float64)
+    np.testing.assert_allclose(scored[:13], (known - mean) / std, rtol=1e-5, atol=1e-6)
+    assert not scored[13:].any()
 
 
-def test_episodes_shorter_than_a_window_are_refused() -> None:
+def test_episodes_shorter_than_a_window_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="steps: expected at least 15 per recorded episode, got 14"
+        ValueError, match="steps: expected at least 16 in a row in some episode, got 15"
     ):
-        windows_of(numbered_recording(steps=14))
+        windows_of(numbered(tmp_path, steps=[15, 12]))
 
 
 def test_each_epoch_shows_each_sample_once_in_another_order() -> None:
@@ -97,8 +120,30 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
         next(batch_order(10, 11, seed=0, first_step=0))
 
 
-def test_the_last_episodes_are_held_out() -> None:
-    assert split_episodes(100) == (range(95), range(95, 100))
-    assert split_episodes(2) == (range(1), range(1, 2))
-    with pytest.raises(ValueError, match="episodes: expected more than 1, got 1"):
-        split_episodes(1)
+@pytest.mark.parametrize(
+    ("episodes", "steps", "held_out"),
+    [
+        (2, 20, [0]),
+        (40, 5, [10, 29]),  # too few for a calibration whatever is held out
+        (40, 200, [2, 7, 12, 17, 22, 27, 32, 37]),  # eight give 1,600 steps
+        (100, 2000, [10, 30, 50, 69, 89]),
+    ],
+)
+def test_held_out_episodes_are_spread_over_the_data(
+    tmp_path: Path, episodes: int, steps: int, held_out: list[int]
+) -> None:
+    training, chosen = split_episodes(numbered(tmp_path, steps=[steps] * episodes))
+    assert chosen.tolist() == held_out
+    assert sorted([*training, *chosen]) == list(range(episodes))
+
+
+def test_whole_episodes_are_held_out(tmp_path: Path) -> None:
+    data = numbered(tmp_path, steps=[20] * 6, episodes=[3, 3, 3, 7, 9, 9])
+    training, held_out = split_episodes(data)
+    assert held_out.tolist() == [3]
+    assert training.tolist() == [0, 1, 2, 4, 5]
+
+
+def test_a_single_episode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="episodes: expected at least 2, one of them held out"):
+        split_episodes(numbered(tmp_path, steps=[20, 20], episodes=[4, 4]))

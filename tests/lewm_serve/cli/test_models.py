@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,7 @@ from tests.lewm_models.examples import (
     tiny_model,
     write_public_checkpoint,
 )
+from tests.lewm_models.training.sources import JOINT_RANGES, write_robot
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -255,6 +258,30 @@ def test_a_calibration_of_random_weights_is_warned_about(
     assert "is the model trained" in result.stderr
 
 
+def test_a_recording_calibrates_its_model(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any format, with the card's crop, without the steps that training would leave out."""
+    monkeypatch.setattr(calibrate, "MIN_CALIBRATION_FRAMES", 20)
+    monkeypatch.setattr(calibrate, "SIGREG_WINDOW_COUNT", 5)
+    recording = write_robot(tmp_path / "robot.h5", steps=[70, 4, 90])
+    with h5py.File(recording, "r+") as file:
+        actions = file["action"][:, :2] / JOINT_RANGES[:2]
+        actions[100] = np.nan  # the last episode is cut into 27 and 63 steps
+        del file["action"]
+        file["action"] = actions
+    line = error_line("calibrate", folder, recording, "--device", "cpu")
+    assert "crop: expected center, pad, stretch for frames of 96 x 64" in line
+    card = checkpoint.load(folder).card
+    checkpoint.write_card(folder, replace(card, crop="pad"))
+    result = lewm("calibrate", folder, recording, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    calibration = checkpoint.load(folder).card.calibration
+    assert calibration is not None
+    assert calibration.frames == 70 + 27 + 63
+    assert "no 'front'" in error_line("calibrate", folder, recording, "--camera", "front")
+
+
 def test_a_failing_calibration_changes_nothing(tmp_path: Path, folder: Path) -> None:
     version = checkpoint.version(folder)
     episode = write_episode(tmp_path / "frames", 8, with_actions=True)
@@ -401,9 +428,9 @@ def test_a_file_in_place_of_a_folder_is_named(
         line = error_line(command[0], file, *command[1:])
         assert line == f"lewm models: {file}: is a file, expected a model folder"
     line = error_line("calibrate", folder, file)
-    assert line.startswith(f"lewm models: {file}: is a file; expected a folder: a recording")
+    assert line.startswith(f"lewm models: {file}: cannot be opened: ")
     line = error_line("calibrate", folder, tmp_path / "nowhere")
-    assert line.startswith(f"lewm models: {tmp_path / 'nowhere'}: there is no such folder")
+    assert line == f"lewm models: {tmp_path / 'nowhere'}: there is no such file or folder"
     line = error_line("import", file, tmp_path / "out", "--card", card_file)
     assert "data.h5: is an HDF5 file; expected the state dict of a LeWM" in line
     line = error_line("init", file / "inside", "--preset", "edge")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lewm_models.card import ModelCard
-from lewm_models.preprocessing import resize
+from lewm_models.preprocessing import CROPS, Crop, resize, to_model_frames
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import (
     MAX_JPEG_SCANS,
@@ -23,7 +23,6 @@ from lewm_serve.frames.decode import (
     SMALL_BATCH_FRAMES,
     SMALL_IMAGE_BYTES,
     SmallFrameDecoder,
-    central_square,
     decode_image,
     frame_from_image,
     frame_from_pixels,
@@ -287,14 +286,6 @@ def test_random_bytes_are_refused(noise: bytes, head: bytes) -> None:
         decode_image(head + noise, MAX_PIXELS, "goal")
 
 
-@pytest.mark.parametrize(("height", "width"), [(5, 8), (8, 5), (8, 8), (1, 9)])
-def test_the_central_square(height: int, width: int) -> None:
-    pixels = picture(0, height, width)
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    assert np.array_equal(central_square(pixels), pixels[top : top + side, left : left + side])
-
-
 def card(crop: str | None) -> ModelCard:
     """A model card of which only the image size and the crop matter."""
     return cast(ModelCard, SimpleNamespace(crop=crop, config=SimpleNamespace(image_size=32)))
@@ -307,11 +298,23 @@ def test_frames_that_are_not_square_are_cropped_if_the_card_allows_it() -> None:
     assert caught.value.code == "not_square"
     assert caught.value.detail == (
         "goal.image: received 96 x 64, expected a square frame: crop or pad it, "
-        'or set "crop": "center" in the model\'s card'
+        'or set "crop" in the model\'s card to "center" or "pad" or "stretch"'
     )
     frame = frame_from_image(wide, card("center"), max_pixels=MAX_PIXELS, field="goal.image")
     square = np.ascontiguousarray(picture(0, 64, 96)[:, 16:80])
     assert torch.equal(frame, resize(torch.from_numpy(square)[None], 32)[0])
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (33, 32), (5, 300), (1, 9)])
+def test_serving_prepares_frames_as_training_does(crop: Crop, height: int, width: int) -> None:
+    """A frame alone in serving, and together with others in training."""
+    pictures = [picture(seed, height, width) for seed in range(3)]
+    together = to_model_frames(torch.from_numpy(np.stack(pictures)), 32, crop)
+    for seed, expected in enumerate(together):
+        image = encoded("PNG", seed, height=height, width=width)
+        frame = frame_from_image(image, card(crop), max_pixels=MAX_PIXELS, field="goal.image")
+        assert torch.equal(frame, expected)
 
 
 def test_pixels_beyond_the_limit_are_refused() -> None:

@@ -1,0 +1,385 @@
+"""Preparing data for training: from recordings of robots, or by recording in an environment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import torch
+
+from lewm_models.environments.registry import find_environment
+from lewm_models.preprocessing import Crop, resize, to_model_frames
+from lewm_models.recordings.recording import Column, Recording, RecordingError
+from lewm_models.recordings.usable import StepRange
+from lewm_models.training.prepared import FILE, FrameFile, PreparedData, replace_json
+
+UNFINISHED = "preparing.json"
+"""What is being prepared and which parts are decoded, in a folder that is not complete."""
+
+PART_BYTES = 1 << 26
+"""The frames of one part as they are recorded: what a process holds at once."""
+
+MIN_POOL_BYTES = 1 << 28
+"""Fewer bytes of recorded frames are decoded in this process: others take seconds to start."""
+
+SAVE_PERIOD_S = 20.0
+"""After this time, what is decoded is saved. A preparation that is killed repeats no more."""
+
+DISK_MARGIN_BYTES = 1 << 27
+"""The bytes that have to stay free for the checkpoint and the model."""
+
+FINGERPRINT_FRAMES = 8
+
+Progress = Callable[[int, int], None]
+"""Called with the number of frames (in an environment: of episodes) done and in all."""
+
+Message = Callable[[str], None]
+"""Called with a line for people."""
+
+
+@dataclass(frozen=True)
+class EnvironmentSource:
+    """Episodes that are recorded in an environment; equal ones give the same bytes.
+
+    Attributes:
+        environment: its name.
+        episodes: the number of episodes.
+        steps: the actions of each.
+        image_size: the side of the frames in pixels.
+        seed: of the episodes.
+    """
+
+    environment: str
+    episodes: int
+    steps: int
+    image_size: int
+    seed: int
+
+    def prepare(self, folder: Path, progress: Progress, announce: Message) -> PreparedData:
+        """Record the episodes, or open the data in the folder if they are the same.
+
+        Raises:
+            ValueError: the environment is unknown, or the folder holds other data.
+        """
+        environment = find_environment(self.environment)
+        made_from = asdict(self)
+        if (data := _open_same(folder, made_from)) is not None:
+            return data
+        _check_disk(folder, self.episodes * (self.steps + 1), self.image_size, announce)
+        data = PreparedData.create(
+            folder,
+            made_from,
+            steps=[self.steps + 1] * self.episodes,
+            episodes=range(self.episodes),
+            image_size=self.image_size,
+            action_dim=environment.action_dim,
+            state_dim=environment.state_dim,
+        )
+        assert data.states is not None
+        recorded = environment.record(self.episodes, self.steps, self.seed)
+        for number, episode in enumerate(recorded):
+            rows = data.rows(number)
+            data.actions[rows.start : rows.stop - 1] = episode.actions.numpy()
+            data.states[rows.start : rows.stop] = episode.states.numpy()
+            data.frames.write(rows.start, resize(episode.frames, self.image_size).numpy())
+            progress(number + 1, self.episodes)
+        data.finish(folder)
+        return PreparedData.open(folder)
+
+
+@dataclass(frozen=True)
+class _FrameRun:
+    """Successive frames of an episode, and the row of the first one in the prepared data."""
+
+    row: int
+    episode: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class RecordingSource:
+    """The usable steps of a recording, with frames at the model's size.
+
+    Attributes:
+        recording: an open recording.
+        camera: the camera whose frames are taken.
+        action: the column of actions.
+        state: the column of states that is kept beside them; None keeps none.
+        ranges: the usable steps.
+        image_size: the side of the frames in pixels.
+        crop: how frames become square.
+    """
+
+    recording: Recording
+    camera: Column
+    action: Column
+    state: Column | None
+    ranges: Sequence[StepRange]
+    image_size: int
+    crop: Crop | None
+
+    def prepare(self, folder: Path, progress: Progress, announce: Message) -> PreparedData:
+        """Decode all frames once, in several processes, or open the data in the folder.
+
+        A preparation that was interrupted continues where it was last saved.
+
+        Raises:
+            ValueError: the folder holds other data, or the disk has too little room.
+            RecordingError: a frame cannot be read.
+        """
+        made_from = self._made_from()
+        if (data := _open_same(folder, made_from)) is not None:
+            return data
+        done = _read_done(folder, made_from)
+        if done is None:
+            data = self._create(folder, made_from, announce)
+            done = set()
+        else:
+            data = PreparedData.reopen(folder, made_from)
+        parts = self._parts()
+        ready = sum(run.count for number in done for run in parts[number])
+        progress(ready, len(data.frames))
+        saved = time.monotonic()
+        missing = {number: part for number, part in enumerate(parts) if number not in done}
+        for number in _decode_parts(self, data.frames, missing):
+            done.add(number)
+            ready += sum(run.count for run in parts[number])
+            progress(ready, len(data.frames))
+            if time.monotonic() - saved > SAVE_PERIOD_S:
+                data.frames.flush()
+                _save_done(folder, made_from, done)
+                saved = time.monotonic()
+        data.finish(folder)
+        (folder / UNFINISHED).unlink(missing_ok=True)
+        return PreparedData.open(folder)
+
+    def decode(self, part: Sequence[_FrameRun], frames: FrameFile) -> None:
+        """Write the frames of a part at the model's size.
+
+        Raises:
+            RecordingError: a frame cannot be read.
+        """
+        for run in part:
+            recorded = self.recording.read_frames(
+                self.camera.name, run.episode, first=run.first, count=run.count
+            )
+            if len(recorded) != run.count:
+                raise RecordingError(
+                    f"{self.recording.path}: {self.camera.name}: episode {run.episode}: expected "
+                    f"{run.count} frames from step {run.first} on, got {len(recorded)}"
+                )
+            tensor = torch.from_numpy(np.require(recorded, requirements=["C", "W"]))
+            prepared = to_model_frames(tensor, self.image_size, self.crop)
+            frames.write(run.row, prepared.numpy())
+
+    def _made_from(self) -> dict[str, Any]:
+        """What the prepared data depend on, for JSON.
+
+        The fingerprint is of all usable actions and a few frames, not of the files: a copy of the
+        recording is the same recording.
+        """
+        content = hashlib.sha256()
+        for part in self.ranges:
+            content.update(f"{part.episode} {part.first} {part.stop}\n".encode())
+            actions = self.recording.read_actions(self.action.name, part.episode)
+            content.update(np.ascontiguousarray(actions[part.first : part.stop - 1]).tobytes())
+        places = np.linspace(0, len(self.ranges) - 1, FINGERPRINT_FRAMES).round().astype(int)
+        for part in (self.ranges[place] for place in np.unique(places)):
+            frames = self.recording.read_frames(
+                self.camera.name, part.episode, first=part.first, count=1
+            )
+            content.update(np.ascontiguousarray(frames).tobytes())
+        return {
+            "recording": self.recording.path.resolve().name,
+            "fingerprint": content.hexdigest()[:16],
+            "episodes": len({part.episode for part in self.ranges}),
+            "steps": sum(part.steps for part in self.ranges),
+            "camera": self.camera.name,
+            "action": self.action.name,
+            "state": None if self.state is None else self.state.name,
+            "image_size": self.image_size,
+            "crop": self.crop,
+        }
+
+    def _create(
+        self, folder: Path, made_from: Mapping[str, Any], announce: Message
+    ) -> PreparedData:
+        """Create the files, with the actions and states."""
+        rows = sum(part.steps for part in self.ranges)
+        _check_disk(folder, rows, self.image_size, announce)
+        (folder / UNFINISHED).unlink(missing_ok=True)
+        data = PreparedData.create(
+            folder,
+            made_from,
+            steps=[part.steps for part in self.ranges],
+            episodes=[part.episode for part in self.ranges],
+            image_size=self.image_size,
+            action_dim=self.action.shape[0],
+            state_dim=None if self.state is None else self.state.shape[0],
+        )
+        for number, part in enumerate(self.ranges):
+            rows_of_part = data.rows(number)
+            actions = self.recording.read_actions(self.action.name, part.episode)
+            data.actions[rows_of_part.start : rows_of_part.stop - 1] = actions[
+                part.first : part.stop - 1
+            ]
+            if self.state is not None and data.states is not None:
+                states = self.recording.read_states(self.state.name, part.episode)
+                data.states[rows_of_part.start : rows_of_part.stop] = states[part.first : part.stop]
+        data.flush()
+        _save_done(folder, made_from, set())
+        return data
+
+    def _parts(self) -> list[list[_FrameRun]]:
+        """All frames in parts of about `PART_BYTES`, but at least one frame."""
+        most = max(1, PART_BYTES // int(np.prod(self.camera.shape)))
+        parts: list[list[_FrameRun]] = [[]]
+        row, room = 0, most
+        for part in self.ranges:
+            first = part.first
+            while first < part.stop:
+                if room == 0:
+                    parts.append([])
+                    room = most
+                count = min(room, part.stop - first)
+                parts[-1].append(_FrameRun(row, part.episode, first, count))
+                row, room, first = row + count, room - count, first + count
+        return parts
+
+
+def _decode_parts(
+    source: RecordingSource, frames: FrameFile, parts: Mapping[int, Sequence[_FrameRun]]
+) -> Iterator[int]:
+    """Decode parts, and yield the number of each that is done. All processors take part."""
+    processes = min(len(os.sched_getaffinity(0)), len(parts))
+    frame_bytes = int(np.prod(source.camera.shape))
+    recorded_bytes = frame_bytes * sum(run.count for part in parts.values() for run in part)
+    if processes < 2 or recorded_bytes < MIN_POOL_BYTES:
+        for number, part in parts.items():
+            source.decode(part, frames)
+            yield number
+        return
+    with ProcessPoolExecutor(
+        processes,
+        mp_context=get_context("spawn"),  # a fork would inherit the threads' locks
+        initializer=_start_process,
+        initargs=(source, frames),
+    ) as pool:
+        waiting = iter(parts.items())
+        running = {
+            pool.submit(_decode_in_process, part): number
+            for number, part in islice(waiting, 2 * processes)
+        }
+        try:
+            while running:
+                ready, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    future.result()
+                    yield running.pop(future)
+                    for number, part in islice(waiting, 1):
+                        running[pool.submit(_decode_in_process, part)] = number
+        except BrokenProcessPool as error:
+            raise RecordingError(
+                f"{source.recording.path}: a process that decodes frames ended suddenly; perhaps "
+                "the memory is full. The same command continues"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_process: tuple[RecordingSource, FrameFile]
+"""What a decoding process works on."""
+
+
+def _start_process(source: RecordingSource, frames: FrameFile) -> None:
+    global _process
+    _process = source, frames
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its processes."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _decode_in_process(part: Sequence[_FrameRun]) -> None:
+    source, frames = _process
+    source.decode(part, frames)
+
+
+def _open_same(folder: Path, made_from: Mapping[str, Any]) -> PreparedData | None:
+    """The complete data in a folder; None if there are none.
+
+    Raises:
+        ValueError: they are broken, or made from something else.
+    """
+    if not (folder / FILE).exists():
+        return None
+    data = PreparedData.open(folder)
+    names = [name for name in made_from if data.made_from.get(name) != made_from[name]]
+    if names or set(data.made_from) != set(made_from):
+        found, expected = (
+            ", ".join(f"{name} {values.get(name)}" for name in names or values)
+            for values in (data.made_from, made_from)
+        )
+        raise ValueError(
+            f"{folder}: holds data of {found}, and this run is of {expected}; give another "
+            "--output, or remove this folder"
+        )
+    return data
+
+
+def _read_done(folder: Path, made_from: Mapping[str, Any]) -> set[int] | None:
+    """The parts that are decoded; None if no such preparation was begun."""
+    try:
+        unfinished = json.loads((folder / UNFINISHED).read_text())
+        return set(unfinished["done"]) if unfinished["made_from"] == made_from else None
+    except (KeyError, OSError, TypeError, ValueError):
+        return None
+
+
+def _save_done(folder: Path, made_from: Mapping[str, Any], done: set[int]) -> None:
+    replace_json(folder / UNFINISHED, {"made_from": made_from, "done": sorted(done)})
+
+
+def _check_disk(folder: Path, frames: int, size: int, announce: Message) -> None:
+    """Announce what the frames take on the disk.
+
+    Raises:
+        ValueError: the disk has too little room.
+    """
+    disk = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    free, needed = shutil.disk_usage(disk).free, frames * size * size * 3
+    announce(
+        f"preparing {frames:,} frames of {size} × {size} pixels: {_bytes(needed)} in {folder} "
+        f"({_bytes(free)} are free)"
+    )
+    if free < needed + DISK_MARGIN_BYTES:
+        raise ValueError(
+            f"--output: {folder} has {_bytes(free)} of free disk space, and the frames need "
+            f"{_bytes(needed)}; choose another disk, or a smaller --image-size"
+        )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
