@@ -93,10 +93,9 @@ inline void layer_norms(Panels<const float> x, int64_t rows, int64_t width, cons
 }
 
 // A layer norm with its affine part, and an activation of it, x (rows, width) -> out (rows, width).
-template <class Activation>
+template <Floats (*activation)(Floats)>
 void norm_and_activate(Panels<const float> x, int64_t rows, int64_t width, const float* scale,
-                       const float* offset, float epsilon, Activation activation,
-                       Panels<bfloat16> out) {
+                       const float* offset, float epsilon, Panels<bfloat16> out) {
     constexpr int64_t MAX_WIDTH = 4096;
     const WorkTimer timer(NORMS);
     alignas(64) float values[MAX_WIDTH];

@@ -139,9 +139,9 @@ void head_hidden(const PredictorModel& model, ConstPanels normed, int64_t rows,
     static thread_local Scratch<float> scratch;
     const Panels<float> values = scratch.panels(rows, model.head_first.outputs);
     timed_product(normed, rows, model.head_first, model.use_tiles, store_in(values));
-    norm_and_activate({values.values, values.rows}, rows, model.head_hidden, model.head_norm,
-                      model.head_norm + model.head_hidden, model.head_norm_epsilon, activation,
-                      hidden);
+    norm_and_activate<activation>({values.values, values.rows}, rows, model.head_hidden,
+                                  model.head_norm, model.head_norm + model.head_hidden,
+                                  model.head_norm_epsilon, hidden);
 }
 
 // Appends the latents of consecutive steps to a window and predicts the latent that follows
