@@ -40,6 +40,9 @@ LAYER_PREFIXES = {
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The folder of the models that come with the project."""
 
+EMBEDDED_MODEL = PRETRAINED / "two-room"
+"""The model that commands use if none is named."""
+
 
 class CheckpointError(ValueError):
     """A model that cannot be loaded; the message names the file, the field or the tensor."""

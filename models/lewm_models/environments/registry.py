@@ -12,12 +12,18 @@ ENVIRONMENTS: Mapping[str, Environment] = {
 }
 
 
-def find_environment(name: str) -> Environment:
-    """The environment of this name.
+DEFAULT_ENVIRONMENT = TWO_ROOM.name
+"""The environment of the embedded model."""
+
+
+def find_environment(name: str | None) -> Environment:
+    """The environment of this name; None: that of the embedded model.
 
     Raises:
         ValueError: there is none.
     """
+    if name is None:
+        return ENVIRONMENTS[DEFAULT_ENVIRONMENT]
     if name not in ENVIRONMENTS:
         raise ValueError(f"--env: expected one of {', '.join(ENVIRONMENTS)}, got {name!r}")
     return ENVIRONMENTS[name]

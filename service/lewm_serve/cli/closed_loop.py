@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lewm_client import Pilot, PlannerClient, PlanResponse, Setback
+from lewm_models.environments.environment import Environment
 from lewm_models.evaluation.episode import Actions, Frame, Outcome, Planner, run_episodes
 from lewm_models.evaluation.protocol import Episodes
 from lewm_models.evaluation.report import EvaluationReport
@@ -82,8 +83,10 @@ def to_png(frame: Frame) -> bytes:
     return buffer.getvalue()
 
 
-def find_two_room_model(client: PlannerClient, name: str | None) -> ModelDescription:
-    """The server's model of this name, or its default, which must have Two-Room's action space.
+def find_model(
+    client: PlannerClient, name: str | None, environment: Environment
+) -> ModelDescription:
+    """The server's model of this name, or its default, which must have the actions of this kind.
 
     Raises:
         ValueError: there is no such model, or it has another action space.
@@ -96,8 +99,11 @@ def find_two_room_model(client: PlannerClient, name: str | None) -> ModelDescrip
         raise ValueError(f"no model {wanted}, the server has {[model.name for model in models]}")
     model = matching[0]
     card = MessageToDict(model.card)
-    if card["action_dim"] != 2:
-        raise ValueError(f"{model.name}: expected action_dim 2, got {card['action_dim']:g}")
+    if card["action_dim"] != environment.action_dim:
+        raise ValueError(
+            f"{model.name}: expected action_dim {environment.action_dim} ({environment.name}), got "
+            f"{card['action_dim']:g}"
+        )
     return ModelDescription(
         name=model.name,
         version=model.version,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lewm_serve.cli.messages import describe_error
-from lewm_serve.cli.options import Protocol
+from lewm_serve.cli.options import EnvironmentOption, Protocol
 
 REQUIRED_SUCCESS = 0.9
 """The share of the goals that must be reached."""
@@ -18,8 +18,9 @@ REQUIRED_SUCCESS = 0.9
 
 def demo(
     model: Annotated[
-        Path | None, typer.Argument(help="model folder; default: the embedded two-room")
+        Path | None, typer.Argument(help="model folder; default: the embedded model")
     ] = None,
+    env: EnvironmentOption = None,
     robots: Annotated[int, typer.Option(min=1, help="robots that drive at once")] = 24,
     protocol: Annotated[Protocol, typer.Option(help="where the goals lie")] = Protocol.PAPER,
     seed: Annotated[int, typer.Option(min=0, help="seed of starts, goals and plans")] = 0,
@@ -27,9 +28,12 @@ def demo(
         int, typer.Option(min=1, help="actions of a plan to execute before the next")
     ] = 25,
     output: Annotated[
-        Path,
-        typer.Option(help="file of the animation; a .png of its last frame is written beside it"),
-    ] = Path("demo/two-room.gif"),
+        Path | None,
+        typer.Option(
+            help="file of the animation; a .png of its last frame is written beside it; "
+            "default: demo/ENV.gif"
+        ),
+    ] = None,
 ) -> None:
     """Start a server, drive robots to their goals over gRPC, and draw their paths.
 
@@ -38,13 +42,14 @@ def demo(
     from rich.console import Console
 
     from lewm_client import PlannerClient, PlannerError
-    from lewm_models.checkpoint import PRETRAINED
+    from lewm_models.checkpoint import EMBEDDED_MODEL
+    from lewm_models.environments.registry import find_environment
     from lewm_models.evaluation.protocol import PROTOCOLS
     from lewm_models.evaluation.report import EvaluationReport
     from lewm_serve.cli.closed_loop import (
         RemotePlanner,
         check_writable,
-        find_two_room_model,
+        find_model,
         results_table,
         run_with_progress,
     )
@@ -53,6 +58,8 @@ def demo(
 
     console = Console()
     try:
+        environment = find_environment(env)
+        output = output or Path("demo") / f"{environment.name}.gif"
         if output.suffix != ".gif":
             raise ValueError(f"--output: expected a .gif file, got {output}")
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +68,10 @@ def demo(
         episodes = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
         console.print("starting the server")
         with (
-            local_server(model or PRETRAINED / "two-room") as server,
+            local_server(model or EMBEDDED_MODEL) as server,
             PlannerClient(server.target) as client,
         ):
-            loaded = find_two_room_model(client, None)
+            loaded = find_model(client, None, environment)
             console.print(f"{robots} robots plan with {loaded.name} on {loaded.device}")
 
             def make_planner() -> RemotePlanner:

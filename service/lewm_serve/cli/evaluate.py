@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from lewm_serve.cli.messages import describe_error
-from lewm_serve.cli.options import Protocol
+from lewm_serve.cli.options import EnvironmentOption, Protocol
 
 
 def evaluate(
     model: Annotated[
-        Path | None, typer.Argument(help="model folder; default: the embedded two-room")
+        Path | None, typer.Argument(help="model folder; default: the embedded model")
     ] = None,
+    env: EnvironmentOption = None,
     protocol: Annotated[Protocol, typer.Option(help="kind of episodes")] = Protocol.PAPER,
     episodes: Annotated[int, typer.Option(min=1, help="number of episodes")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="seed of the episodes and their plans")] = 0,
@@ -43,7 +44,7 @@ def evaluate(
         typer.Option("--json", metavar="FILE", help="write the results to this file too"),
     ] = None,
 ) -> None:
-    """Run Two-Room episodes over gRPC, with camera frames as the only input.
+    """Run episodes in an environment over gRPC, with camera frames as the only input.
 
     The model's card gives the solver settings that are left out.
     """
@@ -52,13 +53,14 @@ def evaluate(
     from lewm_client import PlannerClient, PlannerError
     from lewm_models import checkpoint
     from lewm_models.card import read_card
-    from lewm_models.checkpoint import PRETRAINED
+    from lewm_models.checkpoint import EMBEDDED_MODEL
+    from lewm_models.environments.registry import find_environment
     from lewm_models.evaluation.protocol import PROTOCOLS
     from lewm_models.evaluation.report import EvaluationReport
     from lewm_serve.cli.closed_loop import (
         RemotePlanner,
         check_writable,
-        find_two_room_model,
+        find_model,
         results_table,
         run_with_progress,
     )
@@ -74,8 +76,9 @@ def evaluate(
     solver_settings: dict[str, Any] = {
         name: value for name, value in options.items() if value is not None
     }
-    folder = model or (None if server else PRETRAINED / "two-room")
+    folder = model or (None if server else EMBEDDED_MODEL)
     try:
+        environment = find_environment(env)
         solver_settings |= _parse_settings(setting or [])
         card = None if folder is None else read_card(folder / checkpoint.CARD_FILE)
         if write and card is None:
@@ -88,7 +91,7 @@ def evaluate(
         with ExitStack() as stack:
             target = server or stack.enter_context(local_server(folder)).target
             client = stack.enter_context(PlannerClient(target))
-            loaded = find_two_room_model(client, None if card is None else card.name)
+            loaded = find_model(client, None if card is None else card.name, environment)
             if write and folder is not None and loaded.version != checkpoint.version(folder):
                 raise ValueError(f"{target} serves another version of {loaded.name}")
 
@@ -106,6 +109,7 @@ def evaluate(
         assert plan is not None  # at least one episode ran, and it starts with a plan
         report = EvaluationReport.from_outcomes(tasks.protocol, outcomes)
         results = report.to_json() | {
+            "environment": environment.name,
             "seed": seed,
             "robots": robots,
             "solver": plan.solver,

@@ -37,6 +37,10 @@ class Crop(StrEnum):
     STRETCH = "stretch"
 
 
+EnvironmentOption = Annotated[
+    str | None,
+    typer.Option("--env", help="environment of the episodes; default: that of the embedded model"),
+]
 CameraOption = Annotated[
     list[str] | None, typer.Option("--camera", help="name of the camera, if there are several")
 ]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lewm_client import LatentIds, PlannerClient, PlanResponse
-from lewm_serve.cli.closed_loop import RemotePlanner, find_two_room_model
+from lewm_models.environments.two_room_policy import TWO_ROOM
+from lewm_serve.cli.closed_loop import RemotePlanner, find_model
 from tests.lewm_serve.support.random_model import MODEL_NAME
 from tests.lewm_serve.support.server_process import ServerProcess
 
@@ -72,6 +73,6 @@ def test_a_goal_that_the_server_does_not_know_is_sent_again(server: ServerProces
 
 def test_the_model_is_found_by_name_or_by_default(server: ServerProcess) -> None:
     with PlannerClient(server.target) as client:
-        assert find_two_room_model(client, None) == find_two_room_model(client, MODEL_NAME)
+        assert find_model(client, None, TWO_ROOM) == find_model(client, MODEL_NAME, TWO_ROOM)
         with pytest.raises(ValueError, match=f"no model other.*{MODEL_NAME}"):
-            find_two_room_model(client, "other")
+            find_model(client, "other", TWO_ROOM)

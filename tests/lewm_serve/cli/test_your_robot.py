@@ -1,0 +1,57 @@
+"""The commands and the code of docs/your-robot.md, in order, for a recording as it describes it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import h5py
+import pytest
+from typer.testing import CliRunner
+
+from lewm_models import checkpoint
+from lewm_models.training import settings
+from lewm_models.training.trainer import TrainingConfig
+from lewm_serve.cli.main import app
+from tests.lewm_models.training.sources import write_robot
+from tests.lewm_serve.support.server_process import ServerProcess
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "your-robot.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+]
+(CODE,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+
+
+def test_the_document_leads_from_a_recording_to_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_robot(Path("robot.h5"), steps=[60] * 20)
+    few_steps = TrainingConfig(steps=2, learning_rate=1e-4, batch=8, directions=16)
+    monkeypatch.setattr(settings, "PRESET_TRAINING", {"edge": few_steps})
+    *commands, serve = (shlex.split(command) for command in COMMANDS)
+    assert [command[1] for command in commands] == ["data", "train", "models", "models"]
+    for program, *arguments in commands:
+        assert program == "lewm"
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, (arguments, result.output)
+    assert Path("robot-contact.png").is_file()
+    card = checkpoint.load(Path("runs/robot/model")).card
+    assert (card.config.action_dim, card.config.image_size, card.crop) == (3, 64, "pad")
+
+    assert serve[:3] == ["lewm", "serve", "--models"]
+    with h5py.File("robot.h5", locking=False) as file:
+        names = {"frame": file["pixels"][0], "goal_frame": file["pixels"][20]}
+    printed = io.StringIO()
+    with ServerProcess(tmp_path / "log", "--models", str(Path(serve[3]).resolve())) as server:
+        server.wait_ready()
+        code = CODE.replace("127.0.0.1:50051", server.target).replace("2.0", "60.0")
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "your-robot.md", "exec"), names)
+    assert printed.getvalue().splitlines() == ["(25, 3)", "uncalibrated"]
