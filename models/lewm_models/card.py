@@ -317,6 +317,8 @@ class ModelCard:
         body = asdict(self)
         for name in ("name", "config", "extra"):
             del body[name]
+        if self.action_rate_limit is None:  # cards of earlier versions do not have it
+            del body["action_rate_limit"]
         body["solver"] = {
             name: value for name, value in body["solver"].items() if value is not None
         }

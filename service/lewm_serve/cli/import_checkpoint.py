@@ -18,11 +18,12 @@ from lewm_models.card import CardError, ModelCard, SolverConfig, read_json
 from lewm_models.importing.action_statistics import action_fields, summarise_for_import
 from lewm_models.importing.importer import PublicCheckpoint
 from lewm_models.lewm import LeWM
+from lewm_models.preprocessing import CROPS
 from lewm_models.recordings.recording import Recording, open_recording
 from lewm_models.recordings.summary import Summary
 from lewm_serve.backends.comparison import synthetic_frames
 from lewm_serve.cli.image_files import MAX_FILE_PIXELS, read_frames
-from lewm_serve.cli.options import SolverChoice
+from lewm_serve.cli.options import Crop, SolverChoice
 from lewm_serve.cli.solver_comparison import (
     MAX_PAIRS,
     Comparison,
@@ -36,9 +37,6 @@ from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import frame_from_pixels
 from lewm_serve.registry.registry import ModelLoadError, check_solver
 
-CROPS = ("center",)
-"""How frames that are not square become square, as cards say it."""
-
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -50,7 +48,7 @@ class ImportOptions:
     data: Path | None
     camera: str | None
     action: str | None
-    crop: str | None
+    crop: Crop | None
     frames: tuple[Path, ...]
     solver: SolverChoice
 
@@ -88,7 +86,7 @@ def import_model(options: ImportOptions, console: Console) -> Imported:
         )
     fields = {} if options.card is None else read_json(options.card)
     if options.crop is not None:
-        fields["crop"] = options.crop
+        fields["crop"] = options.crop.value
     public = PublicCheckpoint.read(options.source)
     with ExitStack() as stack:
         progress = stack.enter_context(

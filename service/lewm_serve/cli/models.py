@@ -14,6 +14,7 @@ from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import (
     ActionOption,
     CameraOption,
+    Crop,
     Preset,
     SolverChoice,
     one_name,
@@ -120,8 +121,8 @@ def import_model(
     camera: CameraOption = None,
     action: ActionOption = None,
     crop: Annotated[
-        str | None,
-        typer.Option(help="How frames that are not square became square in training: center."),
+        Crop | None,
+        typer.Option(help="How frames that are not square became square in training."),
     ] = None,
     frames: Annotated[
         list[Path] | None,

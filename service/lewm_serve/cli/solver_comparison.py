@@ -184,8 +184,16 @@ def search_space(card: ModelCard) -> SearchSpace:
         torch.tensor(bounds, dtype=torch.float32).repeat(card.config.action_block)
         for bounds in card.zscored_bounds
     )
-    start = torch.zeros(card.solver.horizon, card.config.block_width).clamp(low, high)
-    return SearchSpace(low=low, high=high, start=start, action_dim=card.config.action_dim)
+    limit = card.action_rate_limit
+    start = torch.zeros(card.solver.horizon, card.config.block_width)
+    space = SearchSpace(
+        low=low,
+        high=high,
+        start=start,
+        action_dim=card.config.action_dim,
+        max_change=None if limit is None else torch.tensor(limit) / torch.tensor(card.action_std),
+    )
+    return replace(space, start=space.clip(start))
 
 
 def search(

@@ -137,7 +137,11 @@ def test_frames_that_are_not_square_need_a_choice(tmp_path: Path, source: Path) 
     result = lewm(source, tmp_path / "out", *options, "--crop", "center")
     assert result.exit_code == 0, result.output
     assert card_of(tmp_path / "out")["crop"] == "center"
-    assert "crop: expected" in error_line(source, tmp_path / "x", *options, "--crop", "left")
+    assert "center or pad or stretch" in line
+    for crop in ("pad", "stretch"):
+        result = lewm(source, tmp_path / crop, *options, "--crop", crop)
+        assert result.exit_code == 0, result.output
+        assert card_of(tmp_path / crop)["crop"] == crop
 
 
 def test_a_constant_action_is_imported(tmp_path: Path, source: Path) -> None:
