@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lewm_models.file_kinds import NUMPY_ARRAY, kind_of_file, read_numpy_array
 from lewm_models.recordings.summary import SeriesStatistics
@@ -82,8 +82,8 @@ class FrameFile:
         frames = np.empty((rows.size, *self.shape[1:]), np.uint8)
         with self.path.open("rb", buffering=0) as file:
             for frame, row in zip(frames, rows.reshape(-1).tolist(), strict=True):
-                place = self._start + row * self._frame_bytes
-                if os.preadv(file.fileno(), [frame], place) != self._frame_bytes:
+                file.seek(self._start + row * self._frame_bytes)
+                if file.readinto(frame.data) != self._frame_bytes:
                     raise ValueError(f"{self.path}: is cut off at frame {row}")
         return frames.reshape(*rows.shape, *self.shape[1:])
 
@@ -229,11 +229,17 @@ class PreparedData:
         """The rows of a piece."""
         return range(int(self.offsets[piece]), int(self.offsets[piece + 1]))
 
-    def action_statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and population standard deviation (A,) of the actions, without NaN."""
+    def action_statistics(
+        self, low: ArrayLike = -np.inf, high: ArrayLike = np.inf
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and population standard deviation (A,) of the actions, without NaN.
+
+        Actions are first clipped to ``low`` and ``high``, numbers or (A,).
+        """
         statistics = SeriesStatistics(self.actions.shape[1])
         for first in range(0, len(self.actions), STATISTICS_ROWS):
-            statistics.add(np.asarray(self.actions[first : first + STATISTICS_ROWS]))
+            rows = self.actions[first : first + STATISTICS_ROWS]
+            statistics.add(np.clip(rows, low, high).astype(np.float32))
         dimensions = statistics.dimensions(())
         return (
             np.array([dimension.mean for dimension in dimensions]),

@@ -97,6 +97,15 @@ class TrainingRun:
         low, high = np.array(self.action_low), np.array(self.action_high)
         self.card((low + high) / 2, high - low)
 
+    @property
+    def plausible_actions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The range (action_dim,) that recorded actions are clipped to: three times the bounds.
+
+        A single faulty value would otherwise decide over the statistics.
+        """
+        low, high = np.array(self.action_low), np.array(self.action_high)
+        return low - (high - low), high + (high - low)
+
     def card(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> ModelCard:
         """The card of a model that z-scores actions with these statistics (action_dim,)."""
         return ModelCard(
@@ -145,6 +154,7 @@ def train(
     """
     data = run.source.prepare(output / DATA_FOLDER, on_progress, on_message)
     training_pieces, held_out_pieces = split_episodes(data)
+    low, high = run.plausible_actions
     mean, std = _action_statistics(run, data)
 
     def windows_of(pieces: NDArray[np.int64]) -> Windows:
@@ -155,6 +165,8 @@ def train(
             action_block=run.config.action_block,
             mean=mean,
             std=std,
+            low=low,
+            high=high,
         )
 
     windows = windows_of(training_pieces)
@@ -235,7 +247,7 @@ def _action_statistics(
     if run.initial is not None:
         card = run.initial.card
         return np.array(card.action_mean), np.array(card.action_std)
-    mean, std = data.action_statistics()
+    mean, std = data.action_statistics(*run.plausible_actions)
     width = np.subtract(run.action_high, run.action_low)
     return mean, np.where(std > MIN_RELATIVE_STD * np.maximum(np.abs(mean), width), std, width)
 

@@ -122,6 +122,12 @@ def environment_run(
         raise ValueError("--crop: is for --data")
     if choices.action_rate_limit == AUTO:
         raise ValueError("--action-rate-limit: auto is for --data; give numbers")
+    shortest = base.config.history * base.config.action_block
+    if episode_steps < shortest:
+        raise ValueError(
+            f"--episode-steps: expected at least {shortest} (history · action block), got "
+            f"{episode_steps}"
+        )
     options = ("--env", environment, "--episodes", episodes, "--episode-steps", episode_steps)
     return TrainingRun(
         name=name,
@@ -133,6 +139,7 @@ def environment_run(
         action_high=found.action_high,
         action_rate_limit=_rate_limit(choices, base, None),
         controllers=found.controllers,
+        crop=None if base.card is None else base.card.crop,
         initial=base.initial,
         provenance=_provenance(
             environment,

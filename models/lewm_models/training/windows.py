@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from lewm_models.training.prepared import PreparedData
@@ -31,6 +31,8 @@ class Windows:
         action_block: the actions between two frames.
         mean: (action_dim,), which actions are z-scored with, as is ``std``.
         std: see ``mean``.
+        low: actions are clipped to this, a number or (action_dim,), and to ``high``.
+        high: see ``low``.
 
     Raises:
         ValueError: all pieces are shorter than a window.
@@ -45,12 +47,15 @@ class Windows:
         action_block: int,
         mean: NDArray[np.float64],
         std: NDArray[np.float64],
+        low: ArrayLike = -np.inf,
+        high: ArrayLike = np.inf,
     ) -> None:
         self.data = data
         self.history = history
         self.action_block = action_block
         self.mean = mean.astype(np.float32)
         self.std = std.astype(np.float32)
+        self.low, self.high = (np.asarray(bound, np.float32) for bound in (low, high))
         steps = history * action_block
         first, stop = data.offsets[pieces], data.offsets[pieces + 1]
         counts = np.maximum(0, stop - first - steps)
@@ -76,6 +81,7 @@ class Windows:
         starts = self.starts[indices][:, None]
         frames = self.data.frames.read(starts + self.action_block * np.arange(self.history + 1))
         taken = self.data.actions[starts + np.arange(self.history * self.action_block)]
+        taken = np.clip(taken, self.low, self.high)
         blocks = np.nan_to_num((taken - self.mean) / self.std, nan=0.0)
         return torch.from_numpy(frames), torch.from_numpy(
             blocks.reshape(len(indices), self.history, -1)

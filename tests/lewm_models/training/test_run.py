@@ -137,6 +137,21 @@ def test_a_dimension_that_never_changes_is_not_magnified(tmp_path: Path, robot: 
     assert card.action_std[1] == pytest.approx(width)
 
 
+def test_a_faulty_action_does_not_decide_over_the_statistics(tmp_path: Path) -> None:
+    right, faulty = (
+        write_robot(tmp_path / name, steps=[60] * 40, height=16, width=24)
+        for name in ("right.h5", "faulty.h5")
+    )
+    with h5py.File(faulty, "r+") as file:
+        file["action"][100] = [1e6, -1e6, 1e6]
+    card, expected = (
+        checkpoint.load(train(robot_run(path), tmp_path / path.stem, device=CPU)).card
+        for path in (faulty, right)
+    )
+    assert card.action_std == pytest.approx(expected.action_std, rel=0.1)
+    assert card.action_low == pytest.approx(expected.action_low, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
