@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -40,6 +42,19 @@ def actions_of(episode: int, steps: int) -> NDArray[np.float32]:
 OPTIONS = {"libx264": {"preset": "veryfast"}, "libsvtav1": {"preset": "12"}}
 
 
+@contextmanager
+def ordinary_scheduling() -> Iterator[None]:
+    """Undo what SVT-AV1 does for root: it makes the thread that encodes a real-time thread.
+
+    All later threads and processes would inherit that, and one that is busy would stop the others.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def write_video(
     path: Path,
     numbers: Sequence[int],
@@ -51,7 +66,10 @@ def write_video(
     """A video of painted frames, 1 / FPS apart."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options = options or OPTIONS[codec]
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+    with (
+        ordinary_scheduling(),
+        av.open(str(path), "w", options={"movflags": "faststart"}) as container,
+    ):
         stream: Any = container.add_stream(codec, rate=FPS, options=options)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
         stream.gop_size = keyframe_interval
