@@ -47,7 +47,7 @@ def draw_training(reports: Sequence[TrainingMetrics], output: Path) -> None:
             ],
         ),
         (
-            "prediction error ÷ error of copying",
+            "prediction error relative to copying",
             [("held out", ORANGE, [report.prediction_to_copy for report in reports])],
         ),
         (
