@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -249,20 +250,25 @@ def test_a_folder_of_another_user_is_not_trusted(tmp_path: Path) -> None:
 def run_as(user: int, work: Callable[[], str]) -> str:
     """The result of the work, or its error, in a process of this user without a compiler."""
     reader, writer = os.pipe()
-    if os.fork() == 0:
-        os.setuid(user)
-        os.environ.pop("CXX", None)
-        os.environ["PATH"] = "/nowhere"
+    child = os.fork()
+    if child == 0:
         try:
-            result = work()
-        except NativeUnavailable as error:
-            result = str(error)
-        os.write(writer, result.encode())
-        os._exit(0)
+            os.setuid(user)
+            os.environ.pop("CXX", None)
+            os.environ["PATH"] = "/nowhere"
+            try:
+                result = work()
+            except NativeUnavailable as error:
+                result = str(error)
+            os.write(writer, result.encode())
+        finally:
+            # Neither the tests nor what measures their coverage may go on in this process.
+            os.kill(os.getpid(), signal.SIGKILL)
     os.close(writer)
-    os.wait()
     with os.fdopen(reader) as file:
-        return file.read()
+        result = file.read()
+    os.waitpid(child, 0)
+    return result
 
 
 def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
