@@ -19,7 +19,6 @@ from torch import Tensor
 from lewm_models.card import SolverConfig
 from lewm_serve.backends.backend import Backend
 from lewm_serve.engine.admission import DeadlinePassed
-from lewm_serve.engine.latency_model import LatencyModel
 from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.objectives.latent_distance import latent_distance
 from lewm_serve.solvers import SOLVERS
@@ -34,7 +33,6 @@ class EncodeJob:
     """Frames (N, size, size, 3) uint8 to encode. ``latents`` holds those encoded so far."""
 
     backend: Backend
-    latency: LatencyModel
     frames: Tensor
     queued: QueuedRequest
     future: Future[Tensor] = field(default_factory=Future)

@@ -141,7 +141,7 @@ class Scheduler:
         jobs = [job for job in waiting if job.backend is waiting[0].backend]
         if not jobs:
             return
-        latency = jobs[0].latency
+        latency = jobs[0].queued.latency
         frame_count = min(
             encode_batch_size(latency), sum(len(job.frames) - job.encoded for job in jobs)
         )
@@ -200,8 +200,9 @@ class Scheduler:
 
     def _encode_batch(self, jobs: Sequence[EncodeJob]) -> None:
         start = self._clock()
-        frame_count = encode_batch(jobs, encode_batch_size(jobs[0].latency))
-        jobs[0].latency.observe_encode(frame_count, self._clock() - start)
+        latency = jobs[0].queued.latency
+        frame_count = encode_batch(jobs, encode_batch_size(latency))
+        latency.observe_encode(frame_count, self._clock() - start)
         self.batches.append(Batch("encode", frame_count))
 
     def _run_job_turn(self) -> None:

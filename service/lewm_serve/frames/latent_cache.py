@@ -131,11 +131,7 @@ class LatentCache:
     def put_sent(self, version: str, latent_id: str, latent: Tensor, *, client: str) -> None:
         """Keep a latent that a client has sent, in memory and, if the rate allows, in Redis."""
         key = _key(version, latent_id)
-        since = -math.inf if self._redis is None else self._redis.up_since
-        if not self._sent.is_fresh(key, since):
-            self._sent.put(key, latent, client=client)
-            if self._redis is not None and self._sent_writes.take():
-                self._redis.put(key, pack(key, latent))
+        self._keep(self._sent, key, latent, client=client, may_write=self._sent_writes.take)
 
     async def get_or_encode(
         self, version: str, latent_ids: Sequence[str], encode: Encode, *, client: str = ""
@@ -164,10 +160,22 @@ class LatentCache:
         servers can use it.
         """
         key = _key(version, latent_id)
+        self._keep(self._memory, key, latent, client=client, may_write=lambda: True)
+
+    def _keep(
+        self,
+        tier: MemoryTier,
+        key: str,
+        latent: Tensor,
+        *,
+        client: str,
+        may_write: Callable[[], bool],
+    ) -> None:
+        """Put a latent that is not fresh into a tier of the memory and, if allowed, into Redis."""
         since = -math.inf if self._redis is None else self._redis.up_since
-        if not self._memory.is_fresh(key, since):
-            self._memory.put(key, latent, client=client)
-            if self._redis is not None:
+        if not tier.is_fresh(key, since):
+            tier.put(key, latent, client=client)
+            if self._redis is not None and may_write():
                 self._redis.put(key, pack(key, latent))
 
     async def _get_from_redis(

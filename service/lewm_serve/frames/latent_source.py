@@ -145,9 +145,7 @@ class LatentSource:
             start = time.monotonic()
             batch = await self._decode(model, [missing[latent_id] for latent_id in latent_ids])
             decode_s += time.monotonic() - start
-            job = EncodeJob(
-                backend=model.backend, latency=model.latency, frames=batch, queued=queued
-            )
+            job = EncodeJob(backend=model.backend, frames=batch, queued=queued)
             return tuple(await asyncio.wrap_future(self._engine.submit(job)))
 
         latents |= await self._cache.get_or_encode(

@@ -469,9 +469,7 @@ class Planner:
         with suppress(EngineStopped):
             frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
             queued = QueuedRequest(latency, now, frames_to_encode=1)
-            self._engine.submit(
-                EncodeJob(backend=model.backend, latency=latency, frames=frame, queued=queued)
-            )
+            self._engine.submit(EncodeJob(backend=model.backend, frames=frame, queued=queued))
             if refused.candidates_per_iteration:
                 candidates = min(refused.max_candidates, refused.max_part_size)
                 queued = QueuedRequest(

@@ -229,4 +229,4 @@ def encode_job(
     """Frames whose pixels all have one value."""
     frames = torch.full((count, 2, 2, WIDTH), value, dtype=torch.uint8)
     queued = QueuedRequest(latency, 0.0, frames_to_encode=count)
-    return EncodeJob(backend, latency, frames, queued)
+    return EncodeJob(backend, frames, queued)

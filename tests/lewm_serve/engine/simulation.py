@@ -126,7 +126,7 @@ class Simulation:
         plan.guaranteed_iterations = queued.guaranteed_iterations
         if plan.frame_count:
             frames = torch.zeros(plan.frame_count, 2, 2, WIDTH, dtype=torch.uint8)
-            job = EncodeJob(self.backend, self.latency, frames, queued=queued)
+            job = EncodeJob(self.backend, frames, queued=queued)
             self._futures[id(plan)] = job.future
             job.future.add_done_callback(on_encoded)
             self.scheduler.submit(job)

@@ -231,7 +231,7 @@ def test_best_effort_work_waits_for_the_search_of_encoded_frames(engine: FakeEng
     assert engine.scheduler.follow_up_s() == 0
     frames = torch.zeros(1, 2, 2, WIDTH, dtype=torch.uint8)
     queued.guarantee(4)
-    engine.scheduler.submit(EncodeJob(engine.backend, engine.latency, frames, queued))
+    engine.scheduler.submit(EncodeJob(engine.backend, frames, queued))
     engine.run(turns=1)
     assert 0 < engine.scheduler.follow_up_s() <= FOLLOW_UP_S
     job = plan_job(engine.backend, engine.latency, 1, SHORT_SEARCH)
@@ -245,7 +245,7 @@ def test_a_search_that_does_not_follow_is_not_waited_for_long(engine: FakeEngine
     queued = queued_plan(engine.latency, SHORT_SEARCH, deadline=1.0, frames_to_encode=1)
     queued.guarantee(4)
     frames = torch.zeros(1, 2, 2, WIDTH, dtype=torch.uint8)
-    engine.scheduler.submit(EncodeJob(engine.backend, engine.latency, frames, queued))
+    engine.scheduler.submit(EncodeJob(engine.backend, frames, queued))
     engine.run(turns=1)
     engine.clock.advance(FOLLOW_UP_S)
     assert engine.scheduler.follow_up_s() <= 0
