@@ -106,7 +106,7 @@ class TorchBackend:
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
         """See `Backend.rollout`."""
         compute = partial(self._run_rollout, latents, past_actions, candidates)
-        return self._timed("roll-outs", candidates, compute)
+        return self._timed(candidates, compute)
 
     @torch.inference_mode()
     def predict_newest(self, latents: Tensor, past_actions: Tensor) -> Tensor:
@@ -117,16 +117,15 @@ class TorchBackend:
     def gradients(
         self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.gradients`. Candidates are computed in chunks, which bounds the memory."""
+        """See `Backend.gradients`. Candidates are computed in chunks, which bounds the memory.
+
+        They are computed on one thread. Gradients are thousands of short operations, and on two
+        threads each one ends with a barrier. While other processes use the processor, the threads
+        wait for each other at each of them: a chunk of 20 ms then took seconds.
+        """
+        _set_torch_threads(1)
         chunks = torch.split(candidates, max(1, GRADIENT_CANDIDATES // len(candidates)), dim=1)
-        parts = [
-            self._timed(
-                "gradients",
-                chunk,
-                partial(self._gradients, latents, past_actions, chunk, goals=goals),
-            )
-            for chunk in chunks
-        ]
+        parts = [self._gradients(latents, past_actions, chunk, goals=goals) for chunk in chunks]
         costs, gradients = zip(*parts, strict=True)
         return torch.cat(costs, dim=1), torch.cat(gradients, dim=1)
 
@@ -150,14 +149,14 @@ class TorchBackend:
             self._encoder_rows = 1
         warm_up_rollouts(self, self.model.config)
 
-    def _timed(self, name: str, candidates: Tensor, compute: Callable[[], T]) -> T:
-        """Compute, and time it; sometimes compute once more to time another number of threads."""
+    def _timed(self, candidates: Tensor, compute: Callable[[], T]) -> T:
+        """Roll out, and time it; sometimes do it once more to time another number of threads."""
         policy = self._policy
         if policy is None:
             _set_torch_threads(self._threads)
             return compute()
         plans, samples, horizon, _ = candidates.shape
-        call, rows = f"{name} (horizon {horizon})", plans * samples
+        call, rows = f"roll-outs (horizon {horizon})", plans * samples
         threads = policy.threads(call, rows)
         if threads != self._threads:
             seconds, _ = _seconds_on(threads, compute)
@@ -172,7 +171,7 @@ class TorchBackend:
                     threads,
                     self._threads,
                 )
-                return self._timed(name, candidates, compute)
+                return self._timed(candidates, compute)
         seconds, result = _seconds_on(self._threads, compute)
         policy.observe(call, rows, threads=self._threads, seconds=seconds)
         return result

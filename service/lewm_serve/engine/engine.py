@@ -85,17 +85,17 @@ class Engine:
         try:
             while self._wait_for_work():
                 self._scheduler.run_turn()
-                self._wait_for_follow_up()
+                self._pause()
         except BaseException:
             logger.exception("the engine's thread died")
             with self._changed:
                 self.failure.set_result(None)
             self._scheduler.abandon(EngineStopped())
 
-    def _wait_for_follow_up(self) -> None:
-        """See `Scheduler.follow_up_s`."""
+    def _pause(self) -> None:
+        """Wait for urgent work, see `Scheduler.pause_s`."""
         with self._changed:
-            while (left_s := self._scheduler.follow_up_s()) > 0 and not self._stopping:
+            while (left_s := self._scheduler.pause_s()) > 0 and not self._stopping:
                 self._changed.wait(left_s)
 
     def _wait_for_work(self) -> bool:

@@ -220,7 +220,7 @@ class Job(ABC):
         """
         size = self.queued.max_part_size
         if self.short_parts and self.backend.rows_are_independent:
-            size = max(MIN_PART_SIZE, size // SHORT_PARTS)
+            size = min(size, max(MIN_PART_SIZE, size // SHORT_PARTS))
         return deque(torch.split(candidates, size))
 
     def _in_time(self, now: float, further_s: float = 0.0) -> bool:

@@ -30,6 +30,11 @@ FOLLOW_UP_S = 0.005
 RECENT_S = 1.0
 """After urgent work, best-effort work has short parts for this long."""
 
+LONG_PART_S = 0.01
+"""After a part that took longer, best-effort work pauses for as long if urgent work came recently.
+Such parts cannot be shorter: gradients take as long for one candidate. Without the pauses, urgent
+work would nearly always come during such a part."""
+
 DEFAULT_OVERDUE_S = 10.0
 """A best-effort job that has waited this long is overdue."""
 
@@ -77,6 +82,7 @@ class Scheduler:
         self._overdue_s = overdue_s
         self._next_overdue_at = 0.0
         self._urgent_at = -math.inf
+        self._paused_until = -math.inf
         self._follow_ups: dict[int, float] = {}
         self._encode_jobs: list[EncodeJob] = []
         self._jobs: list[Job] = []
@@ -117,21 +123,20 @@ class Scheduler:
         self._run_encode_turn()
         self._run_job_turn()
 
-    def follow_up_s(self) -> float:
+    def pause_s(self) -> float:
         """How long the next turn should wait for urgent work; 0 or less if it should not.
 
         After the frames of an urgent request are encoded, its search is about to be submitted. If
-        best-effort work began in between, the request would have to wait for it.
+        best-effort work began in between, the request would have to wait for it. For the pauses
+        after long parts, see `LONG_PART_S`.
         """
         with self._lock:
-            if not self._follow_ups or self._encode_jobs:
+            if self._encode_jobs or any(job.queued.is_urgent for job in self._jobs):
                 return 0.0
-            if any(job.queued.is_urgent for job in self._jobs):
-                return 0.0
-            left_s = max(self._follow_ups.values()) - self._clock()
-            if left_s <= 0:
+            now = self._clock()
+            if self._follow_ups and max(self._follow_ups.values()) <= now:
                 self._follow_ups.clear()
-            return left_s
+            return max([self._paused_until, *self._follow_ups.values()]) - now
 
     def _run_encode_turn(self) -> None:
         """Encode one batch of frames of one backend."""
@@ -186,7 +191,9 @@ class Scheduler:
         for job in jobs:
             job.queued.client.observe_use(seconds / len(jobs), best_effort=best_effort)
         if best_effort:
-            self._next_overdue_at = self._clock() + seconds * (1 / OVERDUE_SHARE - 1)
+            self._next_overdue_at = self.free_at + seconds * (1 / OVERDUE_SHARE - 1)
+            if seconds > LONG_PART_S and self.free_at - self._urgent_at < RECENT_S:
+                self._paused_until = self.free_at + seconds
 
     def _encode(self, jobs: Sequence[EncodeJob]) -> None:
         """Encode one batch for these jobs. If that fails, encode one batch for each job."""

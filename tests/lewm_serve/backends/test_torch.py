@@ -118,28 +118,34 @@ def adapted_backend(threads: int) -> TorchBackend:
     return backend
 
 
-def run_calls(backend: TorchBackend, calls: int, kind: str = "roll-outs") -> list[Tensor]:
+def run_calls(backend: TorchBackend, calls: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 1, CONFIG.latent_dim, generator=generator)
     candidates = torch.randn(1, 5, 2, CONFIG.block_width, generator=generator)
-    inputs = latents, candidates[:, 0, :0], candidates
-    if kind == "roll-outs":
-        return [backend.rollout(*inputs) for _ in range(calls)]
-    return [backend.gradients(*inputs, goals=latents[:, 0] + 1)[1] for _ in range(calls)]
+    return [backend.rollout(latents, candidates[:, 0, :0], candidates) for _ in range(calls)]
 
 
-@pytest.mark.parametrize("kind", ["roll-outs", "gradients"])
+def test_gradients_are_computed_once_and_on_one_thread(seconds: dict[int, float]) -> None:
+    """On several threads they take seconds while other processes use the processor."""
+    backend = adapted_backend(3)
+    latents = torch.zeros(1, 1, CONFIG.latent_dim)
+    candidates = torch.zeros(1, 5, 2, CONFIG.block_width)
+    before_s = time.perf_counter()
+    backend.gradients(latents, candidates[:, 0, :0], candidates, goals=latents[:, 0] + 1)
+    assert torch.get_num_threads() == 1
+    assert time.perf_counter() == before_s + seconds[1]
+
+
 @pytest.mark.parametrize(("chosen", "other"), [(1, 3), (3, 1)])
 def test_a_wrong_number_of_threads_stays_and_is_warned_of_once(
     seconds: dict[int, float],
     caplog: pytest.LogCaptureFixture,
-    kind: str,
     chosen: int,
     other: int,
 ) -> None:
     backend = adapted_backend(chosen)
     seconds[other] = 0.5
-    results = run_calls(backend, 100, kind)
+    results = run_calls(backend, 100)
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.get_num_threads() == backend.threads == chosen
     (warning,) = caplog.records

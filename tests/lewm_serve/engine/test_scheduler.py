@@ -15,6 +15,7 @@ from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.engine.queued_request import MAX_PART_STEPS, TURN_S, Client
 from lewm_serve.engine.scheduler import (
     FOLLOW_UP_S,
+    LONG_PART_S,
     MAX_RECORDED_BATCHES,
     RECENT_S,
     Batch,
@@ -225,19 +226,44 @@ def test_plans_without_a_deadline_have_short_parts_beside_urgent_plans(
     assert engine.backend.shapes[-2] == (1, whole)  # the last roll-out is that of the mean
 
 
+def test_a_short_part_is_not_longer_than_an_ordinary_one(engine: FakeEngine) -> None:
+    horizon = MAX_PART_STEPS // 8
+    engine.plan(1, search(samples=16, iterations=1, horizon=horizon))
+    engine.plan(2, deadline=engine.clock.now + 1)
+    engine.run()
+    assert max(samples for _, samples in engine.backend.shapes) == 8
+
+
+def test_after_a_long_part_best_effort_work_pauses_beside_urgent_plans(engine: FakeEngine) -> None:
+    """Otherwise nearly every urgent plan would come during such a part."""
+    part_s = 10 * LONG_PART_S
+    engine.backend.noise = [part_s / engine.backend.rollout_s(4, 2)]
+    engine.plan(1, search(samples=4, iterations=100, horizon=2))
+    engine.run(turns=1)
+    assert engine.scheduler.pause_s() <= 0  # no urgent plan came yet
+    urgent = engine.plan(2, SHORT_SEARCH, arrival=engine.clock.now, deadline=engine.clock.now + 10)
+    while not urgent.future.done():
+        assert engine.scheduler.pause_s() <= 0
+        engine.run(turns=1)
+    engine.run(turns=1)
+    assert engine.scheduler.pause_s() == pytest.approx(part_s, rel=0.01)
+    engine.plan(3, SHORT_SEARCH, arrival=engine.clock.now, deadline=engine.clock.now + 10)
+    assert engine.scheduler.pause_s() <= 0  # urgent work does not wait
+
+
 def test_best_effort_work_waits_for_the_search_of_encoded_frames(engine: FakeEngine) -> None:
     """Otherwise the search would have to wait for a part of another plan."""
     queued = queued_plan(engine.latency, SHORT_SEARCH, deadline=1.0, frames_to_encode=1)
-    assert engine.scheduler.follow_up_s() == 0
+    assert engine.scheduler.pause_s() <= 0
     frames = torch.zeros(1, 2, 2, WIDTH, dtype=torch.uint8)
     queued.guarantee(4)
     engine.scheduler.submit(EncodeJob(engine.backend, frames, queued))
     engine.run(turns=1)
-    assert 0 < engine.scheduler.follow_up_s() <= FOLLOW_UP_S
+    assert 0 < engine.scheduler.pause_s() <= FOLLOW_UP_S
     job = plan_job(engine.backend, engine.latency, 1, SHORT_SEARCH)
     job.queued = queued
     engine.scheduler.submit(job)
-    assert engine.scheduler.follow_up_s() == 0
+    assert engine.scheduler.pause_s() == 0
     engine.run()
 
 
@@ -248,7 +274,7 @@ def test_a_search_that_does_not_follow_is_not_waited_for_long(engine: FakeEngine
     engine.scheduler.submit(EncodeJob(engine.backend, frames, queued))
     engine.run(turns=1)
     engine.clock.advance(FOLLOW_UP_S)
-    assert engine.scheduler.follow_up_s() <= 0
+    assert engine.scheduler.pause_s() <= 0
 
 
 def test_the_engine_is_free_when_work_has_ended(engine: FakeEngine) -> None:
