@@ -93,9 +93,11 @@ class EnvironmentSource:
         recorded = environment.record(self.episodes, self.steps, self.seed)
         for number, episode in enumerate(recorded):
             rows = data.rows(number)
-            data.actions[rows.start : rows.stop - 1] = episode.actions.numpy()
-            data.states[rows.start : rows.stop] = episode.states.numpy()
-            data.frames.write(rows.start, resize(episode.frames, self.image_size).numpy())
+            data.actions[rows.start : rows.stop - 1] = episode.actions
+            data.states[rows.start : rows.stop] = episode.states
+            data.frames.write(
+                rows.start, resize(torch.from_numpy(episode.frames), self.image_size).numpy()
+            )
             progress(number + 1, self.episodes)
         data.finish(folder)
         return PreparedData.open(folder)

@@ -170,11 +170,11 @@ def _check_options(
         ValueError: the message names the option.
     """
     if has_data == has_env:
-        from lewm_models.environments.registry import ENVIRONMENTS
+        from lewm_models.environments.registry import environment_names
 
         raise ValueError(
             "expected one of --data PATH, a recording, and --env NAME, an environment "
-            f"({', '.join(ENVIRONMENTS)})"
+            f"({', '.join(environment_names())})"
         )
     needed = "--env" if has_data else "--data"
     for option, value in (of_env if has_data else of_data).items():
