@@ -20,6 +20,7 @@ from lewm_models.environments.environment import (
     RecordedEpisode,
 )
 from lewm_models.environments.two_room_policy import simulate_trajectories
+from lewm_models.environments.two_room_ways import shortest_way, travelled
 
 CROSS_ROOM = "cross-room"
 
@@ -88,6 +89,15 @@ class TwoRoom(Environment):
         distance = two_room.distance(_points(state[None]), _points(goal[None]))
         return bool(distance < two_room.GOAL_RADIUS)
 
+    def detour(self, states: FloatArray, goal: FloatArray) -> float | None:
+        """From the start to the disc in which the goal counts as reached."""
+        path = [(float(x), float(y)) for x, y in states]
+        centre = (float(goal[0]), float(goal[1]))
+        shortest = shortest_way(path[0], centre, radius=two_room.GOAL_RADIUS)
+        if shortest == 0 or len(path) < 2:
+            return None
+        return travelled(path, centre, radius=two_room.GOAL_RADIUS) / shortest
+
     def pairs_on_trajectories(self, offset: int, seed: int) -> Iterator[Pairs]:
         # One generator draws everything, so that seeds give the episodes of published figures.
         generator = _generator(seed)
@@ -112,7 +122,6 @@ class TwoRoom(Environment):
 
 
 def _generator(seed: int) -> torch.Generator:
-    # torch's CPU generator uses the lower 32 bits of a seed, which is all that a seed has.
     return torch.Generator().manual_seed(seed)
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lewm_models.environments.environment import evaluation_seed
 from lewm_models.environments.two_room import (
     DOOR_Y,
     GOAL_RADIUS,
@@ -106,6 +107,16 @@ class DataPolicy:
             actions = torch.where(draws < self.repeat_probability, self._previous, actions)
         self._previous = actions
         return actions
+
+
+def evaluation_generator(seed: int) -> torch.Generator:
+    """The random generator of an evaluation seed, see `evaluation_seed`.
+
+    Raises:
+        ValueError: the seed is outside [0, 2³¹).
+    """
+    # torch's CPU generator uses the lower 32 bits of a seed, which is all that a seed has.
+    return torch.Generator().manual_seed(evaluation_seed(seed))
 
 
 def simulate_trajectories(

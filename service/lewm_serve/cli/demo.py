@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lewm_serve.cli.messages import describe_error
-from lewm_serve.cli.options import EnvironmentOption, Protocol
+from lewm_serve.cli.options import EnvironmentOption
 
 REQUIRED_SUCCESS = 0.9
 """The share of the goals that must be reached."""
@@ -22,7 +21,7 @@ def demo(
     ] = None,
     env: EnvironmentOption = None,
     robots: Annotated[int, typer.Option(min=1, help="robots that drive at once")] = 24,
-    protocol: Annotated[Protocol, typer.Option(help="where the goals lie")] = Protocol.PAPER,
+    protocol: Annotated[str, typer.Option(help="where the goals lie")] = "paper",
     seed: Annotated[int, typer.Option(min=0, help="seed of starts, goals and plans")] = 0,
     replan_steps: Annotated[
         int, typer.Option(min=1, help="actions of a plan to execute before the next")
@@ -44,14 +43,13 @@ def demo(
     from lewm_client import PlannerClient, PlannerError
     from lewm_models.checkpoint import EMBEDDED_MODEL
     from lewm_models.environments.registry import find_environment
-    from lewm_models.evaluation.protocol import PROTOCOLS
+    from lewm_models.evaluation.protocol import sample_episodes
     from lewm_models.evaluation.report import EvaluationReport
     from lewm_serve.cli.closed_loop import (
-        RemotePlanner,
         check_writable,
+        drive_with_model,
         find_model,
         results_table,
-        run_with_progress,
     )
     from lewm_serve.cli.episode_picture import draw_episodes
     from lewm_serve.cli.local_server import LocalServerError, local_server
@@ -65,7 +63,7 @@ def demo(
         output.parent.mkdir(parents=True, exist_ok=True)
         for file in (output, output.with_suffix(".png")):
             check_writable(file)
-        episodes = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
+        episodes = sample_episodes(environment, protocol, robots, seed, plan_steps=replan_steps)
         console.print("starting the server")
         with (
             local_server(model or EMBEDDED_MODEL) as server,
@@ -73,14 +71,12 @@ def demo(
         ):
             loaded = find_model(client, None, environment)
             console.print(f"{robots} robots plan with {loaded.name} on {loaded.device}")
-
-            def make_planner() -> RemotePlanner:
-                return RemotePlanner(client, replan_steps, model=loaded.name)
-
             started = time.perf_counter()
-            outcomes = run_with_progress(make_planner, episodes, seed=seed, robots=robots)
+            outcomes, _ = drive_with_model(
+                client, loaded, episodes, solver={}, seed=seed, robots=robots
+            )
             seconds = time.perf_counter() - started
-        report = EvaluationReport.from_outcomes(episodes.protocol, outcomes)
+        report = EvaluationReport.from_outcomes(episodes, outcomes)
         speed = f"{report.plans / seconds:.1f} plans/s"
         console.print(results_table(f"{robots} robots at once, {speed}", report))
         p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms

@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from math import cos, pi, sin
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from lewm_models.environments import two_room
+from lewm_models.environments.environment import FloatArray
 from lewm_models.evaluation.episode import Outcome
 from lewm_models.evaluation.protocol import Episodes
 
 Color = tuple[int, int, int]
-Point = Sequence[float] | NDArray[np.float32]
+Point = Sequence[float] | FloatArray
 
 PICTURE_SCALE = 4
 """Pixels of the picture per pixel of the environment."""
@@ -61,7 +60,7 @@ def draw_episodes(
         The paths of the animation and of the picture.
     """
     colors = [robot_color(outcome.index) for outcome in outcomes]
-    goals = episodes.goals.numpy()
+    goals = episodes.goals
     background = _background(title, outcomes, colors, goals)
     steps = max(outcome.steps for outcome in outcomes)
     frames = []
@@ -94,7 +93,7 @@ def robot_color(index: int) -> Color:
 
 
 def _background(
-    title: str, outcomes: Sequence[Outcome], colors: Sequence[Color], goals: NDArray[np.float32]
+    title: str, outcomes: Sequence[Outcome], colors: Sequence[Color], goals: FloatArray
 ) -> Image.Image:
     """Everything that does not move: rooms, legend and goals."""
     canvas = Canvas()
@@ -142,20 +141,20 @@ def _draw_robots(
     canvas: Canvas,
     outcomes: Sequence[Outcome],
     colors: Sequence[Color],
-    goals: NDArray[np.float32],
+    goals: FloatArray,
     step: int,
 ) -> None:
     """Draw paths, goal numbers, robots and results; later ones cover earlier ones."""
     drawn = list(zip(outcomes, colors, strict=True))
     for outcome, color in drawn:
-        path = outcome.path[: step + 1]
+        path = outcome.states[: step + 1]
         if len(path) > 1:
             canvas.line(list(path), color)
         _draw_start(canvas, path[0], color)
     for outcome, color in drawn:
         canvas.text(goals[outcome.index], str(outcome.index + 1), color, 5, "mm")
     for outcome, color in drawn:
-        here = outcome.path[min(step, outcome.steps)]
+        here = outcome.states[min(step, outcome.steps)]
         canvas.circle(here, ROBOT_RADIUS, color, FLOOR, width=0.4)
         canvas.text(here, str(outcome.index + 1), FLOOR, 3.6, "mm")
     for outcome, color in drawn:

@@ -61,6 +61,21 @@ def test_results_are_written_to_the_card(quick_model: Path) -> None:
     assert before.with_figures(**{"cross-room": results}) == read_card(card)
 
 
+def test_a_baseline_needs_no_server(quick_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rest.json"
+    result = lewm(
+        *("evaluate", quick_model, "--planner", "rest", "--episodes", "20", "--offset", "100"),
+        *("--budget", "150", "--json", file, "--write"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "100 steps ahead, budget 150 steps" in result.stdout
+    results = json.loads(file.read_text())
+    assert (results["planner"], results["successes"], results["episodes"]) == ("rest", 0, 20)
+    assert (results["offset"], results["budget"]) == (100, 150)
+    card = read_card(quick_model / checkpoint.CARD_FILE)
+    assert card.figures == {"offset-100-budget-150-rest": results}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -73,6 +88,16 @@ def test_results_are_written_to_the_card(quick_model: Path) -> None:
         (("--server", "127.0.0.1:1", "--seed", str(2**31)), "seed: expected"),
         (("--server", "127.0.0.1:1", "--json", "/proc/results.json"), "/proc/results.json"),
         (("--server", "127.0.0.1:1", "--setting", "momentum"), "--setting: expected NAME=VALUE"),
+        (("--protocol", "chess"), "--protocol: two-room has paper, cross-room, got 'chess'"),
+        (("--env", "chess"), "--env: expected one of two-room, "),
+        (
+            ("--protocol", "cross-room", "--offset", "9"),
+            "--offset: cross-room draws its goals in another way",
+        ),
+        (
+            ("--planner", "rest", "--samples", "9"),
+            "--planner: rest has no server and no solver",
+        ),
     ],
 )
 def test_a_failing_evaluation_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
