@@ -19,7 +19,8 @@ from lewm_models.preprocessing import CROPS, Crop
 from lewm_models.recordings.recording import Column, Recording, RecordingError, choose_column
 from lewm_models.recordings.summary import Proposals, summarise
 from lewm_models.recordings.usable import UsableEpisodes
-from lewm_models.training.preparation import EnvironmentSource, Progress, RecordingSource
+from lewm_models.training.environment_source import EnvironmentSource
+from lewm_models.training.preparation import Progress, RecordingSource
 from lewm_models.training.run import TrainingRun
 from lewm_models.training.trainer import TrainingConfig
 
@@ -117,6 +118,7 @@ def environment_run(
         steps=episode_steps,
         image_size=base.config.image_size,
         seed=choices.seed,
+        frame_every=1 if found.has_fast_frames else base.config.action_block,
     )
     if choices.crop is not None:
         raise ValueError("--crop: is for --data")

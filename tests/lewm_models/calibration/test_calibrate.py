@@ -26,7 +26,7 @@ from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
 from lewm_models.loss import sigreg
 from lewm_models.preprocessing import resize
-from lewm_models.training.preparation import EnvironmentSource
+from lewm_models.training.environment_source import EnvironmentSource
 from lewm_models.training.prepared import PreparedData
 from tests.lewm_models.examples import example_card, tiny_model
 
