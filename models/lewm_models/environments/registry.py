@@ -69,8 +69,19 @@ def _load(reference: str) -> Any:
 def _environment(name: str, loaded: Any) -> Environment:
     """The environment that an entry point or a factory stands for."""
     found = loaded if isinstance(loaded, Environment) or not callable(loaded) else loaded()
-    if not isinstance(found, Environment):
-        raise ValueError(
-            f"--env {name}: expected a lewm_models Environment, got {type(found).__name__}"
-        )
-    return found
+    if isinstance(found, Environment):
+        return found
+    if callable(loaded) and _is_gymnasium(found):
+        from lewm_models.environments.gymnasium_environment import GymnasiumEnvironment
+
+        found.close()
+        return GymnasiumEnvironment(loaded)
+    raise ValueError(
+        f"--env {name}: expected an Environment of lewm_models, or a function that makes an "
+        f"environment of gymnasium, got {type(found).__name__}"
+    )
+
+
+def _is_gymnasium(value: Any) -> bool:
+    gymnasium = sys.modules.get("gymnasium")  # who makes such an environment has imported it
+    return gymnasium is not None and isinstance(value, gymnasium.Env)

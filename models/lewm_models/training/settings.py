@@ -103,9 +103,14 @@ class _Base:
 
 
 def environment_run(
-    environment: str, choices: Choices, *, name: str, episodes: int, episode_steps: int
+    environment: str,
+    choices: Choices,
+    *,
+    episodes: int,
+    episode_steps: int,
+    name: str | None = None,
 ) -> TrainingRun:
-    """A run on episodes that are recorded in an environment.
+    """A run on episodes that are recorded in an environment, whose name the model gets by default.
 
     Raises:
         ValueError: a choice is impossible; the message names the option.
@@ -132,7 +137,7 @@ def environment_run(
         )
     options = ("--env", environment, "--episodes", episodes, "--episode-steps", episode_steps)
     return TrainingRun(
-        name=name,
+        name=name or found.name,
         source=source,
         config=base.config,
         training=base.training,

@@ -35,7 +35,10 @@ def train(
         Path | None, typer.Option(help="recording to train on; see docs/recordings.md")
     ] = None,
     env: Annotated[
-        str | None, typer.Option(help="environment to record episodes in, instead of --data")
+        str | None,
+        typer.Option(
+            help="environment to record episodes in, or package.module:factory, instead of --data"
+        ),
     ] = None,
     camera: CameraOption = None,
     action: ActionOption = None,
@@ -129,7 +132,7 @@ def train(
                 run = environment_run(
                     env,
                     choices,
-                    name=name or env,
+                    name=name,
                     episodes=episodes or EPISODES,
                     episode_steps=episode_steps or EPISODE_STEPS,
                 )

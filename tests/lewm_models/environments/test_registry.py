@@ -50,7 +50,7 @@ def test_packages_add_environments(install: Install) -> None:
     install(f"rooms = {TWO_ROOM_REFERENCE}\nchess = tomllib:TOMLDecodeError")
     assert environment_names() == [*ENVIRONMENTS, "chess", "rooms"]
     assert find_environment("rooms").name == "two-room"
-    with pytest.raises(ValueError, match=r"--env chess: expected a .*, got TOMLDecodeError"):
+    with pytest.raises(ValueError, match=r"--env chess: expected an .*, got TOMLDecodeError"):
         find_environment("chess")
 
 
@@ -71,7 +71,7 @@ def test_a_factory_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert find_environment("my_rooms:make").name == "two-room"
-    with pytest.raises(ValueError, match=r"--env my_rooms:number: expected a .*, got int"):
+    with pytest.raises(ValueError, match=r"--env my_rooms:number: expected an .*, got int"):
         find_environment("my_rooms:number")
     with pytest.raises(ValueError, match=r"--env my_rooms:other: cannot be imported: .*'other'"):
         find_environment("my_rooms:other")
