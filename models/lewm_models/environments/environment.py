@@ -94,6 +94,7 @@ class Environment(ABC):
         state_dim: S.
         controllers: entry-point names of the fallback controllers of its models.
         protocols: the protocols by name. ``paper`` is always one of them.
+        demo_protocol: the protocol of `lewm demo`.
         has_fast_frames: whether a frame costs little. If so, all steps are recorded with frames,
             by one call of `record`. If not, only frames one action block apart are recorded, in
             several processes.
@@ -107,6 +108,7 @@ class Environment(ABC):
     state_dim: int
     controllers: tuple[str, ...] = ()
     protocols: Mapping[str, EvaluationProtocol] = MappingProxyType({"paper": PAPER})
+    demo_protocol: str = "paper"
     has_fast_frames: bool = False
     trajectory_steps: ClassVar[int] = 150
     trajectories_per_draw: ClassVar[int] = 32

@@ -61,6 +61,7 @@ class TwoRoom(Environment):
         "paper": PAPER,
         CROSS_ROOM: EvaluationProtocol(budget=150),
     }
+    demo_protocol = CROSS_ROOM
     has_fast_frames = True
     trajectories_per_draw = 256
 

@@ -42,6 +42,7 @@ class Outcome:
         index: the episode's number in its protocol.
         reached: whether the goal was reached within the budget; the episode ends there.
         states: (steps + 1, S), the start first.
+        actions: (steps, action_dim), those that were executed.
         plan_seconds: the seconds of each plan.
         detour: the length of the way to a reached goal, divided by that of the shortest one; None
             where it is not known.
@@ -50,6 +51,7 @@ class Outcome:
     index: int
     reached: bool
     states: FloatArray
+    actions: FloatArray
     plan_seconds: tuple[float, ...]
     detour: float | None = None
 
@@ -102,7 +104,7 @@ def run_episode(
     goal_frame = see()
     world.reset(episodes.starts[index])
     plan_seeds = np.random.default_rng((seed, index))
-    states, plan_seconds = [world.state()], []
+    states, executed, plan_seconds = [world.state()], [], []
     reached = False
     while not reached and len(states) <= episodes.budget:
         plan_seed = int(plan_seeds.integers(2**63))
@@ -116,6 +118,7 @@ def run_episode(
         remaining = episodes.budget + 1 - len(states)
         for action in actions[: min(episodes.plan_steps, remaining)]:
             world.step(action)
+            executed.append(action)
             states.append(world.state())
             reached = environment.reached(states[-1], goal)
             if reached:
@@ -125,6 +128,7 @@ def run_episode(
         index=index,
         reached=reached,
         states=path,
+        actions=np.stack(executed),
         plan_seconds=tuple(plan_seconds),
         detour=environment.detour(path, goal) if reached else None,
     )

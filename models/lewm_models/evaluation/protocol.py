@@ -42,6 +42,10 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def first(self, count: int) -> Episodes:
+        """The first ``count`` tasks."""
+        return replace(self, starts=self.starts[:count], goals=self.goals[:count])
+
 
 def sample_episodes(
     environment: Environment,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ class RemotePlanner:
 
     The robot executes the first ``plan_steps`` actions of each plan; see `lewm_client.Pilot`. A
     call that fails ends the episode with its error, because the planner is what is measured.
+
+    Attributes:
+        plans: the server's answers.
     """
 
     def __init__(
@@ -41,16 +44,13 @@ class RemotePlanner:
         *,
         model: str | None = None,
         solver: Mapping[str, Any] | None = None,
+        include: Sequence[str] = (),
     ) -> None:
         self._client = client
         self._plan_steps = plan_steps
-        self._plan_arguments = {"model": model, "solver": solver}
+        self._plan_arguments = {"model": model, "solver": solver, "include": include}
         self._pilot: Pilot | None = None
-
-    @property
-    def last(self) -> PlanResponse | None:
-        """The server's latest answer; None before the first."""
-        return None if self._pilot is None else self._pilot.last
+        self.plans: list[PlanResponse] = []
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
         """The next actions and the latency of the plan in seconds.
@@ -70,7 +70,10 @@ class RemotePlanner:
             )
         started = time.perf_counter()
         move = self._pilot.step([image], seed=seed)
-        return move.actions, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        if move.plan is not None:
+            self.plans.append(move.plan)
+        return move.actions, seconds
 
 
 def _raise_error(setback: Setback) -> Actions:
@@ -139,8 +142,7 @@ def drive_with_model(
 
     with _progress(episodes) as show:
         outcomes = run_episodes(make_planner, episodes, seed=seed, robots=robots, on_outcome=show)
-    plan = planners[0].last
-    assert plan is not None  # at least one episode ran, and it starts with a plan
+    plan = planners[0].plans[0]
     return outcomes, {
         "solver": plan.solver,
         "backend": plan.backend,
@@ -186,7 +188,7 @@ def _progress(episodes: Episodes) -> Iterator[Callable[[Outcome], None]]:
         yield show
 
 
-def results_table(title: str, report: EvaluationReport) -> Table:
+def results_table(title: str, report: EvaluationReport, *, with_latency: bool = True) -> Table:
     """The results of an evaluation, one per line."""
     low, high = report.interval_95
     p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms
@@ -195,7 +197,7 @@ def results_table(title: str, report: EvaluationReport) -> Table:
     table.add_row("goals", f"{ahead}budget {report.budget} steps")
     table.add_row("reached", f"{report.successes} of {report.episodes}")
     table.add_row("success", f"{report.success_rate:.1%} (95 %: {low:.1%} to {high:.1%})")
-    if p99 > 0:  # planners that know nothing take no time
+    if with_latency:
         table.add_row("plan latency", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms ({report.plans} plans)")
     if report.steps_mean is not None:
         steps = f"mean {report.steps_mean:.1f}, median {report.steps_median:g}"

@@ -13,6 +13,7 @@ from lewm_models.environments import two_room
 from lewm_models.environments.environment import FloatArray
 from lewm_models.evaluation.episode import Outcome
 from lewm_models.evaluation.protocol import Episodes
+from lewm_serve.cli.animation import moments, save_animation
 
 Color = tuple[int, int, int]
 Point = Sequence[float] | FloatArray
@@ -40,8 +41,6 @@ PAPER: Color = (242, 243, 246)
 LINE_WIDTH = 0.8
 
 ROBOT_RADIUS, START_RADIUS, BADGE_RADIUS = 3.6, 1.5, 2.9
-FRAME_MS, LAST_FRAME_MS = 140, 4000
-PALETTE_COLORS = 255
 
 
 def draw_episodes(
@@ -64,7 +63,7 @@ def draw_episodes(
     background = _background(title, outcomes, colors, goals)
     steps = max(outcome.steps for outcome in outcomes)
     frames = []
-    for step in range(steps + 1):
+    for step in moments(steps):
         canvas = Canvas(background)
         _draw_robots(canvas, outcomes, colors, goals, step)
         reached = sum(outcome.reached and outcome.steps <= step for outcome in outcomes)
@@ -80,7 +79,7 @@ def draw_episodes(
     picture = output.with_suffix(".png")
     output.parent.mkdir(parents=True, exist_ok=True)
     frames[-1].save(picture, optimize=True)
-    _save_animation(frames, output)
+    save_animation(frames, output)
     return output, picture
 
 
@@ -180,14 +179,6 @@ def _draw_badge(canvas: Canvas, at: Point, color: Color, reached: bool) -> None:
     else:
         canvas.line([(x - 1, y - 1), (x + 1, y + 1)], FLOOR, 0.6)
         canvas.line([(x - 1, y + 1), (x + 1, y - 1)], FLOOR, 0.6)
-
-
-def _save_animation(frames: Sequence[Image.Image], path: Path) -> None:
-    # One palette for all frames, without dithering: still parts do not flicker, the file is small.
-    palette = frames[-1].quantize(PALETTE_COLORS)
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    durations = [FRAME_MS] * len(rest) + [LAST_FRAME_MS]
-    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
 
 
 class Canvas:

@@ -131,7 +131,9 @@ def evaluate(
             name, key = planner.value, f"{tasks.protocol}-{planner}"
         report = EvaluationReport.from_outcomes(tasks, outcomes)
         results = report.to_json() | {"planner": planner, "seed": seed, "robots": robots} | computed
-        Console().print(results_table(f"{name}, {report.environment}, {report.protocol}", report))
+        title = f"{name}, {report.environment}, {report.protocol}"
+        has_model = planner == PlannerChoice.MODEL
+        Console().print(results_table(title, report, with_latency=has_model))
         if write and folder is not None and card is not None:
             checkpoint.write_card(folder, card.with_figures(**{key: results}))
         if output is not None:

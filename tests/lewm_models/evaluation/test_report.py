@@ -41,7 +41,12 @@ def outcome(
 ) -> Outcome:
     states = np.zeros((steps + 1, 2), np.float32)
     return Outcome(
-        index=0, reached=reached, states=states, plan_seconds=plan_seconds, detour=detour
+        index=0,
+        reached=reached,
+        states=states,
+        actions=states[1:],
+        plan_seconds=plan_seconds,
+        detour=detour,
     )
 
 
