@@ -83,6 +83,14 @@ def train(
     episode_steps: Annotated[
         int | None, typer.Option(min=15, help=f"steps per episode; default: {EPISODE_STEPS}")
     ] = None,
+    frame_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="steps of --env from one frame to the next; default: 1, or one frame per action "
+            "block where rendering is slow",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -103,7 +111,11 @@ def train(
     try:
         _check_options(
             {"--camera": camera, "--action": action, "--state": state},
-            {"--episodes": episodes, "--episode-steps": episode_steps},
+            {
+                "--episodes": episodes,
+                "--episode-steps": episode_steps,
+                "--frame-every": frame_every,
+            },
             has_data=data is not None,
             has_env=env is not None,
         )
@@ -135,6 +147,7 @@ def train(
                     name=name,
                     episodes=episodes or EPISODES,
                     episode_steps=episode_steps or EPISODE_STEPS,
+                    frame_every=frame_every,
                 )
             else:
                 run = recording_run(

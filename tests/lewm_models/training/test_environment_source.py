@@ -109,3 +109,13 @@ def test_few_frames_are_recorded_only_where_they_take_long(
     )
     assert isinstance(run.source, EnvironmentSource)
     assert run.source.frame_every == frame_every
+    assert "--frame-every" not in run.provenance["command"]
+
+
+def test_the_steps_between_frames_can_be_chosen() -> None:
+    run = environment_run(SLOW_ROOMS, Choices(), episodes=2, episode_steps=40, frame_every=1)
+    assert isinstance(run.source, EnvironmentSource)
+    assert (run.source.frame_every, run.name) == (1, "slow-rooms")
+    assert "--frame-every 1" in run.provenance["command"]
+    with pytest.raises(ValueError, match=r"--frame-every: expected a divisor of .*, 5, got 2"):
+        environment_run("two-room", Choices(), episodes=2, episode_steps=40, frame_every=2)
