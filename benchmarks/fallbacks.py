@@ -31,8 +31,9 @@ from benchmarks.report import Report
 from benchmarks.results import Result, describe_machine, now
 from lewm_client import Pilot, PlannerClient
 from lewm_models.environments import two_room
+from lewm_models.environments.two_room_environment import TWO_ROOM
 from lewm_models.evaluation.faults import CAMERA_FAULTS
-from lewm_models.evaluation.protocol import PROTOCOLS, Episodes
+from lewm_models.evaluation.protocol import Episodes, sample_episodes
 from lewm_models.evaluation.report import wilson_interval
 from lewm_serve.cli.closed_loop import PLAN_TIMEOUT_S, to_png
 from lewm_serve.cli.local_server import local_server
@@ -120,8 +121,10 @@ def drive(
     would make the next requests anomalous as well.
     """
     generator = torch.Generator().manual_seed(index)
-    task = slice(index, index + 1)
-    room = two_room.VectorTwoRoom(tasks.starts[task], tasks.goals[task])
+    start, target = (
+        torch.from_numpy(points[index : index + 1]) for points in (tasks.starts, tasks.goals)
+    )
+    room = two_room.VectorTwoRoom(start, target)
     goal = to_png(room.goal_frames()[0].numpy())
     pilot = Pilot(client, goal, steps=BLOCK, timeout_s=PLAN_TIMEOUT_S, fallback=controller)
     shown = room.frames()
@@ -181,7 +184,7 @@ def measure_faults(
     protocol: str, episodes: int, seed: int, faults: Sequence[str]
 ) -> Iterator[list[Summary]]:
     """Drive under one fault after another, each with every controller."""
-    tasks = PROTOCOLS[protocol](episodes, seed)
+    tasks = sample_episodes(TWO_ROOM, protocol, episodes, seed)
     with local_server() as server, PlannerClient(server.target) as client:
         [model] = client.models()
         for fault in faults:
@@ -206,7 +209,7 @@ def replace_summaries(
     """All summaries in order. The new ones replace those of the same protocol and fault."""
     replaced = {(summary.protocol, summary.fault) for summary in new}
     kept = [cell for cell in known if (cell["protocol"], cell["fault"]) not in replaced]
-    order = sorted(PROTOCOLS, reverse=True)
+    order = sorted(TWO_ROOM.protocols, reverse=True)
     return sorted(
         [*kept, *map(asdict, new)],
         key=lambda cell: (order.index(cell["protocol"]), FAULTS.index(cell["fault"])),
@@ -235,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="paper")
+    parser.add_argument("--protocol", choices=sorted(TWO_ROOM.protocols), default="paper")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", nargs="*", choices=FAULTS, default=FAULTS)

@@ -41,8 +41,10 @@ from benchmarks.report import (
 from lewm_models import checkpoint
 from lewm_models.card import SolverConfig, read_card
 from lewm_models.checkpoint import PRETRAINED
-from lewm_models.evaluation.episode import Actions, Frame, run_episode
-from lewm_models.evaluation.protocol import paper_episodes
+from lewm_models.environments.environment import Frame
+from lewm_models.environments.two_room_environment import TWO_ROOM
+from lewm_models.evaluation.episode import Actions, run_episode
+from lewm_models.evaluation.protocol import sample_episodes
 from lewm_models.preprocessing import resize
 from lewm_serve.registry.registry import LoadedModel
 
@@ -218,7 +220,8 @@ def _load_model() -> None:
 def _run_episode(solver: SolverConfig, index: int) -> EpisodeResult:
     planner = InProcessPlanner(_model, solver)
     start = time.perf_counter()
-    outcome = run_episode(planner, paper_episodes(index + 1, SEED), index, seed=SEED)
+    tasks = sample_episodes(TWO_ROOM, "paper", index + 1, SEED)
+    outcome = run_episode(planner, tasks, index, seed=SEED)
     return EpisodeResult(
         solver=asdict(solver),
         episode=index,

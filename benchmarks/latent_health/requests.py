@@ -17,8 +17,13 @@ from torch import Tensor
 
 from benchmarks.in_process import SearchLoop
 from lewm_models.environments import two_room
-from lewm_models.environments.two_room_policy import simulate_trajectories, waypoint_actions
-from lewm_models.evaluation.protocol import evaluation_generator, paper_episodes
+from lewm_models.environments.two_room_environment import TWO_ROOM
+from lewm_models.environments.two_room_policy import (
+    evaluation_generator,
+    simulate_trajectories,
+    waypoint_actions,
+)
+from lewm_models.evaluation.protocol import sample_episodes
 from lewm_models.preprocessing import resize
 from lewm_serve.frames.decode import decode_image
 from lewm_serve.registry.registry import LoadedModel
@@ -85,8 +90,8 @@ def _simulate(
 
 def planned_motion(model: LoadedModel, episodes: int, seed: int, plans: int = 2) -> Motion:
     """Robots that the planner moves in the protocol `paper`; each plan is run to its end."""
-    tasks = paper_episodes(episodes, seed)
-    rooms = two_room.VectorTwoRoom(tasks.starts, tasks.goals)
+    tasks = sample_episodes(TWO_ROOM, "paper", episodes, seed)
+    rooms = two_room.VectorTwoRoom(torch.from_numpy(tasks.starts), torch.from_numpy(tasks.goals))
     goals = encode(model, rooms.goal_frames())
     positions, actions = [rooms.positions], []
     for number in range(plans):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,8 +82,10 @@ def safetensors_problem(path: Path, error: Exception) -> str:
     return f"is not a safetensors file, or is damaged ({error})"
 
 
-def read_numpy_array(path: Path, *, memory_mapped: bool = False) -> np.ndarray[Any, Any]:
-    """The array in an `.npy` file.
+def read_numpy_array(
+    path: Path, *, memory_mapped: bool = False, writable: bool = False
+) -> np.ndarray[Any, Any]:
+    """The array in an `.npy` file. What is written into a mapped array goes into the file.
 
     Raises:
         OSError: the file cannot be opened.
@@ -93,8 +95,9 @@ def read_numpy_array(path: Path, *, memory_mapped: bool = False) -> np.ndarray[A
     if kind != NUMPY_ARRAY:
         found = "of an unknown format" if kind is None else kind
         raise ValueError(f"{path}: is {found}; expected {NUMPY_ARRAY}")
+    mode: Literal["r", "r+"] | None = ("r+" if writable else "r") if memory_mapped else None
     try:
-        array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r" if memory_mapped else None)
+        array: np.ndarray[Any, Any] = np.load(path, mmap_mode=mode)
     except (EOFError, ValueError) as error:
         # NumPy's message advises to run the code in a pickle.
         reason = (

@@ -15,8 +15,8 @@ from benchmarks.solvers import (
     solver_key,
 )
 from lewm_client import PlannerClient
-from lewm_models.environments.two_room import VectorTwoRoom
-from lewm_models.evaluation.protocol import paper_episodes
+from lewm_models.environments.two_room_environment import TWO_ROOM
+from lewm_models.evaluation.protocol import sample_episodes
 from lewm_serve.cli.closed_loop import RemotePlanner
 from lewm_serve.cli.local_server import LocalServer
 from tests.benchmarks.conftest import SHORT_SEARCH
@@ -50,9 +50,12 @@ def test_an_interrupted_run_continues(tmp_path: Path) -> None:
 
 
 def test_plans_are_those_of_the_server(quick_folder: Path, quick_server: LocalServer) -> None:
-    episodes = paper_episodes(1, 0)
-    room = VectorTwoRoom(episodes.starts, episodes.goals)
-    frame, goal = room.frames()[0].numpy(), room.goal_frames()[0].numpy()
+    episodes = sample_episodes(TWO_ROOM, "paper", 1, 0)
+    simulation, shown = TWO_ROOM.simulation(), []
+    for state in (episodes.starts[0], episodes.goals[0]):
+        simulation.reset(state)
+        shown.append(simulation.frame())
+    frame, goal = shown
     model = load_like_server(quick_folder, threads=1)
     in_process = InProcessPlanner(model, SHORT_SEARCH)
     with PlannerClient(quick_server.target) as client:

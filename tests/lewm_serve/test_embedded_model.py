@@ -4,8 +4,9 @@ from lewm_client import PlannerClient
 from lewm_models import checkpoint
 from lewm_models.card import read_card
 from lewm_models.checkpoint import PRETRAINED
+from lewm_models.environments.two_room_environment import TWO_ROOM
 from lewm_models.evaluation.episode import run_episodes
-from lewm_models.evaluation.protocol import paper_episodes
+from lewm_models.evaluation.protocol import sample_episodes
 from lewm_serve.cli.closed_loop import RemotePlanner
 from lewm_serve.cli.local_server import local_server
 
@@ -25,7 +26,7 @@ def test_its_files_are_small_and_its_card_is_complete() -> None:
 
 
 def test_robots_reach_their_goals_from_frames_alone() -> None:
-    episodes = paper_episodes(10, seed=3)
+    episodes = sample_episodes(TWO_ROOM, "paper", 10, seed=3)
     with local_server(MODEL_FOLDER, threads=1) as server, PlannerClient(server.target) as client:
         outcomes = run_episodes(
             lambda: RemotePlanner(client, episodes.plan_steps), episodes, seed=3, robots=5

@@ -62,33 +62,38 @@ class CalibrationEpisode:
     """Successive frames, and the actions between them if they are known.
 
     Args:
-        frames: (L + 1, H, H, 3) uint8, H the model's image size.
-        actions: (L, action_dim) in the environment's units, one per step, NaN for a missing action.
-            Without actions, successive frames are taken to be one action block apart.
+        frames: (F + 1, H, H, 3) uint8, H the model's image size.
+        actions: (F · frame_every, action_dim) in the environment's units, one per step, NaN for a
+            missing action. Without actions, successive frames are taken to be one action block
+            apart.
+        frame_every: the steps from one frame to the next; a divisor of the action block.
     """
 
     frames: Tensor
     actions: Tensor | None = None
+    frame_every: int = 1
 
 
 @dataclass(frozen=True)
 class _EncodedEpisode:
-    """The latents (L + 1, D) of an episode, and its actions."""
+    """The latents (F + 1, D) of an episode, and its actions."""
 
     latents: Tensor
     actions: Tensor | None
+    frame_every: int
 
 
 def prepared_episodes(
     data: PreparedData, pieces: NDArray[np.int64], image_size: int
 ) -> Iterator[CalibrationEpisode]:
     """These pieces of prepared data, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`."""
-    lengths = [len(data.rows(piece)) for piece in pieces]
+    lengths = [len(data.frame_rows(piece)) for piece in pieces]
     for number, first, stop in _parts(lengths):
-        rows = np.arange(first, stop) + data.offsets[pieces[number]]
+        rows = np.asarray(data.frame_rows(pieces[number])[first:stop])
         yield CalibrationEpisode(
-            frames=resize(torch.from_numpy(data.frames.read(rows)), image_size),
-            actions=torch.from_numpy(np.array(data.actions[rows[:-1]])),
+            frames=resize(torch.from_numpy(data.read_frames(rows)), image_size),
+            actions=torch.from_numpy(np.array(data.actions[rows[0] : rows[-1]])),
+            frame_every=data.frame_every,
         )
 
 
@@ -170,7 +175,12 @@ def calibrate(
             same latent.
     """
     encoded = [
-        _EncodedEpisode(_encode(model, episode.frames), episode.actions) for episode in episodes
+        _EncodedEpisode(
+            latents=_encode(model, episode.frames),
+            actions=episode.actions,
+            frame_every=episode.frame_every,
+        )
+        for episode in episodes
     ]
     frames = sum(len(episode.latents) for episode in encoded)
     if frames < MIN_CALIBRATION_FRAMES:
@@ -191,7 +201,10 @@ def calibrate(
     # The frames of requests are one action block apart, and so are frames without actions.
     block = card.config.action_block
     window_scores = sigreg_window_scores(
-        [(episode.latents, 1 if episode.actions is None else block) for episode in encoded]
+        [
+            (episode.latents, 1 if episode.actions is None else block // episode.frame_every)
+            for episode in encoded
+        ]
     )
     if len(window_scores):
         calibration = replace(
@@ -250,7 +263,12 @@ def _surprises(model: LeWM, card: ModelCard, episodes: Sequence[_EncodedEpisode]
     """The surprises (N,) of predictions from 1 to history − 1 frames; from 1 if history is 1."""
     surprises = [
         one_step_errors(
-            model, card, latents=episode.latents, actions=episode.actions, context=context
+            model,
+            card,
+            latents=episode.latents,
+            actions=episode.actions,
+            context=context,
+            frame_every=episode.frame_every,
         )
         for context in range(1, max(2, card.config.history))
         for episode in episodes
@@ -261,29 +279,46 @@ def _surprises(model: LeWM, card: ModelCard, episodes: Sequence[_EncodedEpisode]
 
 @torch.inference_mode()
 def one_step_errors(
-    model: LeWM, card: ModelCard, *, latents: Tensor, actions: Tensor, context: int
+    model: LeWM,
+    card: ModelCard,
+    *,
+    latents: Tensor,
+    actions: Tensor,
+    context: int,
+    frame_every: int = 1,
 ) -> Tensor:
     """The surprises of an episode: distances of latents from their one-step predictions.
 
     Args:
         model: in ``eval()`` mode, on any device.
         card: its card.
-        latents: (L + 1, D), one step apart.
-        actions: (L, action_dim) in the environment's units, NaN for a missing action.
+        latents: (F + 1, D), ``frame_every`` steps apart.
+        actions: (F · frame_every, action_dim) in the environment's units, NaN for a missing action.
         context: the frames that a prediction is made from, one action block apart.
+        frame_every: the steps from one latent to the next.
 
     Returns:
-        (L + 1 − context · action_block,): one prediction starts at each step.
+        (F + 1 − context · action_block / frame_every,): one prediction starts at each latent.
+
+    Raises:
+        ValueError: the latents of an action block's ends are not all there.
     """
     block, block_width = card.config.action_block, card.config.block_width
-    starts = torch.arange(len(latents) - context * block)
+    if block % frame_every:
+        raise ValueError(
+            f"{card.name}: its action block of {block} is no multiple of {frame_every}, the steps "
+            "from one frame to the next"
+        )
+    stride = block // frame_every
+    starts = torch.arange(len(latents) - context * stride)
     if len(starts) == 0:
         return torch.empty(0)
     # As in training, a missing action counts as the mean action, which is 0 once z-scored.
     zscored = (actions - torch.tensor(card.action_mean)) / torch.tensor(card.action_std)
-    taken = zscored.nan_to_num(0.0)[starts[:, None] + torch.arange(context * block)]
+    first = frame_every * starts[:, None]
+    taken = zscored.nan_to_num(0.0)[first + torch.arange(context * block)]
     blocks = taken.reshape(-1, context, block_width)
-    windows = latents[starts[:, None] + block * torch.arange(context + 1)]
+    windows = latents[starts[:, None] + stride * torch.arange(context + 1)]
     device = next(model.parameters()).device
     predicted = torch.cat(
         [

@@ -1,18 +1,15 @@
 """The policy that Two-Room's training data are collected with, and the motion that it gives."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from lewm_models.environments.environment import Environment, RecordedEpisode
+from lewm_models.environments.environment import evaluation_seed
 from lewm_models.environments.two_room import (
     DOOR_Y,
     GOAL_RADIUS,
     WALL_X,
     VectorTwoRoom,
     distance,
-    render,
     same_room,
     sample_goals,
     sample_positions,
@@ -112,6 +109,16 @@ class DataPolicy:
         return actions
 
 
+def evaluation_generator(seed: int) -> torch.Generator:
+    """The random generator of an evaluation seed, see `evaluation_seed`.
+
+    Raises:
+        ValueError: the seed is outside [0, 2³¹).
+    """
+    # torch's CPU generator uses the lower 32 bits of a seed, which is all that a seed has.
+    return torch.Generator().manual_seed(evaluation_seed(seed))
+
+
 def simulate_trajectories(
     agents: int, steps: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -137,22 +144,3 @@ def simulate_trajectories(
         arrived = environment.distances() < NEW_GOAL_RADIUS
         environment.goals = torch.where(arrived[:, None], new_goals, environment.goals)
     return torch.stack(positions), torch.stack(actions)
-
-
-def record_episodes(episodes: int, steps: int, seed: int) -> Iterator[RecordedEpisode]:
-    """Simulate all episodes together, which is cheap, then draw one after another."""
-    generator = torch.Generator().manual_seed(seed)
-    positions, actions = simulate_trajectories(episodes, steps, generator)
-    for episode in range(episodes):
-        states = positions[:, episode].contiguous()
-        yield RecordedEpisode(render(states), actions[:, episode], states)
-
-
-TWO_ROOM = Environment(
-    name="two-room",
-    action_low=(-1.0, -1.0),
-    action_high=(1.0, 1.0),
-    state_dim=2,
-    controllers=("waypoint",),
-    record=record_episodes,
-)

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lewm_models.environments.two_room import VectorTwoRoom
+from lewm_models.environments.environment import FloatArray, Frame, Simulation
 from lewm_models.evaluation.protocol import Episodes
 
-Frame = NDArray[np.uint8]
 Actions = NDArray[np.float32]
+
+NO_FRAME = np.zeros((1, 1, 3), np.uint8)
+"""What planners get that need no frames."""
 
 
 class Planner(Protocol):
     """A function from a frame and a goal frame to actions."""
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
-        """Plan from the frame to the goal frame, both (224, 224, 3) uint8.
+        """Plan from the frame to the goal frame, both (H, W, 3) uint8.
 
         Returns:
-            Actions (R, 2) in the environment's units, R ≥ 1, and the seconds that planning took.
+            Actions (R, action_dim) in the environment's units, R ≥ 1, and the seconds that
+            planning took.
         """
         ...
 
@@ -36,51 +40,97 @@ class Outcome:
 
     Args:
         index: the episode's number in its protocol.
-        reached: whether the agent reached its goal within the budget; the episode ends there.
-        path: (steps + 1, 2), the agent's positions in pixels, the start first.
+        reached: whether the goal was reached within the budget; the episode ends there.
+        states: (steps + 1, S), the start first.
+        actions: (steps, action_dim), those that were executed.
         plan_seconds: the seconds of each plan.
+        detour: the length of the way to a reached goal, divided by that of the shortest one; None
+            where it is not known.
     """
 
     index: int
     reached: bool
-    path: NDArray[np.float32]
+    states: FloatArray
+    actions: FloatArray
     plan_seconds: tuple[float, ...]
+    detour: float | None = None
 
     @property
     def steps(self) -> int:
         """The number of executed actions."""
-        return len(self.path) - 1
+        return len(self.states) - 1
 
 
-def run_episode(planner: Planner, episodes: Episodes, index: int, *, seed: int) -> Outcome:
+def run_episode(
+    planner: Planner,
+    episodes: Episodes,
+    index: int,
+    *,
+    seed: int,
+    simulation: Simulation | None = None,
+    with_frames: bool = True,
+) -> Outcome:
     """Run one episode. The seeds of its plans depend on ``seed`` and ``index`` only.
+
+    Args:
+        planner: what is measured.
+        episodes: the tasks.
+        index: the task.
+        seed: of all plans.
+        simulation: a world of this thread to run in; None makes one.
+        with_frames: whether the planner needs frames. Without, nothing is rendered.
 
     Raises:
         ValueError: the planner returned no actions or actions of another shape.
     """
-    task = slice(index, index + 1)
-    environment = VectorTwoRoom(episodes.starts[task], episodes.goals[task])
-    goal_frame = environment.goal_frames()[0].numpy()
+    environment = episodes.environment
+    if simulation is None:
+        with closing(environment.simulation()) as simulation:
+            return run_episode(
+                planner,
+                episodes,
+                index,
+                seed=seed,
+                simulation=simulation,
+                with_frames=with_frames,
+            )
+    world = simulation
+
+    def see() -> Frame:
+        return world.frame() if with_frames else NO_FRAME
+
+    goal = episodes.goals[index]
+    world.reset(goal)
+    goal_frame = see()
+    world.reset(episodes.starts[index])
     plan_seeds = np.random.default_rng((seed, index))
-    path, plan_seconds = [environment.positions], []
+    states, executed, plan_seconds = [world.state()], [], []
     reached = False
-    while not reached and len(path) <= episodes.budget:
+    while not reached and len(states) <= episodes.budget:
         plan_seed = int(plan_seeds.integers(2**63))
-        actions, seconds = planner(environment.frames()[0].numpy(), goal_frame, plan_seed)
-        if actions.ndim != 2 or actions.shape[1] != 2 or not len(actions):
-            raise ValueError(f"planner: expected actions of shape (R, 2), got {actions.shape}")
+        actions, seconds = planner(see(), goal_frame, plan_seed)
+        if actions.ndim != 2 or actions.shape[1] != environment.action_dim or not len(actions):
+            raise ValueError(
+                f"planner: expected actions of shape (R, {environment.action_dim}), got "
+                f"{actions.shape}"
+            )
         plan_seconds.append(seconds)
-        remaining = episodes.budget + 1 - len(path)
-        for action in torch.from_numpy(actions[: min(episodes.plan_steps, remaining)]):
-            reached = bool(environment.step(action[None]))
-            path.append(environment.positions)
+        remaining = episodes.budget + 1 - len(states)
+        for action in actions[: min(episodes.plan_steps, remaining)]:
+            world.step(action)
+            executed.append(action)
+            states.append(world.state())
+            reached = environment.reached(states[-1], goal)
             if reached:
                 break
+    path = np.stack(states)
     return Outcome(
         index=index,
         reached=reached,
-        path=torch.cat(path).numpy(),
+        states=path,
+        actions=np.stack(executed),
         plan_seconds=tuple(plan_seconds),
+        detour=environment.detour(path, goal) if reached else None,
     )
 
 
@@ -90,6 +140,7 @@ def run_episodes(
     *,
     seed: int,
     robots: int,
+    with_frames: bool = True,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Run all episodes, ``robots`` of them at the same time.
@@ -98,27 +149,56 @@ def run_episodes(
         make_planner: makes a planner for each episode.
         episodes: the tasks.
         seed: of all plans.
-        robots: the number of threads; the outcomes do not depend on it.
+        robots: the number of threads, each with a simulation; the outcomes do not depend on it.
+        with_frames: whether planners need frames.
         on_outcome: called in this thread with each outcome, when its episode has ended.
 
     Returns:
         The outcomes in the order of the episodes.
 
     Raises:
-        Exception: whatever a planner raises; it ends the evaluation.
+        Exception: whatever a planner or a simulation raises; it ends the evaluation.
     """
+    waiting: SimpleQueue[int] = SimpleQueue()
+    for index in range(len(episodes)):
+        waiting.put(index)
+    ended: SimpleQueue[Outcome | None] = SimpleQueue()  # None: an episode failed
 
-    def run(index: int) -> Outcome:
-        return run_episode(make_planner(), episodes, index, seed=seed)
-
-    with ThreadPoolExecutor(robots) as pool:
-        running = [pool.submit(run, index) for index in range(len(episodes))]
+    def drive() -> None:
         try:
-            for done in as_completed(running):
-                outcome = done.result()
+            with closing(episodes.environment.simulation()) as simulation:
+                while (index := _take(waiting)) is not None:
+                    outcome = run_episode(
+                        make_planner(),
+                        episodes,
+                        index,
+                        seed=seed,
+                        simulation=simulation,
+                        with_frames=with_frames,
+                    )
+                    ended.put(outcome)
+        except BaseException:
+            ended.put(None)
+            raise
+
+    outcomes: dict[int, Outcome] = {}
+    with ThreadPoolExecutor(robots) as pool:
+        threads = [pool.submit(drive) for _ in range(min(robots, len(episodes)))]
+        try:
+            while len(outcomes) < len(episodes) and (outcome := ended.get()) is not None:
+                outcomes[outcome.index] = outcome
                 if on_outcome is not None:
                     on_outcome(outcome)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [done.result() for done in running]
+        finally:
+            while _take(waiting) is not None:
+                pass
+    for thread in threads:
+        thread.result()
+    return [outcomes[index] for index in range(len(episodes))]
+
+
+def _take(waiting: SimpleQueue[int]) -> int | None:
+    try:
+        return waiting.get_nowait()
+    except Empty:
+        return None

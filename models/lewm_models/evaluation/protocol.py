@@ -1,127 +1,154 @@
-"""The protocols of Two-Room: starts, goals, the budget of steps, and how often to plan."""
+"""The tasks of a measurement: starts and goals of a protocol, the budget, how often to plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from lewm_models.environments import two_room
-from lewm_models.environments.two_room_policy import simulate_trajectories
-
-SEED_COUNT = 2**31
-"""Seeds of training and of evaluation are 0 to this - 1, see `evaluation_generator`."""
-
-PAPER_GOAL_STEPS = 25
-"""The steps from a start to its goal on one trajectory, in the protocol ``paper``."""
-
-TRAJECTORY_STEPS = 150
-"""The length of trajectories that starts and goals are taken from, as in the training data."""
-
-PLAN_STEPS = 25
-"""The actions of a plan that are executed before the next plan."""
-
-PAIRS_PER_DRAW = 256
-"""Starts and goals that are drawn together. It is the same for all counts, so that the first n
-episodes of a seed are always the same."""
-
-Pairs = tuple[Tensor, Tensor]
-"""Starts and goals, (N, 2) float32 each."""
+from lewm_models.environments.environment import (
+    Environment,
+    EvaluationProtocol,
+    FloatArray,
+    Pairs,
+    evaluation_seed,
+)
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """N tasks.
+    """N tasks in an environment.
 
-    Args:
-        protocol: the protocol's name.
-        starts: (N, 2) float32 pixels.
-        goals: (N, 2) float32 pixels.
+    Attributes:
+        environment: where they take place.
+        protocol: the name of this kind of task, see `sample_episodes`.
+        starts: states (N, S).
+        goals: states (N, S).
         budget: the steps after which an episode ends.
         plan_steps: the actions of a plan that are executed before the next plan.
+        offset: the steps from a start to its goal on a trajectory of the data policy; None if they
+            were drawn in another way.
     """
 
+    environment: Environment
     protocol: str
-    starts: Tensor
-    goals: Tensor
+    starts: FloatArray
+    goals: FloatArray
     budget: int
     plan_steps: int
+    offset: int | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
 
-
-def paper_episodes(count: int, seed: int) -> Episodes:
-    """Goals 25 steps after their starts on a trajectory of the data policy; a budget of 50 steps.
-
-    Starts that are already at their goals are left out. All 25 actions of a plan are executed, so
-    an episode has at most two plans. Source: arXiv 2603.19312.
-
-    Raises:
-        ValueError: the count is below 1, or the seed is outside [0, 2³¹).
-    """
-    starts, goals = _draw(count, seed, _pairs_on_trajectories)
-    return Episodes("paper", starts, goals, budget=50, plan_steps=PLAN_STEPS)
+    def first(self, count: int) -> Episodes:
+        """The first ``count`` tasks."""
+        return replace(self, starts=self.starts[:count], goals=self.goals[:count])
 
 
-def cross_room_episodes(count: int, seed: int) -> Episodes:
-    """Random starts and goals in different rooms; a budget of 150 steps.
+def sample_episodes(
+    environment: Environment,
+    protocol: str,
+    count: int,
+    seed: int,
+    *,
+    offset: int | None = None,
+    budget: int | None = None,
+    plan_steps: int | None = None,
+) -> Episodes:
+    """The first ``count`` tasks of a seed. They do not depend on the number of tasks.
 
-    Raises:
-        ValueError: the count is below 1, or the seed is outside [0, 2³¹).
-    """
-    starts, goals = _draw(count, seed, _pairs_across_rooms)
-    return Episodes("cross-room", starts, goals, budget=150, plan_steps=PLAN_STEPS)
+    Args:
+        environment: where they take place.
+        protocol: one of the environment's.
+        count: N.
+        seed: 0 to 2³¹ − 1. Training with the same seed gives other episodes.
+        offset: replaces the protocol's. The budget grows in proportion, unless it is given.
+        budget: replaces the protocol's.
+        plan_steps: replaces the protocol's.
 
-
-PROTOCOLS: Mapping[str, Callable[[int, int], Episodes]] = {
-    "paper": paper_episodes,
-    "cross-room": cross_room_episodes,
-}
-
-
-def evaluation_generator(seed: int) -> torch.Generator:
-    """The random generator of an evaluation seed; no training seed draws the same numbers.
-
-    torch's CPU generator uses the lower 32 bits of a seed. Training has the lower half of these
-    seeds and evaluation the upper half.
+    Returns:
+        Tasks whose `protocol` is the protocol's name, or says what was replaced.
 
     Raises:
-        ValueError: the seed is outside [0, 2³¹).
+        ValueError: the message names the option.
     """
-    if not 0 <= seed < SEED_COUNT:
-        raise ValueError(f"seed: expected 0 to {SEED_COUNT - 1}, got {seed}")
-    return torch.Generator().manual_seed(SEED_COUNT + seed)
-
-
-def _draw(count: int, seed: int, draw_pairs: Callable[[torch.Generator], Pairs]) -> Pairs:
-    """The first ``count`` pairs."""
     if count < 1:
         raise ValueError(f"episodes: expected at least 1, got {count}")
-    generator = evaluation_generator(seed)
-    starts, goals = draw_pairs(generator)
-    while len(starts) < count:
-        more_starts, more_goals = draw_pairs(generator)
-        starts, goals = torch.cat((starts, more_starts)), torch.cat((goals, more_goals))
-    return starts[:count], goals[:count]
+    for option, value in (("offset", offset), ("budget", budget), ("plan-steps", plan_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{option}: expected at least 1, got {value}")
+    known = environment.protocols
+    if protocol not in known:
+        raise ValueError(f"--protocol: {environment.name} has {', '.join(known)}, got {protocol!r}")
+    settings = _changed(known[protocol], protocol, offset, budget, plan_steps)
+    name = _name(protocol, known[protocol], settings)
+    drawing_seed = evaluation_seed(seed)
+    if settings.offset is None:
+        parts = environment.draw_pairs(protocol, drawing_seed)
+    else:
+        parts = environment.pairs_on_trajectories(settings.offset, drawing_seed)
+    starts, goals = _first(parts, count, f"{environment.name}, {name}")
+    return Episodes(
+        environment=environment,
+        protocol=name,
+        starts=starts,
+        goals=goals,
+        budget=settings.budget,
+        plan_steps=settings.plan_steps,
+        offset=settings.offset,
+    )
 
 
-def _pairs_on_trajectories(generator: torch.Generator) -> Pairs:
-    """A pair from a random place on each of many trajectories, without those too close."""
-    trajectories, _ = simulate_trajectories(PAIRS_PER_DRAW, TRAJECTORY_STEPS, generator)
-    last_start = TRAJECTORY_STEPS - PAPER_GOAL_STEPS
-    start_steps = torch.randint(last_start + 1, (PAIRS_PER_DRAW,), generator=generator)
-    agents = torch.arange(PAIRS_PER_DRAW)
-    starts = trajectories[start_steps, agents]
-    goals = trajectories[start_steps + PAPER_GOAL_STEPS, agents]
-    is_apart = two_room.distance(starts, goals) >= two_room.GOAL_RADIUS
-    return starts[is_apart], goals[is_apart]
+def _changed(
+    settings: EvaluationProtocol,
+    protocol: str,
+    offset: int | None,
+    budget: int | None,
+    plan_steps: int | None,
+) -> EvaluationProtocol:
+    if offset is not None:
+        if settings.offset is None:
+            raise ValueError(f"--offset: {protocol} draws its goals in another way")
+        proportional = settings.budget * offset // settings.offset
+        settings = replace(settings, offset=offset, budget=proportional)
+    return replace(
+        settings,
+        budget=budget or settings.budget,
+        plan_steps=plan_steps or settings.plan_steps,
+    )
 
 
-def _pairs_across_rooms(generator: torch.Generator) -> Pairs:
-    starts = two_room.sample_positions(PAIRS_PER_DRAW, generator)
-    goals = two_room.sample_goals(PAIRS_PER_DRAW, generator)
-    is_across = ~two_room.same_room(starts, goals)
-    return starts[is_across], goals[is_across]
+def _name(protocol: str, usual: EvaluationProtocol, settings: EvaluationProtocol) -> str:
+    """The protocol's name, or the settings that make it another one: "offset-100-budget-150"."""
+    if settings == usual:
+        return protocol
+    parts = [protocol] if settings.offset is None else [f"offset-{settings.offset}"]
+    parts.append(f"budget-{settings.budget}")
+    if settings.plan_steps != usual.plan_steps:
+        parts.append(f"plan-steps-{settings.plan_steps}")
+    return "-".join(parts)
+
+
+MAX_EMPTY_PARTS = 100
+"""After so many parts without a pair there is none: every start is at its goal."""
+
+
+def _first(parts: Iterator[Pairs], count: int, of: str) -> Pairs:
+    """The first ``count`` pairs.
+
+    Raises:
+        ValueError: there are none.
+    """
+    taken: list[Pairs] = []
+    found = empty = 0
+    while found < count:
+        starts, goals = next(parts)
+        empty = 0 if len(starts) else empty + 1
+        if empty == MAX_EMPTY_PARTS:
+            raise ValueError(f"{of}: every start is at its goal already")
+        taken.append((starts, goals))
+        found += len(starts)
+    starts, goals = (np.concatenate(column)[:count] for column in zip(*taken, strict=True))
+    return starts, goals

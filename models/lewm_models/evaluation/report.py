@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lewm_models.evaluation.episode import Outcome
+from lewm_models.evaluation.protocol import Episodes
 
 Z_95 = 1.959964
 """The 97.5 % quantile of the normal distribution."""
@@ -39,9 +40,15 @@ class EvaluationReport:
 
     ``interval_95`` is Wilson's interval of the success rate. Latencies are those that the planner
     reported, over all ``plans``. Steps are those of successful episodes, None if there are none.
+    So is the detour: the length of a way divided by that of the shortest one; it is None too where
+    the environment does not know the shortest way.
     """
 
+    environment: str
     protocol: str
+    offset: int | None
+    budget: int
+    plan_steps: int
     episodes: int
     successes: int
     success_rate: float
@@ -51,15 +58,21 @@ class EvaluationReport:
     plan_latency_p99_ms: float
     steps_mean: float | None
     steps_median: float | None
+    detour_median: float | None
 
     @classmethod
-    def from_outcomes(cls, protocol: str, outcomes: Sequence[Outcome]) -> EvaluationReport:
+    def from_outcomes(cls, tasks: Episodes, outcomes: Sequence[Outcome]) -> EvaluationReport:
         """The results of one or more episodes."""
         steps = [outcome.steps for outcome in outcomes if outcome.reached]
         latencies = [1000 * seconds for outcome in outcomes for seconds in outcome.plan_seconds]
         p50, p99 = np.percentile(latencies, (50, 99))
+        detours = [outcome.detour for outcome in outcomes if outcome.detour is not None]
         return cls(
-            protocol=protocol,
+            environment=tasks.environment.name,
+            protocol=tasks.protocol,
+            offset=tasks.offset,
+            budget=tasks.budget,
+            plan_steps=tasks.plan_steps,
             episodes=len(outcomes),
             successes=len(steps),
             success_rate=len(steps) / len(outcomes),
@@ -69,6 +82,7 @@ class EvaluationReport:
             plan_latency_p99_ms=float(p99),
             steps_mean=float(np.mean(steps)) if steps else None,
             steps_median=float(np.median(steps)) if steps else None,
+            detour_median=float(np.median(detours)) if detours else None,
         )
 
     def to_json(self) -> dict[str, Any]:

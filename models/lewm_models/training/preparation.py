@@ -1,34 +1,24 @@
-"""Preparing data for training: from recordings of robots, or by recording in an environment."""
+"""Preparing data for training from recordings of robots."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from itertools import islice
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import torch
 
-from lewm_models.environments.registry import find_environment
-from lewm_models.preprocessing import Crop, resize, to_model_frames
+from lewm_models.preprocessing import Crop, to_model_frames
 from lewm_models.recordings.recording import Column, Recording, RecordingError
 from lewm_models.recordings.usable import StepRange
-from lewm_models.training.prepared import FILE, FrameFile, PreparedData, replace_json
-
-UNFINISHED = "preparing.json"
-"""What is being prepared and which parts are decoded, in a folder that is not complete."""
+from lewm_models.training.parts import PartsDone, do_parts, forget_parts
+from lewm_models.training.prepared import FILE, FrameFile, PreparedData
 
 PART_BYTES = 1 << 26
 """The frames of one part as they are recorded: what a process holds at once."""
@@ -49,56 +39,6 @@ Progress = Callable[[int, int], None]
 
 Message = Callable[[str], None]
 """Called with a line for people."""
-
-
-@dataclass(frozen=True)
-class EnvironmentSource:
-    """Episodes that are recorded in an environment; equal ones give the same bytes.
-
-    Attributes:
-        environment: its name.
-        episodes: the number of episodes.
-        steps: the actions of each.
-        image_size: the side of the frames in pixels.
-        seed: of the episodes.
-    """
-
-    environment: str
-    episodes: int
-    steps: int
-    image_size: int
-    seed: int
-
-    def prepare(self, folder: Path, progress: Progress, announce: Message) -> PreparedData:
-        """Record the episodes, or open the data in the folder if they are the same.
-
-        Raises:
-            ValueError: the environment is unknown, or the folder holds other data.
-        """
-        environment = find_environment(self.environment)
-        made_from = asdict(self)
-        if (data := _open_same(folder, made_from)) is not None:
-            return data
-        _check_disk(folder, self.episodes * (self.steps + 1), self.image_size, announce)
-        data = PreparedData.create(
-            folder,
-            made_from,
-            steps=[self.steps + 1] * self.episodes,
-            episodes=range(self.episodes),
-            image_size=self.image_size,
-            action_dim=environment.action_dim,
-            state_dim=environment.state_dim,
-        )
-        assert data.states is not None
-        recorded = environment.record(self.episodes, self.steps, self.seed)
-        for number, episode in enumerate(recorded):
-            rows = data.rows(number)
-            data.actions[rows.start : rows.stop - 1] = episode.actions.numpy()
-            data.states[rows.start : rows.stop] = episode.states.numpy()
-            data.frames.write(rows.start, resize(episode.frames, self.image_size).numpy())
-            progress(number + 1, self.episodes)
-        data.finish(folder)
-        return PreparedData.open(folder)
 
 
 @dataclass(frozen=True)
@@ -143,29 +83,35 @@ class RecordingSource:
             RecordingError: a frame cannot be read.
         """
         made_from = self._made_from()
-        if (data := _open_same(folder, made_from)) is not None:
+        if (data := open_same(folder, made_from)) is not None:
             return data
-        done = _read_done(folder, made_from)
+        done = PartsDone.read(folder, made_from)
         if done is None:
             data = self._create(folder, made_from, announce)
-            done = set()
+            done = PartsDone(folder, made_from)
+            done.save()
         else:
             data = PreparedData.reopen(folder, made_from)
         parts = self._parts()
-        ready = sum(run.count for number in done for run in parts[number])
+        ready = sum(run.count for number in done.numbers for run in parts[number])
         progress(ready, len(data.frames))
-        saved = time.monotonic()
-        missing = {number: part for number, part in enumerate(parts) if number not in done}
-        for number in _decode_parts(self, data.frames, missing):
-            done.add(number)
+        missing = [number for number in range(len(parts)) if number not in done.numbers]
+        recorded_bytes = int(np.prod(self.camera.shape)) * (len(data.frames) - ready)
+        processes = min(len(os.sched_getaffinity(0)), len(missing))
+        for number in do_parts(
+            _Decoding(self, data.frames, parts),
+            missing,
+            processes=processes if recorded_bytes >= MIN_POOL_BYTES else 1,
+            name=str(self.recording.path),
+        ):
+            done.numbers.add(number)
             ready += sum(run.count for run in parts[number])
             progress(ready, len(data.frames))
-            if time.monotonic() - saved > SAVE_PERIOD_S:
+            if time.monotonic() - done.saved > SAVE_PERIOD_S:
                 data.frames.flush()
-                _save_done(folder, made_from, done)
-                saved = time.monotonic()
+                done.save()
         data.finish(folder)
-        (folder / UNFINISHED).unlink(missing_ok=True)
+        forget_parts(folder)
         return PreparedData.open(folder)
 
     def decode(self, part: Sequence[_FrameRun], frames: FrameFile) -> None:
@@ -221,8 +167,7 @@ class RecordingSource:
     ) -> PreparedData:
         """Create the files, with the actions and states."""
         rows = sum(part.steps for part in self.ranges)
-        _check_disk(folder, rows, self.image_size, announce)
-        (folder / UNFINISHED).unlink(missing_ok=True)
+        check_disk(folder, rows, self.image_size, announce)
         data = PreparedData.create(
             folder,
             made_from,
@@ -242,7 +187,6 @@ class RecordingSource:
                 states = self.recording.read_states(self.state.name, part.episode)
                 data.states[rows_of_part.start : rows_of_part.stop] = states[part.first : part.stop]
         data.flush()
-        _save_done(folder, made_from, set())
         return data
 
     def _parts(self) -> list[list[_FrameRun]]:
@@ -262,72 +206,19 @@ class RecordingSource:
         return parts
 
 
-def _decode_parts(
-    source: RecordingSource, frames: FrameFile, parts: Mapping[int, Sequence[_FrameRun]]
-) -> Iterator[int]:
-    """Decode parts, and yield the number of each that is done. All processors take part."""
-    processes = min(len(os.sched_getaffinity(0)), len(parts))
-    frame_bytes = int(np.prod(source.camera.shape))
-    recorded_bytes = frame_bytes * sum(run.count for part in parts.values() for run in part)
-    if processes < 2 or recorded_bytes < MIN_POOL_BYTES:
-        for number, part in parts.items():
-            source.decode(part, frames)
-            yield number
-        return
-    with ProcessPoolExecutor(
-        processes,
-        mp_context=get_context("spawn"),  # a fork would inherit the threads' locks
-        initializer=_start_process,
-        initargs=(source, frames),
-    ) as pool:
-        waiting = iter(parts.items())
-        running = {
-            pool.submit(_decode_in_process, part): number
-            for number, part in islice(waiting, 2 * processes)
-        }
-        try:
-            while running:
-                ready, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    future.result()
-                    yield running.pop(future)
-                    for number, part in islice(waiting, 1):
-                        running[pool.submit(_decode_in_process, part)] = number
-        except BrokenProcessPool as error:
-            raise RecordingError(
-                f"{source.recording.path}: a process that decodes frames ended suddenly; perhaps "
-                "the memory is full. The same command continues"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+@dataclass(frozen=True)
+class _Decoding:
+    """Decodes the part of this number."""
+
+    source: RecordingSource
+    frames: FrameFile
+    parts: Sequence[Sequence[_FrameRun]]
+
+    def __call__(self, number: int) -> None:
+        self.source.decode(self.parts[number], self.frames)
 
 
-_process: tuple[RecordingSource, FrameFile]
-"""What a decoding process works on."""
-
-
-def _start_process(source: RecordingSource, frames: FrameFile) -> None:
-    global _process
-    _process = source, frames
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its processes."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
-
-
-def _decode_in_process(part: Sequence[_FrameRun]) -> None:
-    source, frames = _process
-    source.decode(part, frames)
-
-
-def _open_same(folder: Path, made_from: Mapping[str, Any]) -> PreparedData | None:
+def open_same(folder: Path, made_from: Mapping[str, Any]) -> PreparedData | None:
     """The complete data in a folder; None if there are none.
 
     Raises:
@@ -349,20 +240,7 @@ def _open_same(folder: Path, made_from: Mapping[str, Any]) -> PreparedData | Non
     return data
 
 
-def _read_done(folder: Path, made_from: Mapping[str, Any]) -> set[int] | None:
-    """The parts that are decoded; None if no such preparation was begun."""
-    try:
-        unfinished = json.loads((folder / UNFINISHED).read_text())
-        return set(unfinished["done"]) if unfinished["made_from"] == made_from else None
-    except (KeyError, OSError, TypeError, ValueError):
-        return None
-
-
-def _save_done(folder: Path, made_from: Mapping[str, Any], done: set[int]) -> None:
-    replace_json(folder / UNFINISHED, {"made_from": made_from, "done": sorted(done)})
-
-
-def _check_disk(folder: Path, frames: int, size: int, announce: Message) -> None:
+def check_disk(folder: Path, frames: int, size: int, announce: Message) -> None:
     """Announce what the frames take on the disk.
 
     Raises:

@@ -1,12 +1,15 @@
 """Prepared data: the frames of training, decoded once at the model's size, in files on disk.
 
-A folder holds `frames.npy` (N, H, H, 3) uint8, `actions.npy` (N, A) float32, `states.npy` (N, S)
+A folder holds `frames.npy` (F, H, H, 3) uint8, `actions.npy` (N, A) float32, `states.npy` (N, S)
 float32, `offsets.npy` (P + 1,) and `episodes.npy` (P,) int64, and `prepared.json`, which says what
 the data were made from and marks a complete folder.
 
 The N rows are steps of P pieces, one piece after another; piece p has the rows offsets[p] to
 offsets[p + 1] − 1. A piece is a part of an episode without gaps, usually all of it. A row has the
 action that leads to the next row, so the last action of a piece is NaN.
+
+Usually each row has a frame, and F is N. Where frames take long to make, only every n-th row of a
+piece has one, from its first row on. `prepared.json` has n as `frame_every`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -112,7 +116,7 @@ class PreparedData:
 
     Attributes:
         made_from: what the data were made from, for JSON.
-        frames: (N, H, H, 3) uint8.
+        frames: (F, H, H, 3) uint8. `read_frames` reads those of rows.
         actions: (N, A) float32 in the robot's units, NaN in the last row of a piece.
         states: (N, S) float32 in the robot's units; None if there are none.
         offsets: (P + 1,), the first row of each piece, and N.
@@ -140,12 +144,13 @@ class PreparedData:
     ) -> Self:
         """Create the files, given the steps and the episode of each piece.
 
-        Fill the arrays in place, then call `finish`.
+        Fill the arrays in place, then call `finish`. ``made_from`` may have ``frame_every``.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).unlink(missing_ok=True)
         offsets = np.concatenate([[0], np.cumsum(steps, dtype=np.int64)])
         rows = int(offsets[-1])
+        frames = int(_frame_counts(offsets, _frame_every(made_from)).sum())
 
         def numbers(name: str, width: int) -> NDArray[np.float32]:
             array: NDArray[np.float32] = np.lib.format.open_memmap(
@@ -159,7 +164,7 @@ class PreparedData:
         np.save(folder / EPISODES, np.asarray(episodes, np.int64))
         return cls(
             made_from=made_from,
-            frames=FrameFile.create(folder / FRAMES, rows, image_size),
+            frames=FrameFile.create(folder / FRAMES, frames, image_size),
             actions=numbers(ACTIONS, action_dim),
             states=None if state_dim is None else numbers(STATES, state_dim),
             offsets=offsets,
@@ -193,7 +198,7 @@ class PreparedData:
         return cls.reopen(folder, made_from)
 
     @classmethod
-    def reopen(cls, folder: Path, made_from: Mapping[str, Any]) -> Self:
+    def reopen(cls, folder: Path, made_from: Mapping[str, Any], *, writable: bool = False) -> Self:
         """Open data that may not be complete.
 
         Raises:
@@ -202,13 +207,17 @@ class PreparedData:
         """
         try:
             arrays = {
-                name: read_numpy_array(folder / name, memory_mapped=True)
+                name: read_numpy_array(folder / name, memory_mapped=True, writable=writable)
                 for name in (ACTIONS, STATES, OFFSETS, EPISODES)
                 if name != STATES or (folder / name).exists()
             }
             frames = FrameFile(folder / FRAMES)
-            rows = {len(frames), int(arrays[OFFSETS][-1]), len(arrays[ACTIONS])}
-            if len(rows) != 1 or len(arrays[EPISODES]) != len(arrays[OFFSETS]) - 1:
+            offsets = arrays[OFFSETS]
+            if (
+                len(frames) != _frame_counts(offsets, _frame_every(made_from)).sum()
+                or len(arrays[ACTIONS]) != int(offsets[-1])
+                or len(arrays[EPISODES]) != len(offsets) - 1
+            ):
                 raise ValueError("its files do not belong together")
         except (EOFError, IndexError, TypeError, ValueError) as error:
             raise _broken(folder, error) from error
@@ -225,9 +234,41 @@ class PreparedData:
     def image_size(self) -> int:
         return self.frames.shape[1]
 
+    @property
+    def frame_every(self) -> int:
+        """The rows of a piece from one frame to the next."""
+        return _frame_every(self.made_from)
+
+    @cached_property
+    def _frame_offsets(self) -> NDArray[np.int64]:
+        """The first frame of each piece, and F: (P + 1,)."""
+        return np.concatenate([[0], np.cumsum(_frame_counts(self.offsets, self.frame_every))])
+
     def rows(self, piece: int) -> range:
         """The rows of a piece."""
         return range(int(self.offsets[piece]), int(self.offsets[piece + 1]))
+
+    def frame_rows(self, piece: int) -> range:
+        """The rows of a piece that have a frame."""
+        return self.rows(piece)[:: self.frame_every]
+
+    def frame_indices(self, piece: int) -> range:
+        """Where the frames of a piece are in `frames`."""
+        return range(int(self._frame_offsets[piece]), int(self._frame_offsets[piece + 1]))
+
+    def read_frames(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The frames (…, H, H, 3) of rows (…).
+
+        Raises:
+            ValueError: a row has no frame.
+        """
+        if self.frame_every == 1:
+            return self.frames.read(rows)
+        pieces = np.searchsorted(self.offsets, rows, side="right") - 1
+        steps = rows - self.offsets[pieces]
+        if (steps % self.frame_every).any():
+            raise ValueError(f"only one row in {self.frame_every} has a frame")
+        return self.frames.read(self._frame_offsets[pieces] + steps // self.frame_every)
 
     def action_statistics(
         self, low: ArrayLike = -np.inf, high: ArrayLike = np.inf
@@ -247,6 +288,11 @@ class PreparedData:
         )
 
 
+def frame_count(rows: int, frame_every: int) -> int:
+    """The frames of a piece with this many rows."""
+    return -(-rows // frame_every)
+
+
 def replace_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file completely or not at all, even if the power fails."""
     part = path.with_name(f"{path.name}.part")
@@ -256,6 +302,15 @@ def replace_json(path: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def _frame_every(made_from: Mapping[str, Any]) -> int:
+    return int(made_from.get("frame_every", 1))
+
+
+def _frame_counts(offsets: NDArray[np.int64], frame_every: int) -> NDArray[np.int64]:
+    """The frames of each piece (P,)."""
+    return -(-np.diff(offsets) // frame_every)
 
 
 def _broken(folder: Path, error: Exception) -> ValueError:

@@ -204,7 +204,7 @@ def train(
         figures=_figures_of_same_weights(folder, model),
     )
     reference: LatentReference | None = None
-    held_out_frames = sum(len(data.rows(piece)) for piece in held_out_pieces)
+    held_out_frames = sum(len(data.frame_rows(piece)) for piece in held_out_pieces)
     if held_out_frames >= MIN_CALIBRATION_FRAMES:
         episodes = prepared_episodes(data, held_out_pieces, run.config.image_size)
         card, reference = calibrate(model, card, episodes)
@@ -267,9 +267,9 @@ def _figures_of_same_weights(folder: Path, model: LeWM) -> dict[str, object]:
 
 def _precision_frames(data: PreparedData, pieces: NDArray[np.int64]) -> Tensor:
     """Up to `PRECISION_FRAMES` frames (N, H, H, 3), evenly spaced over the pieces."""
-    rows = np.concatenate([np.asarray(data.rows(piece)) for piece in pieces])
+    rows = np.concatenate([np.asarray(data.frame_rows(piece)) for piece in pieces])
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), PRECISION_FRAMES)).astype(np.int64)
-    return torch.from_numpy(data.frames.read(rows[chosen]))
+    return torch.from_numpy(data.read_frames(rows[chosen]))
 
 
 def _provenance(run: TrainingRun, trainer: Trainer) -> dict[str, object]:

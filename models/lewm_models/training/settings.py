@@ -19,7 +19,8 @@ from lewm_models.preprocessing import CROPS, Crop
 from lewm_models.recordings.recording import Column, Recording, RecordingError, choose_column
 from lewm_models.recordings.summary import Proposals, summarise
 from lewm_models.recordings.usable import UsableEpisodes
-from lewm_models.training.preparation import EnvironmentSource, Progress, RecordingSource
+from lewm_models.training.environment_source import EnvironmentSource
+from lewm_models.training.preparation import Progress, RecordingSource
 from lewm_models.training.run import TrainingRun
 from lewm_models.training.trainer import TrainingConfig
 
@@ -102,21 +103,31 @@ class _Base:
 
 
 def environment_run(
-    environment: str, choices: Choices, *, name: str, episodes: int, episode_steps: int
+    environment: str,
+    choices: Choices,
+    *,
+    episodes: int,
+    episode_steps: int,
+    frame_every: int | None = None,
+    name: str | None = None,
 ) -> TrainingRun:
-    """A run on episodes that are recorded in an environment.
+    """A run on episodes that are recorded in an environment, whose name the model gets by default.
+
+    By default all frames are recorded where they cost little, else one per action block.
 
     Raises:
         ValueError: a choice is impossible; the message names the option.
     """
     found = find_environment(environment)
     base = _base(choices, action_dim=found.action_dim, of=f"--env {environment}")
+    block = base.config.action_block
     source = EnvironmentSource(
         environment=environment,
         episodes=episodes,
         steps=episode_steps,
         image_size=base.config.image_size,
         seed=choices.seed,
+        frame_every=frame_every or (1 if found.has_fast_frames else block),
     )
     if choices.crop is not None:
         raise ValueError("--crop: is for --data")
@@ -128,9 +139,15 @@ def environment_run(
             f"--episode-steps: expected at least {shortest} (history · action block), got "
             f"{episode_steps}"
         )
-    options = ("--env", environment, "--episodes", episodes, "--episode-steps", episode_steps)
+    if block % source.frame_every:
+        raise ValueError(
+            f"--frame-every: expected a divisor of the action block, {block}, got {frame_every}"
+        )
+    options: list[object] = ["--env", environment]
+    options += ["--episodes", episodes, "--episode-steps", episode_steps]
+    options += [] if frame_every is None else ["--frame-every", frame_every]
     return TrainingRun(
-        name=name,
+        name=name or found.name,
         source=source,
         config=base.config,
         training=base.training,

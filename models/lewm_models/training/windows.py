@@ -14,15 +14,15 @@ from lewm_models.training.prepared import PreparedData
 HELD_OUT_SHARES = (0.05, 0.2)
 """The least and the largest share of the episodes that are held out."""
 
-HELD_OUT_STEPS = 1500
-"""More than the least share is held out if this gives as many steps, which calibration needs."""
+HELD_OUT_FRAMES = 1500
+"""More than the least share is held out if this gives as many frames, which calibration needs."""
 
 
 class Windows:
     """All windows of some pieces: T + 1 frames one action block apart, and the T blocks between.
 
-    A window starts at each step that leaves enough steps in its piece. The frames are read from the
-    disk when they are asked for.
+    A window starts at each step that has a frame and leaves enough steps in its piece. The frames
+    are read from the disk when they are asked for.
 
     Args:
         data: where the windows are read from.
@@ -35,7 +35,7 @@ class Windows:
         high: see ``low``.
 
     Raises:
-        ValueError: all pieces are shorter than a window.
+        ValueError: all pieces are shorter than a window, or frames are missing between blocks.
     """
 
     def __init__(
@@ -56,17 +56,23 @@ class Windows:
         self.mean = mean.astype(np.float32)
         self.std = std.astype(np.float32)
         self.low, self.high = (np.asarray(bound, np.float32) for bound in (low, high))
+        every = data.frame_every
+        if action_block % every:
+            raise ValueError(
+                f"action block: expected a multiple of {every}, the steps from one frame of the "
+                f"data to the next, got {action_block}"
+            )
         steps = history * action_block
         first, stop = data.offsets[pieces], data.offsets[pieces + 1]
-        counts = np.maximum(0, stop - first - steps)
+        counts = np.maximum(0, -(-(stop - first - steps) // every))
         if not counts.any():
             longest = int((stop - first).max(initial=0))
             raise ValueError(
                 f"steps: expected at least {steps + 1} in a row in some episode, got {longest}"
             )
-        # The number of each window in its piece, plus the first row of the piece.
         first_window = np.cumsum(counts) - counts
-        self.starts = np.arange(counts.sum()) + np.repeat(first - first_window, counts)
+        number_in_piece = np.arange(counts.sum()) - np.repeat(first_window, counts)
+        self.starts = np.repeat(first, counts) + every * number_in_piece
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -79,7 +85,7 @@ class Windows:
             float32. A missing action counts as the mean action, which is 0 once z-scored.
         """
         starts = self.starts[indices][:, None]
-        frames = self.data.frames.read(starts + self.action_block * np.arange(self.history + 1))
+        frames = self.data.read_frames(starts + self.action_block * np.arange(self.history + 1))
         taken = self.data.actions[starts + np.arange(self.history * self.action_block)]
         taken = np.clip(taken, self.low, self.high)
         blocks = np.nan_to_num((taken - self.mean) / self.std, nan=0.0)
@@ -112,7 +118,7 @@ def batch_order(samples: int, batch: int, *, seed: int, first_step: int) -> Iter
 def split_episodes(data: PreparedData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The pieces for training and the held-out ones. Whole episodes are held out.
 
-    They are evenly spread over the data: one in twenty, or more if these have too few steps for a
+    They are evenly spread over the data: one in twenty, or more if these have too few frames for a
     calibration, but at most one in five, and at least one.
 
     Raises:
@@ -121,9 +127,9 @@ def split_episodes(data: PreparedData) -> tuple[NDArray[np.int64], NDArray[np.in
     numbers = np.unique(data.episodes)
     if len(numbers) < 2:
         raise ValueError(f"episodes: expected at least 2, one of them held out, got {len(numbers)}")
-    mean_steps = float(data.offsets[-1]) / len(numbers)
+    mean_frames = len(data.frames) / len(numbers)
     least, most = (int(np.ceil(share * len(numbers))) for share in HELD_OUT_SHARES)
-    wanted = int(np.ceil(HELD_OUT_STEPS / mean_steps))
+    wanted = int(np.ceil(HELD_OUT_FRAMES / mean_frames))
     count = wanted if least < wanted <= most else least
     places = np.linspace(0, len(numbers) - 1, 2 * count + 1)[1::2].round().astype(np.int64)
     is_held_out = np.isin(data.episodes, numbers[places])

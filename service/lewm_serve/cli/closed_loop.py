@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lewm_client import Pilot, PlannerClient, PlanResponse, Setback
-from lewm_models.environments.environment import Environment
-from lewm_models.evaluation.episode import Actions, Frame, Outcome, Planner, run_episodes
+from lewm_models.environments.environment import Environment, Frame
+from lewm_models.evaluation.episode import Actions, Outcome, Planner, run_episodes
 from lewm_models.evaluation.protocol import Episodes
 from lewm_models.evaluation.report import EvaluationReport
 from lewm_serve.api.responses import ModelDescription
@@ -31,6 +32,9 @@ class RemotePlanner:
 
     The robot executes the first ``plan_steps`` actions of each plan; see `lewm_client.Pilot`. A
     call that fails ends the episode with its error, because the planner is what is measured.
+
+    Attributes:
+        plans: the server's answers.
     """
 
     def __init__(
@@ -40,16 +44,13 @@ class RemotePlanner:
         *,
         model: str | None = None,
         solver: Mapping[str, Any] | None = None,
+        include: Sequence[str] = (),
     ) -> None:
         self._client = client
         self._plan_steps = plan_steps
-        self._plan_arguments = {"model": model, "solver": solver}
+        self._plan_arguments = {"model": model, "solver": solver, "include": include}
         self._pilot: Pilot | None = None
-
-    @property
-    def last(self) -> PlanResponse | None:
-        """The server's latest answer; None before the first."""
-        return None if self._pilot is None else self._pilot.last
+        self.plans: list[PlanResponse] = []
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
         """The next actions and the latency of the plan in seconds.
@@ -69,7 +70,10 @@ class RemotePlanner:
             )
         started = time.perf_counter()
         move = self._pilot.step([image], seed=seed)
-        return move.actions, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        if move.plan is not None:
+            self.plans.append(move.plan)
+        return move.actions, seconds
 
 
 def _raise_error(setback: Setback) -> Actions:
@@ -115,10 +119,56 @@ def find_model(
     )
 
 
-def run_with_progress(
-    make_planner: Callable[[], Planner], episodes: Episodes, *, seed: int, robots: int
+def drive_with_model(
+    client: PlannerClient,
+    model: ModelDescription,
+    episodes: Episodes,
+    *,
+    solver: Mapping[str, Any],
+    seed: int,
+    robots: int,
+) -> tuple[list[Outcome], dict[str, Any]]:
+    """Run all episodes with plans of a server, with a progress bar on standard error.
+
+    Returns:
+        The outcomes, and what computed the plans: solver, backend, device and precision.
+    """
+    planners: list[RemotePlanner] = []
+
+    def make_planner() -> RemotePlanner:
+        planner = RemotePlanner(client, episodes.plan_steps, model=model.name, solver=solver)
+        planners.append(planner)
+        return planner
+
+    with _progress(episodes) as show:
+        outcomes = run_episodes(make_planner, episodes, seed=seed, robots=robots, on_outcome=show)
+    plan = planners[0].plans[0]
+    return outcomes, {
+        "solver": plan.solver,
+        "backend": plan.backend,
+        "device": model.device,
+        "precision": plan.precision,
+    }
+
+
+def drive_with_baseline(
+    baseline: Planner, episodes: Episodes, *, seed: int, robots: int
 ) -> list[Outcome]:
-    """`run_episodes` with a progress bar on standard error."""
+    """Run all episodes with a planner that needs no frames, with a progress bar."""
+    with _progress(episodes) as show:
+        return run_episodes(
+            lambda: baseline,
+            episodes,
+            seed=seed,
+            robots=robots,
+            with_frames=False,
+            on_outcome=show,
+        )
+
+
+@contextmanager
+def _progress(episodes: Episodes) -> Iterator[Callable[[Outcome], None]]:
+    """A progress bar on standard error; the function counts an outcome."""
     torch.set_num_threads(1)  # the simulation is small, and the server needs the cores
     columns = (
         TextColumn("{task.description}"),
@@ -135,20 +185,25 @@ def run_with_progress(
             reached += outcome.reached
             progress.update(task, advance=1, description=f"{reached} reached")
 
-        return run_episodes(make_planner, episodes, seed=seed, robots=robots, on_outcome=show)
+        yield show
 
 
-def results_table(title: str, report: EvaluationReport) -> Table:
+def results_table(title: str, report: EvaluationReport, *, with_latency: bool = True) -> Table:
     """The results of an evaluation, one per line."""
     low, high = report.interval_95
     p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms
     table = Table(title=title, title_justify="left", show_header=False)
+    ahead = "" if report.offset is None else f"{report.offset} steps ahead, "
+    table.add_row("goals", f"{ahead}budget {report.budget} steps")
     table.add_row("reached", f"{report.successes} of {report.episodes}")
     table.add_row("success", f"{report.success_rate:.1%} (95 %: {low:.1%} to {high:.1%})")
-    table.add_row("plan latency", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms ({report.plans} plans)")
+    if with_latency:
+        table.add_row("plan latency", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms ({report.plans} plans)")
     if report.steps_mean is not None:
         steps = f"mean {report.steps_mean:.1f}, median {report.steps_median:g}"
         table.add_row("steps to the goal", steps)
+    if report.detour_median is not None:
+        table.add_row("way", f"{report.detour_median:.2f} × the shortest one (median)")
     return table
 
 

@@ -1,19 +1,21 @@
-"""`lewm demo`: many robots drive to their goals, with camera frames as their only input."""
+"""`lewm demo`: robots drive to their goals, with camera frames as their only input."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lewm_serve.cli.messages import describe_error
-from lewm_serve.cli.options import EnvironmentOption, Protocol
+from lewm_serve.cli.options import EnvironmentOption
 
 REQUIRED_SUCCESS = 0.9
 """The share of the goals that must be reached."""
+
+LONE_ROBOTS, WATCHED_ROBOTS = 8, 4
+"""Robots that drive one after another, each alone, and those of them that are drawn."""
 
 
 def demo(
@@ -22,7 +24,9 @@ def demo(
     ] = None,
     env: EnvironmentOption = None,
     robots: Annotated[int, typer.Option(min=1, help="robots that drive at once")] = 24,
-    protocol: Annotated[Protocol, typer.Option(help="where the goals lie")] = Protocol.PAPER,
+    protocol: Annotated[
+        str | None, typer.Option(help="where the goals lie; default: the environment's choice")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of starts, goals and plans")] = 0,
     replan_steps: Annotated[
         int, typer.Option(min=1, help="actions of a plan to execute before the next")
@@ -30,31 +34,34 @@ def demo(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="file of the animation; a .png of its last frame is written beside it; "
-            "default: demo/ENV.gif"
+            help="file of the animation; a .png is written beside it; default: demo/ENV.gif"
         ),
     ] = None,
 ) -> None:
-    """Start a server, drive robots to their goals over gRPC, and draw their paths.
+    """Start a server, drive robots to their goals over gRPC, and draw what they see.
 
-    Fails if fewer than nine of ten goals are reached.
+    A few robots drive alone first, which gives the latency of a plan. The animation shows their
+    cameras, their goals, and what the model imagines. Then many robots drive at once. In Two-Room
+    another animation shows their ways. Fails if fewer than nine of ten of their goals are reached.
     """
     from rich.console import Console
 
     from lewm_client import PlannerClient, PlannerError
     from lewm_models.checkpoint import EMBEDDED_MODEL
     from lewm_models.environments.registry import find_environment
-    from lewm_models.evaluation.protocol import PROTOCOLS
+    from lewm_models.environments.two_room_environment import CROSS_ROOM, TwoRoom
+    from lewm_models.evaluation.protocol import sample_episodes
     from lewm_models.evaluation.report import EvaluationReport
     from lewm_serve.cli.closed_loop import (
-        RemotePlanner,
         check_writable,
+        drive_with_model,
         find_model,
         results_table,
-        run_with_progress,
     )
     from lewm_serve.cli.episode_picture import draw_episodes
+    from lewm_serve.cli.imagination import remember, watch
     from lewm_serve.cli.local_server import LocalServerError, local_server
+    from lewm_serve.cli.views_picture import draw_views
 
     console = Console()
     try:
@@ -62,37 +69,65 @@ def demo(
         output = output or Path("demo") / f"{environment.name}.gif"
         if output.suffix != ".gif":
             raise ValueError(f"--output: expected a .gif file, got {output}")
+        has_map = isinstance(environment, TwoRoom)
+        views = output.with_stem(f"{output.stem}-views") if has_map else output
         output.parent.mkdir(parents=True, exist_ok=True)
-        for file in (output, output.with_suffix(".png")):
+        for file in dict.fromkeys((output, views)):
             check_writable(file)
-        episodes = replace(PROTOCOLS[protocol](robots, seed), plan_steps=replan_steps)
+            check_writable(file.with_suffix(".png"))
+        tasks = sample_episodes(
+            environment,
+            protocol or environment.demo_protocol,
+            robots + LONE_ROBOTS,
+            seed,
+            plan_steps=replan_steps,
+        )
         console.print("starting the server")
         with (
             local_server(model or EMBEDDED_MODEL) as server,
             PlannerClient(server.target) as client,
         ):
             loaded = find_model(client, None, environment)
-            console.print(f"{robots} robots plan with {loaded.name} on {loaded.device}")
-
-            def make_planner() -> RemotePlanner:
-                return RemotePlanner(client, replan_steps, model=loaded.name)
-
+            console.print(f"{loaded.name} plans on {loaded.device}; recording frames for pictures")
+            memory = remember(client, environment, loaded, seed=seed)
+            console.print(f"{LONE_ROBOTS} robots drive one after another")
+            watched, lone = watch(
+                client, loaded, memory, tasks, range(robots, len(tasks)), seed=seed
+            )
+            console.print(f"{robots} robots drive at once")
             started = time.perf_counter()
-            outcomes = run_with_progress(make_planner, episodes, seed=seed, robots=robots)
+            outcomes, _ = drive_with_model(
+                client, loaded, tasks.first(robots), solver={}, seed=seed, robots=robots
+            )
             seconds = time.perf_counter() - started
-        report = EvaluationReport.from_outcomes(episodes.protocol, outcomes)
-        speed = f"{report.plans / seconds:.1f} plans/s"
-        console.print(results_table(f"{robots} robots at once, {speed}", report))
-        p50, p99 = report.plan_latency_p50_ms, report.plan_latency_p99_ms
-        title = f"{robots} robots find their goals from camera frames alone"
-        latency = f"plan latency p50 {p50:,.0f} ms, p99 {p99:,.0f} ms"
-        animation, picture = draw_episodes(
-            episodes, outcomes, title=title, caption=latency, output=output
+        report = EvaluationReport.from_outcomes(tasks, outcomes)
+        alone = EvaluationReport.from_outcomes(tasks, lone)
+        table = results_table(f"{robots} robots at once", report, with_latency=False)
+        p50, p99 = alone.plan_latency_p50_ms, alone.plan_latency_p99_ms
+        latency = f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        table.add_row("plan latency, one robot", f"{latency} ({alone.plans} plans)")
+        speed = f"{report.plans / seconds:.0f} plans/s"
+        table.add_row("throughput", f"{speed}, frames and simulation included")
+        console.print(table)
+        drawn: tuple[Path, ...] = draw_views(
+            watched[:WATCHED_ROBOTS],
+            title=f"{environment.name}: what the robots see and the model imagines",
+            caption=f"a plan takes {p50:.0f} ms",
+            output=views,
         )
+        if has_map:
+            found = "the other room" if tasks.protocol == CROSS_ROOM else "their goals"
+            drawn += draw_episodes(
+                tasks.first(robots),
+                outcomes,
+                title=f"{robots} robots find {found} from camera frames alone",
+                caption=f"a plan takes {p50:.0f} ms; {speed}",
+                output=output,
+            )
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm demo: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
-    console.print(f"see {picture} and {animation}")
+    console.print(f"see {', '.join(map(str, drawn))}")
     if report.success_rate < REQUIRED_SUCCESS:
         typer.echo(
             f"lewm demo: fewer than {REQUIRED_SUCCESS:.0%} of the goals were reached", err=True

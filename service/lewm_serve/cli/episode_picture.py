@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from math import cos, pi, sin
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from lewm_models.environments import two_room
+from lewm_models.environments.environment import FloatArray
 from lewm_models.evaluation.episode import Outcome
 from lewm_models.evaluation.protocol import Episodes
+from lewm_serve.cli.animation import moments, save_animation
 
 Color = tuple[int, int, int]
-Point = Sequence[float] | NDArray[np.float32]
+Point = Sequence[float] | FloatArray
 
 PICTURE_SCALE = 4
 """Pixels of the picture per pixel of the environment."""
@@ -41,8 +41,6 @@ PAPER: Color = (242, 243, 246)
 LINE_WIDTH = 0.8
 
 ROBOT_RADIUS, START_RADIUS, BADGE_RADIUS = 3.6, 1.5, 2.9
-FRAME_MS, LAST_FRAME_MS = 140, 4000
-PALETTE_COLORS = 255
 
 
 def draw_episodes(
@@ -61,11 +59,11 @@ def draw_episodes(
         The paths of the animation and of the picture.
     """
     colors = [robot_color(outcome.index) for outcome in outcomes]
-    goals = episodes.goals.numpy()
+    goals = episodes.goals
     background = _background(title, outcomes, colors, goals)
     steps = max(outcome.steps for outcome in outcomes)
     frames = []
-    for step in range(steps + 1):
+    for step in moments(steps):
         canvas = Canvas(background)
         _draw_robots(canvas, outcomes, colors, goals, step)
         reached = sum(outcome.reached and outcome.steps <= step for outcome in outcomes)
@@ -81,7 +79,7 @@ def draw_episodes(
     picture = output.with_suffix(".png")
     output.parent.mkdir(parents=True, exist_ok=True)
     frames[-1].save(picture, optimize=True)
-    _save_animation(frames, output)
+    save_animation(frames, output)
     return output, picture
 
 
@@ -94,7 +92,7 @@ def robot_color(index: int) -> Color:
 
 
 def _background(
-    title: str, outcomes: Sequence[Outcome], colors: Sequence[Color], goals: NDArray[np.float32]
+    title: str, outcomes: Sequence[Outcome], colors: Sequence[Color], goals: FloatArray
 ) -> Image.Image:
     """Everything that does not move: rooms, legend and goals."""
     canvas = Canvas()
@@ -142,20 +140,20 @@ def _draw_robots(
     canvas: Canvas,
     outcomes: Sequence[Outcome],
     colors: Sequence[Color],
-    goals: NDArray[np.float32],
+    goals: FloatArray,
     step: int,
 ) -> None:
     """Draw paths, goal numbers, robots and results; later ones cover earlier ones."""
     drawn = list(zip(outcomes, colors, strict=True))
     for outcome, color in drawn:
-        path = outcome.path[: step + 1]
+        path = outcome.states[: step + 1]
         if len(path) > 1:
             canvas.line(list(path), color)
         _draw_start(canvas, path[0], color)
     for outcome, color in drawn:
         canvas.text(goals[outcome.index], str(outcome.index + 1), color, 5, "mm")
     for outcome, color in drawn:
-        here = outcome.path[min(step, outcome.steps)]
+        here = outcome.states[min(step, outcome.steps)]
         canvas.circle(here, ROBOT_RADIUS, color, FLOOR, width=0.4)
         canvas.text(here, str(outcome.index + 1), FLOOR, 3.6, "mm")
     for outcome, color in drawn:
@@ -181,14 +179,6 @@ def _draw_badge(canvas: Canvas, at: Point, color: Color, reached: bool) -> None:
     else:
         canvas.line([(x - 1, y - 1), (x + 1, y + 1)], FLOOR, 0.6)
         canvas.line([(x - 1, y + 1), (x + 1, y - 1)], FLOOR, 0.6)
-
-
-def _save_animation(frames: Sequence[Image.Image], path: Path) -> None:
-    # One palette for all frames, without dithering: still parts do not flicker, the file is small.
-    palette = frames[-1].quantize(PALETTE_COLORS)
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    durations = [FRAME_MS] * len(rest) + [LAST_FRAME_MS]
-    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
 
 
 class Canvas:

@@ -10,7 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from lewm_serve.cli.messages import describe_error
-from lewm_serve.cli.options import EnvironmentOption, Protocol
+from lewm_serve.cli.options import (
+    BudgetOption,
+    EnvironmentOption,
+    OffsetOption,
+    PlannerChoice,
+    PlanStepsOption,
+)
 
 
 def evaluate(
@@ -18,7 +24,16 @@ def evaluate(
         Path | None, typer.Argument(help="model folder; default: the embedded model")
     ] = None,
     env: EnvironmentOption = None,
-    protocol: Annotated[Protocol, typer.Option(help="kind of episodes")] = Protocol.PAPER,
+    protocol: Annotated[
+        str, typer.Option(help="kind of episodes, one of the environment's")
+    ] = "paper",
+    offset: OffsetOption = None,
+    budget: BudgetOption = None,
+    plan_steps: PlanStepsOption = None,
+    planner: Annotated[
+        PlannerChoice,
+        typer.Option(help="what is measured; rest and random need no model and no server"),
+    ] = PlannerChoice.MODEL,
     episodes: Annotated[int, typer.Option(min=1, help="number of episodes")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="seed of the episodes and their plans")] = 0,
     robots: Annotated[int, typer.Option(min=1, help="episodes that run at once")] = 4,
@@ -46,7 +61,8 @@ def evaluate(
 ) -> None:
     """Run episodes in an environment over gRPC, with camera frames as the only input.
 
-    The model's card gives the solver settings that are left out.
+    The model's card gives the solver settings that are left out. `--planner rest` and `--planner
+    random` measure what is reached without a model.
     """
     from rich.console import Console
 
@@ -55,14 +71,15 @@ def evaluate(
     from lewm_models.card import read_card
     from lewm_models.checkpoint import EMBEDDED_MODEL
     from lewm_models.environments.registry import find_environment
-    from lewm_models.evaluation.protocol import PROTOCOLS
+    from lewm_models.evaluation.baselines import BASELINES
+    from lewm_models.evaluation.protocol import sample_episodes
     from lewm_models.evaluation.report import EvaluationReport
     from lewm_serve.cli.closed_loop import (
-        RemotePlanner,
         check_writable,
+        drive_with_baseline,
+        drive_with_model,
         find_model,
         results_table,
-        run_with_progress,
     )
     from lewm_serve.cli.local_server import LocalServerError, local_server
 
@@ -76,10 +93,11 @@ def evaluate(
     solver_settings: dict[str, Any] = {
         name: value for name, value in options.items() if value is not None
     }
-    folder = model or (None if server else EMBEDDED_MODEL)
+    folder = model or (None if server or planner != PlannerChoice.MODEL else EMBEDDED_MODEL)
     try:
-        environment = find_environment(env)
         solver_settings |= _parse_settings(setting or [])
+        if planner != PlannerChoice.MODEL and (server or solver_settings):
+            raise ValueError(f"--planner: {planner} has no server and no solver")
         card = None if folder is None else read_card(folder / checkpoint.CARD_FILE)
         if write and card is None:
             raise ValueError("--write: expected a MODEL whose card can be written")
@@ -87,39 +105,37 @@ def evaluate(
             check_writable(folder / checkpoint.CARD_FILE)
         if output is not None:
             check_writable(output)
-        tasks = PROTOCOLS[protocol](episodes, seed)
-        with ExitStack() as stack:
-            target = server or stack.enter_context(local_server(folder)).target
-            client = stack.enter_context(PlannerClient(target))
-            loaded = find_model(client, None if card is None else card.name, environment)
-            if write and folder is not None and loaded.version != checkpoint.version(folder):
-                raise ValueError(f"{target} serves another version of {loaded.name}")
-
-            planners: list[RemotePlanner] = []
-
-            def make_planner() -> RemotePlanner:
-                planner = RemotePlanner(
-                    client, tasks.plan_steps, model=loaded.name, solver=solver_settings
+        tasks = sample_episodes(
+            find_environment(env),
+            protocol,
+            episodes,
+            seed,
+            offset=offset,
+            budget=budget,
+            plan_steps=plan_steps,
+        )
+        if planner == PlannerChoice.MODEL:
+            with ExitStack() as stack:
+                target = server or stack.enter_context(local_server(folder)).target
+                client = stack.enter_context(PlannerClient(target))
+                loaded = find_model(client, None if card is None else card.name, tasks.environment)
+                if write and folder is not None and loaded.version != checkpoint.version(folder):
+                    raise ValueError(f"{target} serves another version of {loaded.name}")
+                outcomes, computed = drive_with_model(
+                    client, loaded, tasks, solver=solver_settings, seed=seed, robots=robots
                 )
-                planners.append(planner)
-                return planner
-
-            outcomes = run_with_progress(make_planner, tasks, seed=seed, robots=robots)
-        plan = planners[0].last
-        assert plan is not None  # at least one episode ran, and it starts with a plan
-        report = EvaluationReport.from_outcomes(tasks.protocol, outcomes)
-        results = report.to_json() | {
-            "environment": environment.name,
-            "seed": seed,
-            "robots": robots,
-            "solver": plan.solver,
-            "backend": plan.backend,
-            "device": loaded.device,
-            "precision": plan.precision,
-        }
-        Console().print(results_table(f"{loaded.name}, protocol {report.protocol}", report))
+            name, key = loaded.name, tasks.protocol
+        else:
+            baseline = BASELINES[planner](tasks.environment, tasks.plan_steps)
+            outcomes, computed = drive_with_baseline(baseline, tasks, seed=seed, robots=robots), {}
+            name, key = planner.value, f"{tasks.protocol}-{planner}"
+        report = EvaluationReport.from_outcomes(tasks, outcomes)
+        results = report.to_json() | {"planner": planner, "seed": seed, "robots": robots} | computed
+        title = f"{name}, {report.environment}, {report.protocol}"
+        has_model = planner == PlannerChoice.MODEL
+        Console().print(results_table(title, report, with_latency=has_model))
         if write and folder is not None and card is not None:
-            checkpoint.write_card(folder, card.with_figures(**{report.protocol: results}))
+            checkpoint.write_card(folder, card.with_figures(**{key: results}))
         if output is not None:
             output.write_text(json.dumps(results, indent=2) + "\n")
     except (LocalServerError, OSError, PlannerError, ValueError) as error:

@@ -231,7 +231,8 @@ def calibrate(
 
     from lewm_models import checkpoint
     from lewm_models.calibration.calibrate import calibrate as measure
-    from lewm_models.training.preparation import EnvironmentSource
+    from lewm_models.environments.registry import find_environment
+    from lewm_models.training.environment_source import EnvironmentSource
     from lewm_serve.cli.image_files import read_episodes
     from lewm_serve.cli.train import training_device
 
@@ -242,8 +243,15 @@ def calibrate(
         loaded = checkpoint.load(path)
         model = loaded.model.to(training_device(device))
         if env is not None:
-            size = loaded.card.config.image_size
-            recorded = EnvironmentSource(env, episodes, episode_steps, size, seed)
+            config = loaded.card.config
+            recorded = EnvironmentSource(
+                environment=env,
+                episodes=episodes,
+                steps=episode_steps,
+                image_size=config.image_size,
+                seed=seed,
+                frame_every=1 if find_environment(env).has_fast_frames else config.action_block,
+            )
             frames, source = Path(collected), asdict(recorded)
             recorded.prepare(frames, lambda done, total: None, lambda line: None)
         else:

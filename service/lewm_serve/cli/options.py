@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 
-class Protocol(StrEnum):
-    """The protocols of `lewm_models.evaluation.protocol`."""
+class PlannerChoice(StrEnum):
+    """What is measured: a model, or one of `lewm_models.evaluation.baselines`."""
 
-    PAPER = "paper"
-    CROSS_ROOM = "cross-room"
+    MODEL = "model"
+    REST = "rest"
+    RANDOM = "random"
 
 
 class Preset(StrEnum):
@@ -39,7 +40,23 @@ class Crop(StrEnum):
 
 EnvironmentOption = Annotated[
     str | None,
-    typer.Option("--env", help="environment of the episodes; default: that of the embedded model"),
+    typer.Option(
+        "--env",
+        help="environment of the episodes, or package.module:factory; default: that of the "
+        "embedded model",
+    ),
+]
+OffsetOption = Annotated[
+    int | None,
+    typer.Option(help="steps from a start to its goal on a trajectory; default: the protocol's"),
+]
+BudgetOption = Annotated[
+    int | None,
+    typer.Option(help="steps an episode may take; default: the protocol's, in proportion"),
+]
+PlanStepsOption = Annotated[
+    int | None,
+    typer.Option(help="actions of a plan to execute before the next; default: the protocol's"),
 ]
 CameraOption = Annotated[
     list[str] | None, typer.Option("--camera", help="name of the camera, if there are several")

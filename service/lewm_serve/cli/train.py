@@ -35,7 +35,10 @@ def train(
         Path | None, typer.Option(help="recording to train on; see docs/recordings.md")
     ] = None,
     env: Annotated[
-        str | None, typer.Option(help="environment to record episodes in, instead of --data")
+        str | None,
+        typer.Option(
+            help="environment to record episodes in, or package.module:factory, instead of --data"
+        ),
     ] = None,
     camera: CameraOption = None,
     action: ActionOption = None,
@@ -80,6 +83,14 @@ def train(
     episode_steps: Annotated[
         int | None, typer.Option(min=15, help=f"steps per episode; default: {EPISODE_STEPS}")
     ] = None,
+    frame_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="steps of --env from one frame to the next; default: 1, or one frame per action "
+            "block where rendering is slow",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -100,7 +111,11 @@ def train(
     try:
         _check_options(
             {"--camera": camera, "--action": action, "--state": state},
-            {"--episodes": episodes, "--episode-steps": episode_steps},
+            {
+                "--episodes": episodes,
+                "--episode-steps": episode_steps,
+                "--frame-every": frame_every,
+            },
             has_data=data is not None,
             has_env=env is not None,
         )
@@ -129,9 +144,10 @@ def train(
                 run = environment_run(
                     env,
                     choices,
-                    name=name or env,
+                    name=name,
                     episodes=episodes or EPISODES,
                     episode_steps=episode_steps or EPISODE_STEPS,
+                    frame_every=frame_every,
                 )
             else:
                 run = recording_run(
@@ -170,11 +186,11 @@ def _check_options(
         ValueError: the message names the option.
     """
     if has_data == has_env:
-        from lewm_models.environments.registry import ENVIRONMENTS
+        from lewm_models.environments.registry import environment_names
 
         raise ValueError(
             "expected one of --data PATH, a recording, and --env NAME, an environment "
-            f"({', '.join(ENVIRONMENTS)})"
+            f"({', '.join(environment_names())})"
         )
     needed = "--env" if has_data else "--data"
     for option, value in (of_env if has_data else of_data).items():

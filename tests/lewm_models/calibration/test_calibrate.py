@@ -26,7 +26,7 @@ from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
 from lewm_models.loss import sigreg
 from lewm_models.preprocessing import resize
-from lewm_models.training.preparation import EnvironmentSource
+from lewm_models.training.environment_source import EnvironmentSource
 from lewm_models.training.prepared import PreparedData
 from tests.lewm_models.examples import example_card, tiny_model
 
@@ -125,6 +125,44 @@ def test_one_step_errors_are_distances_from_the_model_s_predictions(
     assert float(errors[start]) == pytest.approx(float((latents[start + 10] - predicted).norm()))
     too_short = one_step_errors(model, card, latents=latents[:10], actions=actions[:9], context=2)
     assert len(too_short) == 0
+
+
+def test_one_frame_a_block_gives_the_errors_of_these_frames(model: LeWM, card: ModelCard) -> None:
+    episode = example_episode(0)
+    assert episode.actions is not None
+    latents = latents_of(model, [episode])
+    steps = STEPS // 5 * 5
+    complete = one_step_errors(
+        model, card, latents=latents[: steps + 1], actions=episode.actions[:steps], context=2
+    )
+    sparse = one_step_errors(
+        model,
+        card,
+        latents=latents[: steps + 1 : 5],
+        actions=episode.actions[:steps],
+        context=2,
+        frame_every=5,
+    )
+    assert torch.allclose(sparse, complete[::5], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"action block of 5 is no multiple of 4"):
+        one_step_errors(
+            model, card, latents=latents, actions=episode.actions, context=1, frame_every=4
+        )
+
+
+def test_a_calibration_of_one_frame_a_block(model: LeWM, card: ModelCard) -> None:
+    sparse = []
+    for seed in range(130):
+        episode = example_episode(seed)
+        assert episode.actions is not None
+        steps = STEPS // 5 * 5
+        frames, actions = episode.frames[: steps + 1 : 5], episode.actions[:steps]
+        sparse.append(CalibrationEpisode(frames, actions, frame_every=5))
+    calibration, _ = run_calibration(model, card, sparse)
+    count = STEPS // 5 + 1
+    assert calibration.frames == 130 * count
+    assert calibration.steps == 130 * (count - 1) + 130 * (count - 2)
+    assert calibration.sigreg_limit is not None
 
 
 def test_without_actions_surprise_is_not_calibrated(model: LeWM, card: ModelCard) -> None:

@@ -5,8 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from lewm_models.environments.two_room_environment import TWO_ROOM
 from lewm_models.evaluation.episode import Outcome
+from lewm_models.evaluation.protocol import sample_episodes
 from lewm_models.evaluation.report import EvaluationReport, wilson_interval
+
+TASKS = sample_episodes(TWO_ROOM, "paper", 3, 0, offset=30)
 
 
 @pytest.mark.parametrize(
@@ -32,20 +36,33 @@ def test_impossible_counts_are_refused(successes: int, trials: int) -> None:
         wilson_interval(successes, trials)
 
 
-def outcome(steps: int, reached: bool, plan_seconds: tuple[float, ...]) -> Outcome:
-    path = np.zeros((steps + 1, 2), np.float32)
-    return Outcome(index=0, reached=reached, path=path, plan_seconds=plan_seconds)
+def outcome(
+    steps: int, reached: bool, plan_seconds: tuple[float, ...], detour: float | None = None
+) -> Outcome:
+    states = np.zeros((steps + 1, 2), np.float32)
+    return Outcome(
+        index=0,
+        reached=reached,
+        states=states,
+        actions=states[1:],
+        plan_seconds=plan_seconds,
+        detour=detour,
+    )
 
 
 def test_steps_are_those_of_successful_episodes() -> None:
     outcomes = [
-        outcome(10, True, (0.1,)),
-        outcome(21, True, (0.2,)),
+        outcome(10, True, (0.1,), detour=1.2),
+        outcome(21, True, (0.2,), detour=1.4),
         outcome(50, False, (0.3, 0.4)),
     ]
-    report = EvaluationReport.from_outcomes("paper", outcomes)
+    report = EvaluationReport.from_outcomes(TASKS, outcomes)
     assert report.to_json() == {
-        "protocol": "paper",
+        "environment": "two-room",
+        "protocol": "offset-30-budget-60",
+        "offset": 30,
+        "budget": 60,
+        "plan_steps": 25,
         "episodes": 3,
         "successes": 2,
         "success_rate": 0.6667,
@@ -55,10 +72,12 @@ def test_steps_are_those_of_successful_episodes() -> None:
         "plan_latency_p99_ms": 397.0,
         "steps_mean": 15.5,
         "steps_median": 15.5,
+        "detour_median": 1.3,
     }
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
 
 
 def test_without_success_there_are_no_steps() -> None:
-    report = EvaluationReport.from_outcomes("paper", [outcome(50, False, (0.1,))])
+    report = EvaluationReport.from_outcomes(TASKS, [outcome(50, False, (0.1,))])
     assert (report.successes, report.steps_mean, report.steps_median) == (0, None, None)
+    assert report.detour_median is None

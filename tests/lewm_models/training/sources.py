@@ -8,7 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lewm_models.training.preparation import EnvironmentSource, RecordingSource
+from lewm_models.training.environment_source import EnvironmentSource
+from lewm_models.training.preparation import RecordingSource
 from lewm_models.training.prepared import PreparedData
 
 JOINT_RANGES = np.array([10.0, 1.0, 0.1], np.float32)

@@ -13,12 +13,15 @@ from lewm_models.training.windows import Windows, batch_order, split_episodes
 
 
 def numbered(
-    folder: Path, steps: Sequence[int] = (31, 31), episodes: Sequence[int] | None = None
+    folder: Path,
+    steps: Sequence[int] = (31, 31),
+    episodes: Sequence[int] | None = None,
+    frame_every: int = 1,
 ) -> PreparedData:
     """Data whose frames and actions hold the number 100 · piece + step, modulo 256 in frames."""
     data = PreparedData.create(
         folder,
-        {},
+        {} if frame_every == 1 else {"frame_every": frame_every},
         steps=steps,
         episodes=range(len(steps)) if episodes is None else episodes,
         image_size=2,
@@ -28,8 +31,9 @@ def numbered(
     for piece, count in enumerate(steps):
         rows, numbers = data.rows(piece), 100 * piece + np.arange(count)
         data.actions[rows.start : rows.stop - 1] = numbers[:-1, None] + [0, 0.5]
-        frames = np.broadcast_to(numbers[:, None, None, None], (count, 2, 2, 3)) % 256
-        data.frames.write(rows.start, frames.astype(np.uint8))
+        shown = numbers[::frame_every, None, None, None] % 256
+        frames = np.broadcast_to(shown, (len(shown), 2, 2, 3)).astype(np.uint8)
+        data.frames.write(data.frame_indices(piece).start, frames)
     data.finish(folder)
     return PreparedData.open(folder)
 
@@ -65,6 +69,27 @@ def test_there_is_one_window_for_each_possible_start(tmp_path: Path) -> None:
     windows = windows_of(numbered(tmp_path, steps=[18, 15, 16]))
     frames, _ = windows.batch(np.arange(len(windows)))
     assert frames[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 200]
+
+
+def test_windows_start_only_where_there_are_frames(tmp_path: Path) -> None:
+    """With one frame a block, windows are those of complete data that start at a frame."""
+    steps = [18, 31, 15, 16, 26]
+    complete = windows_of(numbered(tmp_path / "complete", steps))
+    sparse = windows_of(numbered(tmp_path / "sparse", steps, frame_every=5))
+    assert sparse.starts.tolist() == [0, 18, 23, 28, 33, 64, 80, 85, 90]
+    same = np.flatnonzero(np.isin(complete.starts, sparse.starts))
+    for ours, expected in zip(
+        sparse.batch(np.arange(len(sparse))), complete.batch(same), strict=True
+    ):
+        assert torch.equal(ours, expected)
+    with pytest.raises(ValueError, match="only one row in 5 has a frame"):
+        sparse.data.read_frames(np.array([0, 17]))
+
+
+def test_a_block_between_frames_is_refused(tmp_path: Path) -> None:
+    data = numbered(tmp_path, frame_every=4)
+    with pytest.raises(ValueError, match=r"action block: expected a multiple of 4, .* got 5"):
+        windows_of(data)
 
 
 def test_only_the_chosen_pieces_are_used(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lewm_client import LatentIds, PlannerClient, PlanResponse
-from lewm_models.environments.two_room_policy import TWO_ROOM
+from lewm_models.environments.two_room_environment import TWO_ROOM
 from lewm_serve.cli.closed_loop import RemotePlanner, find_model
 from tests.lewm_serve.support.random_model import MODEL_NAME
 from tests.lewm_serve.support.server_process import ServerProcess

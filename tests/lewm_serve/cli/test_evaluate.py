@@ -61,6 +61,21 @@ def test_results_are_written_to_the_card(quick_model: Path) -> None:
     assert before.with_figures(**{"cross-room": results}) == read_card(card)
 
 
+def test_a_baseline_needs_no_server(quick_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rest.json"
+    result = lewm(
+        *("evaluate", quick_model, "--planner", "rest", "--episodes", "20", "--offset", "100"),
+        *("--budget", "150", "--json", file, "--write"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "100 steps ahead, budget 150 steps" in result.stdout
+    results = json.loads(file.read_text())
+    assert (results["planner"], results["successes"], results["episodes"]) == ("rest", 0, 20)
+    assert (results["offset"], results["budget"]) == (100, 150)
+    card = read_card(quick_model / checkpoint.CARD_FILE)
+    assert card.figures == {"offset-100-budget-150-rest": results}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -73,6 +88,16 @@ def test_results_are_written_to_the_card(quick_model: Path) -> None:
         (("--server", "127.0.0.1:1", "--seed", str(2**31)), "seed: expected"),
         (("--server", "127.0.0.1:1", "--json", "/proc/results.json"), "/proc/results.json"),
         (("--server", "127.0.0.1:1", "--setting", "momentum"), "--setting: expected NAME=VALUE"),
+        (("--protocol", "chess"), "--protocol: two-room has paper, cross-room, got 'chess'"),
+        (("--env", "chess"), "--env: expected one of two-room, "),
+        (
+            ("--protocol", "cross-room", "--offset", "9"),
+            "--offset: cross-room draws its goals in another way",
+        ),
+        (
+            ("--planner", "rest", "--samples", "9"),
+            "--planner: rest has no server and no solver",
+        ),
     ],
 )
 def test_a_failing_evaluation_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
@@ -94,13 +119,17 @@ def test_only_the_card_of_the_evaluated_model_is_written(
 
 def test_a_demo_that_misses_goals_is_drawn_and_fails(quick_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "rooms.gif"
-    result = lewm("demo", quick_model, "--robots", "3", "--output", output)
+    arguments = ("--robots", "3", "--protocol", "paper", "--output", output)
+    result = lewm("demo", quick_model, *arguments)
     assert result.exit_code == 1, result.output
     assert "of 3" in result.stdout
+    assert "plan latency, one robot" in result.stdout
+    assert "plans/s, frames and simulation included" in result.stdout
     assert "fewer than 90% of the goals were reached" in result.stderr
-    with Image.open(output) as animation, Image.open(output.with_suffix(".png")) as picture:
-        assert animation.size == picture.size
-        assert sum(1 for _ in ImageSequence.Iterator(animation)) == 51
+    for file in (output, output.with_stem("rooms-views")):
+        with Image.open(file) as animation, Image.open(file.with_suffix(".png")) as picture:
+            assert animation.size == picture.size
+            assert 45 <= sum(1 for _ in ImageSequence.Iterator(animation)) <= 51
 
 
 @pytest.mark.parametrize("output", ["/proc/rooms.gif", "/dev/null/rooms.gif"])

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from lewm_client import FallbackReport, Health, PlannerClient
 from lewm_models.environments import two_room
-from lewm_models.environments.two_room_policy import simulate_trajectories
+from lewm_models.environments.two_room_policy import evaluation_generator, simulate_trajectories
 from lewm_models.environments.two_room_waypoint import WaypointController
-from lewm_models.evaluation.protocol import evaluation_generator
 from lewm_serve.cli.local_server import LocalServer, local_server
 from tests.lewm_serve.support.drivers import Driver
 from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels
