@@ -60,7 +60,8 @@ class ReacherSimulation:
         self._step(self._model, self._data, PHYSICS_STEPS)
 
     def frame(self) -> Frame:
-        return render(self._data.qpos[None])[0]
+        [frame] = render(self._data.qpos[None])
+        return frame
 
     def state(self) -> FloatArray:
         return np.concatenate((self._data.qpos, self._data.qvel))

@@ -3,7 +3,6 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 
-import mujoco
 import numpy as np
 import pytest
 import torch
@@ -53,8 +52,11 @@ def run(simulation: ReacherSimulation, actions: object) -> FloatArray:
 def kinetic_energy(state: FloatArray) -> float:
     """The energy of both rods, in joules; masses and inertias are those of dm_control."""
     shoulder, wrist, shoulder_speed, wrist_speed = state
-    parts = ((0.0418879, 6.33136e-5, 0.06, 0.0), (0.0356047, 3.91757e-5, 0.12, 0.05))
-    parts += ((0.00418879, 1.67552e-7, 0.12, 0.12),)
+    parts = (
+        (0.0418879, 6.33136e-5, 0.06, 0.0),
+        (0.0356047, 3.91757e-5, 0.12, 0.05),
+        (0.00418879, 1.67552e-7, 0.12, 0.12),
+    )
     energy = 0.0
     for mass, inertia, along_upper, along_fore in parts:
         turn = shoulder_speed + (wrist_speed if along_fore else 0.0)
@@ -231,7 +233,7 @@ def test_recordings_repeat_and_hold_what_the_simulation_does() -> None:
         for name in ("frames", "actions", "states"):
             np.testing.assert_array_equal(getattr(episode, name), getattr(repeated, name))
         assert episode.frames.shape == (5, FRAME_SIZE, FRAME_SIZE, 3)
-        assert (episode.actions.dtype, episode.states.dtype) == (np.float32, np.float32)
+        assert episode.actions.dtype == episode.states.dtype == np.float32
         simulation.reset(episode.states[0])
         assert not episode.states[0, 2:].any()
         for step, action in enumerate(episode.actions):
@@ -263,10 +265,5 @@ def test_the_data_policy_covers_all_poses_and_torques() -> None:
     assert np.abs(actions).max() <= 1
 
 
-def test_the_model_has_no_target_and_no_contacts() -> None:
+def test_it_is_found_by_its_name() -> None:
     assert find_environment("reacher") is REACHER
-    from lewm_models.environments.reacher import _model
-
-    model = _model()
-    assert (model.nq, model.nu, model.ngeom) == (2, 2, 3)
-    assert model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_CONTACT
