@@ -60,7 +60,7 @@ class ReacherSimulation:
         self._step(self._model, self._data, PHYSICS_STEPS)
 
     def frame(self) -> Frame:
-        [frame] = render(self._data.qpos[None])
+        frame: Frame = render(self._data.qpos[None])[0]
         return frame
 
     def state(self) -> FloatArray:
