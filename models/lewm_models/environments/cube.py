@@ -13,7 +13,6 @@ are computed with, and there are no shadows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ from lewm_models.environments.environment import (
     RecordedEpisode,
     load_simulator,
 )
+from lewm_models.environments.mujoco_library import load_mujoco
 
 FRAME_SIZE = 224
 CAMERA = "front_pixels"
@@ -52,9 +52,7 @@ class CubeSimulation:
     """One robot, and one cube."""
 
     def __init__(self) -> None:
-        # OGBench loads OpenGL when it is imported. EGL needs no display; a chosen one is kept.
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        self._mujoco = load_simulator("mujoco", Cube.name)
+        self._mujoco = load_mujoco(Cube.name)
         library = load_simulator("ogbench.manipspace.envs.cube_env", Cube.name)
         self.world = library.CubeEnv(
             "single",
@@ -103,10 +101,16 @@ class CubeSimulation:
     def _make_renderer(self) -> Any:
         model, flags = self.world.model, self._mujoco.mjtRndFlag
         model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
-        for name in range(model.ngeom):
-            if model.geom(name).name.startswith("wall"):  # nearly transparent planes at the border
-                model.geom_group[name] = HIDDEN_GROUP
-        renderer = self._mujoco.Renderer(model, FRAME_SIZE, FRAME_SIZE)
+        for geom in range(model.ngeom):
+            if model.geom(geom).name.startswith("wall"):  # nearly transparent planes at the border
+                model.geom_group[geom] = HIDDEN_GROUP
+        try:
+            renderer = self._mujoco.Renderer(model, FRAME_SIZE, FRAME_SIZE)
+        except Exception as error:  # each kind of OpenGL fails in its own way
+            raise ValueError(
+                f"--env {Cube.name}: frames need OpenGL ({error}); without a display it comes with "
+                "the Debian packages libegl1 and libgl1-mesa-dri"
+            ) from error
         for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX):
             renderer.scene.flags[flag] = False
         return renderer

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
@@ -26,8 +27,8 @@ from lewm_models.environments.environment import (
     FloatArray,
     Frame,
     RecordedEpisode,
-    load_simulator,
 )
+from lewm_models.environments.mujoco_library import load_mujoco
 from lewm_models.environments.reacher_frames import render
 
 TOLERANCE = 0.05
@@ -46,7 +47,7 @@ class ReacherSimulation:
     """One arm."""
 
     def __init__(self) -> None:
-        mujoco = _mujoco()
+        mujoco = load_mujoco(Reacher.name)
         self._reset, self._step = mujoco.mj_resetData, mujoco.mj_step
         self._model = _model()
         self._data = mujoco.MjData(self._model)
@@ -117,15 +118,11 @@ def angle_differences(states: FloatArray, goals: FloatArray) -> NDArray[np.float
     return (differences + np.pi) % (2 * np.pi) - np.pi
 
 
-def _mujoco() -> Any:
-    return load_simulator("mujoco", Reacher.name)
-
-
 @lru_cache
 def _model() -> Any:
     """The arm. Simulations only read it, so all of them share it."""
     description = files("lewm_models.environments") / "reacher.xml"
-    return _mujoco().MjModel.from_xml_string(description.read_text())
+    return load_mujoco(Reacher.name).MjModel.from_xml_string(description.read_text())
 
 
 def _simulate(
@@ -155,10 +152,9 @@ def _roll_out(starts: NDArray[np.float32], actions: NDArray[np.float32]) -> NDAr
     count, steps = actions.shape[:2]
     full_state = np.zeros((count, 1 + starts.shape[1]))  # with the time in front
     full_state[:, 1:] = starts
-    rollout = load_simulator("mujoco.rollout", Reacher.name)
-    reached, _ = rollout.rollout(
+    reached, _ = import_module("mujoco.rollout").rollout(
         model,
-        _mujoco().MjData(model),
+        load_mujoco(Reacher.name).MjData(model),
         full_state,
         np.repeat(actions.astype(np.float64), PHYSICS_STEPS, axis=1),
     )

@@ -1,5 +1,8 @@
 """Cube: OGBench's world with exact resets, fast frames, the oracle's data and the success test."""
 
+import os
+import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -141,3 +144,25 @@ def test_it_is_found_by_its_name_and_says_how_to_install_it(
     with pytest.raises(ValueError, match=r"--env cube: ogbench.*is needed") as failed:
         CUBE.simulation()
     assert INSTALL_COMMAND in str(failed.value)
+
+
+def test_without_opengl_there_are_states_and_a_clear_error_for_frames() -> None:
+    """In a process of its own, since OpenGL is chosen once."""
+    program = (
+        "from lewm_models.environments.cube import CUBE\n"
+        "simulation = CUBE.simulation()\n"
+        "simulation.step([0.1] * 5)\n"
+        "assert len(simulation.state()) == CUBE.state_dim\n"
+        "try:\n"
+        "    simulation.frame()\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "MUJOCO_GL": "disabled"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"--env cube: frames need OpenGL \(.+\); .* libegl1", done.stdout)
