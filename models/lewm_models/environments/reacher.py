@@ -6,8 +6,7 @@ The arm and its motors are those of dm_control's Reacher; its target is hidden, 
 A state is (angle of the shoulder, angle of the wrist, velocity of the shoulder, velocity of the
 wrist), in radians and radians a second, counter-clockwise. The shoulder turns without limits, and
 its angle counts full turns; the wrist is limited to ±160°. An action is the torque of each motor,
-(2,) in [-1, 1], and holds for 0.04 s. Friction slows the arm with a time constant of 0.03 to 0.15
-seconds, depending on the joint and the pose.
+(2,) in [-1, 1], and holds for 0.04 s. Friction stops the arm within about five actions.
 """
 
 from __future__ import annotations
