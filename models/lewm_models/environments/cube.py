@@ -119,8 +119,8 @@ class CubeSimulation:
 class Cube(Environment):
     """A cube that OGBench's Markov oracle takes from one random target to the next.
 
-    Starts with the cube within 4 cm of the goal's are left out of the protocols. Elsewhere they
-    count, and doing nothing reaches half of those goals.
+    Starts with the cube within 4 cm of the goal's are left out of the protocols. The field counts
+    them as reached.
     """
 
     name = "cube"
