@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Programs that the tests run, each from the Debian package of the same name.
 PROGRAMS := redis-server prometheus chromium-headless-shell
+# Debian packages of OpenGL without a display, which draws the frames of Cube.
+LIBRARIES := libegl1 libgl1-mesa-dri
 
 NATIVE := service/lewm_serve/backends/native
 # Processors for which the native code is compiled: with AMX, and with AVX-512 BF16 alone.
@@ -30,6 +32,7 @@ $(READY): pyproject.toml client/pyproject.toml constraints.txt | programs
 
 programs:
 	@missing=; failed=; for name in $(PROGRAMS); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	for name in $(LIBRARIES); do dpkg -s $$name >/dev/null 2>&1 || missing="$$missing $$name"; done; \
 	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& echo "installing$$missing" && apt-get update -qq && for name in $$missing; do \
 			DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \

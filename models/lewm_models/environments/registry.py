@@ -15,6 +15,8 @@ ENTRY_POINT_GROUP = "lewm.environments"
 or function without arguments that makes one."""
 
 ENVIRONMENTS: Mapping[str, str] = {
+    "cube": "lewm_models.environments.cube:CUBE",
+    "reacher": "lewm_models.environments.reacher:REACHER",
     "two-room": "lewm_models.environments.two_room_environment:TWO_ROOM",
 }
 """The environments of this package. They are entry points too."""
