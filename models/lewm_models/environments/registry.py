@@ -16,6 +16,7 @@ or function without arguments that makes one."""
 
 ENVIRONMENTS: Mapping[str, str] = {
     "cube": "lewm_models.environments.cube:CUBE",
+    "push-t": "lewm_models.environments.push_t_environment:PUSH_T",
     "reacher": "lewm_models.environments.reacher:REACHER",
     "two-room": "lewm_models.environments.two_room_environment:TWO_ROOM",
 }

@@ -91,7 +91,7 @@ def test_frames_that_are_cut_off_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_environment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--env: expected one of two-room, .* got 'chess'"):
+    with pytest.raises(ValueError, match=r"--env: expected one of cube, .* got 'chess'"):
         prepare(replace(SMALL, environment="chess"), tmp_path)
 
 

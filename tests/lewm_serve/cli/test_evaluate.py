@@ -89,7 +89,7 @@ def test_a_baseline_needs_no_server(quick_model: Path, tmp_path: Path) -> None:
         (("--server", "127.0.0.1:1", "--json", "/proc/results.json"), "/proc/results.json"),
         (("--server", "127.0.0.1:1", "--setting", "momentum"), "--setting: expected NAME=VALUE"),
         (("--protocol", "chess"), "--protocol: two-room has paper, cross-room, got 'chess'"),
-        (("--env", "chess"), "--env: expected one of two-room, "),
+        (("--env", "chess"), "--env: expected one of cube, "),
         (
             ("--protocol", "cross-room", "--offset", "9"),
             "--offset: cross-room draws its goals in another way",

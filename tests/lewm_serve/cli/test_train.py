@@ -139,8 +139,8 @@ def test_the_command_of_the_card_makes_the_model_again() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "expected one of --data PATH, a recording, and --env NAME, an environment (two-room)"),
-        (("--env", "chess"), "--env: expected one of two-room, "),
+        ((), "expected one of --data PATH, a recording, and --env NAME, an environment (cube,"),
+        (("--env", "chess"), "--env: expected one of cube, "),
         (("--data", "robot.h5", "--env", "two-room"), "expected one of --data PATH"),
         (("--data", "none.h5"), "none.h5: there is no such file or folder"),
         (("--data", "robot.h5", "--camera", "front"), "--camera: robot.h5 has no 'front'"),
