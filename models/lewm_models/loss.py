@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,9 +68,13 @@ def sigreg(latents: Tensor, directions: Tensor) -> Tensor:
     return sigreg_per_direction(latents, directions).mean()
 
 
+HeadLoss = Callable[[Tensor, Tensor], Tensor]
+"""A loss of latents (B, T + 1, D) and z-scored actions (B, T, A) that only training has."""
+
+
 @dataclass(frozen=True)
 class Losses:
-    """Both terms and their weighted sum, as scalars."""
+    """Both terms, and the weighted sum of all, as scalars."""
 
     prediction: Tensor
     sigreg: Tensor
@@ -77,7 +82,14 @@ class Losses:
 
 
 def lewm_loss(
-    model: LeWM, frames: Tensor, actions: Tensor, *, directions: Tensor, sigreg_weight: float
+    model: LeWM,
+    frames: Tensor,
+    actions: Tensor,
+    *,
+    directions: Tensor,
+    sigreg_weight: float,
+    head_loss: HeadLoss | None = None,
+    head_weight: float = 0.0,
 ) -> Losses:
     """The mean squared error of the next latent + sigreg_weight · SIGReg of the encoded frames.
 
@@ -90,6 +102,8 @@ def lewm_loss(
         actions: (B, T, A), z-scored: the block between each frame and the next.
         directions: (D, M), the directions of SIGReg.
         sigreg_weight: the weight of the second term.
+        head_loss: a third term, of the encoded frames and the actions; None: there is none.
+        head_weight: the weight of the third term.
     """
     batch, steps = frames.shape[:2]
     latents = model.encode(frames.flatten(0, 1)).view(batch, steps, -1)
@@ -97,4 +111,6 @@ def lewm_loss(
     prediction = (predicted.float() - latents[:, 1:].float()).square().mean()
     regulariser = sigreg(latents.transpose(0, 1), directions)
     total = prediction + sigreg_weight * regulariser
+    if head_loss is not None:
+        total = total + head_weight * head_loss(latents, actions)
     return Losses(prediction=prediction, sigreg=regulariser, total=total)

@@ -55,6 +55,7 @@ class Choices:
         crop: how frames become square.
         action_rate_limit: "auto", "none", or numbers with commas between them.
         steps: training steps.
+        action_head: the weight of `ActionHead` in the loss; 0 trains without it.
         seed: of the data, the weights and the order of samples.
     """
 
@@ -65,6 +66,7 @@ class Choices:
     crop: Crop | None = None
     action_rate_limit: str | None = None
     steps: int | None = None
+    action_head: float | None = None
     seed: int = 0
 
     def command(self, *source: str) -> str:
@@ -77,6 +79,7 @@ class Choices:
             "--crop": self.crop,
             "--action-rate-limit": self.action_rate_limit,
             "--steps": self.steps,
+            "--action-head": self.action_head,
             "--seed": self.seed,
         }
         given = [
@@ -288,7 +291,12 @@ def _base(choices: Choices, *, action_dim: int, of: str) -> _Base:
     steps = training.steps if choices.steps is None else choices.steps
     return _Base(
         config=config,
-        training=replace(training, steps=steps, seed=choices.seed),
+        training=replace(
+            training,
+            steps=steps,
+            seed=choices.seed,
+            action_head_weight=choices.action_head or 0.0,
+        ),
         solver=solver,
         initial=loaded,
     )

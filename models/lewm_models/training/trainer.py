@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lewm_models.lewm import LeWM, initialise
 from lewm_models.loss import Losses, lewm_loss, random_directions
+from lewm_models.training.action_head import ActionHead
 from lewm_models.training.diagnostics import diagnose
 from lewm_models.training.windows import Windows, batch_order
 
@@ -48,6 +49,7 @@ class TrainingConfig:
         clip: the largest norm of the gradient.
         sigreg_weight: the weight of SIGReg in the loss.
         directions: the number of SIGReg's random directions per step.
+        action_head_weight: the weight of the loss of `ActionHead`; 0 trains without it.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class TrainingConfig:
     clip: float = 1.0
     sigreg_weight: float = 0.09
     directions: int = 1024
+    action_head_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,11 @@ class Trainer:
             initialise(model, torch.Generator().manual_seed(config.seed))
         self.initial_version = initial_version
         self.model = model.to(device)
+        self.head: ActionHead | None = None
+        if config.action_head_weight > 0:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(config.seed)
+                self.head = ActionHead(model.config).to(device)
         self.windows = windows
         self.held_out = held_out
         self.config = config
@@ -157,11 +165,15 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self._parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
         )
+
+    def _parameters(self) -> list[nn.Parameter]:
+        head = [] if self.head is None else list(self.head.parameters())
+        return [*self.model.parameters(), *head]
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step: a linear warm-up, then a cosine down to zero."""
@@ -188,6 +200,8 @@ class Trainer:
                 actions,
                 directions=directions.to(self.device),
                 sigreg_weight=self.config.sigreg_weight,
+                head_loss=None if self.head is None else self.head.loss,
+                head_weight=self.config.action_head_weight,
             )
 
     def run(
@@ -245,7 +259,7 @@ class Trainer:
         losses = self.losses(batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        torch.nn.utils.clip_grad_norm_(self._parameters(), self.config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         self.optimizer.step()
@@ -292,6 +306,7 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "model": self.model.state_dict(),
+                "head": None if self.head is None else self.head.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             },
             part,
@@ -308,6 +323,8 @@ class Trainer:
         for part, settings in (("config", self.config), ("architecture", self.model.config)):
             expected = asdict(settings)
             found = saved.get(part, expected)  # early checkpoints have no architecture
+            if part == "config":
+                found = {"action_head_weight": 0.0, **found}  # early runs had no head
             if found != expected:
                 raise ValueError(
                     f"{path.name}: was written by a run with {found}, "
@@ -321,6 +338,8 @@ class Trainer:
         # The precision changes every number, so the one that the run began with is kept.
         self.precision = saved.get("precision", self.precision)
         self.model.load_state_dict(saved["model"])
+        if self.head is not None:
+            self.head.load_state_dict(saved["head"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
         self.seconds = saved.get("seconds", 0.0)

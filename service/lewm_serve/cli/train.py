@@ -71,6 +71,14 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="training steps; default: the preset's")
     ] = None,
+    action_head: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="weight of a loss that only training has: which action led from one frame to "
+            "another; default: 0",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="folder of the run; default: runs/NAME")
     ] = None,
@@ -127,6 +135,7 @@ def train(
             crop=None if crop is None else crop.value,
             action_rate_limit=action_rate_limit,
             steps=steps,
+            action_head=action_head,
             seed=seed,
         )
         columns = (

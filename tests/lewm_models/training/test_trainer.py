@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,6 +86,36 @@ def test_a_resumed_run_ends_as_one_without_interruption(data: PreparedData, tmp_
     assert resumed.seconds == stopped.seconds
     resumed.run(until=12)
     assert_same_weights(resumed.model, uninterrupted.model)
+
+
+def test_an_action_head_adds_a_term_and_leaves_the_model_as_it_is(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    training = replace(TRAINING, action_head_weight=0.5)
+    uninterrupted, stopped, resumed = (make_trainer(data, training) for _ in range(3))
+    assert_same_weights(uninterrupted.model, make_trainer(data).model)  # at the first step
+    batch = uninterrupted.windows.batch(np.arange(32))
+    first, plain = (make_trainer(data, each).losses(batch, 0) for each in (training, TRAINING))
+    assert first.prediction == plain.prediction
+    assert 0.3 < first.total - plain.total < 1.0  # half the variance of z-scored actions
+    uninterrupted.run(until=12)
+    assert uninterrupted.model.state_dict().keys() == make_trainer(data).model.state_dict().keys()
+
+    stopped.run(tmp_path / "checkpoint.pt", until=5)
+    resumed.resume(tmp_path / "checkpoint.pt")
+    resumed.run(until=12)
+    assert_same_weights(resumed.model, uninterrupted.model)
+    with pytest.raises(ValueError, match=r"'action_head_weight': 0\.5"):
+        make_trainer(data).resume(tmp_path / "checkpoint.pt")
+
+
+def test_a_run_of_before_the_action_head_can_be_resumed(data: PreparedData, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    make_trainer(data).save(path)
+    saved = torch.load(path, weights_only=True)
+    del saved["config"]["action_head_weight"], saved["head"]
+    torch.save(saved, path)
+    make_trainer(data).resume(path)
 
 
 def test_a_killed_run_can_be_resumed(data: PreparedData, data_folder: Path, tmp_path: Path) -> None:
