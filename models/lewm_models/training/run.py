@@ -158,11 +158,9 @@ def train(
         The model folder.
 
     Raises:
-        ValueError: the output folder holds another run or other files, or the settings are
-            impossible.
+        ValueError: the output folder holds another run, or the settings are impossible.
         FloatingPointError: a loss is not finite.
     """
-    _check_output(output)
     data = run.source.prepare(output / DATA_FOLDER, on_progress, on_message)
     training_pieces, held_out_pieces = split_episodes(data)
     low, high = run.plausible_actions
@@ -245,7 +243,7 @@ def train(
     return folder
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Refuse a folder with files that are not of a training run.
 
     Raises:

@@ -126,6 +126,7 @@ def train(
     step is repeated, after a kill at most 50 are.
     """
     from lewm_models.recordings.recording import open_recording
+    from lewm_models.training.run import check_output
     from lewm_models.training.run import train as run_training
     from lewm_models.training.settings import Choices, environment_run, recording_run
 
@@ -178,6 +179,7 @@ def train(
                     on_episode=_Bar(progress, "reading actions"),
                 )
             folder = output or Path("runs") / run.name
+            check_output(folder)
             log = _Log(folder, progress)
             for line in describe_run(run):
                 log.say(line)

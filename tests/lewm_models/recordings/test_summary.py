@@ -105,7 +105,7 @@ def test_block_and_history(
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "size"), [(480, 640, 128), (96, 128, 96), (84, 84, 80), (10, 10, 16)]
+    ("height", "width", "size"), [(480, 640, 64), (64, 96, 64), (60, 84, 48), (10, 10, 16)]
 )
 def test_image_size(height: int, width: int, size: int) -> None:
     assert propose_image_size(Column("a", (height, width, 3))) == size
