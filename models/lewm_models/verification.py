@@ -61,8 +61,9 @@ def verify(folder: Path) -> Iterator[Finding]:
             f"actions: change the predicted latent by {change:.2g} of its norm, expected at least "
             f"{MIN_RELATIVE_CHANGE:g}; the gates (adaLN_modulation) of an untrained model are zero"
         )
-    yield Finding("actions", f"change the predicted latent by {change:.2g} of its norm")
-    yield _compare_dimensions(checkpoint, latents)
+    yield _compare_dimensions(
+        checkpoint, latents, f"change the predicted latent by {change:.2g} of its norm"
+    )
     yield Finding("version", checkpoint.version)
 
 
@@ -99,7 +100,7 @@ def _roll_out_random_actions(checkpoint: Checkpoint, latents: Tensor) -> Tensor:
     return from_one
 
 
-def _compare_dimensions(checkpoint: Checkpoint, test_latents: Tensor) -> Finding:
+def _compare_dimensions(checkpoint: Checkpoint, test_latents: Tensor, detail: str) -> Finding:
     """How much each action dimension changes the prediction, relative to the strongest one.
 
     A dimension is set to its mean plus and minus one deviation in all actions of a block, and all
@@ -122,8 +123,8 @@ def _compare_dimensions(checkpoint: Checkpoint, test_latents: Tensor) -> Finding
     shares = effects / effects.max().clamp_min(1e-30)
     labels = action_labels(checkpoint.card)
     return Finding(
-        "effects",
-        "of the action dimensions on the prediction: "
+        "actions",
+        f"{detail}; effect of each dimension, of the largest: "
         + ", ".join(f"{label} {share:.0%}" for label, share in zip(labels, shares, strict=True)),
         tuple(
             f"action {label} has only {share:.1%} of the largest effect on the prediction, so "

@@ -43,7 +43,7 @@ def make_statistics_negative(model: LeWM) -> None:
 def test_a_good_model_passes_every_check(tmp_path: Path, history: int) -> None:
     findings = list(verify(save_model(tmp_path, tiny_model(history=history))))
     checks = [finding.check for finding in findings]
-    assert checks == ["card", "tensors", "encode", "roll-out", "actions", "effects", "version"]
+    assert checks == ["card", "tensors", "encode", "roll-out", "actions", "version"]
     assert not any(finding.warnings for finding in findings)
     assert findings[-1].detail == checkpoint.version(tmp_path)
 
@@ -61,7 +61,7 @@ def test_an_action_dimension_without_effect_is_warned_of(tmp_path: Path) -> None
         example_card(model), provenance={"recording": {"action_labels": ["arm", "gripper"]}}
     )
     checkpoint.save(tmp_path, model, card)
-    (finding,) = (item for item in verify(tmp_path) if item.check == "effects")
+    (finding,) = (item for item in verify(tmp_path) if item.check == "actions")
     assert "arm 100%, gripper 0%" in finding.detail
     (warning,) = finding.warnings
     assert warning.startswith("action gripper has only 0.")
