@@ -219,7 +219,7 @@ def summarise(
         proposals = Proposals(
             action_block=block,
             history=history,
-            image_size=propose_image_size(cameras[0]),
+            image_size=DEFAULT_IMAGE_SIZE,
             crop=None if cameras[0].shape[0] == cameras[0].shape[1] else "center",
             action_low=low,
             action_high=high,
@@ -254,15 +254,9 @@ def propose_block(contents: Contents) -> tuple[int, int]:
     return min(block, max(1, transitions // (2 * history))), history
 
 
-def propose_image_size(camera: Column) -> int:
-    """64 pixels, or the largest multiple of 16 up to the frame's shorter side if that is less."""
-    return min(DEFAULT_IMAGE_SIZE, largest_image_size(camera))
-
-
 def largest_image_size(camera: Column) -> int:
-    """The largest multiple of 16 up to the frame's shorter side, at least 16."""
-    side = min(camera.shape[:2]) // IMAGE_SIZE_MULTIPLE * IMAGE_SIZE_MULTIPLE
-    return max(IMAGE_SIZE_MULTIPLE, side)
+    """The largest multiple of 16 up to the frame's shorter side: a larger one shows no more."""
+    return min(camera.shape[:2]) // IMAGE_SIZE_MULTIPLE * IMAGE_SIZE_MULTIPLE
 
 
 class SeriesStatistics:

@@ -241,9 +241,6 @@ def recording_run(
     config = base.config
     if card is None:
         config = replace(config, action_block=proposals.action_block, history=proposals.history)
-        if choices.image_size is None and choices.preset in (None, DEFAULT_PRESET):
-            size = min(config.image_size, proposals.image_size)
-            config = replace(config, image_size=size)
         config = _with_action_encoder(config)
     crop = _crop(choices, camera_column, card, proposals)
     source = RecordingSource(

@@ -36,6 +36,9 @@ MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_REPORTED_PROBLEMS = 8
 """How many refused fields one answer names."""
 
+MAX_COMPARED_CHARACTERS = 40
+"""How much of an unknown field's name is compared with the known ones."""
+
 RequestT = TypeVar("RequestT", bound="RequestModel")
 
 
@@ -132,22 +135,20 @@ def to_invalid_request(error: ValidationError, request_type: type[RequestModel])
         if line["type"] == "missing":
             received = "nothing"
         if line["type"] == "extra_forbidden":
-            expected += _known_names(request_type, line["loc"])
+            expected += _similar_name(request_type, line["loc"])
         problems.append(FieldProblem(field=field, code=code, received=received, expected=expected))
     return InvalidRequest.of(*problems)
 
 
-def _known_names(request_type: type[RequestModel], location: tuple[int | str, ...]) -> str:
-    """The end of a sentence about an unknown field: the most similar name, or all there are."""
+def _similar_name(request_type: type[RequestModel], location: tuple[int | str, ...]) -> str:
+    """The end of a sentence about an unknown field: the most similar name, if there is one."""
     parent: type[RequestModel] | None = request_type
     for part in location[:-1]:
         if parent is not None and part in parent.model_fields:
             parent = _request_type_in(parent.model_fields[str(part)].annotation)
-    if parent is None:
-        return ""
-    names = list(parent.model_fields)
-    similar = get_close_matches(str(location[-1])[:40], names, n=1)
-    return f"; did you mean {similar[0]}?" if similar else f"; there are {', '.join(names)}"
+    names = [] if parent is None else list(parent.model_fields)
+    similar = get_close_matches(str(location[-1])[:MAX_COMPARED_CHARACTERS], names, n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def _request_type_in(annotation: Any) -> type[RequestModel] | None:

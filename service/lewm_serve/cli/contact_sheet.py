@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lewm_models.preprocessing import to_model_frames
 from lewm_models.recordings.recording import Column, Recording, RecordingError
-from lewm_models.recordings.summary import propose_image_size
+from lewm_models.recordings.summary import DEFAULT_IMAGE_SIZE
 
 MAX_ROWS, FRAMES_PER_ROW = 6, 8
 FRAME_HEIGHT, MAX_FRAME_WIDTH = 120, 240
@@ -56,8 +56,7 @@ def draw_contact_sheet(
         label = f"episode {episode}, {steps[episode]} steps"
         if len(recording.contents.cameras) > 1:
             label += f", {camera.name}"
-        model_size = propose_image_size(camera)
-        label += f"; below: what a model sees at {model_size} × {model_size} pixels"
+        label += f"; below: what a model sees at {DEFAULT_IMAGE_SIZE} pixels"
         if camera.shape[0] != camera.shape[1]:
             label += ", crop center"
         draw.text((GAP, top), label, INK, ImageFont.load_default(LABEL_SIZE))
@@ -71,7 +70,7 @@ def draw_contact_sheet(
                 draw.rectangle((*box, left + width - 1, box[1] + height - 1), fill=DAMAGED)
             else:
                 sheet.paste(_thumbnail(frame, width, height), box)
-                view = _thumbnail(_model_frame(frame, model_size), view_side, view_side)
+                view = _thumbnail(_model_frame(frame), view_side, view_side)
                 sheet.paste(view, (left, box[1] + height + GAP))
             draw.text(
                 (left, box[1] + height + GAP + view_side + 1),
@@ -100,10 +99,10 @@ def _frame_size(cameras: tuple[Column, ...]) -> tuple[int, int]:
     return MAX_FRAME_WIDTH, max(1, round(MAX_FRAME_WIDTH / ratio))
 
 
-def _model_frame(frame: np.ndarray, size: int) -> np.ndarray:
+def _model_frame(frame: np.ndarray) -> np.ndarray:
     """A frame (H, W, 3) as a model sees it without further options."""
     frames = torch.from_numpy(np.array(frame))[None]
-    return to_model_frames(frames, size, "center")[0].numpy()
+    return to_model_frames(frames, DEFAULT_IMAGE_SIZE, "center")[0].numpy()
 
 
 def _thumbnail(frame: np.ndarray, width: int, height: int) -> Image.Image:

@@ -19,7 +19,7 @@ from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.file_kinds import kind_of_file, read_numpy_array
 from lewm_models.file_names import natural_key
-from lewm_models.recordings.images import ImageFolders
+from lewm_models.recordings.images import CONTACT_SHEET_END, ImageFolders
 from lewm_models.recordings.recording import find_reader, open_recording
 from lewm_models.recordings.usable import usable_episodes
 from lewm_models.training.preparation import fingerprint
@@ -132,7 +132,11 @@ def _image_episodes(folders: Sequence[Path], card: ModelCard) -> Iterator[Calibr
 
 
 def _image_files(folder: Path) -> list[Path]:
-    images = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    images = (
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.endswith(CONTACT_SHEET_END)
+    )
     return sorted(images, key=natural_key)
 
 

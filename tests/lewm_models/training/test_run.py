@@ -16,6 +16,7 @@ from lewm_models import checkpoint
 from lewm_models.calibration import calibrate
 from lewm_models.config import PRESETS
 from lewm_models.recordings.recording import RecordingError, open_recording
+from lewm_models.recordings.summary import summarise
 from lewm_models.training import run, settings, trainer
 from lewm_models.training.prepared import PreparedData
 from lewm_models.training.run import TrainingRun, check_output, read_log, train
@@ -24,6 +25,7 @@ from lewm_models.training.trainer import TrainingMetrics
 from tests.lewm_models.training.short_run import CONFIG, TRAINING
 from tests.lewm_models.training.sources import write_robot
 
+EDGE_IMAGE_SIZE = PRESETS["edge"].image_size
 CPU = torch.device("cpu")
 
 
@@ -126,15 +128,11 @@ def test_the_proposals_of_inspect_are_the_defaults(robot: Path) -> None:
     assert robot_run(robot, action_rate_limit="1,0.5,.25").action_rate_limit == (1, 0.5, 0.25)
 
 
-def test_frames_that_are_smaller_than_the_presets_are_not_enlarged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = write_robot(tmp_path / "small.h5", height=26, width=40)
-    assert robot_run(small).config.image_size == 16
-    assert robot_run(small, image_size=24).config.image_size == 24
-    monkeypatch.setitem(PRESETS, "paper", replace(CONFIG, image_size=40))
-    monkeypatch.setitem(settings.PRESET_TRAINING, "paper", TRAINING)
-    assert robot_run(small, preset="paper").config.image_size == 40
+def test_inspect_proposes_the_image_size_of_the_default_preset(robot: Path) -> None:
+    with open_recording(robot) as recording:
+        proposals = summarise(recording).proposals
+    assert proposals is not None
+    assert proposals.image_size == EDGE_IMAGE_SIZE
 
 
 def test_more_than_two_action_values_are_searched_longer(robot: Path) -> None:

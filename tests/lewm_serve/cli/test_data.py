@@ -47,7 +47,7 @@ def test_the_report_for_people() -> None:
         "contact sheet: robot.h5-contact.png",
         "  Only 100 steps can be used; a first try needs some 20,000.",
         "held out    1 episodes, 40 frames",
-        "to train: lewm train --data robot.h5 --action-block 5 --image-size 16 --crop center",
+        "to train: lewm train --data robot.h5 --action-block 5 --image-size 64 --crop center",
     ):
         assert line in lines
     (row,) = (line.split() for line in lines if line.startswith("  action 0"))
