@@ -105,7 +105,7 @@ def test_an_action_head_adds_a_term_and_leaves_the_model_as_it_is(
     resumed.resume(tmp_path / "checkpoint.pt")
     resumed.run(until=12)
     assert_same_weights(resumed.model, uninterrupted.model)
-    with pytest.raises(ValueError, match=r"'action_head_weight': 0\.5"):
+    with pytest.raises(ValueError, match=r"action_head_weight 0\.5"):
         make_trainer(data).resume(tmp_path / "checkpoint.pt")
 
 
