@@ -20,6 +20,7 @@ from lewm_client.messages import (
     FrameLike,
     encode_response,
     frame,
+    frame_list,
     optional_tensor,
     plan_response,
     predict_response,
@@ -64,7 +65,7 @@ class PlannerClient:
         self, frames: Sequence[FrameLike], *, model: str | None = None, timeout_s: float = 30.0
     ) -> EncodeResponse:
         """Encode frames to latents."""
-        request = pb.EncodeRequest(model=model, frames=map(frame, frames))
+        request = pb.EncodeRequest(model=model, frames=frame_list(frames))
         return encode_response(self._call(self.stub.Encode, request, timeout_s))
 
     def predict(
@@ -89,7 +90,7 @@ class PlannerClient:
         """
         request = pb.PredictRequest(
             model=model,
-            frames=map(frame, frames),
+            frames=frame_list(frames),
             past_actions=optional_tensor(past_actions),
             actions=optional_tensor(actions),
             candidates=optional_tensor(candidates),
@@ -108,7 +109,7 @@ class PlannerClient:
         deadline_ms: float | None = None,
         min_iterations: int | None = None,
         priority: int | None = None,
-        fallback: Mapping[str, Any] | None = None,
+        fallback: str | Mapping[str, Any] | None = None,
         include: Sequence[str] = (),
         model: str | None = None,
         timeout_s: float = 30.0,
@@ -126,14 +127,15 @@ class PlannerClient:
             min_iterations: the server refuses the request if fewer iterations fit before the
                 deadline.
             priority: 0 to 9; 9 goes first.
-            fallback: the `controller` that answers when the planner cannot, and its `state` (n,).
+            fallback: the controller that answers when the planner cannot, such as `"tail"`. With a
+                state (n,): `{"controller": "waypoint", "state": state}`.
             include: parts of the response that are left out by default: `"trajectory"`.
             model: the model's name, None for the server's default model.
             timeout_s: seconds for all attempts together.
         """
         request = pb.PlanRequest(
             model=model,
-            frames=map(frame, frames),
+            frames=frame_list(frames),
             past_actions=optional_tensor(past_actions),
             goal=frame(goal),
             solver=None if solver is None else pb.SolverSettings(**solver),
@@ -211,5 +213,7 @@ def call_with_retries(
         next_pause_s = min(2 * next_pause_s, MAX_RETRY_PAUSE_S)
 
 
-def _fallback_message(fallback: Mapping[str, Any]) -> pb.Fallback:
+def _fallback_message(fallback: str | Mapping[str, Any]) -> pb.Fallback:
+    if isinstance(fallback, str):
+        return pb.Fallback(controller=fallback)
     return pb.Fallback(**{**fallback, "state": optional_tensor(fallback.get("state"))})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -43,6 +44,31 @@ def tensor(values: ArrayLike) -> pb.Tensor:
 def optional_tensor(values: ArrayLike | None) -> pb.Tensor | None:
     """Make a message of numbers, or None of None."""
     return None if values is None else tensor(values)
+
+
+def frame_list(sources: Iterable[FrameLike]) -> Iterator[pb.Frame]:
+    """Make messages of frames.
+
+    Raises:
+        TypeError: this is one frame instead of several, or a frame is of another kind.
+        ValueError: an array has another shape than a frame.
+    """
+    if (kind := _kind_of_one_frame(sources)) is not None:
+        raise TypeError(f"frames: expected a list of frames, got one {kind}: write [frame]")
+    return map(frame, sources)
+
+
+def _kind_of_one_frame(sources: Any) -> str | None:
+    """What the object is if it is one frame, or nothing that could hold frames."""
+    if isinstance(sources, str):
+        return f"string, {sources[:40]!r}"
+    if isinstance(sources, np.ndarray):
+        # Rows of pixels and of bytes look like encoded images, and numbers like latents.
+        is_one = sources.ndim in (0, 1, 3) or (sources.ndim == 2 and sources.dtype == np.uint8)
+        return f"array of shape {sources.shape}" if is_one else None
+    if isinstance(sources, (bytes, bytearray, memoryview, os.PathLike, Mapping)):
+        return type(sources).__name__
+    return None if isinstance(sources, Iterable) else type(sources).__name__
 
 
 def frame(source: FrameLike) -> pb.Frame:

@@ -89,12 +89,14 @@ class Pilot:
         goal: what the robot should see at the end.
         steps: how many actions of a plan are run before the next frames are taken.
         timeout_s: the longest that a `step` takes, and the deadline of its plan.
-        fallback: the controller by which the server answers when it cannot plan. "tail" becomes
-            "hold" while there is no earlier plan.
+        fallback: the controller by which the server answers when it cannot plan, or a mapping as
+            `PlannerClient.plan` takes it. "tail" becomes "hold" while there is no earlier plan.
         local: the fallback that runs on the robot. It is used when no response comes in time and
             when the server is overloaded, failing or gone. It is not used when the request is
             wrong: that error is raised.
-        settings: further arguments of `PlannerClient.plan`, such as `model` and `solver`.
+        model: the model's name, None for the server's default model.
+        solver: settings that replace those of the model's card, such as `{"horizon": 2}`.
+        settings: further arguments of `PlannerClient.plan`, such as `{"priority": 9}`.
 
     Attributes:
         last: the server's latest response, None before the first.
@@ -112,8 +114,10 @@ class Pilot:
         *,
         steps: int,
         timeout_s: float,
-        fallback: str = "none",
+        fallback: str | Mapping[str, Any] = "none",
         local: LocalFallback = rest_of_plan,
+        model: str | None = None,
+        solver: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if steps < 1:
@@ -123,9 +127,14 @@ class Pilot:
         self._goal_id: str | None = None
         self._steps = steps
         self._timeout_s = timeout_s
-        self._fallback = fallback
+        self._fallback = {"controller": fallback} if isinstance(fallback, str) else dict(fallback)
         self._local = local
-        self._extra_arguments = dict(settings or {})
+        self._extra_arguments = {
+            name: value
+            for name, value in (("model", model), ("solver", solver))
+            if value is not None
+        }
+        self._extra_arguments.update(settings or {})
         self._rest: FloatArray = np.empty((0, 0), np.float32)
 
     def step(
@@ -208,11 +217,17 @@ class Pilot:
             "seed": seed,
             "timeout_s": self._timeout_s,
         }
-        if self._fallback != "none":
-            nothing_to_continue = self._fallback == "tail" and rest is None
-            controller = "hold" if nothing_to_continue else self._fallback
-            arguments["fallback"] = {"controller": controller}
+        controller = self._fallback.get("controller", "none")
+        if controller != "none":
+            nothing_to_continue = controller == "tail" and rest is None
+            arguments["fallback"] = {
+                **self._fallback,
+                "controller": "hold" if nothing_to_continue else controller,
+            }
         arguments.update(self._extra_arguments)
         if state is not None and "fallback" in arguments:
-            arguments["fallback"] = {**arguments["fallback"], "state": state}
+            fallback = arguments["fallback"]
+            if isinstance(fallback, str):
+                fallback = {"controller": fallback}
+            arguments["fallback"] = {**fallback, "state": state}
         return arguments

@@ -29,6 +29,9 @@ from numpy.typing import ArrayLike, NDArray
 FORMAT, VERSION = "lewm-recording", 1
 HEADER_FILE, EPISODES_FOLDER, STEPS_FILE = "recording.json", "episodes", "steps.bin"
 
+ONLY_CAMERA = "camera"
+"""The name of a camera whose frames are given without a name."""
+
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 JPEG_FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -117,7 +120,7 @@ class Recorder:
             OSError: the disk is full or fails. The steps before are complete, and a later `add`
                 may succeed.
         """
-        frames = dict(frame) if isinstance(frame, Mapping) else {"camera": frame}
+        frames = dict(frame) if isinstance(frame, Mapping) else {ONLY_CAMERA: frame}
         images = {name: _Image.read(name, image) for name, image in frames.items()}
         values = {"action": _numbers("action", action), "state": _numbers("state", state)}
         now = time.monotonic() if time_s is None else float(time_s)
@@ -215,7 +218,14 @@ class Recorder:
         """The record of the step, checked against the header. ``frame_end`` is left open."""
         names = [camera["name"] for camera in header["cameras"]]
         if sorted(images) != sorted(names):
-            raise ValueError(f"frame: expected the cameras {names}, got {list(images)}")
+            got = (
+                "one frame without a name; give a dictionary of frames by camera"
+                if list(images) == [ONLY_CAMERA]
+                else str(list(images))
+            )
+            raise ValueError(
+                f"frame: expected the cameras {names} as in the steps before, got {got}"
+            )
         for camera in header["cameras"]:
             images[camera["name"]].check(camera)
         if self._episode is not None and now <= self._episode.time_s:
@@ -254,6 +264,11 @@ class _Image:
         """
         if isinstance(image, (bytes, bytearray)):
             return cls._encoded(camera, bytes(image))
+        if isinstance(image, (str, os.PathLike)):
+            raise ValueError(
+                f"frame: {camera}: expected pixels or the bytes of an image, got the name "
+                f"{image!s}: write Path(name).read_bytes()"
+            )
         pixels = np.asarray(image)
         if pixels.dtype == np.uint8 and (pixels.ndim == 1 or pixels.shape[1:] == (1,)):
             return cls._encoded(camera, pixels.tobytes())

@@ -198,11 +198,7 @@ class ModelCard:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _is_name(self.name):
-            raise CardError(
-                f"name: expected 1 to {MAX_NAME_LENGTH} letters, digits, dots, dashes or "
-                f"underscores, not only dots, got {_shown(self.name)}"
-            )
+        check_name(self.name)
         self._check_actions()
         for name in self.controllers:
             if not isinstance(name, str) or not _is_name(name) or name in RESERVED_CONTROLLERS:
@@ -421,6 +417,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CardError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+def check_name(name: object) -> None:
+    """Refuse what cannot be a model's name.
+
+    Raises:
+        CardError: the message says what a name may be.
+    """
+    if not isinstance(name, str) or not _is_name(name):
+        raise CardError(
+            f"name: expected 1 to {MAX_NAME_LENGTH} letters, digits, dots, dashes or "
+            f"underscores, not only dots, got {_shown(name)}"
+        )
 
 
 def _is_name(name: str) -> bool:

@@ -31,6 +31,9 @@ WEIGHTS_FILE = "model.safetensors"
 FRAMES_FILE = "frames.safetensors"
 REFERENCE_FILE = "calibration.safetensors"
 
+UNFINISHED_RUN_FILES = ("checkpoint.pt", "data/prepared.json", "data/preparing.json")
+"""What the folder of a training run holds before there is a model."""
+
 LAYER_PREFIXES = {
     "encoder_depth": "encoder.layers.",
     "predictor_depth": "predictor.transformer.layers.",
@@ -268,12 +271,20 @@ def model_folders(path: Path) -> list[Path]:
     if (path / CARD_FILE).is_file():
         return [path]
     if not path.is_dir():
-        raise CheckpointError(f"{path}: is not a model folder and holds none: it is no folder")
+        reason = "it is a file" if path.exists() else "there is no such folder"
+        raise CheckpointError(f"{path}: is not a model folder and holds none: {reason}")
     files = [*path.glob(f"*/{CARD_FILE}"), *path.glob(f"*/{WEIGHTS_FILE}")]
     inside = sorted({file.parent for file in files}, key=natural_key)
     for folder in (path, *inside):
         if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).exists():
             raise CheckpointError(f"{folder / CARD_FILE}: is missing, but there are weights")
     if not inside:
-        raise CheckpointError(f"{path}: is not a model folder and holds none (no {CARD_FILE})")
+        hint = ""
+        if any((path / name).exists() for name in UNFINISHED_RUN_FILES):
+            hint = (
+                "; it holds a training run that is not finished, which the same command continues"
+            )
+        raise CheckpointError(
+            f"{path}: is not a model folder and holds none (no {CARD_FILE}){hint}"
+        )
     return inside

@@ -9,21 +9,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lewm_models.card import ModelCard
 from lewm_models.checkpoint import Checkpoint, CheckpointError, load
 from lewm_models.lewm import LeWM
 
 MIN_RELATIVE_CHANGE = 1e-4
 """A smaller change of a latent, relative to its norm, may be rounding."""
 
+MIN_DIMENSION_EFFECT = 0.02
+"""An action dimension with less than this share of the largest effect has practically none."""
+
 ROLLOUT_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The name of a check that passed, and what it measured."""
+    """The name of a check that passed, what it measured, and what may be wrong all the same."""
 
     check: str
     detail: str
+    warnings: tuple[str, ...] = ()
 
 
 @torch.inference_mode()
@@ -56,7 +61,9 @@ def verify(folder: Path) -> Iterator[Finding]:
             f"actions: change the predicted latent by {change:.2g} of its norm, expected at least "
             f"{MIN_RELATIVE_CHANGE:g}; the gates (adaLN_modulation) of an untrained model are zero"
         )
-    yield Finding("actions", f"change the predicted latent by {change:.2g} of its norm")
+    yield _compare_dimensions(
+        checkpoint, latents, f"change the predicted latent by {change:.2g} of its norm"
+    )
     yield Finding("version", checkpoint.version)
 
 
@@ -91,6 +98,50 @@ def _roll_out_random_actions(checkpoint: Checkpoint, latents: Tensor) -> Tensor:
                 f"{context} frames"
             )
     return from_one
+
+
+def _compare_dimensions(checkpoint: Checkpoint, test_latents: Tensor, detail: str) -> Finding:
+    """How much each action dimension changes the prediction, relative to the strongest one.
+
+    A dimension is set to its mean plus and minus one deviation in all actions of a block, and all
+    others to their means. The frames are those of the model folder, if it has some.
+    """
+    model, config = checkpoint.model, checkpoint.card.config
+    latents = test_latents if checkpoint.frames is None else model.encode(checkpoint.frames)
+    blocks = torch.zeros(2, config.action_dim, config.action_block, config.action_dim)
+    for dimension in range(config.action_dim):
+        blocks[0, dimension, :, dimension] = 1
+        blocks[1, dimension, :, dimension] = -1
+    candidates = blocks.view(2 * config.action_dim, 1, config.block_width)
+    effects = torch.zeros(config.action_dim)
+    for latent in latents:
+        predicted = model.rollout(
+            latent[None], candidates.new_empty(0, config.block_width), candidates
+        )
+        above, below = predicted[:, -1].view(2, config.action_dim, -1)
+        effects += (above - below).norm(dim=-1)
+    shares = effects / effects.max().clamp_min(1e-30)
+    labels = action_labels(checkpoint.card)
+    return Finding(
+        "actions",
+        f"{detail}; effect of each dimension, of the largest: "
+        + ", ".join(f"{label} {share:.0%}" for label, share in zip(labels, shares, strict=True)),
+        tuple(
+            f"action {label} has only {share:.1%} of the largest effect on the prediction, so "
+            "plans choose it nearly at random; see docs/your-robot.md"
+            for label, share in zip(labels, shares.tolist(), strict=True)
+            if share < MIN_DIMENSION_EFFECT
+        ),
+    )
+
+
+def action_labels(card: ModelCard) -> list[str]:
+    """The names of the action dimensions as the recording has them, else their numbers."""
+    recording = card.provenance.get("recording")
+    labels = recording.get("action_labels") if isinstance(recording, dict) else None
+    if isinstance(labels, list) and len(labels) == card.config.action_dim:
+        return [str(label) for label in labels]
+    return [str(number) for number in range(card.config.action_dim)]
 
 
 def _relative_change(latents: Tensor) -> float:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lewm.v1 import planner_pb2 as pb
-from lewm_client import frame
+from lewm_client import PlannerClient, frame
+from lewm_client.messages import frame_list
 
 PICTURE = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
 
@@ -64,6 +65,37 @@ def test_a_latent_is_a_latent(dtype: str) -> None:
     assert list(message.latent.shape) == [3]
     assert message.latent.data == np.array([1, 2, 3], "<f4").tobytes()
     assert frame([1.0, 2.0, 3.0]) == message  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("frames", "got"),
+    [
+        (PICTURE, r"array of shape \(12, 12, 3\)"),
+        (np.frombuffer(PNG, np.uint8).reshape(-1, 1), r"array of shape "),
+        (np.zeros(128, np.float32), r"array of shape \(128,\)"),
+        (PNG, "bytes"),
+        (memoryview(PNG), "memoryview"),
+        ("frame.png", "string, 'frame.png'"),
+        (Path("frame.png"), "PosixPath"),
+        (Image.fromarray(PICTURE), "Image"),
+    ],
+)
+def test_one_frame_in_place_of_a_list_is_named(frames: Any, got: str) -> None:
+    message = rf"^frames: expected a list of frames, got one {got}.*: write \[frame\]$"
+    with PlannerClient("127.0.0.1:1") as client:
+        for call in (client.encode, client.predict):
+            with pytest.raises(TypeError, match=message):
+                call(frames)
+        with pytest.raises(TypeError, match=message):
+            client.plan(frames, PICTURE)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [[PICTURE], (PICTURE, PICTURE), np.stack([PICTURE] * 2), iter([PNG]), np.zeros((2, 8), "f4")],
+)
+def test_several_frames_are_a_list(frames: Any) -> None:
+    assert list(frame_list(frames))
 
 
 def test_a_latent_id_is_a_latent_id() -> None:

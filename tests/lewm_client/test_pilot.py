@@ -128,6 +128,31 @@ def test_rest_of_the_plan_advances_while_the_servers_fallback_acts() -> None:
     assert client.goals[2] == "goal-id"
 
 
+@pytest.mark.parametrize("fallback", ["tail", {"controller": "tail"}])
+def test_model_solver_and_fallback_reach_the_planner(fallback: Any) -> None:
+    client = FakeClient(make_plan(0.1), make_plan(0.2))
+    pilot = make_pilot(client, model="arm", solver={"horizon": 1}, fallback=fallback)
+    pilot.step([FRAME])
+    pilot.step([FRAME])
+    first, second = client.arguments
+    assert (first["model"], first["solver"]) == ("arm", {"horizon": 1})
+    assert [first["fallback"], second["fallback"]] == [
+        {"controller": "hold"},
+        {"controller": "tail"},
+    ]
+
+
+def test_a_state_joins_any_form_of_fallback() -> None:
+    client = FakeClient(make_plan(0.1), make_plan(0.1))
+    for fallback in (
+        {"fallback": {"controller": "waypoint"}},
+        {"settings": {"fallback": "waypoint"}},
+    ):
+        make_pilot(client, **fallback).step([FRAME], state=[1.0])
+    expected = {"controller": "waypoint", "state": [1.0]}
+    assert [arguments["fallback"] for arguments in client.arguments] == [expected] * 2
+
+
 def test_next_search_does_not_start_at_an_anomalous_plan() -> None:
     anomalous_plan = replace(make_plan(0.5), health=Health("anomalous"))
     client = FakeClient(anomalous_plan, make_plan(0.1), anomalous_plan, make_plan(0.2))

@@ -117,6 +117,10 @@ def test_several_cameras_names_and_labels(tmp_path: Path) -> None:
             recorder.add(frames, [1, 2], [3, 4, 5], time_s=step / 10)
         with pytest.raises(ValueError, match=r"expected the cameras \['front', 'wrist'\]"):
             recorder.add({"front": FRAME}, [1, 2], [3, 4, 5])
+        with pytest.raises(ValueError, match="got one frame without a name; give a dictionary"):
+            recorder.add(FRAME, [1, 2], [3, 4, 5])
+        with pytest.raises(ValueError, match=r"got the name a.png: write Path\(name\).read_bytes"):
+            recorder.add({"front": "a.png", "wrist": encoded(1)}, [1, 2], [3, 4, 5])  # type: ignore[dict-item]
     with open_recording(tmp_path / "a") as recording:
         contents = recording.contents
         assert [camera.name for camera in contents.cameras] == ["front", "wrist"]

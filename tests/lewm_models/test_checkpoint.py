@@ -342,6 +342,11 @@ def test_model_folders_are_found(folder: Path) -> None:
     for path in (folder.parent / "empty", folder.parent / "absent", folder / checkpoint.CARD_FILE):
         with pytest.raises(CheckpointError, match="is not a model folder and holds none"):
             checkpoint.model_folders(path)
+    with pytest.raises(CheckpointError, match=r"absent: .*: there is no such folder"):
+        checkpoint.model_folders(folder.parent / "absent")
+    (folder.parent / "empty" / "checkpoint.pt").touch()
+    with pytest.raises(CheckpointError, match=r"empty: .* a training run that is not finished"):
+        checkpoint.model_folders(folder.parent / "empty")
 
 
 def test_model_folders_are_in_the_order_of_their_numbers(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Verification accepts models that can be served, and says what is wrong with others."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,27 @@ def test_a_good_model_passes_every_check(tmp_path: Path, history: int) -> None:
     findings = list(verify(save_model(tmp_path, tiny_model(history=history))))
     checks = [finding.check for finding in findings]
     assert checks == ["card", "tensors", "encode", "roll-out", "actions", "version"]
+    assert not any(finding.warnings for finding in findings)
     assert findings[-1].detail == checkpoint.version(tmp_path)
+
+
+def test_an_action_dimension_without_effect_is_warned_of(tmp_path: Path) -> None:
+    """The mean effect of all actions does not show it."""
+    model = tiny_model()
+    block, dimensions = model.config.action_block, model.config.action_dim
+    taken = torch.zeros(block, dimensions, dtype=torch.bool)
+    taken[:, 1] = True
+    first = model.get_parameter("action_encoder.patch_embed.weight")
+    with torch.no_grad():
+        first[:, taken.flatten()] *= 1e-3
+    card = replace(
+        example_card(model), provenance={"recording": {"action_labels": ["arm", "gripper"]}}
+    )
+    checkpoint.save(tmp_path, model, card)
+    (finding,) = (item for item in verify(tmp_path) if item.check == "actions")
+    assert "arm 100%, gripper 0%" in finding.detail
+    (warning,) = finding.warnings
+    assert warning.startswith("action gripper has only 0.")
 
 
 def test_the_embedded_model_passes_and_keeps_its_version() -> None:

@@ -16,7 +16,7 @@ from lewm_models.card import Calibration, ModelCard
 from lewm_models.lewm import LeWM
 from lewm_models.loss import random_directions, sigreg
 from lewm_models.preprocessing import resize, to_model_frames
-from lewm_models.recordings.recording import Recording, choose_column
+from lewm_models.recordings.recording import Recording, choose_action, choose_column
 from lewm_models.recordings.usable import usable_episodes
 from lewm_models.training.prepared import PreparedData
 
@@ -109,7 +109,7 @@ def recording_episodes(
     """
     path, contents, config = recording.path, recording.contents, card.config
     camera_column = choose_column(contents.cameras, camera, option="--camera", path=path)
-    action_column = choose_column(contents.actions, action, option="--action", path=path)
+    action_column = choose_action(contents, action, path)
     if action_column.shape != (config.action_dim,):
         raise ValueError(
             f"{path}: {action_column.name}: expected actions of {config.action_dim} values, got "
@@ -124,7 +124,7 @@ def recording_episodes(
         frames = recording.read_frames(
             camera_column.name, steps.episode, first=steps.first + first, count=stop - first
         )
-        actions = recording.read_actions(action_column.name, steps.episode)
+        actions = recording.read_numbers(action_column.name, steps.episode)
         yield CalibrationEpisode(
             frames=to_model_frames(
                 torch.from_numpy(np.require(frames, requirements=["C", "W"])),

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from lewm_models.card import MIN_ACTION_STD
-from lewm_models.recordings.recording import Recording, RecordingError, choose_column
+from lewm_models.recordings.recording import (
+    Recording,
+    RecordingError,
+    choose_action,
+    choose_column,
+)
 from lewm_models.recordings.summary import Progress, Summary, summarise
 
 CONSTANT_STD = 1.0
@@ -28,7 +33,7 @@ def summarise_for_import(
     summary = summarise(
         recording,
         camera=choose_column(contents.cameras, camera, option="--camera", path=path).name,
-        action=choose_column(contents.actions, action, option="--action", path=path).name,
+        action=choose_action(contents, action, path).name,
         progress=progress,
     )
     assert summary.usable is not None  # one column of actions is chosen

@@ -36,6 +36,8 @@ from lewm_models.recordings.tables import (
 ONLY_CAMERA = "images"
 """The name of the camera whose images lie in the episode's folder itself."""
 ACTION, STATE = "action", "state"
+CONTACT_SHEET_END = "-contact.png"
+"""The end of the names of contact sheets, which are no frames."""
 MAX_STEP_S = 10.0
 """Times that are further apart are not in seconds."""
 
@@ -189,7 +191,9 @@ def _image_names(folder: Path) -> list[str]:
     names = (
         item.name
         for item in folder.iterdir()
-        if item.suffix.lower() in IMAGE_SUFFIXES and not item.name.startswith(".")
+        if item.suffix.lower() in IMAGE_SUFFIXES
+        and not item.name.startswith(".")
+        and not item.name.endswith(CONTACT_SHEET_END)
     )
     return sorted(names, key=natural_key)
 

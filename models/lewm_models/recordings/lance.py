@@ -83,7 +83,9 @@ class LanceRecording(Recording):
     def read_frames(
         self, camera: str, episode: int, *, first: int = 0, count: int | None = None
     ) -> NDArray[np.uint8]:
-        shape = choose_column(self.contents.cameras, camera, option="camera", path=self.path).shape
+        shape = choose_column(
+            self.contents.cameras, camera, option="--camera", path=self.path
+        ).shape
         steps = range(self.contents.episode_steps[episode])
         steps = steps[first : None if count is None else first + count]
         frames = np.empty((len(steps), *shape), dtype=np.uint8)
@@ -104,11 +106,11 @@ class LanceRecording(Recording):
         return frames
 
     def read_actions(self, name: str, episode: int) -> NDArray[np.float32]:
-        column = choose_column(self.contents.actions, name, option="action", path=self.path)
+        column = choose_column(self.contents.actions, name, option="--action", path=self.path)
         return self._read_numbers(column, episode)
 
     def read_states(self, name: str, episode: int) -> NDArray[np.float32]:
-        column = choose_column(self.contents.states, name, option="state", path=self.path)
+        column = choose_column(self.contents.states, name, option="--state", path=self.path)
         return self._read_numbers(column, episode)
 
     def read_times(self, episode: int) -> NDArray[np.float64]:

@@ -109,7 +109,9 @@ class LeRobotRecording(Recording):
     def read_frames(
         self, camera: str, episode: int, *, first: int = 0, count: int | None = None
     ) -> NDArray[np.uint8]:
-        shape = choose_column(self.contents.cameras, camera, option="camera", path=self.path).shape
+        shape = choose_column(
+            self.contents.cameras, camera, option="--camera", path=self.path
+        ).shape
         source = self._episodes[episode]
         steps = range(source.steps)[first : None if count is None else first + count]
         if camera in self._videos:
@@ -134,11 +136,11 @@ class LeRobotRecording(Recording):
         return frames
 
     def read_actions(self, name: str, episode: int) -> NDArray[np.float32]:
-        column = choose_column(self.contents.actions, name, option="action", path=self.path)
+        column = choose_column(self.contents.actions, name, option="--action", path=self.path)
         return self._read_column(self._episodes[episode], name, width=column.shape[0])
 
     def read_states(self, name: str, episode: int) -> NDArray[np.float32]:
-        column = choose_column(self.contents.states, name, option="state", path=self.path)
+        column = choose_column(self.contents.states, name, option="--state", path=self.path)
         return self._read_column(self._episodes[episode], name, width=column.shape[0])
 
     def read_times(self, episode: int) -> NDArray[np.float64]:

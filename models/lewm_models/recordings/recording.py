@@ -37,6 +37,14 @@ READERS = (
 INSTALL_COMMAND = "pip install 'lewm-serve[data]'"
 
 
+KINDS_OF_COLUMNS = {
+    "--camera": "cameras",
+    "--action": "columns of actions",
+    "--state": "columns of states",
+}
+"""What an option chooses one of."""
+
+
 class RecordingError(ValueError):
     """A recording cannot be used. The message names the path, what is wrong, and what to do."""
 
@@ -123,6 +131,11 @@ class Recording(ABC):
     def read_states(self, name: str, episode: int) -> NDArray[np.float32]:
         """The states (N, S) of an episode, in the robot's units. NaN where one is missing."""
 
+    def read_numbers(self, name: str, episode: int) -> NDArray[np.float32]:
+        """The values (N, D) of an episode in a column of actions or of states."""
+        is_action = any(column.name == name for column in self.contents.actions)
+        return (self.read_actions if is_action else self.read_states)(name, episode)
+
     def read_times(self, episode: int) -> NDArray[np.float64] | None:
         """When each step (N,) was recorded, counted in steps of the recording's rate.
 
@@ -180,12 +193,38 @@ def choose_column(
         raise RecordingError(f"{option}: {path} has no {name!r}; it has {names or 'none'}")
     if len(columns) == 1:
         return columns[0]
+    kind = KINDS_OF_COLUMNS[option]
     if not columns:
-        raise RecordingError(f"{path}: has nothing for {option}")
+        raise RecordingError(f"{path}: has no {kind}; nothing to choose with {option}")
     raise RecordingError(
-        f"{path}: has several: {names}; choose one with {option} "
+        f"{path}: has several {kind}: {names}; choose one with {option} "
         "(several at once are not supported)"
     )
+
+
+def choose_action(contents: Contents, name: str | None, path: Path) -> Column:
+    """The column of actions of this name; without a name, the only one there is.
+
+    Readers recognise actions by their names, so any other column of numbers may be named too. It
+    is then no state.
+
+    Raises:
+        RecordingError: there is none, there is none of this name, or there are several.
+    """
+    if name is not None:
+        columns = (*contents.actions, *contents.states)
+        return choose_column(columns, name, option="--action", path=path)
+    if not contents.actions:
+        raise RecordingError(f"{path}: has no actions{other_columns(contents)}")
+    return choose_column(contents.actions, None, option="--action", path=path)
+
+
+def other_columns(contents: Contents) -> str:
+    """The end of a sentence about missing actions: which columns may be named instead."""
+    names = ", ".join(column.name for column in contents.states)
+    if not names:
+        return ""
+    return f" (no column is called action…). If one of these holds them, name it: --action {names}"
 
 
 def load_library(name: str, path: Path) -> Any:

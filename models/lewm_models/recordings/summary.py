@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lewm_models.preprocessing import Crop
-from lewm_models.recordings.recording import Column, Contents, Recording, choose_column
+from lewm_models.recordings.recording import (
+    Column,
+    Contents,
+    Recording,
+    choose_action,
+    choose_column,
+)
 from lewm_models.recordings.usable import RULES, Problem, StepRange, UsableEpisodes, check_episode
 
 MAX_SAMPLED_ROWS = 1 << 18
@@ -25,7 +31,8 @@ MAX_SWITCH_VALUES = 8
 BLOCK_S = 0.5
 DEFAULT_BLOCK, MAX_BLOCK = 5, 15
 DEFAULT_HISTORY = 3
-MAX_IMAGE_SIZE, IMAGE_SIZE_MULTIPLE = 128, 16
+DEFAULT_IMAGE_SIZE, IMAGE_SIZE_MULTIPLE = 64, 16
+"""The image size of the preset edge, and its patches."""
 
 Progress = Callable[[int, int], None]
 """Called after each episode with the number of episodes done and in all."""
@@ -167,8 +174,12 @@ def summarise(
     """
     path, contents = recording.path, recording.contents
     cameras = _chosen(contents.cameras, camera, option="--camera", path=path)
-    actions = _chosen(contents.actions, action, option="--action", path=path)
-    states = _chosen(contents.states, state, option="--state", path=path)
+    actions = contents.actions if action is None else (choose_action(contents, action, path),)
+    states = tuple(
+        column
+        for column in _chosen(contents.states, state, option="--state", path=path)
+        if column.name != action
+    )
     action_statistics = {column.name: SeriesStatistics(column.shape[0]) for column in actions}
     state_statistics = {column.name: SeriesStatistics(column.shape[0]) for column in states}
 
@@ -180,7 +191,7 @@ def summarise(
     problems: list[Problem] = []
     for episode, steps in enumerate(contents.episode_steps):
         for name, statistics in action_statistics.items():
-            values = recording.read_actions(name, episode)
+            values = recording.read_numbers(name, episode)
             statistics.add(values)
             if name == only_action:
                 episode_ranges, episode_problems = check_episode(
@@ -208,7 +219,7 @@ def summarise(
         proposals = Proposals(
             action_block=block,
             history=history,
-            image_size=propose_image_size(cameras[0]),
+            image_size=DEFAULT_IMAGE_SIZE,
             crop=None if cameras[0].shape[0] == cameras[0].shape[1] else "center",
             action_low=low,
             action_high=high,
@@ -243,10 +254,9 @@ def propose_block(contents: Contents) -> tuple[int, int]:
     return min(block, max(1, transitions // (2 * history))), history
 
 
-def propose_image_size(camera: Column) -> int:
-    """The largest multiple of 16 up to the frame's shorter side, at most 128 pixels."""
-    side = min(camera.shape[:2]) // IMAGE_SIZE_MULTIPLE * IMAGE_SIZE_MULTIPLE
-    return min(MAX_IMAGE_SIZE, max(IMAGE_SIZE_MULTIPLE, side))
+def largest_image_size(camera: Column) -> int:
+    """The largest multiple of 16 up to the frame's shorter side: a larger one shows no more."""
+    return min(camera.shape[:2]) // IMAGE_SIZE_MULTIPLE * IMAGE_SIZE_MULTIPLE
 
 
 class SeriesStatistics:

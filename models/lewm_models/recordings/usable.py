@@ -109,9 +109,12 @@ class UsableEpisodes:
             f"{sum(problem.count for problem in problems)} {RULES[kind][0]}"
             for kind, problems in self.by_kind().items()
         )
+        advice = ""
+        if ProblemKind.TOO_SHORT in self.by_kind():
+            advice = " (history · action block + 1); a smaller --action-block needs fewer"
         raise RecordingError(
             f"{path}: no episode can be used: {reasons or 'there are none'}; a sample needs "
-            f"{self.min_steps} steps in a row"
+            f"{self.min_steps} steps in a row{advice}"
         )
 
 
@@ -135,7 +138,7 @@ def usable_episodes(
         episode_ranges, episode_problems = check_episode(
             episode,
             steps,
-            actions=recording.read_actions(action, episode),
+            actions=recording.read_numbers(action, episode),
             states=None if state is None else recording.read_states(state, episode),
             times=recording.read_times(episode),
             min_steps=min_steps,
@@ -164,16 +167,16 @@ def check_episode(
         times: (N,) in steps of the recording's rate, or None.
         min_steps: the steps of the shortest range that can be used, at least 2.
     """
-    if steps < min_steps:
-        return [], [Problem(ProblemKind.TOO_SHORT, episode)]
     # Between N frames are N - 1 transitions. The last action leads to no frame.
-    transitions = steps - 1
+    transitions = max(0, steps - 1)
     used = np.full((transitions, max(1, actions.shape[-1])), np.nan, np.float32)
     used[: len(actions)] = actions[:transitions]
     missing = np.isnan(used).any(axis=1)
     infinite = np.isinf(used).any(axis=1) & ~missing
-    if (missing | infinite).all():
+    if transitions and (missing | infinite).all():
         return [], [Problem(ProblemKind.NO_ACTIONS, episode)]
+    if steps < min_steps:
+        return [], [Problem(ProblemKind.TOO_SHORT, episode)]
     gaps: NDArray[np.bool_] = np.zeros(transitions, bool)
     if times is not None and len(times) == steps:
         periods = np.diff(times)

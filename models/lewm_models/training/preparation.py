@@ -134,25 +134,12 @@ class RecordingSource:
             frames.write(run.row, prepared.numpy())
 
     def _made_from(self) -> dict[str, Any]:
-        """What the prepared data depend on, for JSON.
-
-        The fingerprint is of all usable actions and a few frames, not of the files: a copy of the
-        recording is the same recording.
-        """
-        content = hashlib.sha256()
-        for part in self.ranges:
-            content.update(f"{part.episode} {part.first} {part.stop}\n".encode())
-            actions = self.recording.read_actions(self.action.name, part.episode)
-            content.update(np.ascontiguousarray(actions[part.first : part.stop - 1]).tobytes())
-        places = np.linspace(0, len(self.ranges) - 1, FINGERPRINT_FRAMES).round().astype(int)
-        for part in (self.ranges[place] for place in np.unique(places)):
-            frames = self.recording.read_frames(
-                self.camera.name, part.episode, first=part.first, count=1
-            )
-            content.update(np.ascontiguousarray(frames).tobytes())
+        """What the prepared data depend on, for JSON."""
         return {
             "recording": self.recording.path.resolve().name,
-            "fingerprint": content.hexdigest()[:16],
+            "fingerprint": fingerprint(
+                self.recording, self.ranges, action=self.action.name, camera=self.camera.name
+            ),
             "episodes": len({part.episode for part in self.ranges}),
             "steps": sum(part.steps for part in self.ranges),
             "camera": self.camera.name,
@@ -179,7 +166,7 @@ class RecordingSource:
         )
         for number, part in enumerate(self.ranges):
             rows_of_part = data.rows(number)
-            actions = self.recording.read_actions(self.action.name, part.episode)
+            actions = self.recording.read_numbers(self.action.name, part.episode)
             data.actions[rows_of_part.start : rows_of_part.stop - 1] = actions[
                 part.first : part.stop - 1
             ]
@@ -216,6 +203,31 @@ class _Decoding:
 
     def __call__(self, number: int) -> None:
         self.source.decode(self.parts[number], self.frames)
+
+
+def fingerprint(
+    recording: Recording, ranges: Sequence[StepRange], *, action: str, camera: str
+) -> str:
+    """A hash of all usable actions and a few frames, 16 hexadecimal digits.
+
+    It is not of the files: a copy of a recording is the same recording.
+
+    Args:
+        recording: an open recording.
+        ranges: the usable steps, at least one range.
+        action: the column of actions.
+        camera: the camera.
+    """
+    content = hashlib.sha256()
+    for part in ranges:
+        content.update(f"{part.episode} {part.first} {part.stop}\n".encode())
+        actions = recording.read_numbers(action, part.episode)
+        content.update(np.ascontiguousarray(actions[part.first : part.stop - 1]).tobytes())
+    places = np.linspace(0, len(ranges) - 1, FINGERPRINT_FRAMES).round().astype(int)
+    for part in (ranges[place] for place in np.unique(places)):
+        frames = recording.read_frames(camera, part.episode, first=part.first, count=1)
+        content.update(np.ascontiguousarray(frames).tobytes())
+    return content.hexdigest()[:16]
 
 
 def open_same(folder: Path, made_from: Mapping[str, Any]) -> PreparedData | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
-from contextlib import suppress
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,11 +29,13 @@ from lewm_models.checkpoint import Checkpoint
 from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
 from lewm_models.preprocessing import Crop
+from lewm_models.training.parts import UNFINISHED
 from lewm_models.training.preparation import Message, Progress
-from lewm_models.training.prepared import PreparedData
+from lewm_models.training.prepared import FILE, OFFSETS, PreparedData
 from lewm_models.training.trainer import (
     REPORT_EVERY,
     MetricsCallback,
+    StepCallback,
     Trainer,
     TrainingConfig,
     TrainingMetrics,
@@ -74,6 +78,7 @@ class TrainingRun:
         initial: the model whose weights and action statistics training starts from; None starts
             with new weights, and with the statistics of the data.
         provenance: what the card says about the data, and the command of the run.
+        warnings: what the data lack, one sentence each.
 
     Raises:
         CardError: the card would be impossible; the message starts with the field's name.
@@ -91,6 +96,7 @@ class TrainingRun:
     crop: Crop | None = None
     initial: Checkpoint | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Training takes hours: what the card refuses is refused before.
@@ -130,10 +136,12 @@ def train(
     on_progress: Progress = lambda done, total: None,
     on_message: Message = lambda line: None,
     on_metrics: MetricsCallback | None = None,
+    on_step: StepCallback = lambda done, total: None,
 ) -> Path:
     """Prepare the data, train, calibrate, and write the model folder ``output/model``.
 
-    A call with the same arguments continues an interrupted run. With fewer than
+    A call with the same arguments continues an interrupted run. On SIGINT (Ctrl-C), the step that
+    is being trained is completed and saved, and `KeyboardInterrupt` is raised. With fewer than
     `MIN_CALIBRATION_FRAMES` held-out frames the model stays uncalibrated. The log is also written
     to ``output/metrics.jsonl``, one JSON object per report.
 
@@ -144,6 +152,7 @@ def train(
         on_progress: called while the data are prepared.
         on_message: called with lines for people.
         on_metrics: called with each line of the log.
+        on_step: called after each step of training.
 
     Returns:
         The model folder.
@@ -194,18 +203,34 @@ def train(
         if on_metrics is not None:
             on_metrics(metrics)
 
-    trainer.run(saved, on_metrics=report, report_every=REPORT_EVERY)
+    total = training.steps
+    if trainer.step:
+        on_message(f"continues at step {trainer.step:,} of {total:,}; prepared frames are reused")
+    else:
+        on_message(f"training {total:,} steps, with a report every {REPORT_EVERY}")
+    with _first_interrupt(on_message) as interrupted:
+        trainer.run(
+            saved,
+            on_metrics=report,
+            on_step=on_step,
+            report_every=REPORT_EVERY,
+            is_stopped=interrupted.is_set,
+        )
+    if trainer.step < total:
+        on_message(f"stopped at step {trainer.step:,} of {total:,}; the same command continues")
+        raise KeyboardInterrupt
     reestimate_batch_norm(model, windows, batch=training.batch, seed=training.seed)
 
     folder = output / MODEL_FOLDER
     card = replace(
         run.card(mean, std),
-        provenance=_provenance(run, trainer),
+        provenance=_provenance(run, trainer, data),
         figures=_figures_of_same_weights(folder, model),
     )
     reference: LatentReference | None = None
     held_out_frames = sum(len(data.frame_rows(piece)) for piece in held_out_pieces)
     if held_out_frames >= MIN_CALIBRATION_FRAMES:
+        on_message(f"calibrating on {held_out_frames:,} held-out frames")
         episodes = prepared_episodes(data, held_out_pieces, run.config.image_size)
         card, reference = calibrate(model, card, episodes)
     else:
@@ -216,6 +241,48 @@ def train(
     frames = _precision_frames(data, held_out_pieces)
     checkpoint.save(folder, model, card, reference=reference, frames=frames)
     return folder
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder with files that are not of a training run.
+
+    Raises:
+        ValueError: the message names one of them.
+    """
+    files = [CHECKPOINT_FILE, LOG_FILE]
+    files += [f"{DATA_FOLDER}/{name}" for name in (FILE, UNFINISHED, OFFSETS)]
+    if not output.is_dir() or any((output / name).exists() for name in files):
+        return
+    if names := sorted(path.name for path in output.iterdir()):
+        raise ValueError(
+            f"--output: {output} is not empty and holds no training run: {', '.join(names[:3])}; "
+            "give a new or empty folder"
+        )
+
+
+@contextmanager
+def _first_interrupt(on_message: Message) -> Iterator[Event]:
+    """An event that the first SIGINT sets; the second one raises `KeyboardInterrupt`.
+
+    A `KeyboardInterrupt` in the middle of a step would leave weights that belong to no step.
+    """
+    interrupted = Event()
+
+    def note(number: int, frame: object) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        on_message("stopping after this step; another Ctrl-C stops at once")
+
+    previous = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or not callable(previous):  # it is ignored
+        yield interrupted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def read_log(output: Path) -> list[TrainingMetrics]:
@@ -272,10 +339,14 @@ def _precision_frames(data: PreparedData, pieces: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(data.read_frames(rows[chosen]))
 
 
-def _provenance(run: TrainingRun, trainer: Trainer) -> dict[str, object]:
+def _provenance(run: TrainingRun, trainer: Trainer, data: PreparedData) -> dict[str, object]:
     """Where the model comes from, and the command that makes it again."""
+    recording = dict(run.provenance.get("recording", {}))
+    if (fingerprint := data.made_from.get("fingerprint")) is not None:
+        recording["fingerprint"] = fingerprint
     return {
         **run.provenance,
+        "recording": recording,
         "training": asdict(trainer.config),
         "training_hours": round(trainer.seconds / 3600, 2),
         "precision": str(trainer.precision).removeprefix("torch."),

@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 
 from lewm_models import checkpoint
-from lewm_models.card import ModelCard, SolverConfig
+from lewm_models.card import ModelCard, SolverConfig, check_name
 from lewm_models.checkpoint import Checkpoint
 from lewm_models.config import PRESETS, LeWMConfig
 from lewm_models.environments.registry import find_environment
 from lewm_models.preprocessing import CROPS, Crop
-from lewm_models.recordings.recording import Column, Recording, RecordingError, choose_column
+from lewm_models.recordings.recording import (
+    Column,
+    Recording,
+    RecordingError,
+    choose_action,
+    choose_column,
+)
 from lewm_models.recordings.summary import Proposals, summarise
 from lewm_models.recordings.usable import UsableEpisodes
+from lewm_models.training.advice import MIN_EPISODES, warnings_about
 from lewm_models.training.environment_source import EnvironmentSource
 from lewm_models.training.preparation import Progress, RecordingSource
 from lewm_models.training.run import TrainingRun
@@ -35,6 +42,11 @@ PRESET_SOLVERS: Mapping[str, SolverConfig] = {
     "edge": SolverConfig(name="icem", samples=48, iterations=2, elites=5),
     "paper": SolverConfig(),
 }
+
+LARGE_ACTION_DIM = 3
+LARGE_ACTION_SOLVER = SolverConfig(name="icem", samples=96, iterations=6, elites=10)
+"""The defaults of plans by `edge` for actions with at least this many values. With five of them,
+plans of 48 × 2 candidates had twice the cost."""
 
 FINE_TUNING = TrainingConfig(steps=2000, learning_rate=5e-5, directions=256)
 """Training that starts from a trained model."""
@@ -195,16 +207,19 @@ def recording_run(
         RecordingError: the recording cannot be used.
         ValueError: a choice is impossible; the message names the option.
     """
+    check_name(name)
     path, contents = recording.path, recording.contents
     camera_column = choose_column(contents.cameras, camera, option="--camera", path=path)
-    action_column = choose_column(contents.actions, action, option="--action", path=path)
+    action_column = choose_action(contents, action, path)
     state_column = None
     if state is not None:
         state_column = choose_column(contents.states, state, option="--state", path=path)
-    elif len(contents.states) == 1:
+    elif len(contents.states) == 1 and contents.states[0] != action_column:
         state_column = contents.states[0]
     base = _base(choices, action_dim=action_column.shape[0], of=f"{path}: {action_column.name}")
     card = base.card
+    if choices.action_rate_limit != AUTO:
+        _rate_limit(choices, base, None)  # refused before the actions are read
     summary = summarise(
         recording,
         camera=camera_column.name,
@@ -218,10 +233,10 @@ def recording_run(
     assert usable is not None  # one column of actions was chosen
     usable.require_some(path)
     assert proposals is not None
-    if usable.episodes < 2:
+    if usable.episodes < MIN_EPISODES:
         raise RecordingError(
-            f"{path}: only one episode can be used; training needs at least 2, because whole "
-            "episodes are held out"
+            f"{path}: only one episode can be used; training needs at least {MIN_EPISODES}, "
+            "because whole episodes are held out"
         )
     config = base.config
     if card is None:
@@ -258,6 +273,7 @@ def recording_run(
             recording=_describe(recording, source, usable),
             command=replace(choices, steps=base.training.steps).command(*options),
         ),
+        warnings=tuple(warnings_about(usable)),
     )
 
 
@@ -279,6 +295,8 @@ def _base(choices: Choices, *, action_dim: int, of: str) -> _Base:
         if preset not in PRESETS:
             raise ValueError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
         config, training, solver = PRESETS[preset], PRESET_TRAINING[preset], PRESET_SOLVERS[preset]
+        if preset == DEFAULT_PRESET and action_dim >= LARGE_ACTION_DIM:
+            solver = LARGE_ACTION_SOLVER
         _check_image_size(choices.image_size, config, preset)
         config = _with_action_encoder(
             replace(
@@ -404,12 +422,15 @@ def _describe(
     recording: Recording, source: RecordingSource, usable: UsableEpisodes
 ) -> dict[str, Any]:
     """What the card says about a recording."""
-    contents = recording.contents
+    contents, (height, width) = recording.contents, source.camera.shape[:2]
+    labels = {"action_labels": list(source.action.labels)} if source.action.labels else {}
     return {
         "format": contents.format,
-        "rate_hz": contents.rate_hz,
+        "rate_hz": None if contents.rate_hz is None else float(f"{contents.rate_hz:.6g}"),
         "camera": source.camera.name,
+        "frame": {"height": height, "width": width},
         "action": source.action.name,
+        **labels,
         "episodes": len(contents.episode_steps),
         "steps": sum(contents.episode_steps),
         "usable_episodes": usable.episodes,

@@ -102,6 +102,9 @@ class TrainingMetrics:
 
 MetricsCallback = Callable[[TrainingMetrics], None]
 
+StepCallback = Callable[[int, int], None]
+"""Called with the number of steps done and in all."""
+
 
 def fastest_precision(device: torch.device) -> torch.dtype:
     """bfloat16 where it is faster than float32, which is measured on a CPU; else float32."""
@@ -209,18 +212,22 @@ class Trainer:
         checkpoint: Path | None = None,
         *,
         on_metrics: MetricsCallback | None = None,
+        on_step: StepCallback = lambda done, total: None,
         report_every: int = REPORT_EVERY,
         save_every: int = SAVE_EVERY,
         until: int | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train, and report and save now and then and at the end.
 
         Args:
             checkpoint: where to save the state; None saves nothing.
             on_metrics: called with each report, before it is saved.
+            on_step: called at the start and after each step.
             report_every: steps.
             save_every: steps. Each report is saved too.
             until: the step to stop at; None trains all steps.
+            is_stopped: asked after each step. If it says so, the state is saved and training ends.
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -232,13 +239,18 @@ class Trainer:
         reported_seconds = self.seconds
         with ThreadPoolExecutor(max_workers=1) as loader:
             upcoming = loader.submit(self.windows.batch, next(order))
-            while self.step < last:
+            if self.step < last:
+                on_step(self.step, config.steps)
+            stops = False
+            while self.step < last and not stops:
                 batch = upcoming.result()
                 upcoming = loader.submit(self.windows.batch, next(order))
                 sums += self._update(batch)
                 self.step += 1
+                on_step(self.step, config.steps)
+                stops = is_stopped()
                 is_report = self.step % report_every == 0 or self.step == last
-                if not is_report and self.step % save_every:
+                if not is_report and not stops and self.step % save_every:
                     continue
                 if not np.isfinite(sums).all():
                     means = (sums / (self.step - reported)).tolist()
@@ -326,10 +338,7 @@ class Trainer:
             if part == "config":
                 found = {"action_head_weight": 0.0, **found}  # early runs had no head
             if found != expected:
-                raise ValueError(
-                    f"{path.name}: was written by a run with {found}, "
-                    f"this one has {expected}; give another --output"
-                )
+                raise ValueError(f"{path}: {_describe_difference(found, expected, path.parent)}")
         if saved.get("initial") != self.initial_version:
             raise ValueError(
                 f"{path.name}: was written by a run from {saved.get('initial') or 'new weights'}, "
@@ -355,6 +364,27 @@ class Trainer:
         if missing := [part for part in required if part not in saved]:
             raise ValueError(f"{path}: lacks {', '.join(missing)}; remove it to start again")
         return dict(saved)
+
+
+def _describe_difference(
+    found: Mapping[str, Any], expected: Mapping[str, Any], output: Path
+) -> str:
+    """What differs between the settings of the saved run and those of this one, and what to do."""
+    names = [name for name in expected if found.get(name) != expected[name]]
+    if not names:
+        return "was written by another version of the program; give another --output"
+    then, now = (
+        ", ".join(f"{name} {settings.get(name)}" for name in names)
+        for settings in (found, expected)
+    )
+    advice = "give another --output"
+    if names == ["steps"]:
+        advice = (
+            "the learning rate falls to 0 over the steps of a run, so a longer run is another "
+            f"one: give another --output, or carry on with the trained model by --from "
+            f"{output / 'model'}"
+        )
+    return f"was written by a run with {then}, this one has {now}; {advice}"
 
 
 @torch.no_grad()

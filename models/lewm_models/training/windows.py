@@ -9,13 +9,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from lewm_models.calibration.calibrate import MIN_CALIBRATION_FRAMES
 from lewm_models.training.prepared import PreparedData
 
 HELD_OUT_SHARES = (0.05, 0.2)
 """The least and the largest share of the episodes that are held out."""
 
 HELD_OUT_FRAMES = 1500
-"""More than the least share is held out if this gives as many frames, which calibration needs."""
+"""More than the least share is held out, until there are this many frames for the calibration."""
 
 
 class Windows:
@@ -118,19 +119,39 @@ def batch_order(samples: int, batch: int, *, seed: int, first_step: int) -> Iter
 def split_episodes(data: PreparedData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The pieces for training and the held-out ones. Whole episodes are held out.
 
-    They are evenly spread over the data: one in twenty, or more if these have too few frames for a
-    calibration, but at most one in five, and at least one.
+    Raises:
+        ValueError: there is only one episode.
+    """
+    frames = np.array([len(data.frame_rows(piece)) for piece in range(len(data.episodes))])
+    is_held_out = np.isin(data.episodes, held_out_episodes(data.episodes, frames))
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def held_out_episodes(episodes: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of the episodes that are held out, evenly spread over the data.
+
+    It is one in twenty, or as many more as `HELD_OUT_FRAMES` need, up to one in five. If even one
+    in five gives too few frames for a calibration, it is one in twenty, so that training has more.
+
+    Args:
+        episodes: (P,), the episode of each piece, ascending.
+        frames: (P,), the frames of each piece.
 
     Raises:
         ValueError: there is only one episode.
     """
-    numbers = np.unique(data.episodes)
+    numbers, places = np.unique(episodes, return_inverse=True)
     if len(numbers) < 2:
         raise ValueError(f"episodes: expected at least 2, one of them held out, got {len(numbers)}")
-    mean_frames = len(data.frames) / len(numbers)
+    episode_frames = np.bincount(places, weights=frames)
     least, most = (int(np.ceil(share * len(numbers))) for share in HELD_OUT_SHARES)
-    wanted = int(np.ceil(HELD_OUT_FRAMES / mean_frames))
-    count = wanted if least < wanted <= most else least
-    places = np.linspace(0, len(numbers) - 1, 2 * count + 1)[1::2].round().astype(np.int64)
-    is_held_out = np.isin(data.episodes, numbers[places])
-    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+    def spread(count: int) -> NDArray[np.int64]:
+        """The places of this many episodes."""
+        return np.linspace(0, len(numbers) - 1, 2 * count + 1)[1::2].round().astype(np.int64)
+
+    for count in range(least, most + 1):
+        if episode_frames[spread(count)].sum() >= HELD_OUT_FRAMES:
+            return numbers[spread(count)]
+    is_enough = episode_frames[spread(most)].sum() >= MIN_CALIBRATION_FRAMES
+    return numbers[spread(most if is_enough else least)]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from itertools import chain
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 MAX_REPORTED_PROBLEMS = 8
 """How many refused fields one answer names."""
+
+MAX_COMPARED_CHARACTERS = 40
+"""How much of an unknown field's name is compared with the known ones."""
 
 RequestT = TypeVar("RequestT", bound="RequestModel")
 
@@ -89,7 +93,7 @@ def parse(request_type: type[RequestT], document: object) -> RequestT:
     try:
         return request_type.model_validate(document)
     except ValidationError as error:
-        raise to_invalid_request(error) from None
+        raise to_invalid_request(error, request_type) from None
 
 
 PYDANTIC_ERRORS = {
@@ -113,7 +117,7 @@ PYDANTIC_ERRORS = {
 """Our code and the expectation for each of pydantic's error types."""
 
 
-def to_invalid_request(error: ValidationError) -> InvalidRequest:
+def to_invalid_request(error: ValidationError, request_type: type[RequestModel]) -> InvalidRequest:
     """The client's error for pydantic's: code, path, received and expected value."""
     problems = []
     for line in error.errors(include_url=False)[:MAX_REPORTED_PROBLEMS]:
@@ -130,8 +134,29 @@ def to_invalid_request(error: ValidationError) -> InvalidRequest:
                 code, expected = "out_of_range", "a number that fits into 64 bits"
         if line["type"] == "missing":
             received = "nothing"
+        if line["type"] == "extra_forbidden":
+            expected += _similar_name(request_type, line["loc"])
         problems.append(FieldProblem(field=field, code=code, received=received, expected=expected))
     return InvalidRequest.of(*problems)
+
+
+def _similar_name(request_type: type[RequestModel], location: tuple[int | str, ...]) -> str:
+    """The end of a sentence about an unknown field: the most similar name, if there is one."""
+    parent: type[RequestModel] | None = request_type
+    for part in location[:-1]:
+        if parent is not None and part in parent.model_fields:
+            parent = _request_type_in(parent.model_fields[str(part)].annotation)
+    names = [] if parent is None else list(parent.model_fields)
+    similar = get_close_matches(str(location[-1])[:MAX_COMPARED_CHARACTERS], names, n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
+
+
+def _request_type_in(annotation: Any) -> type[RequestModel] | None:
+    """The first request type in an annotation such as `tuple[Frame, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, RequestModel):
+        return annotation
+    found = (_request_type_in(argument) for argument in get_args(annotation))
+    return next((request_type for request_type in found if request_type is not None), None)
 
 
 def refusal(code: str, expected: str, *, received: str | None = None, at: str = "") -> Exception:

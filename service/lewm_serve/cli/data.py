@@ -37,18 +37,21 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="the contact sheet, a PNG; default: NAME-contact.png here"),
+        typer.Option(
+            help="the contact sheet, a PNG; default: NAME-contact.png here, NAME of the recording"
+        ),
     ] = None,
 ) -> None:
     """Print what a recording holds, what is wrong with it, and which settings fit it.
 
     The exit status is 1 if training can use nothing of it.
     """
+    from lewm_models.recordings.images import CONTACT_SHEET_END
     from lewm_models.recordings.recording import RecordingError, open_recording
     from lewm_models.recordings.summary import summarise
     from lewm_serve.cli.contact_sheet import draw_contact_sheet
 
-    sheet = output or Path(f"{path.resolve().stem}-contact.png")
+    sheet: Path | None = output or Path(f"{path.resolve().name}{CONTACT_SHEET_END}")
     console = Console(stderr=True)
     try:
         camera_name = one_name(camera, "--camera")
@@ -66,43 +69,73 @@ def inspect(
                 state=state_name,
                 progress=lambda done, total: progress.update(reading, completed=done, total=total),
             )
-            damages = draw_contact_sheet(
-                recording,
-                summary.cameras,
-                f"{path.resolve().name}, {summary.contents.format}",
-                sheet,
-            )
+            problem, damages = _problem(summary), []
+            if problem is not None:
+                sheet = None
+            if sheet is not None:
+                damages = draw_contact_sheet(
+                    recording,
+                    summary.cameras,
+                    f"{path.resolve().name}, {summary.contents.format}",
+                    sheet,
+                )
     except (OSError, RecordingError, ValueError) as error:
         typer.echo(f"lewm data inspect: {error}", err=True)
         raise typer.Exit(1) from None
     if as_json:
         report = {
             **summary.to_json(),
+            "held_out": _held_out(summary),
+            "warnings": _warnings(summary),
             "unreadable_frames": damages,
-            "contact_sheet": str(sheet),
+            "contact_sheet": None if sheet is None else str(sheet),
         }
         typer.echo(json.dumps(report, indent=2, allow_nan=False))
     else:
         typer.echo("\n".join(_describe(summary, damages, sheet)))
-    try:
-        _require_actions(summary)
-    except RecordingError as error:
-        typer.echo(f"lewm data inspect: {error}", err=True)
-        raise typer.Exit(1) from None
+    if problem is not None:
+        typer.echo(f"lewm data inspect: {problem}", err=True)
+        raise typer.Exit(1)
 
 
-def _require_actions(summary: Summary) -> None:
-    """Refuse a recording of which training can use nothing."""
-    from lewm_models.recordings.recording import RecordingError
+def _problem(summary: Summary) -> str | None:
+    """Why training can use nothing of a recording; None if it can use some."""
+    from lewm_models.recordings.recording import RecordingError, other_columns
 
     if not summary.actions:
-        raise RecordingError(f"{summary.path}: has no actions, so that no model can learn from it")
-    if summary.usable is not None:
-        summary.usable.require_some(summary.path)
+        others = other_columns(summary.contents) or ", so that no model can learn from it"
+        return f"{summary.path}: has no actions{others}"
+    try:
+        if summary.usable is not None:
+            summary.usable.require_some(summary.path)
+    except RecordingError as error:
+        return str(error)
+    return None
 
 
-def _describe(summary: Summary, damages: Sequence[str], sheet: Path) -> Iterator[str]:
+def _held_out(summary: Summary) -> dict[str, int] | None:
+    """The episodes and frames that training holds out; None while that is not known."""
+    from lewm_models.training.advice import held_out
+
+    if summary.usable is None or not summary.usable.ranges:
+        return None
+    episodes, frames = held_out(summary.usable)
+    return {"episodes": episodes, "frames": frames}
+
+
+def _warnings(summary: Summary) -> list[str]:
+    """What the recording lacks for a good model."""
+    from lewm_models.training.advice import warnings_about
+
+    if summary.usable is None or not summary.usable.ranges:
+        return []
+    return warnings_about(summary.usable)
+
+
+def _describe(summary: Summary, damages: Sequence[str], sheet: Path | None) -> Iterator[str]:
     """The report for people, line by line."""
+    from lewm_models.recordings.recording import KINDS_OF_COLUMNS
+
     contents = summary.contents
     lengths = sorted(contents.episode_steps)
     length = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
@@ -128,16 +161,22 @@ def _describe(summary: Summary, damages: Sequence[str], sheet: Path) -> Iterator
         yield ""
         yield "notes"
         yield from (f"  {note}" for note in notes)
-    yield ""
-    yield f"contact sheet: {sheet}"
+    if warnings := _warnings(summary):
+        yield ""
+        yield "warnings"
+        yield from (f"  {warning}" for warning in warnings)
+    if sheet is not None:
+        yield ""
+        yield f"contact sheet: {sheet}"
     if summary.proposals is not None:
         yield from _describe_proposals(summary, summary.proposals)
     for option in summary.choices:
-        several = "cameras" if option == "--camera" else "columns of actions"
+        columns = summary.cameras if option == "--camera" else summary.actions
+        names = ", ".join(column.name for column in columns)
         yield ""
         yield (
-            f"There are several {several}. Choose one with {option}: "
-            "several at once are not supported."
+            f"There are several {KINDS_OF_COLUMNS[option]}. Choose one with {option} ({names}): "
+            "several at once are not supported. Then this command also proposes settings."
         )
 
 
@@ -150,6 +189,8 @@ def _describe_usable(usable: UsableEpisodes, summary: Summary) -> Iterator[str]:
         f"{usable.steps:,} of {summary.steps:,} steps; "
         f"one sample takes {usable.min_steps} steps in a row"
     )
+    if (held_out := _held_out(summary)) and held_out["episodes"]:
+        yield f"held out    {held_out['episodes']:,} episodes, {held_out['frames']:,} frames"
     problems = usable.by_kind()
     if not problems:
         yield "problems    none"
@@ -164,21 +205,30 @@ def _describe_usable(usable: UsableEpisodes, summary: Summary) -> Iterator[str]:
 
 
 def _describe_proposals(summary: Summary, proposals: Proposals) -> Iterator[str]:
+    from lewm_models.recordings.summary import largest_image_size
+    from lewm_models.training.advice import MIN_EPISODES
+
     yield ""
     yield "proposals"
     yield f"  action block        {proposals.action_block} steps"
     yield f"  history             {proposals.history} frames"
-    yield f"  image size          {proposals.image_size} pixels"
+    largest = largest_image_size(summary.cameras[0])
+    more = (
+        f"; up to {largest} shows more and takes longer" if largest > proposals.image_size else ""
+    )
+    yield f"  image size          {proposals.image_size} pixels{more}"
     if proposals.crop is not None:
         yield f"  crop                {proposals.crop}; pad and stretch show the whole frame"
     yield f"  action low          {_numbers(proposals.action_low)}"
     yield f"  action high         {_numbers(proposals.action_high)}"
     yield f"  action rate limit   {_numbers(proposals.action_rate_limit)}"
+    if summary.usable is None or summary.usable.episodes < MIN_EPISODES:
+        return
     yield ""
     command = ["lewm", "train", "--data", str(summary.path)]
     if len(summary.contents.cameras) > 1:
         command += ["--camera", summary.cameras[0].name]
-    if len(summary.contents.actions) > 1:
+    if [column.name for column in summary.contents.actions] != [summary.actions[0].name]:
         command += ["--action", summary.actions[0].name]
     command += ["--action-block", str(proposals.action_block)]
     command += ["--image-size", str(proposals.image_size)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.file_kinds import kind_of_file, read_numpy_array
 from lewm_models.file_names import natural_key
-from lewm_models.recordings.images import ImageFolders
+from lewm_models.recordings.images import CONTACT_SHEET_END, ImageFolders
 from lewm_models.recordings.recording import find_reader, open_recording
+from lewm_models.recordings.usable import usable_episodes
+from lewm_models.training.preparation import fingerprint
 from lewm_models.training.prepared import FILE, PreparedData
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import frame_from_image
@@ -77,6 +80,43 @@ def read_episodes(
         yield from recording_episodes(recording, card, camera=camera, action=action)
 
 
+def training_data_warnings(path: Path, card: ModelCard) -> list[str]:
+    """A warning if these are the data that the model was trained on, as far as its card says."""
+    recording = card.provenance.get("recording")
+    if not isinstance(recording, dict):
+        return []
+    name, expected = path.resolve().name, recording.get("fingerprint")
+    if (path / FILE).is_file():
+        made_from = PreparedData.open(path).made_from
+        name, found = str(made_from.get("recording", name)), made_from.get("fingerprint")
+    elif expected is not None and path.exists() and find_reader(path) is not None:
+        found = _fingerprint(path, card, recording)
+    else:
+        expected, found = card.provenance.get("trained_on"), name
+    if found is None or found != expected:
+        return []
+    return [
+        f"{name} is what {card.name} was trained on: its frames are more usual to the model than "
+        "new ones, so the limits become too strict; calibrate on another recording"
+    ]
+
+
+def _fingerprint(path: Path, card: ModelCard, trained_on: Mapping[str, Any]) -> str | None:
+    """The fingerprint of a recording, used as in the training of this model; None without one."""
+    action, camera = str(trained_on.get("action")), str(trained_on.get("camera"))
+    with open_recording(path) as recording:
+        contents = recording.contents
+        names = {column.name for column in (*contents.actions, *contents.states)}
+        cameras = {column.name for column in contents.cameras}
+        if action not in names or camera not in cameras:
+            return None
+        min_steps = card.config.history * card.config.action_block + 1
+        usable = usable_episodes(recording, action=action, min_steps=min_steps)
+        if not usable.ranges:
+            return None
+        return fingerprint(recording, usable.ranges, action=action, camera=camera)
+
+
 def _image_folders(path: Path) -> list[Path]:
     """The folder and those in it, as far as there are images in them."""
     inside = sorted((entry for entry in path.iterdir() if entry.is_dir()), key=natural_key)
@@ -92,7 +132,11 @@ def _image_episodes(folders: Sequence[Path], card: ModelCard) -> Iterator[Calibr
 
 
 def _image_files(folder: Path) -> list[Path]:
-    images = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    images = (
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.endswith(CONTACT_SHEET_END)
+    )
     return sorted(images, key=natural_key)
 
 

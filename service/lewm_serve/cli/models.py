@@ -93,12 +93,14 @@ def verify(folder: Folder) -> None:
     console = Console(highlight=False)
     with _readable_errors():
         path = _resolve_folder(folder)
+        warnings: list[str] = []
         for finding in findings(path):
+            warnings += finding.warnings
             console.print(f"[green]✓[/] {finding.check:10}", end="")
             console.print(finding.detail, markup=False, soft_wrap=True)
         card = read_card(path / CARD_FILE)
         _check_solver(card)
-    _warn(*card.warnings)
+    _warn(*card.warnings, *warnings)
 
 
 @app.command("import")
@@ -233,7 +235,7 @@ def calibrate(
     from lewm_models.calibration.calibrate import calibrate as measure
     from lewm_models.environments.registry import find_environment
     from lewm_models.training.environment_source import EnvironmentSource
-    from lewm_serve.cli.image_files import read_episodes
+    from lewm_serve.cli.image_files import read_episodes, training_data_warnings
     from lewm_serve.cli.train import training_device
 
     with _readable_errors(), TemporaryDirectory() as collected:
@@ -257,6 +259,8 @@ def calibrate(
         else:
             assert frames is not None
             source = {"frames": frames.resolve().name}
+        if env is None:
+            _warn(*training_data_warnings(frames, loaded.card))
         console = Console(stderr=True)
         episodes_with_progress = track(
             read_episodes(

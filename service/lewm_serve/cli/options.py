@@ -59,15 +59,22 @@ PlanStepsOption = Annotated[
     typer.Option(help="actions of a plan to execute before the next; default: the protocol's"),
 ]
 CameraOption = Annotated[
-    list[str] | None, typer.Option("--camera", help="name of the camera, if there are several")
+    list[str] | None,
+    typer.Option("--camera", metavar="NAME", help="name of the camera, if there are several"),
 ]
 ActionOption = Annotated[
     list[str] | None,
-    typer.Option("--action", help="name of the column of actions, if there are several"),
+    typer.Option(
+        "--action",
+        metavar="NAME",
+        help="name of the column of actions, if there are several, or it is not called action…",
+    ),
 ]
 StateOption = Annotated[
     list[str] | None,
-    typer.Option("--state", help="name of the column of states, if there are several"),
+    typer.Option(
+        "--state", metavar="NAME", help="name of the column of states, if there are several"
+    ),
 ]
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import (
@@ -28,6 +38,9 @@ if TYPE_CHECKING:
     from lewm_models.training.trainer import TrainingMetrics
 
 EPISODES, EPISODE_STEPS = 1500, 150
+
+MAX_SHOWN_SPEED = 20.0
+"""Of a faster bar, the seconds that a step takes are not shown."""
 
 
 def train(
@@ -109,9 +122,11 @@ def train(
 ) -> None:
     """Train a model on a recording or in an environment, calibrate it and write OUTPUT/model.
 
-    The same command continues a run that was interrupted. No step is repeated or left out.
+    The same command continues a run that was interrupted, with the same result. After Ctrl-C no
+    step is repeated, after a kill at most 50 are.
     """
     from lewm_models.recordings.recording import open_recording
+    from lewm_models.training.run import check_output
     from lewm_models.training.run import train as run_training
     from lewm_models.training.settings import Choices, environment_run, recording_run
 
@@ -138,15 +153,10 @@ def train(
             action_head=action_head,
             seed=seed,
         )
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-            TimeRemainingColumn(),
-        )
+        torch_device = training_device(device)
         with (
             nullcontext() if data is None else open_recording(data) as recording,
-            Progress(*columns, console=console) as progress,
+            _progress(console) as progress,
         ):
             if recording is None:
                 assert env is not None
@@ -169,16 +179,18 @@ def train(
                     on_episode=_Bar(progress, "reading actions"),
                 )
             folder = output or Path("runs") / run.name
-            log = _Log(folder, progress, run.training.steps)
+            check_output(folder)
+            log = _Log(folder, progress)
             for line in describe_run(run):
                 log.say(line)
             model = run_training(
                 run,
                 folder,
-                device=training_device(device),
+                device=torch_device,
                 on_progress=_Bar(progress, "preparing frames"),
                 on_message=log.say,
                 on_metrics=log.report,
+                on_step=_Bar(progress, "training"),
             )
     except (FloatingPointError, OSError, ValueError) as error:
         typer.echo(f"lewm train: {describe_error(error)}", err=True)
@@ -230,6 +242,7 @@ def describe_run(run: TrainingRun) -> list[str]:
         )
     if run.crop is not None:
         lines.append(f"frames that are not square: {run.crop} (--crop)")
+    lines += [f"warning: {warning}" for warning in run.warnings]
     return lines
 
 
@@ -250,6 +263,35 @@ def training_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    """Progress bars. They take no line of the screen before there is one."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        _SecondsPerStep(),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=120,  # a step may take seconds
+    )
+    try:
+        yield progress
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+class _SecondsPerStep(ProgressColumn):
+    """What a step takes, where that is slow enough to be of interest."""
+
+    def render(self, task: Task) -> Text:
+        """The text of one bar."""
+        if not task.speed or task.speed > MAX_SHOWN_SPEED:
+            return Text("")
+        return Text(f"{1 / task.speed:.2f} s each")
+
+
 class _Bar:
     """A progress bar that appears when it is first called."""
 
@@ -260,19 +302,21 @@ class _Bar:
 
     def __call__(self, done: int, total: int) -> None:
         if self._task is None:
-            self._task = self._progress.add_task(self._description, total=total)
+            self._progress.start()
+            self._task = self._progress.add_task(self._description, total=total, completed=done)
         self._progress.update(self._task, completed=done, total=total)
 
 
 class _Log:
     """Shows the reports of a run: as lines, as `training.png`, and in TensorBoard."""
 
-    def __init__(self, folder: Path, progress: Progress, steps: int) -> None:
+    def __init__(self, folder: Path, progress: Progress) -> None:
         self._folder = folder
         self._progress = progress
-        self._bar = _Bar(progress, "training")
-        self._steps = steps
-        self._tensorboard = tensorboard_writer(folder)
+
+    @cached_property
+    def _tensorboard(self) -> Any:
+        return tensorboard_writer(self._folder)
 
     def say(self, line: str) -> None:
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -281,7 +325,6 @@ class _Log:
         from lewm_models.training.run import read_log
         from lewm_serve.cli.training_picture import draw_training
 
-        self._bar(metrics.step, self._steps)
         self.say(describe(metrics))
         if metrics.collapse is not None:
             self.say(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from lewm_models.recordings.hdf5 import Hdf5Recording
 from lewm_models.recordings.recording import RecordingError, open_recording
-from tests.lewm_models.recordings.made_data import STEPS, frames_of, write_hdf5
+from tests.lewm_models.recordings.made_data import STEPS, actions_of, frames_of, write_hdf5
 
 
 def test_columns_episodes_and_values(tmp_path: Path) -> None:
@@ -118,3 +119,19 @@ def test_a_file_without_frames(tmp_path: Path) -> None:
         file["action"], file["ep_len"], file["ep_offset"] = np.zeros((3, 2)), [3], [0]
     with pytest.raises(RecordingError, match="has no camera: expected an array"):
         open_recording(tmp_path / "a.h5")
+
+
+def test_the_conversion_in_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = (Path(__file__).parents[3] / "docs" / "recordings.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    episodes = [(frames_of(steps), actions_of([steps], 3)) for steps in (20, 31)]
+    exec(compile(code, "recordings.md", "exec"), {"my_episodes": lambda: episodes})
+    with open_recording(Path("robot.h5")) as recording:
+        contents = recording.contents
+        assert (contents.episode_steps, contents.rate_hz) == ((20, 31), 10)
+        for number, (frames, actions) in enumerate(episodes):
+            assert np.array_equal(recording.read_frames("camera", number), frames)
+            np.testing.assert_array_equal(recording.read_actions("action", number), actions)

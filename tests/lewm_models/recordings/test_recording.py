@@ -50,12 +50,13 @@ def test_one_column_is_chosen_by_name_or_because_it_is_the_only_one() -> None:
     assert choose_column(COLUMNS[:1], None, option="--camera", path=path) == COLUMNS[0]
     assert choose_column(COLUMNS, "wrist", option="--camera", path=path) == COLUMNS[1]
     with pytest.raises(
-        RecordingError, match=r"several: front, wrist; .*--camera \(several at once are not supp"
+        RecordingError,
+        match=r"several cameras: front, wrist; .*--camera \(several at once are not supp",
     ):
         choose_column(COLUMNS, None, option="--camera", path=path)
     with pytest.raises(RecordingError, match="has no 'top'; it has front, wrist"):
         choose_column(COLUMNS, "top", option="--camera", path=path)
-    with pytest.raises(RecordingError, match="has nothing for --action"):
+    with pytest.raises(RecordingError, match="has no columns of actions"):
         choose_column((), None, option="--action", path=path)
 
 

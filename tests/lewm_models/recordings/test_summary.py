@@ -10,8 +10,8 @@ from lewm_models.recordings.recording import Column, Contents, RecordingError, o
 from lewm_models.recordings.summary import (
     RowSample,
     SeriesStatistics,
+    largest_image_size,
     propose_block,
-    propose_image_size,
     summarise,
 )
 from tests.lewm_models.recordings.made_data import STEPS, actions_of, write_hdf5
@@ -104,11 +104,9 @@ def test_block_and_history(
     assert propose_block(contents(steps, rate_hz)) == expected
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "size"), [(480, 640, 128), (96, 128, 96), (84, 84, 80), (10, 10, 16)]
-)
-def test_image_size(height: int, width: int, size: int) -> None:
-    assert propose_image_size(Column("a", (height, width, 3))) == size
+@pytest.mark.parametrize(("height", "width", "size"), [(480, 640, 480), (84, 96, 80), (10, 9, 0)])
+def test_the_largest_image_size(height: int, width: int, size: int) -> None:
+    assert largest_image_size(Column("a", (height, width, 3))) == size
 
 
 def test_several_columns_have_to_be_chosen(tmp_path: Path) -> None:
@@ -130,6 +128,6 @@ def test_several_columns_have_to_be_chosen(tmp_path: Path) -> None:
         assert [column.name for column in chosen.cameras] == ["wrist"]
         assert chosen.proposals is not None
         assert chosen.proposals.crop is None
-        assert chosen.proposals.image_size == 16
+        assert chosen.proposals.image_size == 64
         with pytest.raises(RecordingError, match=r"--camera: .* has no 'front'; it has"):
             summarise(recording, camera="front")

@@ -125,7 +125,10 @@ def test_a_whole_recording(tmp_path: Path) -> None:
         assert (usable.episodes, usable.steps) == (2, 100)
         usable.require_some(recording.path)
         nothing = usable_episodes(recording, action="action", min_steps=100)
-        with pytest.raises(RecordingError, match=r"no episode can be used: 3 pieces shorter"):
+        with pytest.raises(
+            RecordingError,
+            match=r"used: 1 episodes without .*, 2 pieces shorter than .* smaller --action-block",
+        ):
             nothing.require_some(recording.path)
 
 

@@ -1,6 +1,7 @@
 """A run writes a model folder, and the same call continues it."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,21 @@ import numpy as np
 import pytest
 import torch
 
+from lewm_client import Recorder
 from lewm_models import checkpoint
 from lewm_models.calibration import calibrate
 from lewm_models.config import PRESETS
 from lewm_models.recordings.recording import RecordingError, open_recording
+from lewm_models.recordings.summary import summarise
 from lewm_models.training import run, settings, trainer
 from lewm_models.training.prepared import PreparedData
-from lewm_models.training.run import TrainingRun, read_log, train
+from lewm_models.training.run import TrainingRun, check_output, read_log, train
 from lewm_models.training.settings import Choices, environment_run, recording_run
 from lewm_models.training.trainer import TrainingMetrics
 from tests.lewm_models.training.short_run import CONFIG, TRAINING
 from tests.lewm_models.training.sources import write_robot
 
+EDGE_IMAGE_SIZE = PRESETS["edge"].image_size
 CPU = torch.device("cpu")
 
 
@@ -122,6 +126,68 @@ def test_the_proposals_of_inspect_are_the_defaults(robot: Path) -> None:
     assert (run_of_robot.crop, run_of_robot.action_rate_limit) == ("center", None)
     assert robot_run(robot, action_block=2).config.action_block == 2
     assert robot_run(robot, action_rate_limit="1,0.5,.25").action_rate_limit == (1, 0.5, 0.25)
+
+
+def test_inspect_proposes_the_image_size_of_the_default_preset(robot: Path) -> None:
+    with open_recording(robot) as recording:
+        proposals = summarise(recording).proposals
+    assert proposals is not None
+    assert proposals.image_size == EDGE_IMAGE_SIZE
+
+
+def test_more_than_two_action_values_are_searched_longer(robot: Path) -> None:
+    solver = robot_run(robot).solver
+    assert (solver.name, solver.samples, solver.iterations) == ("icem", 96, 6)
+
+
+def test_what_the_recording_lacks_is_said_before_training(robot: Path) -> None:
+    few_steps, few_frames = robot_run(robot).warnings
+    assert few_steps.startswith("Only 368 steps can be used; a first try needs some 20,000")
+    assert "Too few frames are held out to calibrate the model: " in few_frames
+    assert "of 1,000" in few_frames
+
+
+def test_the_card_describes_the_recording(tmp_path: Path, robot: Path) -> None:
+    frames, joints = np.zeros((40, 8, 8, 3), np.uint8), ["a", "b", "c"]
+    with Recorder(tmp_path / "arm", rate_hz=1 / 0.1000000000001, action_labels=joints) as recorder:
+        for step in range(80):
+            recorder.add(frames[0], [step % 7, 0.0, 1.0], time_s=step / 10)
+            if step == 39:
+                recorder.end_episode()
+    recording = robot_run(tmp_path / "arm").provenance["recording"]
+    assert recording["action_labels"] == joints
+    assert recording["frame"] == {"height": 8, "width": 8}
+    assert recording["rate_hz"] == 10
+    assert "action_labels" not in robot_run(robot).provenance["recording"]
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"--output: .* holds no training run: notes.txt; give a"):
+        check_output(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    check_output(tmp_path)
+    check_output(tmp_path / "new")
+    train(short_run(), tmp_path, device=CPU)
+    (tmp_path / "notes.txt").write_text("mine")
+    check_output(tmp_path)
+
+
+def test_ctrl_c_completes_and_saves_the_step(tmp_path: Path) -> None:
+    messages: list[str] = []
+
+    def press(done: int, total: int) -> None:
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(short_run(), tmp_path, device=CPU, on_step=press, on_message=messages.append)
+    assert "training 4 steps, with a report every 250" in messages
+    assert messages[-1] == "stopped at step 2 of 4; the same command continues"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(short_run(), tmp_path, device=CPU, on_message=messages.append)
+    assert "continues at step 2 of 4; prepared frames are reused" in messages
+    assert [line.step for line in read_log(tmp_path)] == [4]
 
 
 def test_a_dimension_that_never_changes_is_not_magnified(tmp_path: Path, robot: Path) -> None:

@@ -105,7 +105,7 @@ def test_an_action_head_adds_a_term_and_leaves_the_model_as_it_is(
     resumed.resume(tmp_path / "checkpoint.pt")
     resumed.run(until=12)
     assert_same_weights(resumed.model, uninterrupted.model)
-    with pytest.raises(ValueError, match=r"'action_head_weight': 0\.5"):
+    with pytest.raises(ValueError, match=r"action_head_weight 0\.5"):
         make_trainer(data).resume(tmp_path / "checkpoint.pt")
 
 
@@ -146,14 +146,42 @@ def test_a_killed_run_can_be_resumed(data: PreparedData, data_folder: Path, tmp_
     assert_same_weights(resumed.model, uninterrupted.model)
 
 
+def test_a_run_that_is_stopped_is_saved_after_its_step(data: PreparedData, tmp_path: Path) -> None:
+    uninterrupted, stopped, resumed = (make_trainer(data) for _ in range(3))
+    uninterrupted.run(until=5)
+    steps: list[tuple[int, int]] = []
+    stopped.run(
+        tmp_path / "checkpoint.pt",
+        on_step=lambda done, total: steps.append((done, total)),
+        is_stopped=lambda: len(steps) > 3,
+    )
+    assert steps == [(0, 100), (1, 100), (2, 100), (3, 100)]
+    resumed.resume(tmp_path / "checkpoint.pt")
+    assert resumed.step == 3
+    resumed.run(until=5)
+    assert_same_weights(resumed.model, uninterrupted.model)
+
+
 @pytest.mark.parametrize(
     ("training", "config", "difference"),
     [
-        (replace(TRAINING, seed=1), CONFIG, "'seed': 0"),
-        (replace(TRAINING, sigreg_weight=0.1), CONFIG, "'sigreg_weight': 0.09"),
-        (replace(TRAINING, steps=200), CONFIG, "'steps': 100"),
-        (TRAINING, replace(CONFIG, encoder_heads=4), "'encoder_heads': 2"),
-        (TRAINING, replace(CONFIG, predictor_depth=2), "'predictor_depth': 1"),
+        (replace(TRAINING, seed=1), CONFIG, "seed 0, this one has seed "),
+        (
+            replace(TRAINING, sigreg_weight=0.1),
+            CONFIG,
+            "sigreg_weight 0.09, this one has sigreg_weight ",
+        ),
+        (replace(TRAINING, steps=200), CONFIG, "steps 100, this one has steps "),
+        (
+            TRAINING,
+            replace(CONFIG, encoder_heads=4),
+            "encoder_heads 2, this one has encoder_heads ",
+        ),
+        (
+            TRAINING,
+            replace(CONFIG, predictor_depth=2),
+            "predictor_depth 1, this one has predictor_depth ",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
@@ -164,7 +192,8 @@ def test_a_checkpoint_of_another_run_is_refused(
     difference: str,
 ) -> None:
     make_trainer(data).save(tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=f"was written by a run with .*{difference}"):
+    advice = "another --output, or .* --from .*/model" if training.steps != 100 else "--output$"
+    with pytest.raises(ValueError, match=f"was written by a run with {difference}.*{advice}"):
         make_trainer(data, training, config).resume(tmp_path / "checkpoint.pt")
 
 

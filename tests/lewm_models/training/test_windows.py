@@ -150,6 +150,7 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
     [
         (2, 20, [0]),
         (40, 5, [10, 29]),  # too few for a calibration whatever is held out
+        (80, 83, [2, 7, 12, 17, 22, 27, 32, 37, 42, 47, 52, 57, 62, 67, 72, 77]),  # 1,328 steps
         (40, 200, [2, 7, 12, 17, 22, 27, 32, 37]),  # eight give 1,600 steps
         (100, 2000, [10, 30, 50, 69, 89]),
     ],

@@ -127,3 +127,21 @@ def test_descriptions_of_received_values_are_short(value: Any) -> None:
 )
 def test_descriptions_of_received_values(value: Any, description: str) -> None:
     assert shorten(value) == description
+
+
+@pytest.mark.parametrize(
+    ("field", "document", "expected"),
+    [
+        ("past_action", plan(past_action=1), "; did you mean past_actions?"),
+        ("colour", plan(colour=1), ""),
+        ("solver.sample", plan(solver={"sample": 1}), "; did you mean samples?"),
+        ("goal.pixelz", plan(goal={"pixelz": 1}), "; did you mean pixels?"),
+    ],
+)
+def test_an_unknown_field_is_answered_with_the_most_similar_one(
+    field: str, document: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse(PlanRequest, document)
+    assert f"{field}: received " in raised.value.detail
+    assert raised.value.detail.endswith(f"expected no field of this name{expected}")

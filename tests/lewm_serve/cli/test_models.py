@@ -18,6 +18,9 @@ from typer.testing import CliRunner, Result
 
 from lewm_models import checkpoint
 from lewm_models.calibration import calibrate
+from lewm_models.recordings.recording import open_recording
+from lewm_models.recordings.usable import usable_episodes
+from lewm_models.training.preparation import fingerprint
 from lewm_serve.cli.image_files import read_episodes
 from lewm_serve.cli.main import app
 from lewm_serve.cli.messages import describe_error
@@ -280,6 +283,44 @@ def test_a_recording_calibrates_its_model(
     assert calibration is not None
     assert calibration.frames == 70 + 27 + 63
     assert "no 'front'" in error_line("calibrate", folder, recording, "--camera", "front")
+
+
+def test_calibration_on_the_training_data_is_warned_of(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the content, whatever the file is called; by the name where the card has nothing else."""
+    monkeypatch.setattr(calibrate, "MIN_CALIBRATION_FRAMES", 20)
+    monkeypatch.setattr(calibrate, "SIGREG_WINDOW_COUNT", 5)
+    recording, other = (
+        write_robot(tmp_path / name, steps=[60, 60], height=16, width=16, seed=seed)
+        for seed, name in enumerate(("robot.h5", "other.h5"))
+    )
+    for path in (recording, other):
+        with h5py.File(path, "r+") as file:
+            actions = file["action"][:, :2]
+            del file["action"]
+            file["action"] = actions
+    with open_recording(recording) as opened:
+        usable = usable_episodes(opened, action="action", min_steps=16)
+        found = fingerprint(opened, usable.ranges, action="action", camera="pixels")
+    card = checkpoint.load(folder).card
+    description = {"camera": "pixels", "action": "action"}
+    for trained_on, expected in (
+        (description | {"fingerprint": found}, {"copy.h5"}),
+        (description, {"robot.h5"}),
+    ):
+        provenance = {"trained_on": "robot.h5", "recording": trained_on}
+        checkpoint.write_card(folder, replace(card, provenance=provenance))
+        copy = tmp_path / "copy.h5"
+        copy.write_bytes(recording.read_bytes())
+        names = {"copy.h5", "other.h5"} | expected
+        warned = {
+            name
+            for name in names
+            if f"{name} is what"
+            in lewm("calibrate", folder, tmp_path / name, "--device", "cpu").stderr
+        }
+        assert warned == expected
 
 
 def test_a_failing_calibration_changes_nothing(tmp_path: Path, folder: Path) -> None:

@@ -71,7 +71,9 @@ def test_a_recording_becomes_a_served_model(
     said = " ".join(result.stderr.split())
     assert "preparing 1,200 frames of 32 × 32 pixels: 3.7 MB in runs/robot-arm/data (" in said
     assert "frames that are not square: pad (--crop)" in said
+    assert "training 3 steps, with a report every 250" in said
     assert "step 3 prediction" in said
+    assert "warning: Only 1,200 steps can be used" in said
     card = checkpoint.load(folder).card
     assert (card.name, card.config.action_dim, card.crop) == ("robot-arm", 3, "pad")
 
@@ -153,11 +155,16 @@ def test_the_command_of_the_card_makes_the_model_again() -> None:
         (("--data", "robot.h5", "--from", "nowhere"), "nowhere/model.json: "),
         (("--data", "robot.h5", "--image-size", "20"), "--image-size: expected a multiple of 8"),
         (("--data", "robot.h5", "--name", "two words"), "name: expected 1 to 64 letters"),
+        (("--data", "robot.h5", "--action-rate-limit", "1"), "--action-rate-limit: expected"),
+        (("--data", "robot.h5", "--device", "tpu"), "--device: there is no tpu here"),
+        (("--data", "robot.h5", "--output", "."), "holds no training run: robot.h5"),
     ],
 )
 def test_a_wrong_option_is_named(arguments: tuple[str, ...], message: str) -> None:
     write_robot(Path("robot.h5"))
-    assert message in error_line(train(*arguments))
+    result = train(*arguments)
+    assert message in error_line(result)
+    assert not result.stderr.startswith("\n")
     assert not Path("runs").exists()
 
 

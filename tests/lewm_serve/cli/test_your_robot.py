@@ -7,8 +7,9 @@ import io
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
-import h5py
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -25,7 +26,7 @@ COMMANDS = [
     for block in re.findall(r"^```sh\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
     for line in block.splitlines()
 ]
-(CODE,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+CODE = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 
 def test_the_document_leads_from_a_recording_to_a_plan(
@@ -41,17 +42,23 @@ def test_the_document_leads_from_a_recording_to_a_plan(
         assert program == "lewm"
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, (arguments, result.output)
-    assert Path("robot-contact.png").is_file()
+    assert Path("robot.h5-contact.png").is_file()
     card = checkpoint.load(Path("runs/robot/model")).card
     assert (card.config.action_dim, card.config.image_size, card.crop) == (3, 64, "pad")
 
     assert serve[:3] == ["lewm", "serve", "--models"]
-    with h5py.File("robot.h5", locking=False) as file:
-        names = {"frame": file["pixels"][0], "goal_frame": file["pixels"][20]}
+    names: dict[str, Any] = {}
     printed = io.StringIO()
     with ServerProcess(tmp_path / "log", "--models", str(Path(serve[3]).resolve())) as server:
         server.wait_ready()
-        code = CODE.replace("127.0.0.1:50051", server.target).replace("2.0", "60.0")
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, "your-robot.md", "exec"), names)
-    assert printed.getvalue().splitlines() == ["(25, 3)", "uncalibrated"]
+        for block in CODE:
+            code = block.replace("127.0.0.1:50051", server.target).replace("2.0", "60.0")
+            with contextlib.redirect_stdout(printed):
+                exec(compile(code, "your-robot.md", "exec"), names)
+        names["planner"].close()
+    shape, health, *correlations = printed.getvalue().splitlines()
+    assert (shape, health) == ("(25, 3)", "uncalibrated")
+    assert [line.rpartition(" ")[0] for line in correlations] == [
+        f"joint {joint}: correlation" for joint in range(3)
+    ]
+    assert np.shape(names["planned"]) == np.shape(names["executed"]) == (10, 3)
