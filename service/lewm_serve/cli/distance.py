@@ -16,7 +16,7 @@ from lewm_models.card import ModelCard
 from lewm_models.distance.loop import TrainingReport
 from lewm_models.distance.run import MIN_RANK_CORRELATION, train_distance
 from lewm_models.environments.registry import find_environment
-from lewm_models.recordings.recording import Recording, choose_column, open_recording
+from lewm_models.recordings.recording import Recording, choose_action, choose_column, open_recording
 from lewm_models.recordings.usable import usable_episodes
 from lewm_models.training.environment_source import EnvironmentSource
 from lewm_models.training.preparation import RecordingSource
@@ -167,7 +167,7 @@ def _recording_source(
     """
     path, contents = recording.path, recording.contents
     camera = choose_column(contents.cameras, options.camera, option="--camera", path=path)
-    action = choose_column(contents.actions, options.action, option="--action", path=path)
+    action = choose_action(contents, options.action, path)
     height, width = camera.shape[:2]
     if height != width and card.crop is None:
         raise ValueError(
