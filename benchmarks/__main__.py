@@ -27,6 +27,7 @@ BENCHMARKS = {
     "overload": "3 times as many requests as can be answered: in time, and time to refuse",
     "cache": "what the cache saves and costs, in process, in Redis, and with a failing Redis",
     "solvers": "the default solver against CEM 300 × 30 on the same 500 episodes (half an hour)",
+    "objectives": "success against candidates, by the latent and by the distance (an hour)",
     "dino_wm": "LeWM against DINO-WM's shapes: tokens a frame and time a plan",
     "gpu_plan": "plans on a GPU: one, 8 and 32 clients",
     "startup": "time to ready, first and second start",

@@ -39,6 +39,7 @@ from lewm_serve.engine.jobs import PlanJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.engine.queued_request import QueuedRequest
 from lewm_serve.engine.scheduler import Scheduler
+from lewm_serve.objectives.latent import LATENT
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import SearchSpace
 
@@ -156,7 +157,7 @@ class EnginePlanner:
             latents=self._latent.unsqueeze(0),
             past_actions=torch.empty(0, width),
             goal=self._goal,
-            search=Search(self._solver, space, seed),
+            search=Search(self._solver, space, seed, objective=LATENT),
         )
         self._engine.submit(job).result()
         return time.perf_counter() - began

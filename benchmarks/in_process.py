@@ -25,7 +25,8 @@ from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_card, random_model
 from lewm_serve.backends.backend import Backend
 from lewm_serve.engine.jobs import roll_out_one_plan
-from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.objectives import DEFAULT_OBJECTIVE
+from lewm_serve.objectives.distance import DistanceObjective
 from lewm_serve.registry.registry import LoadedModel, Registry
 from lewm_serve.settings import load_settings
 from lewm_serve.solvers import SOLVERS
@@ -114,6 +115,10 @@ class SearchLoop:
         config = model.card.config
         start = torch.zeros(settings.horizon, config.block_width).clamp(model.low, model.high)
         space = SearchSpace(model.low, model.high, start, action_dim=config.action_dim)
+        self._objective = model.objectives[settings.objective or DEFAULT_OBJECTIVE]
+        if isinstance(self._objective, DistanceObjective):
+            proposed = self._objective.propose(latents[-1], goal)
+            space = space if proposed is None else space.starting_with(proposed)
         self.solver = SOLVERS[settings.name](settings, space, seed)
         self._latents = latents
         self._goal = goal
@@ -125,7 +130,7 @@ class SearchLoop:
         for _ in range(iterations):
             candidates = self.solver.ask()
             predicted = self._rollout(self._latents, self._past_actions, candidates)
-            self.solver.tell(candidates, latent_distance(predicted, self._goal))
+            self.solver.tell(candidates, self._objective(predicted, self._goal))
 
     def run(self) -> ScoredSequence:
         """Iterate until the search has ended."""

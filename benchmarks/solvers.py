@@ -145,10 +145,12 @@ class EpisodeRecord:
         self._path = path
 
     @classmethod
-    def for_weights(cls, model: Path, folder: Path) -> EpisodeRecord:
-        """The record of a model's weights. It does not depend on the solver in its card."""
-        weights = hashlib.sha256((model / checkpoint.WEIGHTS_FILE).read_bytes()).hexdigest()
-        return cls(folder / f"solvers-{weights[:16]}.jsonl")
+    def for_weights(cls, model: Path, folder: Path, protocol: str = "paper") -> EpisodeRecord:
+        """The record of a model's weights and distance. It does not depend on the card's solver."""
+        content = hashlib.sha256((model / checkpoint.WEIGHTS_FILE).read_bytes())
+        if (distance := model / checkpoint.DISTANCE_FILE).exists():
+            content.update(distance.read_bytes())
+        return cls(folder / f"solvers-{protocol}-{content.hexdigest()[:16]}.jsonl")
 
     def read(self) -> dict[tuple[str, int], EpisodeResult]:
         """The results so far. Incomplete lines are left out."""
@@ -176,7 +178,11 @@ class EpisodeRecord:
 
 
 def run_all_episodes(
-    record: EpisodeRecord, solvers: Sequence[SolverConfig], count: int, options: RunOptions
+    record: EpisodeRecord,
+    solvers: Sequence[SolverConfig],
+    count: int,
+    options: RunOptions,
+    protocol: str = "paper",
 ) -> dict[tuple[str, int], EpisodeResult]:
     """The results of ``count`` episodes with each solver. Only those not in the record are run."""
     results = record.read()
@@ -186,7 +192,7 @@ def run_all_episodes(
         for solver in solvers
         if (solver_key(solver), index) not in results
     ]
-    for left, result in _run_episodes(missing):
+    for left, result in _run_episodes(missing, protocol):
         record.add(result)
         results[solver_key(SolverConfig(**result.solver)), result.episode] = result
         options.show_progress(f"{left} of {len(solvers) * count} episodes left")
@@ -194,14 +200,14 @@ def run_all_episodes(
 
 
 def _run_episodes(
-    missing: Sequence[tuple[SolverConfig, int]],
+    missing: Sequence[tuple[SolverConfig, int]], protocol: str
 ) -> Iterator[tuple[int, EpisodeResult]]:
     """Results as they arrive, each with the number of episodes that are left."""
     if not missing:
         return
     workers = min(len(missing), len(os.sched_getaffinity(0)))
     with worker_processes(workers, _load_model) as pool:
-        running = [pool.submit(_run_episode, solver, index) for solver, index in missing]
+        running = [pool.submit(_run_episode, solver, index, protocol) for solver, index in missing]
         for done, future in enumerate(as_completed(running), start=1):
             yield len(missing) - done, future.result()
 
@@ -217,10 +223,10 @@ def _load_model() -> None:
     _model = load_like_server(MODEL_FOLDER, threads=1)
 
 
-def _run_episode(solver: SolverConfig, index: int) -> EpisodeResult:
+def _run_episode(solver: SolverConfig, index: int, protocol: str) -> EpisodeResult:
     planner = InProcessPlanner(_model, solver)
     start = time.perf_counter()
-    tasks = sample_episodes(TWO_ROOM, "paper", index + 1, SEED)
+    tasks = sample_episodes(TWO_ROOM, protocol, index + 1, SEED)
     outcome = run_episode(planner, tasks, index, seed=SEED)
     return EpisodeResult(
         solver=asdict(solver),

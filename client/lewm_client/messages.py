@@ -17,6 +17,7 @@ from lewm_client.responses import (
     FallbackReason,
     FallbackReport,
     FloatArray,
+    GoalDistance,
     Health,
     HealthStatus,
     LatentIds,
@@ -184,6 +185,7 @@ def plan_response(message: pb.PlanResponse) -> PlanResponse:
         fallback=_fallback_report(message.fallback) if has("fallback") else None,
         timing_ms=_timing(message.timing_ms),
         trajectory=_array(message.trajectory) if has("trajectory") else None,
+        distance=_goal_distance(message.distance) if has("distance") else None,
     )
 
 
@@ -223,6 +225,10 @@ def _timing(message: pb.Timing) -> Timing:
 
 def _latent_ids(message: pb.LatentIds) -> LatentIds:
     return LatentIds(frames=tuple(message.frames), goal=message.goal)
+
+
+def _goal_distance(message: pb.GoalDistance) -> GoalDistance:
+    return GoalDistance(start=message.start, end=message.end)
 
 
 def _fallback_report(message: pb.FallbackReport) -> FallbackReport:

@@ -102,6 +102,14 @@ class FallbackReport:
 
 
 @dataclass(frozen=True)
+class GoalDistance:
+    """How many steps the goal is away, as the model believes, before and after the plan."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class PlanResponse:
     """A plan.
 
@@ -114,6 +122,7 @@ class PlanResponse:
         latent_ids: None where a fallback answered before the frames were encoded.
         fallback: None where the planner itself answered.
         trajectory: (T, D), where the request included it and no fallback answered.
+        distance: None where the model has no learned distance, or where a fallback answered.
     """
 
     request_id: str
@@ -134,3 +143,4 @@ class PlanResponse:
     fallback: FallbackReport | None
     timing_ms: Timing
     trajectory: FloatArray | None = None
+    distance: GoalDistance | None = None

@@ -54,6 +54,9 @@ MIN_SCORE, MAX_SCORE = 1e-9, 1e9
 
 MAX_SIGREG_WINDOW = 1 << 16
 
+OBJECTIVES = ("latent", "distance")
+"""What a search minimises: the squared distance between latents, or the learned distance."""
+
 MAX_SOLVER_COUNTS = {"samples": 1_000_000, "iterations": 1_000_000, "horizon": 10_000}
 """The largest numbers of a solver's defaults. A server has lower limits of its own."""
 
@@ -74,7 +77,7 @@ class SolverConfig:
     """The settings of a search. A card holds the defaults, and a request may replace some of them.
 
     A setting that is None has the solver's own default. A solver ignores settings that it does not
-    have.
+    have. An ``objective`` of None is "latent"; cards of earlier versions do not have it.
     """
 
     name: str = "cem"
@@ -88,6 +91,34 @@ class SolverConfig:
     noise_exponent: float | None = None
     temperature: float | None = None
     learning_rate: float | None = None
+    objective: str | None = None
+
+
+@dataclass(frozen=True)
+class LearnedDistance:
+    """The learned distance of a model, and how good it is.
+
+    Attributes:
+        network: the SHA-256 of `distance.safetensors`.
+        training_frames: the recorded frames it was trained on.
+        held_out_frames: those that the other values were measured on, see
+            `lewm_models.distance.quality.DistanceQuality`.
+        proposal_cost: the mean distance on the way of proposed actions, in blocks.
+        mean_action_cost: the same of the mean action.
+    """
+
+    network: str
+    training_frames: int
+    held_out_frames: int
+    rank_correlation: float
+    mean_error: float
+    next_frame: float
+    same_frame: float
+    proposal_cost: float | None = None
+    mean_action_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_sha256("distance.network", self.network, "distance.safetensors")
 
 
 @dataclass(frozen=True)
@@ -137,11 +168,8 @@ class Calibration:
             _check_range("calibration.false_alarm_rate", self.false_alarm_rate, MIN_SCORE, 1)
         if self.sigreg_window is not None:
             _check_range("calibration.sigreg_window", self.sigreg_window, 1, MAX_SIGREG_WINDOW)
-        if self.reference is not None and not re.fullmatch("[0-9a-f]{64}", self.reference):
-            raise CardError(
-                "calibration.reference: expected the SHA-256 of calibration.safetensors, 64 "
-                f"hexadecimal digits, got {_shown(self.reference)}"
-            )
+        if self.reference is not None:
+            _check_sha256("calibration.reference", self.reference, "calibration.safetensors")
 
     def _check_quantiles(self, name: str, values: tuple[float, ...]) -> None:
         ascending = list(values) == sorted(values)
@@ -173,6 +201,7 @@ class ModelCard:
         crop: how frames that are not square become square; None refuses them.
         solver: the defaults of plan requests.
         calibration: None if the model is not calibrated.
+        distance: None if the model has no learned distance.
         provenance: where the model comes from and how to make it again.
         figures: measured results, by protocol; "figures" is their name in the file.
         extra: fields that this version does not know, unchanged.
@@ -193,6 +222,7 @@ class ModelCard:
     crop: Crop | None = None
     solver: SolverConfig = SolverConfig()
     calibration: Calibration | None = None
+    distance: LearnedDistance | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -217,6 +247,18 @@ class ModelCard:
             raise CardError(str(error)) from error
         for name, most in MAX_SOLVER_COUNTS.items():
             _check_range(f"solver.{name}", getattr(self.solver, name), 1, most)
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        objective = self.solver.objective
+        if objective is not None and objective not in OBJECTIVES:
+            known = ", ".join(f'"{name}"' for name in OBJECTIVES)
+            raise CardError(f"solver.objective: expected one of {known}, got {_shown(objective)}")
+        if objective == "distance" and self.distance is None:
+            raise CardError(
+                'solver.objective: expected "latent", since the card has no distance '
+                '(`lewm models distance` trains one), got "distance"'
+            )
 
     def _check_actions(self) -> None:
         for name in ACTION_FIELDS:
@@ -313,8 +355,9 @@ class ModelCard:
         body = asdict(self)
         for name in ("name", "config", "extra"):
             del body[name]
-        if self.action_rate_limit is None:  # cards of earlier versions do not have it
-            del body["action_rate_limit"]
+        for name in ("action_rate_limit", "distance"):
+            if body[name] is None:  # cards of earlier versions do not have it
+                del body[name]
         body["solver"] = {
             name: value for name, value in body["solver"].items() if value is not None
         }
@@ -345,6 +388,7 @@ class ModelCard:
             crop=rest.pop("crop", None),
             solver=_pop_nested(rest, "solver", SolverConfig) or SolverConfig(),
             calibration=_pop_nested(rest, "calibration", Calibration),
+            distance=_pop_nested(rest, "distance", LearnedDistance),
             provenance=_pop(rest, "provenance", dict) if "provenance" in rest else {},
             figures=_pop(rest, "figures", dict) if "figures" in rest else {},
             extra=rest,
@@ -442,6 +486,13 @@ def _shown(value: object) -> str:
     """A value as error messages show it, shortened."""
     text = ascii(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _check_sha256(field: str, value: str, file: str) -> None:
+    if not re.fullmatch("[0-9a-f]{64}", value):
+        raise CardError(
+            f"{field}: expected the SHA-256 of {file}, 64 hexadecimal digits, got {_shown(value)}"
+        )
 
 
 def _check_range(field: str, value: float, least: float, most: float) -> None:

@@ -1,8 +1,9 @@
 """Model folders: how a model, its card and its calibration are kept on disk.
 
 A folder holds `model.json` (the card) and `model.safetensors` (the weights, float32). A calibrated
-model has `calibration.safetensors` too. `frames.safetensors` may hold a few frames that the model
-typically sees; a server uses them to find out whether a lower precision is accurate enough.
+model has `calibration.safetensors` too, and a model with a learned distance `distance.safetensors`.
+`frames.safetensors` may hold a few frames that the model typically sees; a server uses them to find
+out whether a lower precision is accurate enough.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +24,7 @@ from torch import Tensor
 from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import CardError, ModelCard, read_card
 from lewm_models.config import LeWMConfig
+from lewm_models.distance.network import GoalDistance
 from lewm_models.file_kinds import SAFETENSORS, kind_of_file, safetensors_problem
 from lewm_models.file_names import natural_key
 from lewm_models.lewm import LeWM
@@ -30,6 +33,9 @@ CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 FRAMES_FILE = "frames.safetensors"
 REFERENCE_FILE = "calibration.safetensors"
+DISTANCE_FILE = "distance.safetensors"
+
+T = TypeVar("T")
 
 UNFINISHED_RUN_FILES = ("checkpoint.pt", "data/prepared.json", "data/preparing.json")
 """What the folder of a training run holds before there is a model."""
@@ -61,6 +67,7 @@ class Checkpoint:
         version: the hash that `version` computes.
         reference: what Mahalanobis distances are measured with, if the card's calibration names it.
         frames: (N, H, H, 3) uint8, N ≥ 2, H the model's image size; None if the folder has none.
+        distance: the learned distance, if the card names one; without gradients.
     """
 
     model: LeWM
@@ -68,6 +75,7 @@ class Checkpoint:
     version: str
     reference: LatentReference | None = None
     frames: Tensor | None = None
+    distance: GoalDistance | None = None
 
 
 def save(
@@ -77,15 +85,20 @@ def save(
     *,
     reference: LatentReference | None = None,
     frames: Tensor | None = None,
+    distance: GoalDistance | None = None,
 ) -> str:
     """Write a complete model folder and return the model's version.
 
-    Each file is replaced as a whole. The files of a reference or of frames that are None are
-    removed.
+    Each file is replaced as a whole. The files of a reference, of frames or of a distance that are
+    None are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     _replace(folder / WEIGHTS_FILE, to_bytes(tensors))
+    if distance is None:
+        (folder / DISTANCE_FILE).unlink(missing_ok=True)
+    else:
+        _replace(folder / DISTANCE_FILE, distance.to_bytes())
     write_calibration(folder, card, reference)
     if frames is None:
         (folder / FRAMES_FILE).unlink(missing_ok=True)
@@ -100,6 +113,12 @@ def write_calibration(folder: Path, card: ModelCard, reference: LatentReference 
         (folder / REFERENCE_FILE).unlink(missing_ok=True)
     else:
         _replace(folder / REFERENCE_FILE, reference.to_bytes())
+    write_card(folder, card)
+
+
+def write_distance(folder: Path, card: ModelCard, distance: GoalDistance) -> None:
+    """Write the card and the distance that it names, and no other file."""
+    _replace(folder / DISTANCE_FILE, distance.to_bytes())
     write_card(folder, card)
 
 
@@ -118,8 +137,9 @@ def _replace(path: Path, content: bytes) -> None:
 def version(folder: Path) -> str:
     """The model's version, 16 hexadecimal digits: a hash of the weights and the card.
 
-    The card holds the hash of the calibration's reference, so the version depends on that too. It
-    does not depend on the frames, nor on the layout of `model.json`.
+    The card holds the hashes of the calibration's reference and of the learned distance, so the
+    version depends on them too. It does not depend on the frames, nor on the layout of
+    `model.json`.
     """
     return _version((folder / WEIGHTS_FILE).read_bytes(), read_card(folder / CARD_FILE))
 
@@ -141,6 +161,7 @@ def load(folder: Path) -> Checkpoint:
         weights = _read_bytes(folder / WEIGHTS_FILE)
         tensors = _tensors_of(weights, folder / WEIGHTS_FILE)
         reference = _read_reference(folder / REFERENCE_FILE, card)
+        distance = _read_distance(folder / DISTANCE_FILE, card)
     except CardError as error:
         raise CheckpointError(str(error)) from error
     frames = _read_frames(folder / FRAMES_FILE, card.config.image_size)
@@ -154,6 +175,7 @@ def load(folder: Path) -> Checkpoint:
         version=_version(weights, card),
         reference=reference,
         frames=frames,
+        distance=distance,
     )
 
 
@@ -194,13 +216,38 @@ def _read_frames(path: Path, size: int) -> Tensor | None:
 def _read_reference(path: Path, card: ModelCard) -> LatentReference | None:
     if card.calibration is None or card.calibration.reference is None:
         return None
+    return _read_named(
+        path,
+        card.calibration.reference,
+        lambda content: LatentReference.from_bytes(content, card.config.latent_dim),
+        mismatch="does not belong to the card's calibration; calibrate again",
+    )
+
+
+def _read_distance(path: Path, card: ModelCard) -> GoalDistance | None:
+    if card.distance is None:
+        return None
+    return _read_named(
+        path,
+        card.distance.network,
+        lambda content: GoalDistance.from_bytes(content, card.config.latent_dim),
+        mismatch="does not belong to the card's distance; train it again (lewm models distance)",
+    )
+
+
+def _read_named(path: Path, sha256: str, parse: Callable[[bytes], T], *, mismatch: str) -> T:
+    """Parse the content of a file that the card names by its hash.
+
+    Raises:
+        CheckpointError: the file is missing, is another one, or cannot be parsed.
+    """
     try:
         content = path.read_bytes()
-        if sha256_of(content) != card.calibration.reference:
+        if sha256_of(content) != sha256:
             if (kind := kind_of_file(path)) not in (None, SAFETENSORS):
                 raise ValueError(f"is {kind}; expected {SAFETENSORS}")
-            raise ValueError("does not belong to the card's calibration; calibrate again")
-        return LatentReference.from_bytes(content, card.config.latent_dim)
+            raise ValueError(mismatch)
+        return parse(content)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{path}: {reason}") from error

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lewm_models.card import ModelCard
 from lewm_models.checkpoint import Checkpoint, CheckpointError, load
+from lewm_models.distance.network import GoalDistance
 from lewm_models.lewm import LeWM
 
 MIN_RELATIVE_CHANGE = 1e-4
@@ -64,6 +65,8 @@ def verify(folder: Path) -> Iterator[Finding]:
     yield _compare_dimensions(
         checkpoint, latents, f"change the predicted latent by {change:.2g} of its norm"
     )
+    if checkpoint.distance is not None:
+        yield Finding("distance", _check_distance(checkpoint.distance, predicted, latents))
     yield Finding("version", checkpoint.version)
 
 
@@ -142,6 +145,16 @@ def action_labels(card: ModelCard) -> list[str]:
     if isinstance(labels, list) and len(labels) == card.config.action_dim:
         return [str(label) for label in labels]
     return [str(number) for number in range(card.config.action_dim)]
+
+
+def _check_distance(distance: GoalDistance, predicted: Tensor, latents: Tensor) -> str:
+    """How far predicted latents (S, T, D) are from test frames' latents (N, D), in words."""
+    blocks = distance(predicted[:, -1, None], latents)
+    if not bool(blocks.isfinite().all()):
+        raise CheckpointError("distance: gives distances that are not finite")
+    if not bool(blocks.std() > 0):
+        raise CheckpointError("distance: gives all latents the same distance")
+    return f"{blocks.min():.3g} to {blocks.max():.3g} blocks from predicted latents to test frames"
 
 
 def _relative_change(latents: Tensor) -> float:

@@ -136,7 +136,7 @@ class PredictResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., latents: _Optional[_Union[Tensor, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class SolverSettings(_message.Message):
-    __slots__ = ("name", "samples", "iterations", "elites", "horizon", "tolerance", "momentum", "deviation", "noise_exponent", "temperature", "learning_rate")
+    __slots__ = ("name", "samples", "iterations", "elites", "horizon", "tolerance", "momentum", "deviation", "noise_exponent", "temperature", "learning_rate", "objective")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     ITERATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,7 @@ class SolverSettings(_message.Message):
     NOISE_EXPONENT_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     name: str
     samples: int
     iterations: int
@@ -159,7 +160,8 @@ class SolverSettings(_message.Message):
     noise_exponent: float
     temperature: float
     learning_rate: float
-    def __init__(self, name: _Optional[str] = ..., samples: _Optional[int] = ..., iterations: _Optional[int] = ..., elites: _Optional[int] = ..., horizon: _Optional[int] = ..., tolerance: _Optional[float] = ..., momentum: _Optional[float] = ..., deviation: _Optional[float] = ..., noise_exponent: _Optional[float] = ..., temperature: _Optional[float] = ..., learning_rate: _Optional[float] = ...) -> None: ...
+    objective: str
+    def __init__(self, name: _Optional[str] = ..., samples: _Optional[int] = ..., iterations: _Optional[int] = ..., elites: _Optional[int] = ..., horizon: _Optional[int] = ..., tolerance: _Optional[float] = ..., momentum: _Optional[float] = ..., deviation: _Optional[float] = ..., noise_exponent: _Optional[float] = ..., temperature: _Optional[float] = ..., learning_rate: _Optional[float] = ..., objective: _Optional[str] = ...) -> None: ...
 
 class Fallback(_message.Message):
     __slots__ = ("controller", "state")
@@ -213,8 +215,16 @@ class FallbackReport(_message.Message):
     reason: str
     def __init__(self, controller: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class GoalDistance(_message.Message):
+    __slots__ = ("start", "end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: float
+    end: float
+    def __init__(self, start: _Optional[float] = ..., end: _Optional[float] = ...) -> None: ...
+
 class PlanResponse(_message.Message):
-    __slots__ = ("request_id", "model", "model_version", "backend", "precision", "actions", "action_block", "cost", "status", "iterations", "candidates", "solver", "seed", "latent_ids", "health", "fallback", "timing_ms", "trajectory")
+    __slots__ = ("request_id", "model", "model_version", "backend", "precision", "actions", "action_block", "cost", "status", "iterations", "candidates", "solver", "seed", "latent_ids", "health", "fallback", "timing_ms", "trajectory", "distance")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +243,7 @@ class PlanResponse(_message.Message):
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     TIMING_MS_FIELD_NUMBER: _ClassVar[int]
     TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     model_version: str
@@ -251,7 +262,8 @@ class PlanResponse(_message.Message):
     fallback: FallbackReport
     timing_ms: Timing
     trajectory: Tensor
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., action_block: _Optional[int] = ..., cost: _Optional[float] = ..., status: _Optional[str] = ..., iterations: _Optional[int] = ..., candidates: _Optional[int] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., seed: _Optional[int] = ..., latent_ids: _Optional[_Union[LatentIds, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., fallback: _Optional[_Union[FallbackReport, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., trajectory: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    distance: GoalDistance
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., action_block: _Optional[int] = ..., cost: _Optional[float] = ..., status: _Optional[str] = ..., iterations: _Optional[int] = ..., candidates: _Optional[int] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., seed: _Optional[int] = ..., latent_ids: _Optional[_Union[LatentIds, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., fallback: _Optional[_Union[FallbackReport, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., trajectory: _Optional[_Union[Tensor, _Mapping]] = ..., distance: _Optional[_Union[GoalDistance, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "version", "default", "backend", "device", "precision", "card")

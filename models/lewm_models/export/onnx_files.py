@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lewm_models.checkpoint import Checkpoint, CheckpointError, write_card
+from lewm_models.export.distance import distance_graph
 from lewm_models.export.encoder import encoder_graph
 from lewm_models.export.predictor import predictor_graph
 from lewm_models.export.runtime import onnxruntime
 
 ENCODER_FILE = "encoder.onnx"
 PREDICTOR_FILE = "predictor.onnx"
+DISTANCE_FILE = "distance.onnx"
 
 MAX_RELATIVE_ERROR = 1e-4
 """A larger difference, relative to the largest value, is not rounding."""
@@ -28,16 +30,21 @@ TESTED_ROWS = (1, 3)
 def export_onnx(checkpoint: Checkpoint, folder: Path) -> Iterator[tuple[Path, str]]:
     """Write the encoder, the predictor and the card; yield each ONNX file and how exact it is.
 
+    A model with a learned distance has a file of it too.
+
     A file has the suffix ``.part`` until it has been run and compared with the model.
 
     Raises:
         CheckpointError: a file does not give what the model gives.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, graph, measure_error in (
+    files = [
         (ENCODER_FILE, encoder_graph(checkpoint.model), _encoder_error),
         (PREDICTOR_FILE, predictor_graph(checkpoint.model), _predictor_error),
-    ):
+    ]
+    if checkpoint.distance is not None:
+        files.append((DISTANCE_FILE, distance_graph(checkpoint.distance), _distance_error))
+    for name, graph, measure_error in files:
         path, part = folder / name, folder / f"{name}.part"
         onnx_model = graph.with_weights()
         onnx_model.metadata_props.add(key="model", value=checkpoint.card.name)
@@ -83,6 +90,23 @@ def _predictor_error(checkpoint: Checkpoint, path: Path) -> float:
             inputs = {"latents": latents.numpy(), "actions": actions.numpy()}
             (predicted,) = session.run(None, inputs)
             errors.append(_relative_error(predicted, checkpoint.model.predict(latents, actions)))
+    return float(np.max(errors))  # NaN if one of them is
+
+
+def _distance_error(checkpoint: Checkpoint, path: Path) -> float:
+    session, distance = _session(path), checkpoint.distance
+    assert distance is not None
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for rows in TESTED_ROWS:
+        latents, goals = (
+            distance.mean
+            + distance.std * torch.randn(rows, distance.latent_dim, generator=generator)
+            for _ in range(2)
+        )
+        inputs = {"latents": latents.numpy(), "goals": goals.numpy()}
+        (blocks,) = session.run(None, inputs)
+        errors.append(_relative_error(blocks[:, 0], distance(latents, goals)))
     return float(np.max(errors))  # NaN if one of them is
 
 

@@ -77,6 +77,11 @@ class PublicCheckpoint:
                 f"{', '.join(missing)}: missing from the card; a public checkpoint does not "
                 "contain these fields, so the card or a recording (--data) has to give them"
             )
+        if card.get("distance") is not None:
+            raise CardError(
+                "distance: belongs to other latents; leave it out of the card, and train one with "
+                "`lewm models distance`"
+            )
         config = read_architecture(self.settings, self.state, card)
         tensors = with_counters(config, self.state.tensors)
         model = model_of_tensors(config, tensors, self.state.name_in_file)

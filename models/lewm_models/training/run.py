@@ -6,7 +6,7 @@ import json
 import platform
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event, current_thread, main_thread
@@ -27,6 +27,14 @@ from lewm_models.calibration.reference import LatentReference
 from lewm_models.card import ModelCard, SolverConfig
 from lewm_models.checkpoint import Checkpoint
 from lewm_models.config import LeWMConfig
+from lewm_models.distance.loop import ReportCallback
+from lewm_models.distance.run import (
+    TooFewFrames,
+    TrainedDistance,
+    forget_after,
+    train_distance,
+)
+from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.lewm import LeWM
 from lewm_models.preprocessing import Crop
 from lewm_models.training.parts import UNFINISHED
@@ -43,7 +51,7 @@ from lewm_models.training.trainer import (
 )
 from lewm_models.training.windows import Windows, split_episodes
 
-DATA_FOLDER, MODEL_FOLDER = "data", "model"
+DATA_FOLDER, DISTANCE_FOLDER, MODEL_FOLDER = "data", "distance", "model"
 CHECKPOINT_FILE, LOG_FILE = "checkpoint.pt", "metrics.jsonl"
 
 MIN_RELATIVE_STD = 1e-6
@@ -75,6 +83,7 @@ class TrainingRun:
         action_rate_limit: as in the card.
         controllers: as in the card.
         crop: as in the card.
+        distance: the settings of the training of the distance; None trains none.
         initial: the model whose weights and action statistics training starts from; None starts
             with new weights, and with the statistics of the data.
         provenance: what the card says about the data, and the command of the run.
@@ -94,6 +103,7 @@ class TrainingRun:
     action_rate_limit: tuple[float, ...] | None = None
     controllers: tuple[str, ...] = ()
     crop: Crop | None = None
+    distance: DistanceTraining | None = None
     initial: Checkpoint | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -137,6 +147,7 @@ def train(
     on_message: Message = lambda line: None,
     on_metrics: MetricsCallback | None = None,
     on_step: StepCallback = lambda done, total: None,
+    on_distance: ReportCallback = lambda report: None,
 ) -> Path:
     """Prepare the data, train, calibrate, and write the model folder ``output/model``.
 
@@ -144,6 +155,9 @@ def train(
     is being trained is completed and saved, and `KeyboardInterrupt` is raised. With fewer than
     `MIN_CALIBRATION_FRAMES` held-out frames the model stays uncalibrated. The log is also written
     to ``output/metrics.jsonl``, one JSON object per report.
+
+    The distance is trained after the world model, and becomes the objective of plan requests if it
+    ranks held-out frames well. With too few frames the model has none.
 
     Args:
         run: the settings.
@@ -153,6 +167,7 @@ def train(
         on_message: called with lines for people.
         on_metrics: called with each line of the log.
         on_step: called after each step of training.
+        on_distance: called with each line of the log of the distance.
 
     Returns:
         The model folder.
@@ -195,7 +210,7 @@ def train(
     if saved.exists():
         trainer.resume(saved)
     log = output / LOG_FILE
-    _forget_after(log, trainer.step)
+    forget_after(log, trainer.step)
 
     def report(metrics: TrainingMetrics) -> None:
         with log.open("a") as file:
@@ -222,11 +237,24 @@ def train(
     reestimate_batch_norm(model, windows, batch=training.batch, seed=training.seed)
 
     folder = output / MODEL_FOLDER
-    card = replace(
-        run.card(mean, std),
-        provenance=_provenance(run, trainer, data),
-        figures=_figures_of_same_weights(folder, model),
-    )
+    card = replace(run.card(mean, std), provenance=_provenance(run, trainer, data))
+    distance: TrainedDistance | None = None
+    if run.distance is not None:
+        try:
+            distance = train_distance(
+                model,
+                card,
+                data,
+                output / DISTANCE_FOLDER,
+                pieces=(training_pieces, held_out_pieces),
+                config=run.distance,
+                on_progress=on_progress,
+                on_report=on_distance,
+            )
+            card = distance.on_card(card, as_default=distance.ranks_well)
+        except TooFewFrames as error:
+            on_message(f"no distance: {error}")
+    card = replace(card, figures=_figures_of_same_model(folder, model, card))
     reference: LatentReference | None = None
     held_out_frames = sum(len(data.frame_rows(piece)) for piece in held_out_pieces)
     if held_out_frames >= MIN_CALIBRATION_FRAMES:
@@ -239,7 +267,14 @@ def train(
             f"{MIN_CALIBRATION_FRAMES:,}"
         )
     frames = _precision_frames(data, held_out_pieces)
-    checkpoint.save(folder, model, card, reference=reference, frames=frames)
+    checkpoint.save(
+        folder,
+        model,
+        card,
+        reference=reference,
+        frames=frames,
+        distance=None if distance is None else distance.network,
+    )
     return folder
 
 
@@ -292,17 +327,6 @@ def read_log(output: Path) -> list[TrainingMetrics]:
     return [TrainingMetrics.from_json(json.loads(line)) for line in lines]
 
 
-def _forget_after(log: Path, step: int) -> None:
-    """Remove the reports of later steps, which an interrupted run has written and not saved."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for line in log.read_text().splitlines() if log.exists() else []:
-        with suppress(KeyError, TypeError, ValueError):  # the last line may be cut off
-            if json.loads(line)["step"] <= step:
-                lines.append(line + "\n")
-    log.write_text("".join(lines))
-
-
 def _action_statistics(
     run: TrainingRun, data: PreparedData
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -319,15 +343,17 @@ def _action_statistics(
     return mean, np.where(std > MIN_RELATIVE_STD * np.maximum(np.abs(mean), width), std, width)
 
 
-def _figures_of_same_weights(folder: Path, model: LeWM) -> dict[str, object]:
-    """The measured results on the folder's card if its weights are the model's, else none."""
+def _figures_of_same_model(folder: Path, model: LeWM, card: ModelCard) -> dict[str, object]:
+    """The measured results on the folder's card if weights and distance are the same, else none."""
     try:
         previous = checkpoint.load(folder)
     except checkpoint.CheckpointError:
         return {}
     weights, previous_weights = model.state_dict(), previous.model.state_dict()
-    is_same = previous.model.config == model.config and all(
-        torch.equal(value.cpu(), previous_weights[name]) for name, value in weights.items()
+    is_same = (
+        previous.model.config == model.config
+        and previous.card.distance == card.distance
+        and all(torch.equal(value.cpu(), previous_weights[name]) for name, value in weights.items())
     )
     return previous.card.figures if is_same else {}
 

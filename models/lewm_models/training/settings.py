@@ -14,6 +14,7 @@ from lewm_models import checkpoint
 from lewm_models.card import ModelCard, SolverConfig, check_name
 from lewm_models.checkpoint import Checkpoint
 from lewm_models.config import PRESETS, LeWMConfig
+from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.environments.registry import find_environment
 from lewm_models.preprocessing import CROPS, Crop
 from lewm_models.recordings.recording import (
@@ -51,6 +52,9 @@ plans of 48 × 2 candidates had twice the cost."""
 FINE_TUNING = TrainingConfig(steps=2000, learning_rate=5e-5, directions=256)
 """Training that starts from a trained model."""
 
+DISTANCE_TRAINING = DistanceTraining()
+"""Training of the distance, for all presets."""
+
 AUTO, NONE = "auto", "none"
 """Words for a rate limit: the one that the data propose, and no limit."""
 
@@ -68,6 +72,7 @@ class Choices:
         action_rate_limit: "auto", "none", or numbers with commas between them.
         steps: training steps.
         action_head: the weight of `ActionHead` in the loss; 0 trains without it.
+        distance_steps: training steps of the distance; 0 trains none.
         seed: of the data, the weights and the order of samples.
     """
 
@@ -79,7 +84,17 @@ class Choices:
     action_rate_limit: str | None = None
     steps: int | None = None
     action_head: float | None = None
+    distance_steps: int | None = None
     seed: int = 0
+
+    @property
+    def distance(self) -> DistanceTraining | None:
+        """The settings of the training of the distance."""
+        if self.distance_steps == 0:
+            return None
+        settings = replace(DISTANCE_TRAINING, seed=self.seed)
+        steps = settings.steps if self.distance_steps is None else self.distance_steps
+        return replace(settings, steps=steps)
 
     def command(self, *source: str) -> str:
         """The command of a run with these choices; ``source`` are the options of its data."""
@@ -92,6 +107,7 @@ class Choices:
             "--action-rate-limit": self.action_rate_limit,
             "--steps": self.steps,
             "--action-head": self.action_head,
+            "--distance-steps": self.distance_steps,
             "--seed": self.seed,
         }
         given = [
@@ -172,6 +188,7 @@ def environment_run(
         action_rate_limit=_rate_limit(choices, base, None),
         controllers=found.controllers,
         crop=None if base.card is None else base.card.crop,
+        distance=choices.distance,
         initial=base.initial,
         provenance=_provenance(
             environment,
@@ -266,6 +283,7 @@ def recording_run(
         action_rate_limit=_rate_limit(choices, base, proposals),
         controllers=() if card is None else card.controllers,
         crop=crop,
+        distance=choices.distance,
         initial=base.initial,
         provenance=_provenance(
             path.resolve().name,
@@ -288,7 +306,8 @@ def _base(choices: Choices, *, action_dim: int, of: str) -> _Base:
     if choices.initial is not None:
         loaded = checkpoint.load(choices.initial)
         _check_model(choices, loaded.card, action_dim=action_dim, of=of)
-        config, training, solver = loaded.card.config, FINE_TUNING, loaded.card.solver
+        config, training = loaded.card.config, FINE_TUNING
+        solver = replace(loaded.card.solver, objective=None)  # its distance is of other latents
     else:
         loaded = None
         preset = choices.preset or DEFAULT_PRESET

@@ -357,6 +357,13 @@ class SolverSettings(RequestModel):
         Annotated[Real, Field(gt=0, le=100)] | None,
         Field(description="gradient: step length, in standard deviations of the training actions"),
     ] = None
+    objective: Annotated[
+        Literal["latent", "distance"] | None,
+        Field(
+            description="what the search minimises at the end of a plan: the squared distance of "
+            "the latents, or the learned distance to the goal, if the model has one"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _elites_within_samples(self) -> Self:

@@ -94,13 +94,22 @@ class FallbackReport:
 
 
 @dataclass(frozen=True)
+class GoalDistance:
+    """How many steps the goal is away, as the model believes, before and after the plan."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class PlanResponse:
     """A plan: ``actions`` (R, A) inside the model's bounds, and the ``cost`` of exactly these.
 
     ``candidates`` counts all scored candidates. ``solver`` holds the settings that were used.
     ``trajectory`` (T, D) is there if the request included it. The actions of a fallback have no
-    cost and no trajectory, because they are not rolled out. ``latent_ids`` is None if the fallback
-    answered before the latents were known.
+    cost, no trajectory and no distance, because they are not rolled out. ``latent_ids`` is None if
+    the fallback answered before the latents were known. ``distance`` is None too if the model has
+    no learned distance.
     """
 
     request_id: str
@@ -121,6 +130,7 @@ class PlanResponse:
     fallback: FallbackReport | None
     timing_ms: Timing
     trajectory: FloatArray | None = None
+    distance: GoalDistance | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lewm_models.config import LeWMConfig
+from lewm_serve.objectives import Objective
 
 MAX_TIME_SHARE = 0.9
 """A less preferred option is chosen only if it takes less than this share of the other's time. A
@@ -70,11 +71,17 @@ class Backend(Protocol):
         """
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
+        self,
+        latents: Tensor,
+        past_actions: Tensor,
+        candidates: Tensor,
+        *,
+        goals: Tensor,
+        objective: Objective,
     ) -> tuple[Tensor, Tensor]:
         """Costs (P, S) of candidates, and their gradients (P, S, T, A) with respect to the actions.
 
-        Costs are those of `latent_distance` to ``goals`` (P, D); the other inputs are those of
+        Costs are those of ``objective`` for ``goals`` (P, D); the other inputs are those of
         `rollout`.
         """
 

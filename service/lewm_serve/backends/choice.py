@@ -36,6 +36,8 @@ from lewm_serve.backends.comparison import (
 from lewm_serve.backends.native.backend import NativeBackend, check_native
 from lewm_serve.backends.native.library import NativeUnavailable, cpu_flags
 from lewm_serve.backends.torch import TorchBackend
+from lewm_serve.objectives import Objective
+from lewm_serve.objectives.latent import LATENT
 
 Precision = Literal["float32", "bfloat16"]
 BackendAndPrecision = tuple[str, Precision]
@@ -85,6 +87,7 @@ def choose_backend(
     frames: Tensor | None,
     device: torch.device,
     settings: BackendSettings,
+    objective: Objective = LATENT,
 ) -> BackendChoice:
     """Choose the backend that runs a model on a device, and warm it up.
 
@@ -94,6 +97,7 @@ def choose_backend(
         frames: the model's own frames for `ranking_overlap` (N, size, size, 3) uint8, if any.
         device: where the model runs.
         settings: what the server's settings ask for.
+        objective: what plans usually minimise, for `ranking_overlap`.
 
     Raises:
         NoBackend: what the settings ask for cannot run here.
@@ -106,7 +110,8 @@ def choose_backend(
         return plan_seconds(backend, card, samples)
 
     def overlap(backend: ThreadedBackend) -> float:
-        return ranking_overlap(backend, TorchBackend(model, device), card, frames=frames)
+        reference = TorchBackend(model, device)
+        return ranking_overlap(backend, reference, card, frames=frames, objective=objective)
 
     choice = choose(
         [partial(backends.get, name, precision) for name, precision in options],

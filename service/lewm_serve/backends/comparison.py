@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from lewm_models.card import ModelCard
 from lewm_serve.backends.backend import Backend, ThreadedBackend
-from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.objectives import Objective
+from lewm_serve.objectives.latent import LATENT
 
 SCREENING_SAMPLES, SCREENING_ROUNDS, SCREENING_LIMIT_S = 32, 3, 1.0
 """All options are first timed with few candidates, in as many rounds as fit in the limit, at most
@@ -166,12 +167,17 @@ def roll_out_once(backend: Backend, card: ModelCard, samples: int) -> None:
 
 
 def ranking_overlap(
-    backend: Backend, reference: Backend, card: ModelCard, *, frames: Tensor | None
+    backend: Backend,
+    reference: Backend,
+    card: ModelCard,
+    *,
+    frames: Tensor | None,
+    objective: Objective = LATENT,
 ) -> float:
     """How far two backends agree on the best candidates: 0 to 1.
 
     CEM uses the order of the costs only, to find its elites. So this is the share of the
-    reference's 30 best of 300 candidates that are among the backend's 30 best.
+    reference's 30 best of 300 candidates that are among the backend's 30 best, by ``objective``.
 
     It is the mean over pairs of start and goal among ``frames`` (N, size, size, 3) uint8, N ≥ 2, or
     among synthetic frames. Each backend encodes the frames itself.
@@ -185,17 +191,20 @@ def ranking_overlap(
     overlaps = []
     for start in range(len(frames) - 1):
         candidates = torch.randn(shape, generator=generator)
-        best = _best(backend, latents[start : start + 2], candidates)
-        reference_best = _best(reference, reference_latents[start : start + 2], candidates)
+        pair = slice(start, start + 2)
+        best = _best(backend, latents[pair], candidates, objective)
+        reference_best = _best(reference, reference_latents[pair], candidates, objective)
         overlaps.append(len(best & reference_best) / BEST_CANDIDATES)
     return sum(overlaps) / len(overlaps)
 
 
-def _best(backend: Backend, start_and_goal: Tensor, candidates: Tensor) -> set[int]:
+def _best(
+    backend: Backend, start_and_goal: Tensor, candidates: Tensor, objective: Objective
+) -> set[int]:
     """The indices of the best candidates from a start to a goal, latents (2, D)."""
     start, goal = start_and_goal
     predicted = backend.rollout(start.expand(1, 1, -1), candidates[:, 0, :0], candidates)
-    costs = latent_distance(predicted, goal.unsqueeze(0))[0]
+    costs = objective(predicted, goal.unsqueeze(0))[0]
     return set(costs.topk(BEST_CANDIDATES, largest=False).indices.tolist())
 
 

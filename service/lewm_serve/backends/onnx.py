@@ -28,6 +28,7 @@ from lewm_serve.backends.backend import (
 )
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout, StepwiseKernel
 from lewm_serve.backends.torch import TorchBackend
+from lewm_serve.objectives import Objective
 
 Array = NDArray[np.float32]
 
@@ -101,10 +102,18 @@ class OnnxBackend:
         return self._rollout.predict_newest(latents, past_actions)
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
+        self,
+        latents: Tensor,
+        past_actions: Tensor,
+        candidates: Tensor,
+        *,
+        goals: Tensor,
+        objective: Objective,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`."""
-        return self._torch.gradients(latents, past_actions, candidates, goals=goals)
+        return self._torch.gradients(
+            latents, past_actions, candidates, goals=goals, objective=objective
+        )
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""

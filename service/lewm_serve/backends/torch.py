@@ -22,7 +22,7 @@ from lewm_serve.backends.rollout import (
     StepwiseKernel,
     ThreadPolicy,
 )
-from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.objectives import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,13 @@ class TorchBackend:
         return self._run_predict_newest(latents, past_actions)
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
+        self,
+        latents: Tensor,
+        past_actions: Tensor,
+        candidates: Tensor,
+        *,
+        goals: Tensor,
+        objective: Objective,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`. Candidates are computed in chunks, which bounds the memory.
 
@@ -125,13 +131,22 @@ class TorchBackend:
         """
         _set_torch_threads(1)
         chunks = torch.split(candidates, max(1, GRADIENT_CANDIDATES // len(candidates)), dim=1)
-        parts = [self._gradients(latents, past_actions, chunk, goals=goals) for chunk in chunks]
+        parts = [
+            self._gradients(latents, past_actions, chunk, goals=goals, objective=objective)
+            for chunk in chunks
+        ]
         costs, gradients = zip(*parts, strict=True)
         return torch.cat(costs, dim=1), torch.cat(gradients, dim=1)
 
     @torch.enable_grad()
     def _gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
+        self,
+        latents: Tensor,
+        past_actions: Tensor,
+        candidates: Tensor,
+        *,
+        goals: Tensor,
+        objective: Objective,
     ) -> tuple[Tensor, Tensor]:
         # Autograd refuses tensors that were made in inference mode, such as latents, but not their
         # clones.
@@ -139,7 +154,7 @@ class TorchBackend:
             tensor.clone().to(self.device) for tensor in (latents, past_actions, candidates, goals)
         )
         candidates.requires_grad_()
-        costs = latent_distance(self._rollout(latents, past_actions, candidates), goals)
+        costs = objective(self._rollout(latents, past_actions, candidates), goals)
         (gradients,) = torch.autograd.grad(costs.sum(), candidates)
         return costs.detach().cpu(), gradients.cpu()
 

@@ -13,6 +13,7 @@ from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import (
     BudgetOption,
     EnvironmentOption,
+    Objective,
     OffsetOption,
     PlannerChoice,
     PlanStepsOption,
@@ -47,6 +48,9 @@ def evaluate(
         int | None, typer.Option(help="how many of the best candidates count")
     ] = None,
     horizon: Annotated[int | None, typer.Option(help="action blocks to plan ahead")] = None,
+    objective: Annotated[
+        Objective | None, typer.Option(help="what the solver minimises at the end of a plan")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="another setting of the solver; may be repeated"),
@@ -89,6 +93,7 @@ def evaluate(
         "iterations": iterations,
         "elites": elites,
         "horizon": horizon,
+        "objective": objective,
     }
     solver_settings: dict[str, Any] = {
         name: value for name, value in options.items() if value is not None

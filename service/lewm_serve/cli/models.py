@@ -15,6 +15,7 @@ from lewm_serve.cli.options import (
     ActionOption,
     CameraOption,
     Crop,
+    Objective,
     Preset,
     SolverChoice,
     one_name,
@@ -285,6 +286,66 @@ def calibrate(
     rows = [(name, _text(calibration[name])) for name in (*counts, *limits)]
     _print_table(("calibration", "value"), rows)
     _warn(*card.warnings)
+
+
+@app.command()
+def distance(
+    folder: Folder,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A recording of any format, or data that `lewm train` prepared."),
+    ] = None,
+    camera: CameraOption = None,
+    action: ActionOption = None,
+    env: Annotated[
+        str | None, typer.Option(help="Record episodes in this environment instead.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes to record.")] = 1500,
+    episode_steps: Annotated[int, typer.Option(min=15, help="Steps per episode.")] = 150,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: 9000.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the episodes and the training.")
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: runs/NAME-distance.")
+    ] = None,
+    objective: Annotated[
+        Objective | None,
+        typer.Option(help="The objective that plan requests have by default from now on."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Train the distance from a latent to a goal, write it into the model, say how good it is.
+
+    The model itself does not change. The same command continues a training that was interrupted.
+    """
+    from rich.console import Console
+
+    from lewm_serve.cli.distance import DistanceOptions, train_into
+
+    with _readable_errors():
+        if (data is None) == (env is None):
+            raise ValueError("distance: expected either DATA or --env")
+        options = DistanceOptions(
+            folder=_resolve_folder(folder),
+            data=data,
+            camera=one_name(camera, "--camera"),
+            action=one_name(action, "--action"),
+            environment=env,
+            episodes=episodes,
+            episode_steps=episode_steps,
+            steps=steps,
+            seed=seed,
+            output=output,
+            objective=objective,
+            device=device,
+        )
+        card, version = train_into(options, Console(stderr=True))
+    typer.echo(f"{options.folder}: {card.name}, version {version}")
+    rows = [(name, _text(value)) for name, value in card.to_json()["distance"].items()]
+    _print_table(("distance", "value"), rows)
+    default = card.solver.objective or "latent"
+    typer.echo(f"plan requests minimise by default: {default} (--objective changes it)")
 
 
 @app.command()

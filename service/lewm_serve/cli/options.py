@@ -30,6 +30,13 @@ class SolverChoice(StrEnum):
     KEEP = "keep"
 
 
+class Objective(StrEnum):
+    """The objectives of `lewm_models.card.OBJECTIVES`."""
+
+    LATENT = "latent"
+    DISTANCE = "distance"
+
+
 class Crop(StrEnum):
     """The ways to make frames square, of `lewm_models.preprocessing`."""
 

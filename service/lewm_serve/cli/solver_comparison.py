@@ -19,7 +19,7 @@ from lewm_models.card import ModelCard, SolverConfig
 from lewm_models.lewm import LeWM
 from lewm_serve.backends.backend import Backend
 from lewm_serve.backends.choice import BackendSettings, choose_backend
-from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.objectives.latent import LATENT
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import SearchSpace
 
@@ -212,7 +212,7 @@ def search(
         asked = solver.ask()
         past_actions = torch.empty(1, 0, asked.shape[-1])
         predicted = backend.rollout(start.view(1, 1, -1), past_actions, asked.unsqueeze(0))
-        solver.tell(asked, latent_distance(predicted, goal.unsqueeze(0))[0])
+        solver.tell(asked, LATENT(predicted, goal.unsqueeze(0))[0])
     assert solver.best is not None
     return solver.best.cost, time.perf_counter() - begin
 

@@ -34,6 +34,7 @@ from lewm_serve.cli.options import (
 if TYPE_CHECKING:
     import torch
 
+    from lewm_models.distance.loop import TrainingReport
     from lewm_models.training.run import TrainingRun
     from lewm_models.training.trainer import TrainingMetrics
 
@@ -91,6 +92,10 @@ def train(
             help="weight of a loss that only training has: which action led from one frame to "
             "another; default: 0",
         ),
+    ] = None,
+    distance_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="training steps of the learned distance; default: 9000; 0: none"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="folder of the run; default: runs/NAME")
@@ -151,6 +156,7 @@ def train(
             action_rate_limit=action_rate_limit,
             steps=steps,
             action_head=action_head,
+            distance_steps=distance_steps,
             seed=seed,
         )
         torch_device = training_device(device)
@@ -176,7 +182,7 @@ def train(
                     camera=one_name(camera, "--camera"),
                     action=one_name(action, "--action"),
                     state=one_name(state, "--state"),
-                    on_episode=_Bar(progress, "reading actions"),
+                    on_episode=ProgressBar(progress, "reading actions"),
                 )
             folder = output or Path("runs") / run.name
             check_output(folder)
@@ -187,10 +193,11 @@ def train(
                 run,
                 folder,
                 device=torch_device,
-                on_progress=_Bar(progress, "preparing frames"),
+                on_progress=ProgressBar(progress, "preparing frames"),
                 on_message=log.say,
                 on_metrics=log.report,
-                on_step=_Bar(progress, "training"),
+                on_step=ProgressBar(progress, "training"),
+                on_distance=log.report_distance,
             )
     except (FloatingPointError, OSError, ValueError) as error:
         typer.echo(f"lewm train: {describe_error(error)}", err=True)
@@ -292,7 +299,7 @@ class _SecondsPerStep(ProgressColumn):
         return Text(f"{1 / task.speed:.2f} s each")
 
 
-class _Bar:
+class ProgressBar:
     """A progress bar that appears when it is first called."""
 
     def __init__(self, progress: Progress, description: str) -> None:
@@ -337,6 +344,20 @@ class _Log:
                 if isinstance(value, int | float) and field != "step":
                     self._tensorboard.add_scalar(field, value, metrics.step)
             self._tensorboard.flush()
+
+    def report_distance(self, report: TrainingReport) -> None:
+        self.say(describe_report(report))
+
+
+def describe_report(report: TrainingReport) -> str:
+    """One line of the log of a distance or of its proposal."""
+    held_out = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" for name, value in report.held_out.items()
+    )
+    return (
+        f"{report.part}, step {report.step:>6}  loss {report.loss:.4f}  held out: {held_out}  "
+        f"{report.seconds_per_step:.3f} s/step"
+    )
 
 
 def tensorboard_writer(folder: Path) -> Any:

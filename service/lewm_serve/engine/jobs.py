@@ -6,6 +6,7 @@ Latents are float32, actions are z-scored. Times are readings of the engine's cl
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future
@@ -20,11 +21,12 @@ from lewm_models.card import SolverConfig
 from lewm_serve.backends.backend import Backend
 from lewm_serve.engine.admission import DeadlinePassed
 from lewm_serve.engine.queued_request import QueuedRequest
-from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.objectives import ROWS_PER_CALL, Objective
+from lewm_serve.objectives.distance import DistanceObjective
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.solver import SearchSpace, Solver
+from lewm_serve.solvers.solver import ScoredSequence, SearchSpace, Solver
 
-SHORT_PARTS, MIN_PART_SIZE = 4, 32
+SHORT_PARTS, MIN_PART_SIZE = 4, ROWS_PER_CALL
 """A short part has a fourth of the candidates. With less than 32, a roll-out is not efficient."""
 
 
@@ -60,11 +62,32 @@ class EncodeJob:
 
 @dataclass(frozen=True)
 class Search:
-    """What a job searches: the settings of its solver, its search space and its seed."""
+    """What a job searches.
+
+    Attributes:
+        solver_settings: the settings of its solver.
+        search_space: its search space.
+        seed: its seed.
+        objective: what its candidates cost.
+        distance: what the outcome measures its start and its end with; None measures nothing.
+        starts_at_proposal: whether the search starts at the actions that the distance proposes, if
+            it does, and not at the start of the search space.
+    """
 
     solver_settings: SolverConfig
     search_space: SearchSpace
     seed: int
+    objective: Objective
+    distance: DistanceObjective | None = None
+    starts_at_proposal: bool = False
+
+
+@dataclass(frozen=True)
+class GoalDistances:
+    """The learned distance to the goal before and after the best actions, in action blocks."""
+
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -78,6 +101,7 @@ class PlanOutcome:
         iterations: the number of completed iterations.
         scored_candidates: the number of scored candidates.
         trajectory: the predicted latents (T, D) of the actions, if the job was to give them.
+        distances: how far the goal is; None if the search measures no distance.
         surprise: the distance between the newest context latent and its one-step prediction; None
             with one context frame.
         queue_s: seconds in the queue before the first part was started.
@@ -90,6 +114,7 @@ class PlanOutcome:
     iterations: int
     scored_candidates: int
     trajectory: Tensor | None
+    distances: GoalDistances | None
     surprise: float | None
     queue_s: float
     solve_s: float
@@ -215,12 +240,14 @@ class Job(ABC):
     def _split(self, candidates: Tensor) -> deque[Tensor]:
         """Candidates (S, T, A) in parts, so that other work does not wait long.
 
-        On backends whose rows are not independent, the parts depend on the shape alone. So a plan
-        does not depend on what else runs.
+        On backends whose rows are not independent, the parts depend on the shape alone. On others
+        they end at multiples of `ROWS_PER_CALL`. So a plan does not depend on what else runs.
         """
         size = self.queued.max_part_size
-        if self.short_parts and self.backend.rows_are_independent:
-            size = min(size, max(MIN_PART_SIZE, size // SHORT_PARTS))
+        if self.backend.rows_are_independent:
+            if self.short_parts:
+                size = min(size, max(MIN_PART_SIZE, size // SHORT_PARTS))
+            size -= size % ROWS_PER_CALL if size > ROWS_PER_CALL else 0
         return deque(torch.split(candidates, size))
 
     def _in_time(self, now: float, further_s: float = 0.0) -> bool:
@@ -276,19 +303,44 @@ class PredictJob(Job):
 
 
 class ProbeJob(PredictJob):
-    """A roll-out that nobody waits for: the latency model observes how long it takes."""
+    """A roll-out that nobody waits for: the latency model observes how long it takes.
+
+    With an ``objective``, the candidates are scored too.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        queued: QueuedRequest,
+        *,
+        latents: Tensor,
+        past_actions: Tensor,
+        candidates: Tensor,
+        objective: Objective | None,
+    ) -> None:
+        super().__init__(
+            backend, queued, latents=latents, past_actions=past_actions, candidates=candidates
+        )
+        self.objective = objective
 
     def run_part(self) -> None:
         """See `Job.run_part`."""
-        if not self.queued.shape.gradients:
+        if self.objective is None or not self.queued.shape.gradients:
             return super().run_part()
         self.backend.gradients(
             self.latents.unsqueeze(0),
             self.past_actions.unsqueeze(0),
             self.candidates.unsqueeze(0),
             goals=self.latents[-1:],
+            objective=self.objective,
         )
-        self.take(torch.empty(0))
+        super().take(torch.empty(0))
+
+    def take(self, predicted: Tensor) -> None:
+        """See `Job.take`."""
+        if self.objective is not None:
+            self.objective(predicted, self.latents[-1])
+        super().take(predicted)
 
 
 class PlanJob(Job):
@@ -327,12 +379,18 @@ class PlanJob(Job):
         self.asked: Tensor | None = None
         self.costs: list[Tensor] = []
         self.gradients: list[Tensor] = []
+        self.best_cost = math.inf
+        self.best_end: Tensor | None = None
 
     @cached_property
     def solver(self) -> Solver:
         """The solver. It is made when the search starts, because some allocate a lot."""
-        search = self.search
-        return self.solver_class(search.solver_settings, search.search_space, search.seed)
+        search, space = self.search, self.search.search_space
+        if search.starts_at_proposal and search.distance is not None:
+            proposed = search.distance.propose(self.latents[-1], self.goal)
+            if proposed is not None:
+                space = space.starting_with(proposed)
+        return self.solver_class(search.solver_settings, space, search.seed)
 
     def next_candidates_in_time(self, now: float) -> bool:
         """See `Job.next_candidates_in_time`.
@@ -360,13 +418,24 @@ class PlanJob(Job):
             self.past_actions.unsqueeze(0),
             self.candidates.unsqueeze(0),
             goals=self.goal.unsqueeze(0),
+            objective=self.search.objective,
         )
         self.gradients.append(gradients[0])
         self._take_costs(costs[0])
 
     def take(self, predicted: Tensor) -> None:
         """See `Job.take`."""
-        self._take_costs(latent_distance(predicted, self.goal))
+        costs = self.search.objective(predicted, self.goal)
+        if self.search.distance is not None:
+            self._keep_best_end(predicted, costs)
+        self._take_costs(costs)
+
+    def _keep_best_end(self, predicted: Tensor, costs: Tensor) -> None:
+        """Keep the last latent of the best candidate so far, which is the solver's best too."""
+        lowest = int(costs.nan_to_num(nan=math.inf, posinf=math.inf).argmin())
+        cost = float(costs[lowest])
+        if cost < self.best_cost:
+            self.best_cost, self.best_end = cost, predicted[lowest, -1].clone()
 
     def _take_costs(self, costs: Tensor) -> None:
         """Keep the costs (S,) of the next candidates. When all are known, tell the solver."""
@@ -393,6 +462,7 @@ class PlanJob(Job):
                 iterations=0,
                 scored_candidates=0,
                 trajectory=None,
+                distances=None,
                 surprise=self.surprise,
                 queue_s=queue_s,
                 solve_s=solve_s,
@@ -402,8 +472,7 @@ class PlanJob(Job):
             raise DeadlinePassed
         trajectory = None
         if self.with_trajectory:
-            actions = best.actions.unsqueeze(0)
-            trajectory = self._roll_out(actions)[0]
+            trajectory = self._roll_out_best(best)
         return PlanOutcome(
             status=self._status(),
             actions=best.actions,
@@ -411,10 +480,25 @@ class PlanJob(Job):
             iterations=self.solver.iterations,
             scored_candidates=self.solver.scored_candidates,
             trajectory=trajectory,
+            distances=self._distances(best),
             surprise=self.surprise,
             queue_s=queue_s,
             solve_s=solve_s,
         )
+
+    def _roll_out_best(self, best: ScoredSequence) -> Tensor:
+        """The predicted latents (T, D) of the best actions."""
+        return self._roll_out(best.actions.unsqueeze(0))[0]
+
+    def _distances(self, best: ScoredSequence) -> GoalDistances | None:
+        """How far the goal is before and after the best actions."""
+        if self.search.distance is None:
+            return None
+        end = self.best_end
+        if end is None:  # gradients come without predicted latents
+            end = self._roll_out_best(best)[-1]
+        start_and_end = torch.stack([self.latents[-1], end]).unsqueeze(0)
+        return GoalDistances(*self.search.distance.blocks(start_and_end, self.goal)[0].tolist())
 
     def _status(self) -> Literal["completed", "converged", "deadline"]:
         if not self.solver.done:

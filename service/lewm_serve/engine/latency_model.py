@@ -67,6 +67,7 @@ class RolloutShape(NamedTuple):
     context: int = 1
     solver: str = ""
     gradients: bool = False
+    objective: str = ""
 
 
 NO_ROLLOUT = RolloutShape(horizon=1)

@@ -1,15 +1,33 @@
 """What a candidate costs.
 
-An objective is a function of predicted latents (…, S, T, D) and goals (…, D). It returns one cost
-for each of the S candidates (…, S); lower is better. It treats candidates and plans independently
-of each other, and PyTorch can differentiate it with respect to the predicted latents.
+An objective gives each of the S candidates of a plan one cost; lower is better. It treats
+candidates and plans independently of each other, and PyTorch can differentiate it with respect to
+the predicted latents. The bits of a cost must not depend on how many threads there are, or on what
+else is served.
 
 Axes: S candidates, T steps, D latent_dim; leading axes, such as plans, are the same in both inputs.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""Predicted latents (…, S, T, D), goals (…, D) → costs (…, S)."""
+ObjectiveName = Literal["latent", "distance"]
+OBJECTIVE_NAMES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
+
+DEFAULT_OBJECTIVE: ObjectiveName = "latent"
+"""The objective of a card that names none."""
+
+ROWS_PER_CALL = 32
+"""Candidates that are rolled out or scored in several parts are divided at multiples of this."""
+
+
+class Objective(Protocol):
+    """A function from predicted latents and goals to costs."""
+
+    name: ObjectiveName
+
+    def __call__(self, predicted: Tensor, goals: Tensor) -> Tensor:
+        """Predicted latents (…, S, T, D) and goals (…, D), on one device → costs (…, S)."""

@@ -21,6 +21,7 @@ from lewm_serve.api.responses import (
     EncodeResponse,
     FallbackReport,
     FloatArray,
+    GoalDistance,
     Health,
     LatentIds,
     ModelDescription,
@@ -328,6 +329,7 @@ class Planner:
         reason: FallbackReason | None = None
         actions: FloatArray
         trajectory: FloatArray | None
+        distance: GoalDistance | None
         try:
             with self._admitted(queued, model, context):
                 latents = await wait_in_time(
@@ -351,7 +353,14 @@ class Planner:
                         latents=latents.values[:-1],
                         past_actions=inputs.past_actions,
                         goal=latents.values[-1],
-                        search=Search(solver_settings, inputs.search_space, seed),
+                        search=Search(
+                            solver_settings=solver_settings,
+                            search_space=inputs.search_space,
+                            seed=seed,
+                            objective=inputs.objective,
+                            distance=model.distance,
+                            starts_at_proposal=inputs.starts_at_proposal,
+                        ),
                         with_trajectory="trajectory" in request.include,
                         max_surprise=None if fallback is None else model.max_surprise,
                     )
@@ -365,7 +374,7 @@ class Planner:
                 assert outcome is not None
                 if outcome.status == "anomalous":
                     raise AnomalousFrames
-                actions, trajectory = _finite_plan(model, outcome, request)
+                actions, trajectory, distance = _finite_plan(model, outcome, request)
         except Exception as error:
             if fallback is None:
                 raise
@@ -381,7 +390,8 @@ class Planner:
         status: PlanStatus
         timing = _timing(context, latents, outcome)
         if fallback is not None and reason is not None:
-            actions, trajectory, status = fallback.actions, None, "fallback"
+            actions, status = fallback.actions, "fallback"
+            trajectory, distance = None, None
             report = FallbackReport(fallback.controller, reason)
             outcome = None  # what the search found, if anything, is not used
         else:
@@ -408,6 +418,7 @@ class Planner:
             fallback=report,
             timing_ms=timing,
             trajectory=trajectory,
+            distance=distance,
         )
 
     def _loaded_registry(self, *, needs_engine: bool = True) -> Registry:
@@ -482,6 +493,7 @@ class Planner:
                         latents=torch.zeros(shape.context, config.latent_dim),
                         past_actions=torch.zeros(shape.context - 1, config.block_width),
                         candidates=torch.zeros(candidates, shape.horizon, config.block_width),
+                        objective=model.objectives.get(shape.objective),
                     )
                 )
 
@@ -541,8 +553,8 @@ class Planner:
 
 def _finite_plan(
     model: LoadedModel, outcome: PlanOutcome, request: PlanRequest
-) -> tuple[FloatArray, FloatArray | None]:
-    """The rows of actions and the trajectory of a search that found something.
+) -> tuple[FloatArray, FloatArray | None, GoalDistance | None]:
+    """The rows of actions, the trajectory and the distance of a search that found something.
 
     Raises:
         InvalidRequest, NonFiniteResult: see `require_finite`.
@@ -557,7 +569,12 @@ def _finite_plan(
     require_finite("actions", actions, frames=frames)
     if trajectory is not None:
         require_finite("latents", trajectory, frames=frames)
-    return actions, trajectory
+    if outcome.distances is None:
+        return actions, trajectory, None
+    steps = model.card.config.action_block
+    start, end = steps * outcome.distances.start, steps * outcome.distances.end
+    require_finite("distances", np.array([start, end]), frames=frames)
+    return actions, trajectory, GoalDistance(start=start, end=end)
 
 
 def _deadline_exceeded(context: RequestContext) -> DeadlineExceeded:

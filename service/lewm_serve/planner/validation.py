@@ -29,6 +29,7 @@ from lewm_serve.api.requests import (
 )
 from lewm_serve.engine.latency_model import RolloutShape
 from lewm_serve.errors import FieldProblem, InvalidRequest, NonFiniteResult, Unquoted
+from lewm_serve.objectives import DEFAULT_OBJECTIVE, Objective
 from lewm_serve.registry.registry import LoadedModel
 from lewm_serve.settings import Settings
 from lewm_serve.solvers import SOLVERS
@@ -54,14 +55,18 @@ class PlanInputs:
     Attributes:
         past_actions: the past action blocks (H − 1, A).
         solver_settings: the settings of the solver.
+        objective: what its candidates cost.
         search_space: what the solver searches.
+        starts_at_proposal: see `Search`.
         candidates_per_iteration: the number of candidates of each iteration.
         shape: the shape of its roll-outs.
     """
 
     past_actions: Tensor
     solver_settings: SolverConfig
+    objective: Objective
     search_space: SearchSpace
+    starts_at_proposal: bool
     candidates_per_iteration: Sequence[int]
     shape: RolloutShape
 
@@ -116,11 +121,13 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
             "out_of_range", "min_iterations", received=min_iterations, expected=expected
         )
     solver_class = SOLVERS[solver_settings.name]
+    objective = _objective(model, solver_settings.objective)
     shape = RolloutShape(
         horizon=solver_settings.horizon,
         context=len(request.frames),
         solver=solver_settings.name,
         gradients=solver_class.needs_gradients,
+        objective=objective.name,
     )
     candidates_per_iteration = solver_class.candidates_per_ask(solver_settings)
     _check_candidate_steps(
@@ -129,9 +136,11 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
     return PlanInputs(
         past_actions=past_actions,
         solver_settings=solver_settings,
+        objective=objective,
         search_space=_search_space(
             model, solver_settings, warm_start=request.warm_start, past_actions=past_actions
         ),
+        starts_at_proposal=objective.name == "distance" and request.warm_start is None,
         candidates_per_iteration=candidates_per_iteration,
         shape=shape,
     )
@@ -276,8 +285,11 @@ def _solver_settings(
     """
     requested_settings = {} if requested is None else requested.model_dump(exclude_none=True)
     solver_settings = replace(model.card.solver, **requested_settings)
-    elites = min(solver_settings.elites, solver_settings.samples)
-    solver_settings = replace(solver_settings, elites=elites)
+    solver_settings = replace(
+        solver_settings,
+        elites=min(solver_settings.elites, solver_settings.samples),
+        objective=solver_settings.objective or DEFAULT_OBJECTIVE,
+    )
     name = solver_settings.name
     if name not in SOLVERS:
         known = ", ".join(SOLVERS)
@@ -297,6 +309,19 @@ def _solver_settings(
     _check_limit("solver.iterations", solver_settings.iterations, settings.max_iterations)
     _check_limit("solver.horizon", solver_settings.horizon, settings.max_horizon)
     return solver_settings
+
+
+def _objective(model: LoadedModel, name: str | None) -> Objective:
+    """The model's objective of this name."""
+    if name is None or name not in model.objectives:
+        raise InvalidRequest(
+            "out_of_range",
+            "solver.objective",
+            received=name,
+            expected=f"{' or '.join(model.objectives)}: {model.name} has no learned distance; "
+            "`lewm models distance MODEL DATA` trains one",
+        )
+    return model.objectives[name]
 
 
 def _check_candidate_steps(

@@ -30,6 +30,9 @@ from lewm_serve.backends.choice import (
 )
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.errors import InvalidRequest, UnknownModel, shorten
+from lewm_serve.objectives import Objective
+from lewm_serve.objectives.distance import DistanceObjective
+from lewm_serve.objectives.latent import LATENT
 from lewm_serve.observability.logging import log
 from lewm_serve.registry.controllers import Controller, load_controllers
 from lewm_serve.settings import Settings
@@ -137,6 +140,7 @@ class LoadedModel:
         action_mean, action_std: (action_dim,) in the environment's units.
         low, high: the bounds (A,) of a z-scored action block.
         reference: the distribution of usual latents; None without a calibration.
+        distance: the learned distance; None if the model has none.
         controllers: the model's fallback controllers by name.
     """
 
@@ -149,12 +153,21 @@ class LoadedModel:
     low: Tensor
     high: Tensor
     reference: LatentReference | None = None
+    distance: DistanceObjective | None = None
     controllers: Mapping[str, Controller] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The name that clients use."""
         return self.card.name
+
+    @property
+    def objectives(self) -> Mapping[str, Objective]:
+        """What plans of this model can minimise, by name."""
+        objectives: dict[str, Objective] = {LATENT.name: LATENT}
+        if self.distance is not None:
+            objectives[self.distance.name] = self.distance
+        return objectives
 
     def to_blocks(self, rows: FloatArray) -> Tensor:
         """Rows (…, R, action_dim) → z-scored blocks (…, R / action_block, A)."""
@@ -273,6 +286,9 @@ def load_model(
         check_solver(card)
     except ModelLoadError as error:
         raise ModelLoadError(f"{folder / checkpoint.CARD_FILE}: {error}") from None
+    distance = None
+    if loaded.distance is not None:
+        distance = DistanceObjective(loaded.distance, device)
     for warning in (*card.warnings, *_beyond_limits(card.solver, limits)):
         log.warning("model card", model=card.name, warning=warning)
     try:
@@ -282,6 +298,9 @@ def load_model(
             frames=loaded.frames,
             device=device,
             settings=settings,
+            objective=LATENT
+            if distance is None or card.solver.objective != "distance"
+            else distance,
         )
     except NoBackend as error:
         raise ModelLoadError(str(error)) from error
@@ -305,6 +324,7 @@ def load_model(
         low=((low - mean) / std).repeat(block),
         high=((high - mean) / std).repeat(block),
         reference=loaded.reference,
+        distance=distance,
         controllers=controllers,
     )
 

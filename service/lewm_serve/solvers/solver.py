@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from lewm_models.card import SolverConfig
 
 Array = NDArray[np.float32]
 
-COMMON_SETTINGS = ("name", "samples", "iterations", "horizon", "tolerance")
+COMMON_SETTINGS = ("name", "samples", "iterations", "horizon", "tolerance", "objective")
 """The settings that every solver has."""
 
 FLOAT32_BYTES, COPIES = 4, 8
@@ -58,6 +58,12 @@ class SearchSpace:
     action_dim: int
     max_change: Tensor | None = None
     previous_action: Tensor | None = None
+
+    def starting_with(self, blocks: Tensor) -> SearchSpace:
+        """The same space, whose start begins with these blocks (n, A), as far as it reaches."""
+        horizon = len(self.start)
+        start = torch.cat([blocks[:horizon], self.start[len(blocks) :]])
+        return replace(self, start=self.clip(start))
 
     def clip(self, sequences: Tensor) -> Tensor:
         """Sequences (…, T, A) moved into the bounds, and then, step by step, to allowed changes."""

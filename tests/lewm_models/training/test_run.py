@@ -14,7 +14,11 @@ import torch
 from lewm_client import Recorder
 from lewm_models import checkpoint
 from lewm_models.calibration import calibrate
+from lewm_models.calibration.reference import sha256_of
 from lewm_models.config import PRESETS
+from lewm_models.distance.loop import TrainingReport
+from lewm_models.distance.run import MIN_RANK_CORRELATION
+from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.recordings.recording import RecordingError, open_recording
 from lewm_models.recordings.summary import summarise
 from lewm_models.training import run, settings, trainer
@@ -35,6 +39,8 @@ def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "edge", CONFIG)
     short = replace(TRAINING, steps=4, batch=16)
     monkeypatch.setattr(settings, "PRESET_TRAINING", {"edge": short})
+    short_distance = DistanceTraining(steps=4, width=8, batch=16)
+    monkeypatch.setattr(settings, "DISTANCE_TRAINING", short_distance)
     monkeypatch.setattr(settings, "FINE_TUNING", short)
     monkeypatch.setattr(trainer, "fastest_precision", lambda device: torch.float32)
 
@@ -385,3 +391,27 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, change: dict[
     train(short_run(), tmp_path, device=CPU)
     with pytest.raises(ValueError, match=r"holds data of|was written by a run with"):
         train(short_run(**change), tmp_path, device=CPU)
+
+
+def test_the_distance_is_trained_after_the_model(tmp_path: Path) -> None:
+    reports: list[TrainingReport] = []
+    folder = train(short_run(episodes=30), tmp_path, device=CPU, on_distance=reports.append)
+    assert [report.part for report in reports] == ["distance", "proposal"]
+    loaded = checkpoint.load(folder)
+    card = loaded.card
+    assert card.distance is not None
+    assert loaded.distance is not None
+    assert card.distance.network == sha256_of(loaded.distance.to_bytes())
+    ranks_well = card.distance.rank_correlation >= MIN_RANK_CORRELATION
+    assert card.solver.objective == ("distance" if ranks_well else None)
+    assert card.provenance["distance"]["steps"] == 4
+
+
+def test_few_frames_and_no_steps_give_no_distance(tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = train(short_run(episodes=4), tmp_path / "few", device=CPU, on_message=said.append)
+    assert checkpoint.load(folder).card.distance is None
+    assert any("no distance: the training episodes have" in line for line in said)
+    run = short_run(episodes=30, distance_steps=0)
+    assert run.distance is None
+    assert "--distance-steps 0" in run.provenance["command"]

@@ -13,7 +13,7 @@ from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
 from lewm_serve.backends.rollout import MAX_TRIAL_COST, SharedContextRollout
 from lewm_serve.backends.torch import GRADIENT_CANDIDATES, TorchBackend
-from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.objectives.latent import LATENT
 
 CPU = torch.device("cpu")
 CONFIG = PRESETS["edge"]
@@ -32,7 +32,7 @@ def differentiated(
         (2, config.latent_dim),
     )
     inputs = tuple(torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
-    return inputs, *backend.gradients(*inputs[:3], goals=inputs[3])
+    return inputs, *backend.gradients(*inputs[:3], goals=inputs[3], objective=LATENT)
 
 
 @pytest.mark.parametrize("context", [1, 3])
@@ -41,7 +41,7 @@ def test_gradients_are_those_of_finite_differences(context: int) -> None:
     inputs, costs, gradients = differentiated(backend, context, 3, torch.float64)
     latents, past, candidates, goals = inputs
     assert gradients.shape == candidates.shape
-    assert torch.allclose(latent_distance(backend.rollout(*inputs[:3]), goals), costs)
+    assert torch.allclose(LATENT(backend.rollout(*inputs[:3]), goals), costs)
     step = 1e-5
     picked = torch.Generator().manual_seed(3)
     for _ in range(20):
@@ -49,7 +49,7 @@ def test_gradients_are_those_of_finite_differences(context: int) -> None:
         moved = torch.zeros_like(candidates)
         moved[at] = step
         above, below = (
-            latent_distance(backend.rollout(latents, past, candidates + sign * moved), goals)
+            LATENT(backend.rollout(latents, past, candidates + sign * moved), goals)
             for sign in (1, -1)
         )
         slope = (above - below)[at[:2]] / (2 * step)
@@ -60,7 +60,9 @@ def test_gradients_do_not_depend_on_the_other_candidates_and_do_not_change_the_m
     backend = TorchBackend(random_model(PRESETS["edge"]), CPU)
     inputs, costs, gradients = differentiated(backend, 1, GRADIENT_CANDIDATES + 3, torch.float32)
     latents, past, candidates, goals = inputs
-    last_two = backend.gradients(latents[1:], past[1:], candidates[1:, -2:], goals=goals[1:])
+    last_two = backend.gradients(
+        latents[1:], past[1:], candidates[1:, -2:], goals=goals[1:], objective=LATENT
+    )
     assert torch.allclose(last_two[0], costs[1:, -2:], rtol=1e-4)
     assert torch.allclose(last_two[1], gradients[1:, -2:], rtol=1e-3, atol=1e-4)
     assert not gradients.requires_grad
@@ -68,7 +70,8 @@ def test_gradients_do_not_depend_on_the_other_candidates_and_do_not_change_the_m
     # Latents from the encoder are made in inference mode.
     size = CONFIG.image_size
     encoded = backend.encode(torch.zeros(2, size, size, 3, dtype=torch.uint8)).unsqueeze(1)
-    assert backend.gradients(encoded, past, candidates, goals=goals)[1].isfinite().all()
+    _, of_encoded = backend.gradients(encoded, past, candidates, goals=goals, objective=LATENT)
+    assert of_encoded.isfinite().all()
 
 
 def test_frames_are_encoded_one_by_one_if_the_batch_changes_latents() -> None:
@@ -131,7 +134,8 @@ def test_gradients_are_computed_once_and_on_one_thread(seconds: dict[int, float]
     latents = torch.zeros(1, 1, CONFIG.latent_dim)
     candidates = torch.zeros(1, 5, 2, CONFIG.block_width)
     before_s = time.perf_counter()
-    backend.gradients(latents, candidates[:, 0, :0], candidates, goals=latents[:, 0] + 1)
+    goals = latents[:, 0] + 1
+    backend.gradients(latents, candidates[:, 0, :0], candidates, goals=goals, objective=LATENT)
     assert torch.get_num_threads() == 1
     assert time.perf_counter() == before_s + seconds[1]
 

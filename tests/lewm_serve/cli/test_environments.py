@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from lewm_models import checkpoint
 from lewm_models.card import read_card
+from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.training import settings
 from lewm_models.training.prepared import PreparedData
 from lewm_models.training.trainer import TrainingConfig
@@ -43,6 +44,8 @@ def test_a_gymnasium_environment_is_trained_measured_and_drawn(
     monkeypatch.delitem(sys.modules, "puck", raising=False)
     few_steps = TrainingConfig(steps=2, learning_rate=1e-4, batch=8, directions=16)
     monkeypatch.setattr(settings, "PRESET_TRAINING", {"edge": few_steps})
+    short_distance = DistanceTraining(steps=4, width=8, batch=16)
+    monkeypatch.setattr(settings, "DISTANCE_TRAINING", short_distance)
     monkeypatch.setattr(demo, "LONE_ROBOTS", 2)
     monkeypatch.setattr(demo, "REQUIRED_SUCCESS", 0.0)
     monkeypatch.setattr("lewm_serve.cli.imagination.SLOW_FRAMES", 40)

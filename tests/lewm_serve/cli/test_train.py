@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from lewm_models import checkpoint
 from lewm_models.config import PRESETS
+from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.training import run, settings
 from lewm_models.training.run import read_log
 from lewm_models.training.trainer import TrainingConfig, TrainingMetrics
@@ -38,6 +39,8 @@ def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "edge", CONFIG)
     short = TrainingConfig(steps=3, learning_rate=1e-3, batch=16, directions=16)
     monkeypatch.setattr(settings, "PRESET_TRAINING", {"edge": short})
+    short_distance = DistanceTraining(steps=4, width=8, batch=16)
+    monkeypatch.setattr(settings, "DISTANCE_TRAINING", short_distance)
 
 
 @pytest.fixture

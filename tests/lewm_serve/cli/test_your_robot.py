@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lewm_models import checkpoint
+from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.training import settings
 from lewm_models.training.trainer import TrainingConfig
 from lewm_serve.cli.main import app
@@ -36,6 +37,8 @@ def test_the_document_leads_from_a_recording_to_a_plan(
     write_robot(Path("robot.h5"), steps=[60] * 20)
     few_steps = TrainingConfig(steps=2, learning_rate=1e-4, batch=8, directions=16)
     monkeypatch.setattr(settings, "PRESET_TRAINING", {"edge": few_steps})
+    short_distance = DistanceTraining(steps=4, width=8, batch=16)
+    monkeypatch.setattr(settings, "DISTANCE_TRAINING", short_distance)
     *commands, serve = (shlex.split(command) for command in COMMANDS)
     assert [command[1] for command in commands] == ["data", "train", "models", "models"]
     for program, *arguments in commands:

@@ -15,7 +15,8 @@ from lewm_models.card import SolverConfig
 from lewm_serve.engine.jobs import EncodeJob, PlanJob, PredictJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.engine.queued_request import Client, QueuedRequest
-from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.objectives import Objective
+from lewm_serve.objectives.latent import LATENT
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import SearchSpace
 
@@ -107,14 +108,20 @@ class FakeBackend:
         return past_actions[:, -1]
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, goals: Tensor
+        self,
+        latents: Tensor,
+        past_actions: Tensor,
+        candidates: Tensor,
+        *,
+        goals: Tensor,
+        objective: Objective,
     ) -> tuple[Tensor, Tensor]:
         _, samples, horizon, _ = candidates.shape
         self.calls.append(("gradients", (samples,)))
         self.clock.advance(self.rollout_s(samples, horizon))
         last = 2 * (candidates[..., -1:, :] - goals[:, None, None])
         gradients = torch.cat([torch.zeros_like(candidates[..., 1:, :]), last], dim=-2)
-        return latent_distance(candidates, goals), gradients
+        return objective(candidates, goals), gradients
 
     def rollout_s(self, rows: int, horizon: int) -> float:
         """The duration of a roll-out, with the next factor of the noise."""
@@ -148,7 +155,8 @@ def search(
     settings = SolverConfig(name, samples, iterations, elites=2, horizon=horizon)
     bound = torch.ones(WIDTH)
     start = torch.full((horizon, WIDTH), 0.5)
-    return Search(settings, SearchSpace(-bound, bound, start, action_dim=WIDTH), seed)
+    space = SearchSpace(-bound, bound, start, action_dim=WIDTH)
+    return Search(settings, space, seed, objective=LATENT)
 
 
 def queued_plan(

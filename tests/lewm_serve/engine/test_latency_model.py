@@ -12,6 +12,7 @@ from lewm_serve.engine.latency_model import (
     LatencyModel,
     RolloutShape,
 )
+from lewm_serve.objectives import Objective
 from tests.lewm_serve.engine.fakes import FakeClock
 
 SHAPE = RolloutShape(MEASURED_HORIZON)
@@ -45,7 +46,7 @@ class TimedBackend:
     def predict_newest(self, *_: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def gradients(self, *_: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, *_: Tensor, goals: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def warm_up(self) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from lewm_serve.engine.scheduler import (
     Batch,
     Scheduler,
 )
+from lewm_serve.objectives import ObjectiveName
 from tests.lewm_serve.engine.fakes import (
     FRAME_S,
     ROW_S,
@@ -677,3 +679,23 @@ def test_one_frame_has_no_surprise_that_could_stop_a_search(engine: FakeEngine) 
     job.max_surprise = 0.0
     engine.run()
     assert job.future.result(0).status == "completed"
+
+
+def test_plans_of_different_objectives_share_a_roll_out(batching_engine: FakeEngine) -> None:
+    class LargestLatent:
+        """Costs that have nothing to do with the goal."""
+
+        name: ObjectiveName = "distance"
+
+        def __call__(self, predicted: Tensor, goals: Tensor) -> Tensor:
+            return -predicted[..., -1, :].sum(dim=-1)
+
+    ordinary = search()
+    other = replace(ordinary, objective=LargestLatent())
+    to_zero, to_largest = batching_engine.plan(1, ordinary), batching_engine.plan(2, other)
+    batching_engine.run()
+    assert batching_engine.backend.shapes[0][0] == 2
+    near, far = (job.future.result(0) for job in (to_zero, to_largest))
+    assert near.actions[-1].abs().max() < 0.5
+    assert far.actions[-1].min() > 0.5
+    assert far.cost == pytest.approx(-float(far.actions[-1].sum()))

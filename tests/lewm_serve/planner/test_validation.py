@@ -38,7 +38,9 @@ from tests.lewm_serve.support.requests import plan, predict
 MEAN, STD = np.array([0.25, -0.5], np.float32), np.array([0.5, 2.0], np.float32)
 LOW, HIGH = np.array([-1.0, -3.0], np.float32), np.array([2.0, 5.0], np.float32)
 HISTORY = PRESETS["edge"].history
-CARD_SOLVER = SolverConfig("cem", samples=20, iterations=3, elites=6, horizon=3, momentum=0.25)
+CARD_SOLVER = SolverConfig(
+    "cem", samples=20, iterations=3, elites=6, horizon=3, momentum=0.25, objective="latent"
+)
 HORIZON_ROWS = CARD_SOLVER.horizon * ACTION_BLOCK
 
 SETTINGS = Settings(max_samples=64, max_iterations=8, max_horizon=4, max_candidates=5, max_frames=2)
@@ -351,7 +353,9 @@ def test_settings_of_the_request_replace_those_of_the_card() -> None:
         "momentum": 0.0,
         "deviation": 0.75,
     }
-    assert plan_inputs(solver=requested).solver_settings == SolverConfig("cem", **requested)
+    assert plan_inputs(solver=requested).solver_settings == SolverConfig(
+        "cem", objective="latent", **requested
+    )
     assert plan_inputs(solver={"iterations": 1}).solver_settings == replace(
         CARD_SOLVER, iterations=1
     )

@@ -31,6 +31,7 @@ from lewm_serve.backends.native.weights import (
     side_by_side,
 )
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
+from lewm_serve.objectives import Objective
 
 MAX_WIDTH, MAX_HISTORY = 4096, 16
 """The limits of layers.h: `MAX_WIDTH` and `MAX_TOKENS`."""
@@ -103,10 +104,18 @@ class NativeBackend:
         return self._rollout.predict_newest(latents, past_actions)
 
     def gradients(
-        self, latents: Tensor, past_actions: Tensor, candidates: Tensor, *, goals: Tensor
+        self,
+        latents: Tensor,
+        past_actions: Tensor,
+        candidates: Tensor,
+        *,
+        goals: Tensor,
+        objective: Objective,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gradients`."""
-        return self._float32_backend.gradients(latents, past_actions, candidates, goals=goals)
+        return self._float32_backend.gradients(
+            latents, past_actions, candidates, goals=goals, objective=objective
+        )
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""

@@ -87,7 +87,7 @@ def test_every_example_request_is_accepted(
     client: httpx.Client, document: Document, endpoint: str
 ) -> None:
     requests = requests_of(document, endpoint)
-    assert len(requests) == 3
+    assert len(requests) >= 3
     schema = document["components"]["schemas"][f"{endpoint.capitalize()}Request"]
     for request in [*requests.values(), *schema["examples"]]:
         answer = client.post(f"/{endpoint}", json=request)

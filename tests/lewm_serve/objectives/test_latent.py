@@ -3,9 +3,9 @@
 import torch
 
 from lewm_serve.objectives import Objective
-from lewm_serve.objectives.latent_distance import latent_distance
+from lewm_serve.objectives.latent import LATENT
 
-OBJECTIVE: Objective = latent_distance
+OBJECTIVE: Objective = LATENT
 
 
 def test_the_cost_is_the_squared_distance_of_the_last_latent_from_the_goal() -> None:
