@@ -50,7 +50,7 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 """The folder of the models that come with the project."""
 
 EMBEDDED_MODEL = PRETRAINED / "two-room"
-"""The model that commands use if none is named."""
+"""The model that is served if none is named."""
 
 
 class CheckpointError(ValueError):
@@ -308,13 +308,38 @@ def _check_depths(
             )
 
 
+def resolve_folder(path: Path) -> Path:
+    """The path itself, or the embedded model of this name if there is no such path.
+
+    Raises:
+        CheckpointError: there is neither, or the path is a file.
+    """
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a file, expected a model folder")
+    if path.exists():
+        return path
+    if not (PRETRAINED / path).exists():
+        embedded = ", ".join(sorted(folder.name for folder in model_folders(PRETRAINED)))
+        raise CheckpointError(f"{path}: is no folder and no embedded model ({embedded})")
+    return PRETRAINED / path
+
+
+def model_of_environment(name: str) -> Path:
+    """The folder of the embedded model of an environment; `EMBEDDED_MODEL` if it has none."""
+    return PRETRAINED / name if (PRETRAINED / name / CARD_FILE).exists() else EMBEDDED_MODEL
+
+
 def model_folders(path: Path) -> list[Path]:
     """The model folders at a path: the path itself, or those directly inside it.
+
+    A path that does not exist may be the name of an embedded model.
 
     Raises:
         CheckpointError: the path is not a model folder and holds none, or it holds a folder with
             weights and without a card.
     """
+    if not path.exists() and (PRETRAINED / path / CARD_FILE).is_file():
+        return [PRETRAINED / path]
     if (path / CARD_FILE).is_file():
         return [path]
     if not path.is_dir():

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         tuple[Path, ...],
         NoDecode,
         BeforeValidator(_split_paths),
-        Field(description="folders of models, joined by ':'; unset: the embedded model"),
+        Field(description="model folders or embedded models, joined by ':'; unset: two-room"),
     ] = ()
     default_model: Annotated[
         str | None,

@@ -349,6 +349,21 @@ def test_model_folders_are_found(folder: Path) -> None:
         checkpoint.model_folders(folder.parent / "empty")
 
 
+def test_embedded_models_are_found_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    name = Path("reacher")
+    embedded = checkpoint.PRETRAINED / "reacher"
+    assert checkpoint.resolve_folder(name) == embedded
+    assert checkpoint.model_folders(name) == [embedded]
+    assert checkpoint.model_of_environment("reacher") == embedded
+    assert checkpoint.model_of_environment("of-a-stranger") == checkpoint.EMBEDDED_MODEL
+    with pytest.raises(CheckpointError, match=r"absent: .* no embedded model \(.*two-room.*\)"):
+        checkpoint.resolve_folder(Path("absent"))
+    shutil.copytree(folder, folder.parent / name)  # a folder of one's own comes first
+    assert checkpoint.resolve_folder(name) == name
+    assert checkpoint.model_folders(name) == [name]
+
+
 def test_model_folders_are_in_the_order_of_their_numbers(folder: Path) -> None:
     names = ["m1", "m2", "m10", "n1"]
     for name in names:

@@ -1,4 +1,4 @@
-"""The model that comes with the project: its size, its card, and how well robots plan with it."""
+"""The models that come with the project: size, cards, and how well robots plan with them."""
 
 import pytest
 
@@ -6,6 +6,8 @@ from lewm_client import PlannerClient
 from lewm_models import checkpoint
 from lewm_models.card import read_card
 from lewm_models.checkpoint import PRETRAINED
+from lewm_models.environments.environment import Environment
+from lewm_models.environments.reacher import REACHER
 from lewm_models.environments.two_room_environment import TWO_ROOM
 from lewm_models.evaluation.episode import run_episodes
 from lewm_models.evaluation.protocol import sample_episodes
@@ -16,13 +18,22 @@ from lewm_serve.solvers import SOLVERS
 MODEL_FOLDER = PRETRAINED / "two-room"
 MAX_SIZE_MB = 12
 
+ENVIRONMENTS: dict[str, Environment] = {"two-room": TWO_ROOM, "reacher": REACHER}
 
-def test_its_files_are_small_and_its_card_is_complete() -> None:
-    size = sum(path.stat().st_size for path in MODEL_FOLDER.iterdir())
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_their_files_are_small_and_their_cards_are_complete(name: str) -> None:
+    size = sum(path.stat().st_size for path in (PRETRAINED / name).iterdir())
     assert size <= MAX_SIZE_MB * 1e6
-    card = read_card(MODEL_FOLDER / checkpoint.CARD_FILE)
+    card = read_card(PRETRAINED / name / checkpoint.CARD_FILE)
+    assert card.name == name
     assert card.calibration is not None
-    assert card.provenance["command"].startswith("lewm train --env two-room --preset edge")
+    assert card.provenance["command"].startswith(f"lewm train --env {name} ")
+    assert card.figures["paper"]["episodes"] >= 500
+
+
+def test_two_room_plans_by_the_distance() -> None:
+    card = read_card(MODEL_FOLDER / checkpoint.CARD_FILE)
     assert card.provenance["distance"]["command"].startswith("lewm models distance two-room --env")
     figures = {
         name: card.figures[name] for name in ("paper", "cross-room", "offset-100-budget-150")
@@ -35,11 +46,17 @@ def test_its_files_are_small_and_its_card_is_complete() -> None:
     assert sum(SOLVERS[card.solver.name].candidates_per_ask(card.solver)) <= 50
 
 
-@pytest.mark.parametrize("protocol", ["paper", "cross-room"])
-def test_robots_reach_their_goals_from_frames_alone(protocol: str) -> None:
-    episodes = sample_episodes(TWO_ROOM, protocol, 10, seed=3)
-    with local_server(MODEL_FOLDER, threads=1) as server, PlannerClient(server.target) as client:
+@pytest.mark.parametrize(
+    ("name", "protocol", "least"),
+    [("two-room", "paper", 9), ("two-room", "cross-room", 9), ("reacher", "paper", 8)],
+)
+def test_robots_reach_their_goals_from_frames_alone(name: str, protocol: str, least: int) -> None:
+    episodes = sample_episodes(ENVIRONMENTS[name], protocol, 10, seed=3)
+    with (
+        local_server(PRETRAINED / name, threads=1) as server,
+        PlannerClient(server.target) as client,
+    ):
         outcomes = run_episodes(
             lambda: RemotePlanner(client, episodes.plan_steps), episodes, seed=3, robots=5
         )
-    assert sum(outcome.reached for outcome in outcomes) >= 9
+    assert sum(outcome.reached for outcome in outcomes) >= least

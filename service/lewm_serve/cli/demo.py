@@ -20,7 +20,8 @@ LONE_ROBOTS, WATCHED_ROBOTS = 8, 4
 
 def demo(
     model: Annotated[
-        Path | None, typer.Argument(help="model folder; default: the embedded model")
+        Path | None,
+        typer.Argument(help="model folder, or embedded model; default: that of the environment"),
     ] = None,
     env: EnvironmentOption = None,
     robots: Annotated[int, typer.Option(min=1, help="robots that drive at once")] = 24,
@@ -47,7 +48,7 @@ def demo(
     from rich.console import Console
 
     from lewm_client import PlannerClient, PlannerError
-    from lewm_models.checkpoint import EMBEDDED_MODEL
+    from lewm_models.checkpoint import model_of_environment, resolve_folder
     from lewm_models.environments.registry import find_environment
     from lewm_models.environments.two_room_environment import CROSS_ROOM, TwoRoom
     from lewm_models.evaluation.protocol import sample_episodes
@@ -66,6 +67,7 @@ def demo(
     console = Console()
     try:
         environment = find_environment(env)
+        folder = model_of_environment(environment.name) if model is None else resolve_folder(model)
         output = output or Path("demo") / f"{environment.name}.gif"
         if output.suffix != ".gif":
             raise ValueError(f"--output: expected a .gif file, got {output}")
@@ -84,7 +86,7 @@ def demo(
         )
         console.print("starting the server")
         with (
-            local_server(model or EMBEDDED_MODEL) as server,
+            local_server(folder) as server,
             PlannerClient(server.target) as client,
         ):
             loaded = find_model(client, None, environment)

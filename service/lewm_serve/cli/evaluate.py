@@ -22,7 +22,8 @@ from lewm_serve.cli.options import (
 
 def evaluate(
     model: Annotated[
-        Path | None, typer.Argument(help="model folder; default: the embedded model")
+        Path | None,
+        typer.Argument(help="model folder, or embedded model; default: that of the environment"),
     ] = None,
     env: EnvironmentOption = None,
     protocol: Annotated[
@@ -73,7 +74,7 @@ def evaluate(
     from lewm_client import PlannerClient, PlannerError
     from lewm_models import checkpoint
     from lewm_models.card import read_card
-    from lewm_models.checkpoint import EMBEDDED_MODEL
+    from lewm_models.checkpoint import model_of_environment, resolve_folder
     from lewm_models.environments.registry import find_environment
     from lewm_models.evaluation.baselines import BASELINES
     from lewm_models.evaluation.protocol import sample_episodes
@@ -98,8 +99,11 @@ def evaluate(
     solver_settings: dict[str, Any] = {
         name: value for name, value in options.items() if value is not None
     }
-    folder = model or (None if server or planner != PlannerChoice.MODEL else EMBEDDED_MODEL)
     try:
+        environment = find_environment(env)
+        folder = None if model is None else resolve_folder(model)
+        if folder is None and not server and planner == PlannerChoice.MODEL:
+            folder = model_of_environment(environment.name)
         solver_settings |= _parse_settings(setting or [])
         if planner != PlannerChoice.MODEL and (server or solver_settings):
             raise ValueError(f"--planner: {planner} has no server and no solver")
@@ -111,7 +115,7 @@ def evaluate(
         if output is not None:
             check_writable(output)
         tasks = sample_episodes(
-            find_environment(env),
+            environment,
             protocol,
             episodes,
             seed,

@@ -71,7 +71,7 @@ def show(
     from lewm_models.card import read_card
 
     with _readable_errors():
-        path = _resolve_folder(folder)
+        path = checkpoint.resolve_folder(folder)
         card = read_card(path / checkpoint.CARD_FILE).to_json()
         version = checkpoint.version(path)
     if as_json:
@@ -88,12 +88,12 @@ def verify(folder: Folder) -> None:
     from rich.console import Console
 
     from lewm_models.card import read_card
-    from lewm_models.checkpoint import CARD_FILE
+    from lewm_models.checkpoint import CARD_FILE, resolve_folder
     from lewm_models.verification import verify as findings
 
     console = Console(highlight=False)
     with _readable_errors():
-        path = _resolve_folder(folder)
+        path = resolve_folder(folder)
         warnings: list[str] = []
         for finding in findings(path):
             warnings += finding.warnings
@@ -242,7 +242,7 @@ def calibrate(
     with _readable_errors(), TemporaryDirectory() as collected:
         if (frames is None) == (env is None):
             raise ValueError("calibrate: expected either FRAMES or --env")
-        path = _resolve_folder(folder)
+        path = checkpoint.resolve_folder(folder)
         loaded = checkpoint.load(path)
         model = loaded.model.to(training_device(device))
         if env is not None:
@@ -321,13 +321,14 @@ def distance(
     """
     from rich.console import Console
 
+    from lewm_models.checkpoint import resolve_folder
     from lewm_serve.cli.distance import DistanceOptions, train_into
 
     with _readable_errors():
         if (data is None) == (env is None):
             raise ValueError("distance: expected either DATA or --env")
         options = DistanceOptions(
-            folder=_resolve_folder(folder),
+            folder=resolve_folder(folder),
             data=data,
             camera=one_name(camera, "--camera"),
             action=one_name(action, "--action"),
@@ -381,7 +382,8 @@ def export(
 
     with _readable_errors():
         _check_destination(destination, force)
-        for path, finding in export_onnx(checkpoint.load(_resolve_folder(folder)), destination):
+        loaded = checkpoint.load(checkpoint.resolve_folder(folder))
+        for path, finding in export_onnx(loaded, destination):
             typer.echo(f"{path}: {finding}")
 
 
@@ -407,20 +409,6 @@ def _check_solver(card: ModelCard) -> None:
         check_solver(card)
     except ModelLoadError as error:
         raise ValueError(str(error)) from error
-
-
-def _resolve_folder(folder: Path) -> Path:
-    from lewm_models.checkpoint import PRETRAINED, CheckpointError
-
-    if folder.is_file():
-        raise CheckpointError(f"{folder}: is a file, expected a model folder")
-    inside = PRETRAINED / folder
-    if folder.exists():
-        return folder
-    if not inside.exists():
-        embedded = ", ".join(sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir()))
-        raise CheckpointError(f"{folder}: is no folder and no embedded model ({embedded})")
-    return inside
 
 
 def _row(folder: Path) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lewm_models import checkpoint
 from lewm_models.calibration.reference import LatentReference
 from lewm_models.card import ModelCard, SolverConfig
-from lewm_models.checkpoint import PRETRAINED, CheckpointError
+from lewm_models.checkpoint import EMBEDDED_MODEL, CheckpointError
 from lewm_serve.api.fields import parse
 from lewm_serve.api.requests import SolverSettings
 from lewm_serve.api.responses import ModelDescription
@@ -246,7 +246,7 @@ def load_models(settings: Settings) -> dict[str, LoadedModel]:
         backend=settings.backend, precision=settings.precision, threads=settings.threads
     )
     models: dict[str, LoadedModel] = {}
-    for folder in _model_folders(settings.models or (PRETRAINED,)):
+    for folder in _model_folders(settings.models or (EMBEDDED_MODEL,)):
         model = load_model(folder, device, backend_settings, limits=settings)
         if model.name in models:
             raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
