@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from lewm_models.card import Calibration, CardError, ModelCard, SolverConfig, read_card
+from lewm_models.card import (
+    Calibration,
+    CardError,
+    LearnedDistance,
+    ModelCard,
+    SolverConfig,
+    read_card,
+)
 from lewm_models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.lewm_models.examples import TINY
 
@@ -374,3 +381,34 @@ def test_a_wrong_field_is_named_with_its_file(tmp_path: Path) -> None:
     path.write_text(json.dumps(full_card().to_json() | {"crop": "left"}))
     with pytest.raises(CardError, match=r"model\.json: crop: expected null or .* got 'left'"):
         read_card(path)
+
+
+def test_a_card_without_a_distance_is_as_in_earlier_versions() -> None:
+    card = full_card().to_json()
+    assert "distance" not in card
+    assert "objective" not in card["solver"]
+
+
+DISTANCE = LearnedDistance(
+    network="5d41" * 16,
+    training_frames=1000,
+    held_out_frames=100,
+    rank_correlation=0.8,
+    mean_error=4.5,
+    next_frame=0.9,
+    same_frame=0.01,
+    proposal_cost=1.2,
+    mean_action_cost=4.4,
+)
+
+
+def test_a_distance_may_be_the_objective() -> None:
+    solver = SolverConfig(objective="distance")
+    card = replace(full_card(), distance=DISTANCE, solver=solver)
+    assert ModelCard.from_json(card.to_json()) == card
+    with pytest.raises(CardError, match=r'solver\.objective: expected "latent", since the card'):
+        replace(card, distance=None)
+    with pytest.raises(CardError, match=r'solver\.objective: .*"latent", "distance", got .goal'):
+        replace(card, solver=SolverConfig(objective="goal"))
+    with pytest.raises(CardError, match=r"distance\.network: expected the SHA-256 of distance"):
+        replace(DISTANCE, network="5d41")

@@ -177,3 +177,9 @@ def test_a_missing_file_is_named(source: Path) -> None:
     (source / "config.json").write_text("[]")
     with pytest.raises(CardError, match=r"config\.json: expected a JSON object"):
         import_checkpoint(source, import_card())
+
+
+def test_the_distance_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = write_public_checkpoint(tmp_path, copy_state(tiny_model()), public_config())
+    with pytest.raises(CardError, match="distance: belongs to other latents"):
+        import_checkpoint(folder, import_card(distance={"network": "5d41" * 16}))

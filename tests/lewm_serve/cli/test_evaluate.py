@@ -55,6 +55,7 @@ def test_results_are_written_to_the_card(quick_model: Path) -> None:
         "elites": 2,
         "horizon": 5,
         "tolerance": 0,
+        "objective": "latent",
         "momentum": 0.3,
         "deviation": 1,
     }

@@ -284,7 +284,7 @@ BAD_PLANS = [
     refused("noise-exponent", "plan", plan_by("icem", noise_exponent=11), "out_of_range"),
     refused("no-temperature", "plan", plan_by("mppi", temperature=0), "out_of_range"),
     refused("learning-rate", "plan", plan_by("gradient", learning_rate=0), "out_of_range"),
-    refused("objective", "plan", plan_with_solver(objective="goal"), "out_of_range"),
+    refused("objective", "plan", plan_with_solver(objective="goal"), "invalid_choice"),
     refused("no-distance", "plan", plan_with_solver(objective="distance"), "out_of_range"),
     refused("seed", "plan", plan(seed=-1), "out_of_range"),
     refused("large-seed", "plan", plan(seed=2**63), "out_of_range", only="rest"),

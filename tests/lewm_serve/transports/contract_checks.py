@@ -27,6 +27,7 @@ CARD_SOLVER: Document = {
     "iterations": 30,
     "horizon": 5,
     "tolerance": 0.0,
+    "objective": "latent",
 }
 """The settings that every solver has, with the values of the random model's card."""
 
@@ -54,6 +55,7 @@ PLAN_FIELDS = ANSWER_FIELDS | {
     "seed",
     "latent_ids",
     "fallback",
+    "distance",
 }
 
 
@@ -106,6 +108,7 @@ def check_predict(request: Document, answer: Document) -> None:
 
 def check_plan(request: Document, answer: Document) -> None:
     """Actions inside the bounds, with their cost, the settings of the search and latent ids."""
+    assert answer.get("distance") is None  # the random model has no learned distance
     assert answer.keys() - {"trajectory"} == PLAN_FIELDS
     solver = resolved_solver(request)
     check_array(answer["actions"], (solver["horizon"] * ACTION_BLOCK, ACTION_DIM))
