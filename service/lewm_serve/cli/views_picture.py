@@ -135,7 +135,7 @@ def _draw_strip(
 
 
 def _thumb_size(count: int) -> int:
-    return (2 * TILE + GAP - (count - 1) * GAP) // count
+    return min(TILE, (2 * TILE + GAP - (count - 1) * GAP) // count)
 
 
 def _card_height(robot: WatchedRobot) -> int:
