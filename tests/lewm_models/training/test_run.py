@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,15 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     check_output(tmp_path)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as a terminal's programs have it; programs in the background may inherit none."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_completes_and_saves_the_step(tmp_path: Path) -> None:
     messages: list[str] = []
 
