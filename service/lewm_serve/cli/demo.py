@@ -67,7 +67,6 @@ def demo(
     console = Console()
     try:
         environment = find_environment(env)
-        folder = model_of_environment(environment.name) if model is None else resolve_folder(model)
         output = output or Path("demo") / f"{environment.name}.gif"
         if output.suffix != ".gif":
             raise ValueError(f"--output: expected a .gif file, got {output}")
@@ -77,6 +76,7 @@ def demo(
         for file in dict.fromkeys((output, views)):
             check_writable(file)
             check_writable(file.with_suffix(".png"))
+        folder = model_of_environment(environment.name) if model is None else resolve_folder(model)
         tasks = sample_episodes(
             environment,
             protocol or environment.demo_protocol,

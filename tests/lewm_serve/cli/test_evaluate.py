@@ -80,7 +80,7 @@ def test_a_baseline_needs_no_server(quick_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("no/such/model",), "no/such/model/model.json: cannot be read"),
+        (("no/such/model",), "no/such/model: is no folder and no embedded model"),
         (("--server", "127.0.0.1:1"), "unavailable"),
         (
             ("--server", "127.0.0.1:1", "--write"),
