@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lewm_models.distance.latents import PieceLatents
 from lewm_models.distance.loop import TrainingLoop
-from lewm_models.distance.network import GoalDistance
-from lewm_models.distance.proposal import PlanProposal
+from lewm_models.distance.network import GoalDistance, PlanProposal
 from lewm_models.lewm import LeWM
 
 BATCH, LEARNING_RATE, WEIGHT_DECAY, WIDTH = 96, 1e-3, 1e-2, 256

@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lewm_models.distance.network import GoalDistance
-from lewm_models.distance.proposal import PlanProposal
+from lewm_models.distance.network import GoalDistance, PlanProposal
 
 DIM = 6
 

@@ -9,8 +9,7 @@ from lewm_models.calibration.reference import sha256_of
 from lewm_models.card import LearnedDistance
 from lewm_models.checkpoint import save
 from lewm_models.config import PRESETS
-from lewm_models.distance.network import GoalDistance
-from lewm_models.distance.proposal import PlanProposal
+from lewm_models.distance.network import GoalDistance, PlanProposal
 from lewm_models.random_weights import random_card, random_model
 
 MODEL_NAME = "random"
