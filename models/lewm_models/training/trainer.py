@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -334,9 +334,13 @@ class Trainer:
         saved = self._read(path)
         for part, settings in (("config", self.config), ("architecture", self.model.config)):
             expected = asdict(settings)
-            found = saved.get(part, expected)  # early checkpoints have no architecture
-            if part == "config":
-                found = {"action_head_weight": 0.0, **found}  # early runs had no head
+            # A checkpoint of an earlier version lacks newer settings. It had their defaults.
+            defaults = {
+                field.name: field.default
+                for field in fields(settings)
+                if field.default is not MISSING
+            }
+            found = {**defaults, **saved.get(part, expected)}
             if found != expected:
                 raise ValueError(f"{path}: {_describe_difference(found, expected, path.parent)}")
         if saved.get("initial") != self.initial_version:

@@ -109,13 +109,23 @@ def test_an_action_head_adds_a_term_and_leaves_the_model_as_it_is(
         make_trainer(data).resume(tmp_path / "checkpoint.pt")
 
 
-def test_a_run_of_before_the_action_head_can_be_resumed(data: PreparedData, tmp_path: Path) -> None:
+def test_settings_that_a_checkpoint_lacks_had_their_defaults(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    """It is one of an earlier version, which did not have these settings."""
     path = tmp_path / "checkpoint.pt"
     make_trainer(data).save(path)
     saved = torch.load(path, weights_only=True)
     del saved["config"]["action_head_weight"], saved["head"]
+    del saved["architecture"]["pred_proj_norm"]
     torch.save(saved, path)
     make_trainer(data).resume(path)
+    for training, config in (
+        (replace(TRAINING, action_head_weight=0.5), CONFIG),
+        (TRAINING, replace(CONFIG, pred_proj_norm="layernorm")),
+    ):
+        with pytest.raises(ValueError, match=r"action_head_weight|pred_proj_norm"):
+            make_trainer(data, training, config).resume(path)
 
 
 def test_a_killed_run_can_be_resumed(data: PreparedData, data_folder: Path, tmp_path: Path) -> None:
