@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,8 @@ MIN_SCORE, MAX_SCORE = 1e-9, 1e9
 
 MAX_SIGREG_WINDOW = 1 << 16
 
-OBJECTIVES = ("latent", "distance")
+ObjectiveName = Literal["latent", "distance"]
+OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 """What a search minimises: the squared distance between latents, or the learned distance."""
 
 MAX_SOLVER_COUNTS = {"samples": 1_000_000, "iterations": 1_000_000, "horizon": 10_000}

@@ -318,7 +318,7 @@ def resolve_folder(path: Path) -> Path:
         raise CheckpointError(f"{path}: is a file, expected a model folder")
     if path.exists():
         return path
-    if not (PRETRAINED / path).exists():
+    if not _is_embedded(path):
         embedded = ", ".join(sorted(folder.name for folder in model_folders(PRETRAINED)))
         raise CheckpointError(f"{path}: is no folder and no embedded model ({embedded})")
     return PRETRAINED / path
@@ -326,7 +326,11 @@ def resolve_folder(path: Path) -> Path:
 
 def model_of_environment(name: str) -> Path:
     """The folder of the embedded model of an environment; `EMBEDDED_MODEL` if it has none."""
-    return PRETRAINED / name if (PRETRAINED / name / CARD_FILE).exists() else EMBEDDED_MODEL
+    return PRETRAINED / name if _is_embedded(Path(name)) else EMBEDDED_MODEL
+
+
+def _is_embedded(name: Path) -> bool:
+    return (PRETRAINED / name / CARD_FILE).is_file()
 
 
 def model_folders(path: Path) -> list[Path]:
@@ -338,7 +342,7 @@ def model_folders(path: Path) -> list[Path]:
         CheckpointError: the path is not a model folder and holds none, or it holds a folder with
             weights and without a card.
     """
-    if not path.exists() and (PRETRAINED / path / CARD_FILE).is_file():
+    if not path.exists() and _is_embedded(path):
         return [PRETRAINED / path]
     if (path / CARD_FILE).is_file():
         return [path]

@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from lewm_models.card import ObjectiveName
 from lewm_serve.api.fields import (
     Candidates,
     FloatArray,
@@ -358,10 +359,11 @@ class SolverSettings(RequestModel):
         Field(description="gradient: step length, in standard deviations of the training actions"),
     ] = None
     objective: Annotated[
-        Literal["latent", "distance"] | None,
+        ObjectiveName | None,
         Field(
-            description="what the search minimises at the end of a plan: the squared distance of "
-            "the latents, or the learned distance to the goal, if the model has one"
+            description="what a candidate costs: the squared distance of its last latent from the "
+            "goal's, or the mean learned distance of its latents from the goal, if the model has "
+            "one"
         ),
     ] = None
 

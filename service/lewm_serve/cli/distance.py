@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from lewm_models import checkpoint
 from lewm_models.card import ModelCard
@@ -25,7 +26,13 @@ from lewm_models.training.run import DATA_FOLDER
 from lewm_models.training.settings import Choices
 from lewm_models.training.windows import split_episodes
 from lewm_serve.cli.options import Objective
-from lewm_serve.cli.train import ProgressBar, describe_report, training_device
+from lewm_serve.cli.train import (
+    ProgressBar,
+    describe_report,
+    say,
+    training_device,
+    training_progress,
+)
 
 
 @dataclass(frozen=True)
@@ -76,24 +83,14 @@ def train_into(options: DistanceOptions, console: Console) -> tuple[ModelCard, s
     loaded = checkpoint.load(options.folder)
     card = loaded.card
     work = options.output or Path("runs") / f"{card.name}-distance"
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-        TimeRemainingColumn(),
-    )
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(*columns, console=console))
-
-        def say(line: str) -> None:
-            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+        progress = stack.enter_context(training_progress(console))
         data = _prepare(options, card, work, progress=progress, stack=stack)
         config = Choices(distance_steps=options.steps, seed=options.seed).distance
         assert config is not None  # there is at least one step
 
         def report(line: TrainingReport) -> None:
-            say(describe_report(line))
+            say(progress, describe_report(line))
 
         trained = train_distance(
             loaded.model.to(training_device(options.device)),
@@ -107,9 +104,10 @@ def train_into(options: DistanceOptions, console: Console) -> tuple[ModelCard, s
         )
     if not trained.ranks_well:
         say(
+            progress,
             f"warning: the rank correlation on held-out episodes is "
             f"{trained.described.rank_correlation:.2f}, less than {MIN_RANK_CORRELATION:g}: the "
-            "distance is hardly worth planning with"
+            "distance is hardly worth planning with",
         )
     card = trained.on_card(card, as_default=options.objective is Objective.DISTANCE)
     if options.objective is Objective.LATENT:
@@ -136,9 +134,7 @@ def _prepare(
     bar = ProgressBar(progress, "preparing frames")
     folder, size = work / DATA_FOLDER, card.config.image_size
 
-    def say(line: str) -> None:
-        progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    announce = partial(say, progress)
     if options.environment is not None:
         environment = find_environment(options.environment)
         source = EnvironmentSource(
@@ -149,12 +145,12 @@ def _prepare(
             seed=options.seed,
             frame_every=1 if environment.has_fast_frames else card.config.action_block,
         )
-        return source.prepare(folder, bar, say)
+        return source.prepare(folder, bar, announce)
     assert options.data is not None
     if (options.data / FILE).is_file():
         return PreparedData.open(options.data)
     recording = stack.enter_context(open_recording(options.data))
-    return _recording_source(recording, options, card).prepare(folder, bar, say)
+    return _recording_source(recording, options, card).prepare(folder, bar, announce)
 
 
 def _recording_source(

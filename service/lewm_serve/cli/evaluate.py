@@ -50,7 +50,7 @@ def evaluate(
     ] = None,
     horizon: Annotated[int | None, typer.Option(help="action blocks to plan ahead")] = None,
     objective: Annotated[
-        Objective | None, typer.Option(help="what the solver minimises at the end of a plan")
+        Objective | None, typer.Option(help="what candidates cost; see docs/api.md")
     ] = None,
     setting: Annotated[
         list[str] | None,

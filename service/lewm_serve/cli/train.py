@@ -162,7 +162,7 @@ def train(
         torch_device = training_device(device)
         with (
             nullcontext() if data is None else open_recording(data) as recording,
-            _progress(console) as progress,
+            training_progress(console) as progress,
         ):
             if recording is None:
                 assert env is not None
@@ -271,7 +271,7 @@ def training_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
+def training_progress(console: Console) -> Iterator[Progress]:
     """Progress bars. They take no line of the screen before there is one."""
     progress = Progress(
         TextColumn("{task.description}"),
@@ -287,6 +287,11 @@ def _progress(console: Console) -> Iterator[Progress]:
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+def say(progress: Progress, line: str) -> None:
+    """Print a line above the bars, as it is."""
+    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _SecondsPerStep(ProgressColumn):
@@ -326,7 +331,7 @@ class _Log:
         return tensorboard_writer(self._folder)
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._progress, line)
 
     def report(self, metrics: TrainingMetrics) -> None:
         from lewm_models.training.run import read_log

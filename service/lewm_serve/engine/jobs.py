@@ -247,7 +247,8 @@ class Job(ABC):
         if self.backend.rows_are_independent:
             if self.short_parts:
                 size = min(size, max(MIN_PART_SIZE, size // SHORT_PARTS))
-            size -= size % ROWS_PER_CALL if size > ROWS_PER_CALL else 0
+            if size > ROWS_PER_CALL:
+                size -= size % ROWS_PER_CALL
         return deque(torch.split(candidates, size))
 
     def _in_time(self, now: float, further_s: float = 0.0) -> bool:

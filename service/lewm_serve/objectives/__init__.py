@@ -10,12 +10,11 @@ Axes: S candidates, T steps, D latent_dim; leading axes, such as plans, are the 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 from torch import Tensor
 
-ObjectiveName = Literal["latent", "distance"]
-OBJECTIVE_NAMES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
+from lewm_models.card import ObjectiveName
 
 DEFAULT_OBJECTIVE: ObjectiveName = "latent"
 """The objective of a card that names none."""

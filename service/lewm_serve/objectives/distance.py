@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import Tensor
 
+from lewm_models.card import ObjectiveName
 from lewm_models.distance.network import GoalDistance
-from lewm_serve.objectives import ROWS_PER_CALL, ObjectiveName
+from lewm_serve.objectives import ROWS_PER_CALL
 
 
 class DistanceObjective:

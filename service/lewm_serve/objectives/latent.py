@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lewm_serve.objectives import ObjectiveName
+from lewm_models.card import ObjectiveName
 
 
 class LatentObjective:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lewm_models.card import ObjectiveName
 from lewm_serve.engine.admission import DeadlinePassed
 from lewm_serve.engine.batching import ENCODE_TURN_S, MAX_ENCODE_BATCH, encode_batch_size
 from lewm_serve.engine.jobs import EncodeJob, PlanJob, PlanOutcome, PredictJob, Search
@@ -22,7 +23,6 @@ from lewm_serve.engine.scheduler import (
     Batch,
     Scheduler,
 )
-from lewm_serve.objectives import ObjectiveName
 from tests.lewm_serve.engine.fakes import (
     FRAME_S,
     ROW_S,
