@@ -274,6 +274,18 @@ def test_the_precision_is_one_that_a_cpu_has() -> None:
     assert fastest_precision(torch.device("cpu")) in (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_bfloat16_on_a_cpu_trains_without_the_fused_attention(
+    data: PreparedData, precision: torch.dtype
+) -> None:
+    # At edge size, the gradient of the fused attention in bfloat16 takes half of a step.
+    trainer = make_trainer(data, precision=precision)
+    with torch.profiler.profile() as profile:
+        trainer.run(until=1)
+    fused = [event.key for event in profile.key_averages() if "flash_attention" in event.key]
+    assert bool(fused) == (precision == torch.float32)
+
+
 @pytest.fixture
 def _three_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_NORM_BATCHES", 3)
