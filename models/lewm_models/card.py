@@ -531,12 +531,21 @@ def _pop_nested(card: dict[str, Any], name: str, kind: type) -> Any:
         raise CardError(f"{name}: unknown fields {unknown}, known are {sorted(types)}")
     for key, entry in value.items():
         if not _has_type(entry, types[key]):
-            raise CardError(f"{name}.{key}: expected {types[key]}, got {_shown(entry)}")
+            expected = _describe_type(types[key])
+            raise CardError(f"{name}.{key}: expected {expected}, got {_shown(entry)}")
     values = {key: tuple(entry) if type(entry) is list else entry for key, entry in value.items()}
     try:
         return kind(**values)
     except TypeError as error:
         raise CardError(f"{name}: {error}") from error
+
+
+def _describe_type(annotation: str) -> str:
+    """What `_has_type` accepts for a dataclass field's annotation, in words."""
+    kind = annotation.removesuffix(" | None")
+    words = {"str": "text", "int": "an integer of at least 1", "float": "a finite number"}
+    described = words.get(kind, "a list of finite numbers")
+    return described if kind == annotation else f"{described} or null"
 
 
 def _has_type(entry: object, annotation: str) -> bool:

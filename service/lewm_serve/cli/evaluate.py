@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import (
     BudgetOption,
+    ElitesOption,
     EnvironmentOption,
-    Objective,
+    HorizonOption,
+    IterationsOption,
+    ObjectiveOption,
     OffsetOption,
     PlannerChoice,
     PlanStepsOption,
+    SamplesOption,
+    SettingOption,
+    SolverOption,
+    solver_settings,
 )
 
 
@@ -42,20 +49,13 @@ def evaluate(
     server: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="gRPC server to use; default: start one")
     ] = None,
-    solver: Annotated[str | None, typer.Option(help="name of the solver")] = None,
-    samples: Annotated[int | None, typer.Option(help="candidates per iteration")] = None,
-    iterations: Annotated[int | None, typer.Option(help="solver iterations")] = None,
-    elites: Annotated[
-        int | None, typer.Option(help="how many of the best candidates count")
-    ] = None,
-    horizon: Annotated[int | None, typer.Option(help="action blocks to plan ahead")] = None,
-    objective: Annotated[
-        Objective | None, typer.Option(help="what candidates cost; see docs/api.md")
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="another setting of the solver; may be repeated"),
-    ] = None,
+    solver: SolverOption = None,
+    samples: SamplesOption = None,
+    iterations: IterationsOption = None,
+    elites: ElitesOption = None,
+    horizon: HorizonOption = None,
+    objective: ObjectiveOption = None,
+    setting: SettingOption = None,
     write: Annotated[
         bool, typer.Option("--write", help="write the results to the model's card")
     ] = False,
@@ -88,24 +88,21 @@ def evaluate(
     )
     from lewm_serve.cli.local_server import LocalServerError, local_server
 
-    options = {
-        "name": solver,
-        "samples": samples,
-        "iterations": iterations,
-        "elites": elites,
-        "horizon": horizon,
-        "objective": objective,
-    }
-    solver_settings: dict[str, Any] = {
-        name: value for name, value in options.items() if value is not None
-    }
     try:
         environment = find_environment(env)
         folder = None if model is None else resolve_folder(model)
         if folder is None and not server and planner == PlannerChoice.MODEL:
             folder = model_of_environment(environment.name)
-        solver_settings |= _parse_settings(setting or [])
-        if planner != PlannerChoice.MODEL and (server or solver_settings):
+        settings = solver_settings(
+            solver=solver,
+            samples=samples,
+            iterations=iterations,
+            elites=elites,
+            horizon=horizon,
+            objective=objective,
+            setting=setting,
+        )
+        if planner != PlannerChoice.MODEL and (server or settings):
             raise ValueError(f"--planner: {planner} has no server and no solver")
         card = None if folder is None else read_card(folder / checkpoint.CARD_FILE)
         if write and card is None:
@@ -131,7 +128,7 @@ def evaluate(
                 if write and folder is not None and loaded.version != checkpoint.version(folder):
                     raise ValueError(f"{target} serves another version of {loaded.name}")
                 outcomes, computed = drive_with_model(
-                    client, loaded, tasks, solver=solver_settings, seed=seed, robots=robots
+                    client, loaded, tasks, solver=settings, seed=seed, robots=robots
                 )
             name, key = loaded.name, tasks.protocol
         else:
@@ -150,19 +147,3 @@ def evaluate(
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm evaluate: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
-
-
-def _parse_settings(texts: list[str]) -> dict[str, float]:
-    """Solver settings of the form NAME=VALUE.
-
-    Raises:
-        ValueError: a text has another form.
-    """
-    settings = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            settings[name] = float(value)
-        except ValueError:
-            raise ValueError(f"--setting: expected NAME=VALUE with a number, got {text}") from None
-    return settings

@@ -15,10 +15,18 @@ from lewm_serve.cli.options import (
     ActionOption,
     CameraOption,
     Crop,
+    ElitesOption,
+    HorizonOption,
+    IterationsOption,
     Objective,
+    ObjectiveOption,
     Preset,
+    SamplesOption,
+    SettingOption,
     SolverChoice,
+    SolverOption,
     one_name,
+    solver_settings,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +34,8 @@ if TYPE_CHECKING:
     from lewm_serve.cli.solver_comparison import Comparison
 
 app = typer.Typer(
-    help="List, show, verify, calibrate, import, make and export models.", no_args_is_help=True
+    help="List, show, verify, calibrate, set up, import, make and export models.",
+    no_args_is_help=True,
 )
 
 Folder = Annotated[Path, typer.Argument(help="A model folder, or an embedded model's name.")]
@@ -347,6 +356,47 @@ def distance(
     _print_table(("distance", "value"), rows)
     default = card.solver.objective or "latent"
     typer.echo(f"plan requests minimise by default: {default} (--objective changes it)")
+
+
+@app.command()
+def solver(
+    folder: Folder,
+    name: SolverOption = None,
+    samples: SamplesOption = None,
+    iterations: IterationsOption = None,
+    elites: ElitesOption = None,
+    horizon: HorizonOption = None,
+    objective: ObjectiveOption = None,
+    setting: SettingOption = None,
+) -> None:
+    """Show a model's default solver settings, or write those that are given into its card.
+
+    `lewm evaluate` has the same options: try settings there first.
+    """
+    from lewm_models import checkpoint
+    from lewm_models.card import ModelCard, read_card
+
+    with _readable_errors():
+        path = checkpoint.resolve_folder(folder)
+        card = read_card(path / checkpoint.CARD_FILE)
+        given = solver_settings(
+            solver=name,
+            samples=samples,
+            iterations=iterations,
+            elites=elites,
+            horizon=horizon,
+            objective=objective,
+            setting=setting,
+        )
+        if given:
+            body = card.to_json()
+            card = ModelCard.from_json(body | {"solver": body["solver"] | given})
+            _check_solver(card)
+            checkpoint.write_card(path, card)
+        version = checkpoint.version(path)
+    typer.echo(f"{path}: {card.name}, version {version}")
+    rows = [(key, _text(value)) for key, value in card.to_json()["solver"].items()]
+    _print_table(("solver", "value"), rows)
 
 
 @app.command()

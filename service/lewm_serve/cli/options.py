@@ -1,7 +1,7 @@
 """Choices of the command line. They repeat names so that `--help` does not import torch."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,6 +65,18 @@ PlanStepsOption = Annotated[
     int | None,
     typer.Option(help="actions of a plan to execute before the next; default: the protocol's"),
 ]
+SolverOption = Annotated[str | None, typer.Option("--solver", help="name of the solver")]
+SamplesOption = Annotated[int | None, typer.Option(help="candidates per iteration")]
+IterationsOption = Annotated[int | None, typer.Option(help="solver iterations")]
+ElitesOption = Annotated[int | None, typer.Option(help="how many of the best candidates count")]
+HorizonOption = Annotated[int | None, typer.Option(help="action blocks to plan ahead")]
+ObjectiveOption = Annotated[
+    Objective | None, typer.Option(help="what candidates cost; see docs/api.md")
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="another setting of the solver; may be repeated"),
+]
 CameraOption = Annotated[
     list[str] | None,
     typer.Option("--camera", metavar="NAME", help="name of the camera, if there are several"),
@@ -99,3 +111,36 @@ def one_name(names: list[str] | None, option: str) -> str | None:
             "several at once are not supported"
         )
     return names[0]
+
+
+def solver_settings(
+    *,
+    solver: str | None,
+    samples: int | None,
+    iterations: int | None,
+    elites: int | None,
+    horizon: int | None,
+    objective: Objective | None,
+    setting: list[str] | None,
+) -> dict[str, Any]:
+    """The settings that are given, by their names in a request.
+
+    Raises:
+        ValueError: a ``setting`` is not of the form NAME=VALUE.
+    """
+    named = {
+        "name": solver,
+        "samples": samples,
+        "iterations": iterations,
+        "elites": elites,
+        "horizon": horizon,
+        "objective": None if objective is None else objective.value,
+    }
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    for text in setting or []:
+        name, _, value = text.partition("=")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--setting: expected NAME=VALUE with a number, got {text}") from None
+    return given

@@ -408,6 +408,38 @@ def test_a_solver_that_no_server_has_does_not_verify(folder: Path) -> None:
     assert "solver.name: received 'oracle', expected one of cem" in error_line("verify", folder)
 
 
+def test_the_solver_of_a_card_is_changed_where_it_is_asked_for(folder: Path) -> None:
+    before = checkpoint.load(folder)
+    shown = lewm("solver", folder).stdout
+    assert before.version in shown
+    assert checkpoint.version(folder) == before.version
+    given = ("--horizon", 2, "--solver", "icem", "--samples", 40, "--setting", "momentum=0.5")
+    shown = lewm("solver", folder, *given).stdout
+    after = checkpoint.load(folder)
+    expected = replace(before.card.solver, name="icem", samples=40, horizon=2, momentum=0.5)
+    assert after.card == replace(before.card, solver=expected)
+    assert after.version != before.version
+    assert after.version in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--horizon", 0), "solver.horizon: expected an integer of at least 1, got 0"),
+        (("--solver", "oracle"), "solver.name: received 'oracle', expected one of cem"),
+        (("--objective", "distance"), "the card has no distance"),
+        (("--setting", "speed=1"), "solver: unknown fields ['speed'], known are"),
+        (("--setting", "momentum"), "--setting: expected NAME=VALUE with a number, got momentum"),
+    ],
+)
+def test_an_impossible_solver_is_refused_and_not_written(
+    folder: Path, given: tuple[object, ...], message: str
+) -> None:
+    card = (folder / checkpoint.CARD_FILE).read_bytes()
+    assert message in error_line("solver", folder, *given)
+    assert (folder / checkpoint.CARD_FILE).read_bytes() == card
+
+
 def test_a_failing_import_writes_nothing(
     tmp_path: Path, public_checkpoint: Path, card_file: Path
 ) -> None:
