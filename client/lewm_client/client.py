@@ -103,6 +103,7 @@ class PlannerClient:
         goal: FrameLike,
         *,
         past_actions: ArrayLike | None = None,
+        committed_actions: ArrayLike | None = None,
         solver: Mapping[str, Any] | None = None,
         warm_start: ArrayLike | None = None,
         seed: int | None = None,
@@ -120,6 +121,9 @@ class PlannerClient:
             frames: oldest first, one action block apart.
             goal: what the robot should see at the end.
             past_actions: the actions between the frames; needed for two frames or more.
+            committed_actions: the actions that will have been executed when the plan starts, a
+                multiple of `action_block` rows after the newest frame. The plan, ``warm_start`` and
+                a fallback follow them.
             solver: settings that replace those of the model's card, such as `{"samples": 64}`.
             warm_start: the actions (up to R, A) at which the search starts.
             seed: the same request with the same seed gets the same plan.
@@ -137,6 +141,7 @@ class PlannerClient:
             model=model,
             frames=frame_list(frames),
             past_actions=optional_tensor(past_actions),
+            committed_actions=optional_tensor(committed_actions),
             goal=frame(goal),
             solver=None if solver is None else pb.SolverSettings(**solver),
             warm_start=optional_tensor(warm_start),

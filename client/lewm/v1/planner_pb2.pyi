@@ -172,7 +172,7 @@ class Fallback(_message.Message):
     def __init__(self, controller: _Optional[str] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("model", "frames", "past_actions", "goal", "solver", "warm_start", "seed", "deadline_ms", "priority", "fallback", "include", "min_iterations")
+    __slots__ = ("model", "frames", "past_actions", "goal", "solver", "warm_start", "seed", "deadline_ms", "priority", "fallback", "include", "min_iterations", "committed_actions")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     PAST_ACTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +185,7 @@ class PlanRequest(_message.Message):
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     MIN_ITERATIONS_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_ACTIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     frames: _containers.RepeatedCompositeFieldContainer[Frame]
     past_actions: Tensor
@@ -197,7 +198,8 @@ class PlanRequest(_message.Message):
     fallback: Fallback
     include: _containers.RepeatedScalarFieldContainer[str]
     min_iterations: int
-    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., past_actions: _Optional[_Union[Tensor, _Mapping]] = ..., goal: _Optional[_Union[Frame, _Mapping]] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., warm_start: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., priority: _Optional[int] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., min_iterations: _Optional[int] = ...) -> None: ...
+    committed_actions: Tensor
+    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., past_actions: _Optional[_Union[Tensor, _Mapping]] = ..., goal: _Optional[_Union[Frame, _Mapping]] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., warm_start: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., priority: _Optional[int] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., min_iterations: _Optional[int] = ..., committed_actions: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class LatentIds(_message.Message):
     __slots__ = ("frames", "goal")

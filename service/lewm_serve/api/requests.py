@@ -390,6 +390,13 @@ class PlanRequest(RequestModel):
     model: ModelName = None
     frames: History
     past_actions: PastActions = None
+    committed_actions: Annotated[
+        OptionalRows,
+        Field(
+            description="the actions that will have been executed when the plan starts, a multiple "
+            "of action_block rows; the plan, `warm_start` and a fallback follow them"
+        ),
+    ] = None
     goal: Frame
     solver: SolverSettings | None = None
     warm_start: Annotated[

@@ -60,7 +60,7 @@ def can_share_rollout(first: Job, second: Job) -> bool:
         first.can_be_batched
         and second.can_be_batched
         and first.backend is second.backend
-        and first.latents.shape == second.latents.shape
+        and first.queued.shape.context == second.queued.shape.context
         and first.queued.shape.horizon == second.queued.shape.horizon
     )
 

@@ -352,6 +352,7 @@ class PlanJob(Job):
         queued: its place in the queue.
         latents: the context latents (H, D).
         past_actions: the action blocks (H − 1, A) between them.
+        committed_actions: the action blocks (C, A) that are executed before the plan.
         goal: the goal's latent (D,).
         search: what is searched.
         with_trajectory: whether the outcome holds the trajectory.
@@ -365,12 +366,14 @@ class PlanJob(Job):
         *,
         latents: Tensor,
         past_actions: Tensor,
+        committed_actions: Tensor | None = None,
         goal: Tensor,
         search: Search,
         with_trajectory: bool = False,
         max_surprise: float | None = None,
     ) -> None:
         super().__init__(backend, queued, latents=latents, past_actions=past_actions)
+        self.committed_actions = committed_actions
         self.goal = goal
         self.search = search
         self.with_trajectory = with_trajectory
@@ -402,6 +405,7 @@ class PlanJob(Job):
             self.anomalous = not self.surprise <= self.max_surprise  # also for NaN
             if self.anomalous:
                 return False
+        self._commit()
         if self.asked is None:
             self.asked = self.solver.ask()
             self.parts = self._split(self.asked)
@@ -409,6 +413,19 @@ class PlanJob(Job):
         if self.with_trajectory:
             trajectory_s = self.queued.latency.rollout_s(1, self.queued.shape)
         return self._in_time(now, trajectory_s)
+
+    def _commit(self) -> None:
+        """Make the predicted latents after the committed actions the newest of the context."""
+        if self.committed_actions is None:
+            return
+        _ = self.surprise  # of the frames: it is computed once, and not of predicted latents
+        predicted = self._roll_out(self.committed_actions.unsqueeze(0))[0]
+        latents = torch.cat([self.latents, predicted])
+        actions = torch.cat([self.past_actions, self.committed_actions])
+        context = self.queued.shape.context
+        self.latents = latents[len(latents) - context :]
+        self.past_actions = actions[len(actions) - (context - 1) :]
+        self.committed_actions = None
 
     def run_part(self) -> None:
         """See `Job.run_part`. Solvers that need gradients get them."""

@@ -61,7 +61,10 @@ PROBE_INTERVAL_S = 1.0
 
 
 class RolloutShape(NamedTuple):
-    """What a roll-out's duration depends on besides its rows."""
+    """What a roll-out's duration depends on besides its rows.
+
+    ``context`` counts the latents before the candidates: frames, and those of committed actions.
+    """
 
     horizon: int
     context: int = 1

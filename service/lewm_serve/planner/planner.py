@@ -352,6 +352,7 @@ class Planner:
                         queued=queued,
                         latents=latents.values[:-1],
                         past_actions=inputs.past_actions,
+                        committed_actions=inputs.committed_actions,
                         goal=latents.values[-1],
                         search=Search(
                             solver_settings=solver_settings,

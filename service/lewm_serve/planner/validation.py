@@ -54,6 +54,7 @@ class PlanInputs:
 
     Attributes:
         past_actions: the past action blocks (H − 1, A).
+        committed_actions: the blocks (C, A) that are executed before the plan; None for none.
         solver_settings: the settings of the solver.
         objective: what its candidates cost.
         search_space: what the solver searches.
@@ -63,6 +64,7 @@ class PlanInputs:
     """
 
     past_actions: Tensor
+    committed_actions: Tensor | None
     solver_settings: SolverConfig
     objective: Objective
     search_space: SearchSpace
@@ -108,11 +110,15 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
     """Check a plan request, and convert it to the engine's inputs.
 
     Raises:
-        InvalidRequest: `frames`, `past_actions`, `solver`, `min_iterations` or `warm_start` is
-            wrong.
+        InvalidRequest: `frames`, `past_actions`, `committed_actions`, `solver`, `min_iterations`
+            or `warm_start` is wrong.
     """
     _check_frame_count(model, len(request.frames))
     past_actions = _past_actions(model, request.past_actions, len(request.frames))
+    committed_actions = _committed_actions(model, request.committed_actions, settings)
+    executed = past_actions
+    if committed_actions is not None:
+        executed = torch.cat([past_actions, committed_actions])
     solver_settings = _solver_settings(model, request.solver, settings)
     min_iterations = request.min_iterations
     if min_iterations is not None and min_iterations > solver_settings.iterations:
@@ -124,7 +130,7 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
     objective = _objective(model, solver_settings.objective)
     shape = RolloutShape(
         horizon=solver_settings.horizon,
-        context=len(request.frames),
+        context=min(model.card.config.history, 1 + len(executed)),
         solver=solver_settings.name,
         gradients=solver_class.needs_gradients,
         objective=objective.name,
@@ -135,10 +141,11 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
     )
     return PlanInputs(
         past_actions=past_actions,
+        committed_actions=committed_actions,
         solver_settings=solver_settings,
         objective=objective,
         search_space=_search_space(
-            model, solver_settings, warm_start=request.warm_start, past_actions=past_actions
+            model, solver_settings, warm_start=request.warm_start, executed_actions=executed
         ),
         starts_at_proposal=objective.name == "distance" and request.warm_start is None,
         candidates_per_iteration=candidates_per_iteration,
@@ -225,6 +232,22 @@ def _past_actions(model: LoadedModel, rows: FloatArray | None, frame_count: int)
             expected=f"{count} rows: (frames − 1) · action_block",
         )
     return _action_blocks(model, "past_actions", rows)
+
+
+def _committed_actions(
+    model: LoadedModel, rows: FloatArray | None, settings: Settings
+) -> Tensor | None:
+    """The actions that are executed before the plan, as blocks (C, A); None for none."""
+    if rows is None or not len(rows):
+        return None
+    most = settings.max_horizon * model.card.config.action_block
+    if len(rows) > most:
+        received = Unquoted(f"{len(rows)} rows")
+        expected = f"at most {most} rows, {settings.max_horizon} action blocks, on this server"
+        raise InvalidRequest(
+            "out_of_range", "committed_actions", received=received, expected=expected
+        )
+    return _action_blocks(model, "committed_actions", rows)
 
 
 def _action_blocks(model: LoadedModel, field: str, rows: FloatArray) -> Tensor:
@@ -348,9 +371,9 @@ def _search_space(
     solver_settings: SolverConfig,
     *,
     warm_start: FloatArray | None,
-    past_actions: Tensor,
+    executed_actions: Tensor,
 ) -> SearchSpace:
-    """The search space, with the last of the past action blocks (H − 1, A) before it.
+    """The search space, with the last of the executed action blocks (…, A) before it.
 
     The warm start is filled up with the mean action to the whole horizon, and moved into the space.
     """
@@ -375,7 +398,9 @@ def _search_space(
         start=start,
         action_dim=config.action_dim,
         max_change=model.max_change,
-        previous_action=past_actions[-1, -config.action_dim :] if len(past_actions) else None,
+        previous_action=executed_actions[-1, -config.action_dim :]
+        if len(executed_actions)
+        else None,
     )
     return replace(space, start=space.clip(start))
 

@@ -274,8 +274,45 @@ def test_wrong_past_actions_are_refused(validate: Callable[..., Any]) -> None:
     )
 
 
+@pytest.mark.parametrize(("frames", "committed", "context"), [(1, 0, 1), (1, 1, 2), (2, 4, 3)])
+def test_committed_actions_lengthen_the_context(frames: int, committed: int, context: int) -> None:
+    past, rows = (action_rows(ACTION_BLOCK * count) for count in (frames - 1, committed))
+    inputs = plan_inputs(frames=history(frames), past_actions=past, committed_actions=rows)
+    assert inputs.shape.context == context
+    if committed == 0:
+        assert inputs.committed_actions is None
+    else:
+        assert inputs.committed_actions is not None
+        assert inputs.committed_actions.numpy() == pytest.approx(zscored_blocks(rows), abs=1e-6)
+
+
+def test_a_plan_follows_the_last_committed_action() -> None:
+    rows = action_rows(2 * ACTION_BLOCK)
+    previous = plan_inputs(committed_actions=rows).search_space.previous_action
+    assert previous is not None
+    assert previous.numpy() == pytest.approx((rows[-1] - MEAN) / STD, abs=1e-6)
+
+
+def test_wrong_committed_actions_are_refused() -> None:
+    expected = "a multiple of 5 (the model's action_block)"
+    assert problem_of(plan_inputs, committed_actions=action_rows(6)) == FieldProblem(
+        "committed_actions", "shape_mismatch", "6 rows", expected
+    )
+    expected = "at most 20 rows, 4 action blocks, on this server"
+    assert problem_of(plan_inputs, committed_actions=action_rows(25)) == FieldProblem(
+        "committed_actions", "out_of_range", "25 rows", expected
+    )
+    rows = action_rows(5)
+    rows[2, 0] = -1.5
+    assert problem_of(plan_inputs, committed_actions=rows) == FieldProblem(
+        "committed_actions[2][0]", "out_of_range", "-1.5", "within [-1, 2], the model's bounds"
+    )
+
+
 @pytest.mark.parametrize("validate", [plan_inputs, predict_inputs])
-def test_more_frames_than_the_history_are_refused(validate: Callable[..., Any]) -> None:
+def test_more_frames_than_the_history_are_refused(
+    validate: Callable[..., Any],
+) -> None:
     frames = history(HISTORY + 1)
     past_actions = action_rows(HISTORY * ACTION_BLOCK)
     assert problem_of(validate, frames=frames, past_actions=past_actions) == FieldProblem(

@@ -104,6 +104,8 @@ GOOD = [
     planned("history", plan(frames=[pixels(0), pixels(1)], past_actions=rows(ACTION_BLOCK))),
     planned("empty-past", plan(past_actions=[])),
     planned("nulls", plan(past_actions=None, deadline_ms=None, priority=None)),
+    planned("committed", plan(committed_actions=rows(2 * ACTION_BLOCK))),
+    planned("nothing-committed", plan(committed_actions=[])),
     planned("warm-start", plan(warm_start=rows(2 * ACTION_BLOCK))),
     planned("horizon-one", plan_with_solver(horizon=1)),
     planned("one-elite", plan_with_solver(elites=1)),
@@ -255,6 +257,16 @@ BAD_PLANS = [
         "plan",
         plan(frames=[pixels(0), pixels(1)], past_actions=rows(ACTION_BLOCK - 1)),
         "shape_mismatch",
+    ),
+    refused("half-committed", "plan", plan(committed_actions=rows(3)), "shape_mismatch"),
+    refused(
+        "long-committed", "plan", plan(committed_actions=rows(51 * ACTION_BLOCK)), "out_of_range"
+    ),
+    refused(
+        "nan-committed",
+        "plan",
+        plan(committed_actions=rows(ACTION_BLOCK, math.nan)),
+        "not_finite",
     ),
     refused("long-warm-start", "plan", plan(warm_start=rows(6 * ACTION_BLOCK)), "shape_mismatch"),
     refused("wide-warm-start", "plan", plan(warm_start=[[0.0] * 3]), "shape_mismatch"),
