@@ -11,18 +11,17 @@ PROGRAMS := redis-server prometheus chromium-headless-shell
 LIBRARIES := libegl1 libgl1-mesa-dri
 
 NATIVE := service/lewm_serve/backends/native
-# Processors for which the native code is compiled: with AMX, and with AVX-512 BF16 alone.
-NATIVE_PROCESSORS := sapphirerapids cooperlake
+BUILD_NATIVE := $(BIN)/python -m lewm_serve.backends.native.build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup programs serve demo test benchmark check check-native format proto clean
+.PHONY: help setup programs native serve demo test benchmark check check-native format proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
-setup: $(READY) ## Make the virtual environment and install everything, pinned
+setup: native ## Make the virtual environment and install everything, pinned
 
-$(READY): pyproject.toml client/pyproject.toml constraints.txt | programs
+$(READY): pyproject.toml hatch_build.py client/pyproject.toml constraints.txt | programs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed, set PYTHON=…" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,16 +39,19 @@ programs:
 		done && test -z "$$failed"; } \
 		|| echo "not installed, and some tests need it:$${failed:-$$missing}" >&2
 
-serve: $(READY) ## Serve the embedded Two-Room model
+native: $(READY) ## Compile the native code, unless its library is there
+	@$(BUILD_NATIVE)
+
+serve: native ## Serve the embedded Two-Room model
 	$(BIN)/lewm serve
 
-demo: $(READY) ## Drive simulated robots to their goals from camera frames, write demo/
+demo: native ## Drive simulated robots to their goals from camera frames, write demo/
 	$(BIN)/lewm demo
 
-test: $(READY) ## Run all tests and show their coverage
+test: native ## Run all tests and show their coverage
 	$(BIN)/pytest --cov --cov-report=term
 
-benchmark: $(READY) ## Benchmark this machine: a table and benchmarks/*.json. NAMES="plan_speed cache": only these
+benchmark: native ## Benchmark this machine: a table and benchmarks/*.json. NAMES="plan_speed cache": only these
 	$(BIN)/python -m benchmarks $(NAMES)
 
 check: check-native $(READY) ## Formatting, lint, types, layers, C++ warnings, proto files
@@ -61,15 +63,13 @@ check: check-native $(READY) ## Formatting, lint, types, layers, C++ warnings, p
 
 check-native: $(READY) ## Formatting of the C++ code, and all warnings of its compiler
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)/*.h $(NATIVE)/*.cpp
-	@for processor in $(NATIVE_PROCESSORS); do \
-		if echo | $(CXX) -march=$$processor -fsyntax-only -x c++ - 2>/dev/null; then \
-			echo "$(CXX) -march=$$processor -Wall -Wextra -Werror $(NATIVE)/predictor.cpp"; \
-			$(CXX) -std=c++17 -O3 -fno-math-errno -march=$$processor -Wall -Wextra -Werror \
-				-c $(NATIVE)/predictor.cpp -o /dev/null || exit 1; \
-		else \
-			echo "the native code is not compiled: $(CXX) knows no -march=$$processor" >&2; \
-		fi; \
-	done
+	@if echo | $(CXX) $$($(BUILD_NATIVE) --flags) -fsyntax-only -x c++ - 2>/dev/null; then \
+		echo "$(CXX) -Wall -Wextra -Werror $(NATIVE)/predictor.cpp" \
+		&& $(CXX) $$($(BUILD_NATIVE) --flags) -Wall -Wextra -Werror \
+			-c $(NATIVE)/predictor.cpp -o /dev/null; \
+	else \
+		echo "the native code is not compiled: $(CXX) does not know its flags" >&2; \
+	fi
 
 format: $(READY) ## Format and sort imports
 	$(BIN)/ruff check --fix .
@@ -80,5 +80,5 @@ proto: $(READY) ## Generate the gRPC code from proto/
 	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=client --pyi_out=client \
 		--grpc_python_out=client proto/lewm/v1/planner.proto
 
-clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## Remove the virtual environment, the compiled native code and caches
+	rm -rf $(VENV) $(NATIVE)/predictor-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -196,9 +196,9 @@ def _profile_native(backend: Any, repeat: Callable[[Rollout], RunRollout]) -> di
     threads, backend.threads = backend.threads, 1
     run = repeat(backend_rollout(backend))
     run()
-    begin, before = read_ticks()
+    begin, before = read_ticks(backend.code)
     run()
-    end, after = read_ticks()
+    end, after = read_ticks(backend.code)
     backend.threads = threads
     ticks = {kind: float(after[kind] - before[kind]) for kind in after}
     return ticks | {BETWEEN_NODES: end - begin - sum(ticks.values())}

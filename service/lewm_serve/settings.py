@@ -105,6 +105,13 @@ class Settings(BaseSettings):
             description="CPU threads of the model; unset: as many as are fastest",
         ),
     ] = None
+    native_compile: Annotated[
+        bool,
+        Field(
+            description="compile the native backend at the start if the package has no compiled "
+            "library of it"
+        ),
+    ] = False
 
     redis_url: Annotated[
         SecretStr | None,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lewm_serve.backends.native.library import NativeUnavailable, load_library
+from lewm_serve.backends.native.build import NativeUnavailable
+from lewm_serve.backends.native.library import load_library
 from tests.packaging import make_plan
 from tests.packaging.distributions import VERSION
 from tests.packaging.environments import Environment, clean_variables

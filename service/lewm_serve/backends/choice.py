@@ -33,8 +33,9 @@ from lewm_serve.backends.comparison import (
     roll_out_once,
     time_options,
 )
-from lewm_serve.backends.native.backend import NativeBackend, check_native
-from lewm_serve.backends.native.library import NativeUnavailable, cpu_flags
+from lewm_serve.backends.native.backend import NativeBackend, native_code
+from lewm_serve.backends.native.build import NativeUnavailable
+from lewm_serve.backends.native.library import cpu_flags
 from lewm_serve.backends.torch import TorchBackend
 from lewm_serve.objectives import Objective
 from lewm_serve.objectives.latent import LATENT
@@ -58,11 +59,16 @@ class NoBackend(RuntimeError):
 
 @dataclass(frozen=True)
 class BackendSettings:
-    """What the server's settings ask for. ``threads`` is None: one or all, by measurement."""
+    """What the server's settings ask for.
+
+    ``threads`` is None: one or all, by measurement. ``native_compile``: the native code is compiled
+    if there is no library of it.
+    """
 
     backend: Literal["auto", "torch", "onnx", "native"] = "auto"
     precision: Literal["auto"] | Precision = "auto"
     threads: int | None = None
+    native_compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def choose_backend(
     """
     options = runnable_options(settings, device, model.config)
     all_threads = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
-    backends = _Backends(model, device)
+    backends = _Backends(model, device, native_compile=settings.native_compile)
 
     def plan_s(backend: ThreadedBackend, samples: int) -> float:
         return plan_seconds(backend, card, samples)
@@ -126,7 +132,8 @@ def choose_backend(
     if settings.threads is None and all_threads > 1:
         choice.backend.adapt_threads(all_threads)
     if device.type == "cpu" and settings.backend == "auto" and ("torch", "bfloat16") in options:
-        return replace(choice, native_problem=native_problem(model.config, device))
+        problem = native_problem(model.config, device, compile_missing=settings.native_compile)
+        return replace(choice, native_problem=problem)
     return choice
 
 
@@ -149,7 +156,7 @@ def runnable_options(
             f"LEWM_BACKEND is onnx: ONNX Runtime does not run on {device} here; for CUDA it needs "
             "the package onnxruntime-gpu"
         )
-    problem = native_problem(config, device)
+    problem = native_problem(config, device, compile_missing=settings.native_compile)
     if settings.backend == "native" and problem is not None:
         raise NoBackend(f"LEWM_BACKEND is native: {problem}")
     options: list[BackendAndPrecision] = [("torch", "float32")]
@@ -165,10 +172,12 @@ def runnable_options(
     ]
 
 
-def native_problem(config: LeWMConfig, device: torch.device) -> str | None:
+def native_problem(
+    config: LeWMConfig, device: torch.device, *, compile_missing: bool = False
+) -> str | None:
     """Why the native backend cannot run a model on a device; None if it can."""
     try:
-        check_native(config, device)
+        native_code(config, device, compile_missing=compile_missing)
     except NativeUnavailable as error:
         return str(error)
     return None
@@ -241,9 +250,10 @@ class _Backends:
     The native backend needs another one, which may be an option too.
     """
 
-    def __init__(self, model: LeWM, device: torch.device) -> None:
+    def __init__(self, model: LeWM, device: torch.device, *, native_compile: bool) -> None:
         self._model = model
         self._device = device
+        self._native_compile = native_compile
         self._made: dict[BackendAndPrecision, ThreadedBackend] = {}
 
     def get(self, name: str, precision: Precision) -> ThreadedBackend:
@@ -255,7 +265,11 @@ class _Backends:
     def _make(self, name: str, precision: Precision) -> ThreadedBackend:
         if name == "native":
             float32_name = "onnx" if onnx_runs_on(self._device) else "torch"
-            return NativeBackend(self._model, self.get(float32_name, "float32"))
+            return NativeBackend(
+                self._model,
+                self.get(float32_name, "float32"),
+                compile_missing=self._native_compile,
+            )
         if name == "onnx":
             from lewm_serve.backends.onnx import OnnxBackend
 

@@ -243,7 +243,10 @@ def load_models(settings: Settings) -> dict[str, LoadedModel]:
     """
     device = resolve_device(settings.device)
     backend_settings = BackendSettings(
-        backend=settings.backend, precision=settings.precision, threads=settings.threads
+        backend=settings.backend,
+        precision=settings.precision,
+        threads=settings.threads,
+        native_compile=settings.native_compile,
     )
     models: dict[str, LoadedModel] = {}
     for folder in _model_folders(settings.models or (EMBEDDED_MODEL,)):

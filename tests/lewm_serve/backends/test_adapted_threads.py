@@ -11,7 +11,7 @@ from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
 from lewm_serve.backends.backend import ThreadedBackend, threads_change_rollouts
 from lewm_serve.backends.native.backend import NativeBackend
-from lewm_serve.backends.native.library import NativeUnavailable
+from lewm_serve.backends.native.build import NativeUnavailable
 from lewm_serve.backends.onnx import OnnxBackend
 from lewm_serve.backends.rollout import ThreadPolicy
 from lewm_serve.backends.torch import TorchBackend

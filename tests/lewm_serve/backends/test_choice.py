@@ -141,7 +141,7 @@ def test_what_can_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: True)
     for problem, name in ((None, "native"), ("no compiler", "torch")):
-        monkeypatch.setattr(choosing, "native_problem", lambda _config, _device, why=problem: why)
+        monkeypatch.setattr(choosing, "native_problem", lambda *_, why=problem, **__: why)
         assert runnable_options(BackendSettings(), CPU, CONFIG)[-1] == (name, "bfloat16")
         assert runnable_options(BackendSettings("torch"), CPU, CONFIG)[-1] == ("torch", "bfloat16")
     with pytest.raises(NoBackend, match="LEWM_PRECISION is bfloat16: the onnx backend"):
@@ -150,14 +150,14 @@ def test_what_can_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_native_backend_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "has_bfloat16", lambda _device: False)
-    monkeypatch.setattr(choosing, "native_problem", lambda _config, _device: None)
+    monkeypatch.setattr(choosing, "native_problem", lambda *_, **__: None)
     for precision in ("auto", "bfloat16"):
         assert runnable_options(BackendSettings("native", precision), CPU, CONFIG) == [
             ("native", "bfloat16")
         ]
     with pytest.raises(NoBackend, match="LEWM_PRECISION is float32: the native backend"):
         runnable_options(BackendSettings("native", "float32"), CPU, CONFIG)
-    monkeypatch.setattr(choosing, "native_problem", lambda _config, _device: "no compiler")
+    monkeypatch.setattr(choosing, "native_problem", lambda *_, **__: "no compiler")
     with pytest.raises(NoBackend, match="LEWM_BACKEND is native: no compiler"):
         runnable_options(BackendSettings("native"), CPU, CONFIG)
 

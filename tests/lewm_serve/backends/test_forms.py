@@ -11,8 +11,9 @@ from lewm_models.config import LeWMConfig
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
 from lewm_serve.backends.backend import Backend
-from lewm_serve.backends.native.backend import NativeBackend, NativeKernel, check_native
-from lewm_serve.backends.native.library import NativeUnavailable, load_library
+from lewm_serve.backends.native.backend import NativeBackend, NativeKernel, native_code
+from lewm_serve.backends.native.build import NativeUnavailable
+from lewm_serve.backends.native.library import load_library
 from lewm_serve.backends.onnx import OnnxBackend
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 from lewm_serve.backends.torch import TorchBackend
@@ -143,4 +144,4 @@ def test_native_code_without_tiles_gives_what_the_model_gives(model: LeWM) -> No
 def test_native_code_says_which_layer_norm_it_cannot_compute(width: int) -> None:
     config = replace(BASE, pred_proj_norm="layernorm", pred_proj_mlp=width)
     with pytest.raises(NativeUnavailable, match=rf"hidden width of pred_proj.*got {width}"):
-        check_native(config, CPU)
+        native_code(config, CPU)

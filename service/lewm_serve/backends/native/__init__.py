@@ -1,1 +1,1 @@
-"""Roll-outs in bfloat16 by C++ code that is compiled on the machine that runs it."""
+"""Roll-outs in bfloat16 by C++ code: its sources, its library and the backend that calls it."""

@@ -21,6 +21,7 @@ from lewm_serve.backends.backend import (
     warm_up_rollouts,
 )
 from lewm_serve.backends.native import library
+from lewm_serve.backends.native.build import NativeUnavailable
 from lewm_serve.backends.native.weights import (
     HALF_MATRIX_BLOCK,
     MATRIX_BLOCK,
@@ -51,6 +52,11 @@ class NativeBackend:
     frames and rolls out hundreds of candidates, so a faster encoding would save little. And the
     bits of a latent do not depend on whether this backend is used.
 
+    Args:
+        model: the model.
+        float32_backend: the other backend.
+        compile_missing: see `library.load_library`.
+
     Raises:
         NativeUnavailable: the native code cannot run this model, or cannot run on this machine.
     """
@@ -59,15 +65,21 @@ class NativeBackend:
     precision = "bfloat16"
     rows_are_independent = True
 
-    def __init__(self, model: LeWM, float32_backend: ThreadedBackend) -> None:
-        check_native(model.config, torch.device(float32_backend.device))
+    def __init__(
+        self, model: LeWM, float32_backend: ThreadedBackend, *, compile_missing: bool = False
+    ) -> None:
+        self.code = native_code(
+            model.config,
+            torch.device(float32_backend.device),
+            compile_missing=compile_missing,
+        )
         library.keep_freed_memory()
         self._config = model.config
         self._float32_backend = float32_backend
         self.device = float32_backend.device
         self.encode_precision = float32_backend.encode_precision
         self._row_threads = RowThreads()
-        kernel = NativeKernel(model.eval(), library.load_library())
+        kernel = NativeKernel(model.eval(), self.code)
         self._rollout = SharedContextRollout(kernel, self._row_threads, remember=True)
         self.threads = 1
 
@@ -262,27 +274,29 @@ class NativeKernel:
         )
 
 
-def check_native(config: LeWMConfig, device: torch.device) -> None:
-    """Check that the native code can run a model on a device; compiles it if necessary.
+def native_code(
+    config: LeWMConfig, device: torch.device, *, compile_missing: bool = False
+) -> ctypes.CDLL:
+    """The native code, if it can run a model on a device. See `library.load_library`.
 
     Raises:
         NativeUnavailable: it cannot; the message says why.
     """
     if device.type != "cpu":
-        raise library.NativeUnavailable(f"the native code runs on CPUs, not on {device}")
+        raise NativeUnavailable(f"the native code runs on CPUs, not on {device}")
     if not supports(config):
-        raise library.NativeUnavailable(
+        raise NativeUnavailable(
             f"the native code needs a predictor whose width is at most {MAX_WIDTH}, whose width "
             f"and head width are multiples of {HALF_MATRIX_BLOCK}, whose heads × head width is a "
             f"multiple of {MATRIX_BLOCK}, and a history of at most {MAX_HISTORY}"
         )
     if not supports_head_norm(config):
-        raise library.NativeUnavailable(
+        raise NativeUnavailable(
             f"the native code needs a hidden width of pred_proj that is at most {MAX_WIDTH} and a "
             f"multiple of {HALF_MATRIX_BLOCK} if pred_proj has a LayerNorm, got "
             f"{config.pred_proj_mlp}"
         )
-    library.load_library()
+    return library.load_library(compile_missing=compile_missing)
 
 
 def supports(config: LeWMConfig) -> bool:

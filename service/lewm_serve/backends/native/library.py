@@ -1,68 +1,25 @@
-"""The native code as a library: compiled once by the machine's C++ compiler, kept, and loaded.
+"""The native code as a library: found or compiled, checked and loaded.
 
-A kept library is used without a compiler, so an image for containers can bring it along. It is one
-of these sources, flags and this kind of processor. It does not depend on the compiler, because a
-machine without one could not tell.
+A wheel holds the library, and `make setup` compiles it beside the sources. See `build`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import shlex
-import shutil
-import signal
-import subprocess
-import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from lewm_serve.backends.native import build
+from lewm_serve.backends.native.build import NativeUnavailable
+
 CPU_INFO = Path("/proc/cpuinfo")
 
-SOURCES = tuple(
-    Path(__file__).with_name(name)
-    for name in ("vectors.h", "product.h", "layers.h", "predictor.cpp")
-)
-COMPILERS = ("c++", "g++", "clang++")
-COMPILER_FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-fno-math-errno",
-    "-w",  # no warnings here: `make check` compiles the code with all warnings
-    "-shared",
-    "-fPIC",
-)
 COMPILE_TIMEOUT_S = 10.0
 """The code is compiled in a second or two. A compiler that hangs delays the start by this."""
 
-CPU_IDENTITY = ("vendor_id", "cpu family", "model")
-"""The entries of `CPU_INFO` that name the processor, for `-march=native`."""
-
-INSTRUCTION_SETS = (
-    "sse",
-    "ssse",
-    "avx",
-    "amx",
-    "fma",
-    "f16c",
-    "bmi",
-    "abm",
-    "popcnt",
-    "movbe",
-    "adx",
-    "gfni",
-    "vaes",
-)
-"""The features of a processor that compiled code may use begin with these names. Others, such as
-those of the kernel's security, differ between machines that can run the same code."""
-
 ROOT_USER = 0
-
-REQUIRED_CPU_FLAG = "avx512_bf16"
-"""Linux's name of the instructions without which the code does not run."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`."""
@@ -71,69 +28,98 @@ WORK_KINDS = ("matrix products", "layer norms", "attention")
 """`WorkKind` in layers.h. The time of a product includes what is done with its results."""
 
 
-class NativeUnavailable(RuntimeError):
-    """The native code cannot run a model here; the message says why."""
-
-
-def load_library() -> ctypes.CDLL:
-    """The native code, compiled if necessary.
+def load_library(*, compile_missing: bool = False) -> ctypes.CDLL:
+    """The native code. ``compile_missing``: compile it if there is no library of these sources.
 
     Raises:
-        NativeUnavailable: it cannot be compiled, or would not run.
+        NativeUnavailable: there is no library, or it would not run.
     """
-    loaded = _load_or_reason()
+    loaded = _load_or_reason(compile_missing)
     if isinstance(loaded, NativeUnavailable):
         raise loaded
     return loaded
 
 
 @cache
-def _load_or_reason() -> ctypes.CDLL | NativeUnavailable:
+def _load_or_reason(compile_missing: bool) -> ctypes.CDLL | NativeUnavailable:
     """The native code, or why there is none. Cached, so that a failing compiler runs only once."""
-    if REQUIRED_CPU_FLAG not in cpu_flags():
-        return NativeUnavailable(f"the processor has no {REQUIRED_CPU_FLAG}")
+    missing = [flag for flag in build.REQUIRED_CPU_FLAGS if flag not in cpu_flags()]
+    if missing:
+        return NativeUnavailable(f"the processor has no {', '.join(missing)}")
     try:
-        path = compile_library(cache_folder())
-        code = _load(path)
-    except NativeUnavailable as error:
-        return error
-    except OSError as error:
+        return _load(find_library(build.FOLDER))
+    except (NativeUnavailable, OSError) as error:
+        if not compile_missing:
+            return NativeUnavailable(str(error))
+    try:
+        return _load_compiled(cache_folder())
+    except (NativeUnavailable, OSError) as error:
         return NativeUnavailable(str(error))
-    return code
+
+
+def find_library(folder: Path) -> Path:
+    """The library of these sources in a folder of the package.
+
+    Who can write there can change the Python code too, so its owner is not checked.
+
+    Raises:
+        NativeUnavailable: there is none, or it is damaged.
+    """
+    path = build.library_path(folder)
+    if build.is_complete(path):
+        return path
+    if path.exists():
+        problem = f"{path} is damaged"
+    elif build.libraries(folder):
+        problem = f"the library in {folder} was compiled from other sources"
+    else:
+        problem = f"there is no compiled library in {folder}"
+    raise NativeUnavailable(
+        f"{problem}: run `make native` in a checkout, install a wheel for {build.PLATFORM}, or set "
+        "LEWM_NATIVE_COMPILE=1 to compile it at the start"
+    )
 
 
 def _load(path: Path) -> ctypes.CDLL:
     """Load the library's file.
 
     Raises:
-        NativeUnavailable: it is no library, or another one. The file is removed, so that the next
-            start compiles it again.
+        NativeUnavailable: it is no library, another one, or for another system.
     """
     try:
         code = ctypes.CDLL(str(path))
         check_structs(code)
         _declare_functions(code)
-    except (OSError, AttributeError, NativeUnavailable) as error:
-        with suppress(OSError):
-            path.unlink()
+    except (OSError, AttributeError) as error:
         raise NativeUnavailable(str(error)) from error
     return code
 
 
+def _load_compiled(folder: Path) -> ctypes.CDLL:
+    """Load the library from the user's folder, compiled if necessary.
+
+    Raises:
+        NativeUnavailable: it cannot be compiled or loaded. A file that cannot be loaded is removed,
+            so that the next start compiles it again.
+    """
+    path = compile_library(folder)
+    try:
+        return _load(path)
+    except NativeUnavailable:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
 def cpu_flags() -> set[str]:
     """The features of the processor, as Linux names them; empty on other systems."""
-    values = (value for name, value in _cpu_entries() if name in ("flags", "Features"))
-    return {flag for value in values for flag in value.split()}
-
-
-def _cpu_entries() -> list[tuple[str, str]]:
-    """The entries of `CPU_INFO`, by name and value; none on other systems."""
     try:
         lines = CPU_INFO.read_text(errors="replace").splitlines()
     except OSError:
-        return []
+        return set()
     parts = (line.partition(":") for line in lines)
-    return [(name.strip(), value.strip()) for name, _, value in parts]
+    values = (value for name, _, value in parts if name.strip() in ("flags", "Features"))
+    return {flag for value in values for flag in value.split()}
 
 
 def cache_folder() -> Path:
@@ -151,45 +137,33 @@ def cache_folder() -> Path:
 
 
 def compile_library(folder: Path) -> Path:
-    """The library's file in a folder; compiled unless it exists for these sources and processor.
+    """The library's file in a folder of the user; compiled unless it exists for these sources.
 
     Raises:
         NativeUnavailable: other users could change the library, there is no compiler, or it fails.
         OSError: the folder cannot be read or written.
     """
-    path = folder / f"predictor-{_fingerprint()}.so"
+    path = build.library_path(folder)
     if folder.exists():
         _check_trusted(folder)
-        if _is_valid(path):
+        if build.is_complete(path) and _is_trusted(path):
             return path
-    compiler = _find_compiler()
+    compiler = build.find_compiler()
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     _check_trusted(folder)
-    _compile_into(path, compiler)
+    build.compile_library(path, compiler, timeout_s=COMPILE_TIMEOUT_S)
     return path
 
 
-def _find_compiler() -> list[str]:
-    """The compiler's command, without arguments of ours."""
-    given = os.environ.get("CXX", "").strip()
-    compiler = given or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        raise NativeUnavailable(f"no C++ compiler: none of {', '.join(COMPILERS)} is installed")
-    try:
-        return shlex.split(compiler)
-    except ValueError as error:
-        raise NativeUnavailable(f"CXX is {compiler!a}: {error}") from error
-
-
-def _check_trusted(path: Path) -> None:
+def _check_trusted(folder: Path) -> None:
     """Refuse a folder in which others could put code that this process would run.
 
     Raises:
         NativeUnavailable: others than this user and root can write to it.
     """
-    if not _is_trusted(path):
+    if not _is_trusted(folder):
         raise NativeUnavailable(
-            f"other users can write to {path}: compiled code is not loaded from it"
+            f"other users can write to {folder}: compiled code is not loaded from it"
         )
 
 
@@ -197,85 +171,6 @@ def _is_trusted(path: Path) -> bool:
     """Whether only this user and root can write to a file or folder."""
     status = path.stat()
     return status.st_uid in (os.geteuid(), ROOT_USER) and not status.st_mode & 0o022
-
-
-def _is_valid(path: Path) -> bool:
-    """Whether a library's file exists, is complete, and is not another user's.
-
-    Loading a file that was cut short, by a full disk or a power failure, would end the process.
-    """
-    digest_path = _digest_path(path)
-    if not (path.is_file() and digest_path.is_file() and _is_trusted(path)):
-        return False
-    return digest_path.read_bytes() == _digest(path).encode()
-
-
-def _compile_into(path: Path, compiler: list[str]) -> None:
-    """Compile the library's file.
-
-    Another process may do the same at the same time. Both write equal files, and the later file
-    replaces the earlier one.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        new_path = Path(scratch) / path.name
-        _run([*compiler, *COMPILER_FLAGS, str(SOURCES[-1]), "-o", str(new_path)], Path(scratch))
-        _digest_path(new_path).write_text(_digest(new_path))
-        for file in (new_path, _digest_path(new_path)):
-            file.chmod(0o644)  # whatever the umask is
-        new_path.replace(path)
-        _digest_path(new_path).replace(_digest_path(path))
-
-
-def _run(command: list[str], scratch: Path) -> None:
-    """Run the compiler. Its own processes end with it, also if it hangs.
-
-    Raises:
-        NativeUnavailable: it cannot be started, hangs or fails.
-    """
-    # Messages go to a file: a pipe would stay open as long as any process of the compiler lives.
-    messages = scratch / "messages"
-    try:
-        with messages.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=output,
-                process_group=0,
-            )
-    except OSError as error:
-        raise NativeUnavailable(f"the compiler does not run: {error}") from error
-    try:
-        status = process.wait(COMPILE_TIMEOUT_S)
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        raise NativeUnavailable(
-            f"the compiler {command[0]!a} has not ended within {COMPILE_TIMEOUT_S:g} s"
-        ) from None
-    if status != 0:
-        text = messages.read_bytes().decode(errors="replace").strip()
-        raise NativeUnavailable(f"the compiler {command[0]!a} fails: {text[:500]}")
-
-
-def _digest_path(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _fingerprint() -> str:
-    """What the compiled code depends on: sources, flags, and the kind of processor."""
-    entries = _cpu_entries()
-    identity = {f"{name}: {value}" for name, value in entries if name in CPU_IDENTITY}
-    instructions = {flag for flag in cpu_flags() if flag.startswith(INSTRUCTION_SETS)}
-    text = "\n".join([*COMPILER_FLAGS, *sorted(identity), *sorted(instructions)])
-    parts = (text.encode(), *(source.read_bytes() for source in SOURCES))
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def keep_freed_memory() -> None:
@@ -290,10 +185,10 @@ def keep_freed_memory() -> None:
         allocator.mallopt(M_MMAP_THRESHOLD, 1 << 25)
 
 
-def read_ticks() -> tuple[int, dict[str, int]]:
+def read_ticks(code: ctypes.CDLL) -> tuple[int, dict[str, int]]:
     """The processor's clock, and the ticks that each kind of work has taken, over all threads."""
     ticks = (ctypes.c_int64 * len(WORK_KINDS))()
-    now = load_library().read_ticks(ticks)
+    now = code.read_ticks(ticks)
     return now, dict(zip(WORK_KINDS, ticks, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -36,14 +37,15 @@ struct LinearMap {
     int64_t inputs, outputs;  // multiples of 32
 };
 
-// Asks the kernel for the AMX tile registers, once a process; whether they may be used.
+// Whether the processor multiplies bfloat16 in AMX tile registers, and the kernel, which is asked
+// once a process, allows their use.
 inline bool enable_tiles() {
-#ifdef __AMX_BF16__
+    constexpr unsigned FEATURES = 7, AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid_count(FEATURES, 0, &eax, &ebx, &ecx, &edx)) return false;
+    if (!(edx & AMX_BF16) || !(edx & AMX_TILE)) return false;
     constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_TILE_DATA = 18;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE_DATA) == 0;
-#else
-    return false;
-#endif
 }
 
 inline const bool tiles_enabled = enable_tiles();
@@ -52,8 +54,6 @@ inline const bool tiles_enabled = enable_tiles();
 struct alignas(64) BlockSums {
     float rows[BLOCK][BLOCK];
 };
-
-#ifdef __AMX_BF16__
 
 // The operand of LDTILECFG: eight tiles of 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
@@ -94,8 +94,6 @@ void multiply_with_tiles(ConstPanels x, int64_t rows, int64_t inputs, const bflo
         _tile_stored(3, &sums.rows[16][16], sizeof sums.rows[0]);
     }
 }
-
-#endif
 
 // The same with AVX-512 dot products of pairs of inputs, eight rows at a time.
 inline void multiply_with_dot_products(ConstPanels x, int64_t rows, int64_t inputs,
@@ -170,12 +168,10 @@ class BlockPipeline {
 // ``finish(row, output, low, high)`` for each row and each 32 outputs: ``low`` holds the 16 results
 // from ``output`` on, ``high`` the next 16. Reads whole blocks of 32 rows, so ``x`` must have room.
 template <class Finish>
-void product(ConstPanels x, int64_t rows, const LinearMap& map, [[maybe_unused]] bool use_tiles,
-             Finish finish) {
+void product(ConstPanels x, int64_t rows, const LinearMap& map, bool use_tiles, Finish finish) {
     if (rows == 0) return;
     // Compilers do not know that tile instructions read memory, so stores must not move past here.
     __asm__ volatile("" ::: "memory");
-#ifdef __AMX_BF16__
     const int64_t steps = map.inputs / BLOCK, row_blocks = padded(rows) / BLOCK;
     // In each step of a block: rows of the block before to finish, cache lines to prefetch.
     const int64_t rows_a_step = (BLOCK + steps - 1) / steps;
@@ -185,15 +181,13 @@ void product(ConstPanels x, int64_t rows, const LinearMap& map, [[maybe_unused]]
         static constexpr TileConfig config;
         _tile_loadconfig(&config);
     }
-#endif
     BlockPipeline<Finish> blocks(finish);
     for (int64_t output = 0; output < map.outputs; output += BLOCK) {
         const bfloat16* weights = map.weight + output * map.inputs;
         // The weights of the next panel, or of the map that follows in memory, are prefetched.
-        [[maybe_unused]] const bfloat16* next_weights = weights + BLOCK * map.inputs;
+        const bfloat16* next_weights = weights + BLOCK * map.inputs;
         for (int64_t row = 0; row < rows; row += BLOCK) {
             const int64_t count = rows - row < BLOCK ? rows - row : BLOCK;
-#ifdef __AMX_BF16__
             if (use_tiles)
                 multiply_with_tiles(
                     x.from(row), count, map.inputs, weights, blocks.next_sums(), [&] {
@@ -202,14 +196,11 @@ void product(ConstPanels x, int64_t rows, const LinearMap& map, [[maybe_unused]]
                         blocks.finish_rows(rows_a_step);
                     });
             else
-#endif
                 multiply_with_dot_products(x.from(row), count, map.inputs, weights,
                                            blocks.next_sums());
             blocks.complete(row, count, output, map.bias);
         }
     }
     blocks.finish_rows(BLOCK);
-#ifdef __AMX_BF16__
     if (use_tiles) _tile_release();
-#endif
 }

@@ -8,7 +8,7 @@ from lewm_models.random_weights import random_card, random_model
 from lewm_serve.backends.choice import REQUIRED_OVERLAP
 from lewm_serve.backends.comparison import ranking_overlap
 from lewm_serve.backends.native.backend import NativeBackend
-from lewm_serve.backends.native.library import NativeUnavailable
+from lewm_serve.backends.native.build import NativeUnavailable
 from lewm_serve.backends.torch import TorchBackend
 
 CPU = torch.device("cpu")

@@ -14,12 +14,8 @@ from lewm_models.importing import import_checkpoint
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
 from lewm_serve.backends.native.backend import NativeKernel, supports
-from lewm_serve.backends.native.library import (
-    WORK_KINDS,
-    NativeUnavailable,
-    load_library,
-    read_ticks,
-)
+from lewm_serve.backends.native.build import NativeUnavailable
+from lewm_serve.backends.native.library import WORK_KINDS, load_library, read_ticks
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 from tests.lewm_models.examples import PARITY_FOLDER, TINY, import_card
 
@@ -173,9 +169,9 @@ def test_models_that_run_in_turns_do_not_disturb_each_other(code: ctypes.CDLL) -
 @torch.inference_mode()
 def test_ticks_are_counted_by_kind_of_work(code: ctypes.CDLL) -> None:
     rollout = SharedContextRollout(NativeKernel(MODELS["odd widths"](), code), RowThreads(1))
-    start, before = read_ticks()
+    start, before = read_ticks(code)
     rollout(*plans(ODD_WIDTHS, 1, 1, 20, 3))
-    end, after = read_ticks()
+    end, after = read_ticks(code)
     assert list(after) == list(WORK_KINDS)
     spent = [after[kind] - before[kind] for kind in WORK_KINDS]
     assert min(spent) > 0
