@@ -52,8 +52,10 @@ def test_a_plan_of_the_embedded_model(installed: Environment, tmp_path: Path) ->
     working_folder.mkdir()
     log = tmp_path / "log.jsonl"
     flags = ["--http-port", "0", "--grpc-port", "0", "--log-format", "json"]
-    # With an empty cache, the server compiles the native backend from the sources in the wheel.
-    variables = clean_variables() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    home = tmp_path / "home"
+    home.mkdir()
+    # The native backend needs neither a compiler nor a folder of the user.
+    variables = clean_variables() | {"PATH": "/nowhere", "HOME": str(home)}
     with (
         log.open("w") as standard_error,
         subprocess.Popen(
@@ -91,4 +93,4 @@ def test_a_plan_of_the_embedded_model(installed: Environment, tmp_path: Path) ->
     assert (actions >= plan["action_low"]).all()
     assert (actions <= plan["action_high"]).all()
     assert np.ptp(actions, axis=0).min() > 0
-    assert list(working_folder.iterdir()) == []
+    assert list(working_folder.iterdir()) == list(home.iterdir()) == []

@@ -1,6 +1,9 @@
 """The native roll-out against the model in float32."""
 
 import ctypes
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,6 +21,8 @@ from lewm_serve.backends.native.build import NativeUnavailable
 from lewm_serve.backends.native.library import WORK_KINDS, load_library, read_ticks
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 from tests.lewm_models.examples import PARITY_FOLDER, TINY, import_card
+from tests.lewm_serve.backends.native import roll_out_program
+from tests.patience import PATIENCE_S
 
 BFLOAT16_TOLERANCE = 0.015
 """The largest error of results in bfloat16, relative to their norm."""
@@ -176,6 +181,23 @@ def test_ticks_are_counted_by_kind_of_work(code: ctypes.CDLL) -> None:
     spent = [after[kind] - before[kind] for kind in WORK_KINDS]
     assert min(spent) > 0
     assert sum(spent) < end - start
+
+
+def test_without_tiles_the_code_uses_no_tile_instruction(code: ctypes.CDLL) -> None:
+    if not code.tiles_available():
+        pytest.skip("the processor has no tile registers")
+    here = roll_out_program.results()
+    assert here["as usual"] != here["on dot products"]
+    result = subprocess.run(
+        [sys.executable, roll_out_program.PROGRAM, "--refuse-tiles"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert result.returncode == 0, result.stderr
+    there = json.loads(result.stdout)
+    assert there["tiles"] is False
+    assert there["as usual"] == there["on dot products"] == here["on dot products"]
 
 
 def test_which_models_are_supported() -> None:

@@ -1,232 +1,254 @@
-"""The native code is compiled once, and there is a message if it cannot be used."""
+"""The native code is loaded from the package, or compiled if that is asked for, or says why not."""
 
 import ctypes
-import hashlib
 import os
 import shutil
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from lewm_serve.backends.native import build
 from lewm_serve.backends.native import library as native
 from lewm_serve.backends.native.backend import NativeBackend
+from lewm_serve.backends.native.build import NativeUnavailable, build_library, library_path
 from lewm_serve.backends.native.library import (
-    NativeUnavailable,
     cache_folder,
     check_structs,
     compile_library,
+    find_library,
     load_library,
 )
 from lewm_serve.backends.torch import TorchBackend
+from lewm_serve.registry.registry import ModelLoadError, load_models
+from lewm_serve.settings import load_settings
 from tests.lewm_models.examples import tiny_model
-from tests.patience import wait_until
 
 CPU = torch.device("cpu")
+NOBODY = 65534
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_loaded_yet() -> Iterator[None]:
+    native._load_or_reason.cache_clear()
+    yield
+    native._load_or_reason.cache_clear()
 
 
 @pytest.fixture
 def supported() -> None:
-    if native.REQUIRED_CPU_FLAG not in native.cpu_flags():
-        pytest.skip(f"the processor has no {native.REQUIRED_CPU_FLAG}")
+    """The processor runs the code."""
+    if missing := set(build.REQUIRED_CPU_FLAGS) - native.cpu_flags():
+        pytest.skip(f"the processor has no {missing}")
 
 
-@pytest.mark.usefixtures("supported")
-def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "cache"
-    umask = os.umask(0)
+@pytest.fixture(scope="module")
+def packaged() -> Path:
+    """The library of this checkout."""
     try:
-        path = compile_library(folder)
-    finally:
-        os.umask(umask)
-    assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
-    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o644}
-    assert {file.suffix for file in folder.iterdir()} == {".so", ".sha256"}
-    monkeypatch.setattr("subprocess.Popen", None)
-    assert compile_library(folder) == path
+        return build_library()
+    except NativeUnavailable as reason:
+        pytest.skip(str(reason))
 
 
-@pytest.mark.usefixtures("supported")
-def test_a_kept_library_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = compile_library(tmp_path)
-    monkeypatch.setenv("PATH", "/nowhere")
-    for compiler in (None, "no-such-compiler", 'g++ "'):
-        if compiler is not None:
-            monkeypatch.setenv("CXX", compiler)
-        assert compile_library(tmp_path) == path
+@pytest.fixture
+def empty_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package without a library takes the place of this one."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    monkeypatch.setattr(build, "FOLDER", folder)
+    return folder
 
 
-@pytest.mark.usefixtures("supported")
-def test_a_kept_library_of_another_processor_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a user's libraries are kept. It does not exist yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cache_folder()
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that takes no time: it makes the library of this checkout, and counts its calls.
+
+    What compiles is tested in test_build.py.
+    """
+    copy = tmp_path / "library"
+    shutil.copy(packaged, copy)
+    return set_compiler(tmp_path, monkeypatch, f'cp {copy} "$output"')
+
+
+def set_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
+    """A script in place of the compiler, with its "$output". Returns the log of its calls."""
+    program, calls = folder / "compiler", folder / "calls"
+    program.write_text(
+        f'#!/bin/sh\necho called >>{calls}\noutput=$(eval echo "\\${{$#}}")\n{script}\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("CXX", str(program))
+    return calls
+
+
+def set_cpu_flags(folder: Path, monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+    """Another processor."""
+    (folder / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(native, "CPU_INFO", folder / "cpuinfo")
+
+
+@pytest.mark.usefixtures("supported", "packaged", "cache")
+@pytest.mark.parametrize("compile_missing", [False, True])
+def test_the_packaged_library_needs_neither_compiler_nor_home(
+    monkeypatch: pytest.MonkeyPatch, *, compile_missing: bool
 ) -> None:
-    kept = compile_library(tmp_path)
-    here = native.CPU_INFO.read_text()
-    changes = {
-        "another model": here.replace("model\t\t: ", "model\t\t: 1"),
-        "other instructions": here.replace(" avx2 ", " "),
-        "other security": here.replace(" avx2 ", " avx2 ibrs_new "),
-    }
-    for name, content in changes.items():
-        assert content != here, name
-        monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
-        native.CPU_INFO.write_text(content)
-        monkeypatch.setenv("PATH", "/nowhere")
-        if name == "other security":
-            assert compile_library(tmp_path) == kept
-        else:
-            with pytest.raises(NativeUnavailable, match=r"no C\+\+ compiler"):
-                compile_library(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("subprocess.Popen", None)
+    monkeypatch.setattr(native, "cache_folder", None)
+    assert load_library(compile_missing=compile_missing).tiles_available() in (0, 1)
 
 
-@pytest.mark.usefixtures("supported")
-def test_other_flags_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = compile_library(tmp_path)
-    monkeypatch.setattr(native, "COMPILER_FLAGS", (*native.COMPILER_FLAGS, "-DOTHER"))
-    assert compile_library(tmp_path) != first
+def test_a_package_without_a_library(empty_package: Path) -> None:
+    with pytest.raises(NativeUnavailable) as raised:
+        find_library(empty_package)
+    assert str(raised.value) == (
+        f"there is no compiled library in {empty_package}: run `make native` in a checkout, "
+        "install a wheel for linux-x86_64, or set LEWM_NATIVE_COMPILE=1 to compile it at the start"
+    )
 
 
-@pytest.mark.usefixtures("supported")
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x80", b"", b"0" * 64], ids=["not text", "empty", "another"]
-)
-def test_a_checksum_that_is_wrong_is_compiled_over(tmp_path: Path, content: bytes) -> None:
-    path = compile_library(tmp_path)
-    path.with_suffix(".sha256").write_bytes(content)
-    assert compile_library(tmp_path) == path
-    assert path.with_suffix(".sha256").read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+def test_a_library_of_other_sources_is_refused(empty_package: Path, packaged: Path) -> None:
+    shutil.copy(packaged, empty_package / "predictor-0123456789abcdef.so")
+    with pytest.raises(NativeUnavailable, match=r"compiled from other sources: run `make native`"):
+        find_library(empty_package)
 
 
-@pytest.mark.usefixtures("supported")
 @pytest.mark.parametrize("size", [0, 4096])
-def test_a_file_that_was_cut_short_is_compiled_again(tmp_path: Path, size: int) -> None:
-    path = compile_library(tmp_path)
-    content = path.read_bytes()
-    path.write_bytes(content[:size])
-    assert compile_library(tmp_path) == path
-    assert ctypes.CDLL(str(path)).tiles_available() in (0, 1)
+def test_a_library_that_was_cut_short_is_refused(
+    empty_package: Path, packaged: Path, size: int
+) -> None:
+    for file in (packaged, packaged.with_suffix(".sha256")):
+        shutil.copy(file, empty_package)
+    path = find_library(empty_package)
+    os.truncate(path, size)
+    with pytest.raises(NativeUnavailable, match=rf"{path.name} is damaged: run `make native`"):
+        find_library(empty_package)
+    path.with_suffix(".sha256").unlink()
+    with pytest.raises(NativeUnavailable, match=rf"{path.name} is damaged: run `make native`"):
+        find_library(empty_package)
 
 
+@pytest.mark.usefixtures("supported")
+def test_without_the_option_nothing_is_compiled(
+    empty_package: Path, cache: Path, compiler: Path
+) -> None:
+    with pytest.raises(NativeUnavailable, match="there is no compiled library"):
+        load_library()
+    assert not compiler.exists()
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("supported", "empty_package")
+def test_with_the_option_it_is_compiled_and_kept(cache: Path, compiler: Path) -> None:
+    for _ in range(2):
+        native._load_or_reason.cache_clear()
+        assert load_library(compile_missing=True).tiles_available() in (0, 1)
+    assert compiler.read_text() == "called\n"
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(file.stat().st_mode) for file in cache.iterdir()} == {0o644}
+    assert {file.suffix for file in cache.iterdir()} == {".so", ".sha256"}
+
+
+@pytest.mark.usefixtures("supported", "empty_package", "cache", "compiler")
+def test_the_setting_is_the_option(model_folder: Path) -> None:
+    flags = {"backend": "native", "models": str(model_folder), "threads": "1"}
+    with pytest.raises(
+        ModelLoadError, match="LEWM_BACKEND is native: there is no compiled library"
+    ):
+        load_models(load_settings(**flags))
+    (model,) = load_models(load_settings(**flags, native_compile="1")).values()
+    assert model.backend.name == "native"
+
+
+@pytest.mark.usefixtures("supported", "cache")
+def test_with_the_option_a_damaged_library_is_replaced(empty_package: Path, compiler: Path) -> None:
+    library_path(empty_package).write_bytes(b"damaged")
+    assert load_library(compile_missing=True).tiles_available() in (0, 1)
+    assert compiler.read_text() == "called\n"
+
+
+@pytest.mark.usefixtures("empty_package", "cache")
 def test_a_compiler_that_failed_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags : {native.REQUIRED_CPU_FLAG}\n")
-    monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler = tmp_path / "compiler"
-    compiler.write_text(f"#!/bin/sh\necho called >>{tmp_path}/log\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    native._load_or_reason.cache_clear()
+    set_cpu_flags(tmp_path, monkeypatch, " ".join(build.REQUIRED_CPU_FLAGS))
+    calls = set_compiler(tmp_path, monkeypatch, "exit 1")
     for _ in range(2):
         with pytest.raises(NativeUnavailable, match="fails"):
-            load_library()
-    native._load_or_reason.cache_clear()
-    assert (tmp_path / "log").read_text() == "called\n"
+            load_library(compile_missing=True)
+    assert calls.read_text() == "called\n"
 
 
-def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", os.fspath(tmp_path))
-    with pytest.raises(
-        NativeUnavailable, match=r"no C\+\+ compiler: none of c\+\+, g\+\+, clang\+\+"
-    ):
-        compile_library(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        ("echo broken >&2; exit 1", "fails: broken"),
-        ("printf '\\377\\376' >&2; exit 1", "fails: \ufffd\ufffd"),
-        (None, "the compiler does not run"),
-    ],
-)
-def test_a_compiler_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
-) -> None:
-    compiler = tmp_path / "compiler"
-    if script is not None:
-        compiler.write_text(f"#!/bin/sh\n{script}\n")
-        compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    folder = tmp_path / "cache"
-    with pytest.raises(NativeUnavailable, match=message):
-        compile_library(folder)
-    assert not list(folder.iterdir())
-
-
-@pytest.mark.parametrize("compiler", ['g++ "', "g++ 'x", "g++ \\"])
-def test_a_compiler_with_quotes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
-) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(NativeUnavailable, match=r"^CXX is .*: No (closing quotation|escaped)"):
-        compile_library(tmp_path)
-
-
-@pytest.mark.usefixtures("supported")
-def test_a_compiler_that_is_blank_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "  ")
-    assert compile_library(tmp_path).is_file()
-
-
-def test_a_compiler_that_hangs_is_stopped_with_all_its_processes(
+def test_a_compiler_that_hangs_delays_the_start_by_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler = tmp_path / "compiler"
-    compiler.write_text(f"#!/bin/sh\nsleep 600 & echo $! >{tmp_path}/child\nwait\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    set_compiler(tmp_path, monkeypatch, "sleep 600")
     monkeypatch.setattr(native, "COMPILE_TIMEOUT_S", 0.5)
     with pytest.raises(NativeUnavailable, match=r"compiler' has not ended within 0.5 s"):
         compile_library(tmp_path / "cache")
-    child = int((tmp_path / "child").read_text())
-    wait_until(lambda: not is_running(child), "its child has ended")
     assert not list((tmp_path / "cache").iterdir())
 
 
-def is_running(process: int) -> bool:
-    """Whether a process exists and is not only waiting for its parent to notice its end."""
-    try:
-        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("size", [0, 4096])
+def test_a_kept_library_that_was_cut_short_is_compiled_again(tmp_path: Path, size: int) -> None:
+    folder = tmp_path / "kept"
+    path = compile_library(folder)
+    os.truncate(path, size)
+    assert compile_library(folder) == path
+    assert build.is_complete(path)
 
 
-@pytest.mark.usefixtures("supported")
-@pytest.mark.parametrize("script", ["echo text", ":"], ids=["text", "nothing"])
+@pytest.mark.usefixtures("supported", "empty_package", "packaged")
+@pytest.mark.parametrize("script", ['echo text >"$output"', ":"], ids=["text", "nothing"])
 def test_a_compiler_that_makes_no_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+    tmp_path: Path,
+    cache: Path,
+    compiler: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
 ) -> None:
-    compiler = tmp_path / "compiler"
-    compiler.write_text(f'#!/bin/sh\n[ "{script}" = : ] || {script} >"$(eval echo \\${{$#}})"\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    good_compiler = os.environ["CXX"]
+    bad_folder = tmp_path / "bad"
+    bad_folder.mkdir()
+    set_compiler(bad_folder, monkeypatch, script)
     for _ in range(2):
         native._load_or_reason.cache_clear()
         with pytest.raises(NativeUnavailable, match=r"invalid ELF header|file too short|No such"):
-            load_library()
+            load_library(compile_missing=True)
     # A later start with a good compiler does not find the bad file.
-    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("CXX", good_compiler)
     native._load_or_reason.cache_clear()
-    load_library()
-    native._load_or_reason.cache_clear()
+    load_library(compile_missing=True)
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-NOBODY = 65534
+@pytest.mark.usefixtures("supported")
+def test_a_packaged_library_that_cannot_be_loaded_stays(empty_package: Path) -> None:
+    path = library_path(empty_package)
+    path.write_text("for another system")
+    build.digest_path(path).write_text(build._digest(path))
+    with pytest.raises(NativeUnavailable, match=r"invalid ELF header|file too short"):
+        load_library()
+    assert path.exists()
 
 
 @needs_root
-@pytest.mark.usefixtures("supported")
-def test_a_library_that_root_owns_is_used_by_others(tmp_path: Path) -> None:
-    """As in an image for containers: made by root, used by a user without a compiler."""
+@pytest.mark.usefixtures("compiler")
+def test_a_kept_library_that_root_owns_is_used_by_others() -> None:
     folder = Path("/var/tmp") / f"lewm-test-{os.getpid()}"  # others can get there
     try:
         path = compile_library(folder)
@@ -287,15 +309,22 @@ def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         cache_folder()
 
 
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        ("avx2 fma f16c bmi1 bmi2 abm movbe", "avx512_bf16, avx512f, avx512bw, avx512cd, .*"),
+        (" ".join(set(build.REQUIRED_CPU_FLAGS) - {"avx512_bf16"}), "avx512_bf16"),
+        (" ".join(set(build.REQUIRED_CPU_FLAGS) - {"avx512vl", "fma"}), "avx512vl, fma"),
+    ],
+    ids=["AVX2", "no bfloat16", "a hypervisor hides two"],
+)
 def test_a_processor_without_the_instructions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, missing: str
 ) -> None:
-    (tmp_path / "cpuinfo").write_text("flags : avx2 fma\n")
-    monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
-    native._load_or_reason.cache_clear()
-    with pytest.raises(NativeUnavailable, match="no avx512_bf16"):
-        load_library()
-    native._load_or_reason.cache_clear()
+    set_cpu_flags(tmp_path, monkeypatch, flags)
+    for compile_missing in (False, True):
+        with pytest.raises(NativeUnavailable, match=f"^the processor has no {missing}$"):
+            load_library(compile_missing=compile_missing)
 
 
 def test_models_that_are_not_supported() -> None:
@@ -305,26 +334,23 @@ def test_models_that_are_not_supported() -> None:
 
 
 @pytest.mark.usefixtures("supported")
-def test_structs_have_the_same_size_in_python_and_in_the_code(tmp_path: Path) -> None:
-    code = ctypes.CDLL(str(compile_library(tmp_path)))
+def test_structs_have_the_same_size_in_python_and_in_the_code(packaged: Path) -> None:
+    code = ctypes.CDLL(str(packaged))
     check_structs(code)
     assert code.struct_size(b"PredictorModel") == ctypes.sizeof(native.PredictorModel)
 
 
-@pytest.mark.usefixtures("supported")
+@pytest.mark.usefixtures("supported", "packaged")
 @pytest.mark.parametrize(
     ("name", "in_code"), [("KnownToken", ctypes.sizeof(native.KnownToken)), ("Unknown", -1)]
 )
 def test_a_struct_of_another_size_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, in_code: int
+    monkeypatch: pytest.MonkeyPatch, name: str, in_code: int
 ) -> None:
     longer = type(name, (native.KnownToken,), {"_fields_": (("added", ctypes.c_int64),)})
     monkeypatch.setattr(native, "SHARED_STRUCTS", (native.LinearMap, longer))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native._load_or_reason.cache_clear()
     with pytest.raises(NativeUnavailable) as raised:
         load_library()
-    native._load_or_reason.cache_clear()
     size = ctypes.sizeof(longer)
     message = f"{name} has {size} bytes in Python and {in_code} in the compiled code"
     assert str(raised.value) == message
