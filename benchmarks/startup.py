@@ -1,8 +1,8 @@
 """How long `lewm serve` takes until it is ready, at the first start and at the second.
 
 A new folder stands in for the caches in which libraries keep compiled code, so the first start
-finds them empty and the second finds what the first one left. Files that the system has read before are still in
-memory.
+finds them empty and the second finds what the first one left. Files that the system has read before
+are still in memory.
 
 Targets: at most 120 s for the first start and 15 s for the second. Half a minute.
 

@@ -16,8 +16,9 @@ from lewm_serve.backends.native.build import NativeUnavailable
 
 CPU_INFO = Path("/proc/cpuinfo")
 
-COMPILE_TIMEOUT_S = 10.0
-"""The code is compiled in a second or two. A compiler that hangs delays the start by this."""
+COMPILE_TIMEOUT_S = 60.0
+"""The code is compiled in a few seconds, on a busy machine in ten or twenty. A compiler that hangs
+delays the start by this."""
 
 ROOT_USER = 0
 

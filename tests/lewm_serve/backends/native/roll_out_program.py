@@ -51,7 +51,9 @@ class FilterProgram(ctypes.Structure):
 
 def refuse_tiles() -> None:
     """Make the system call fail that asks for the use of tiles, in this process from now on."""
-    instructions = (FilterInstruction * len(REFUSE_ARCH_PRCTL))(*REFUSE_ARCH_PRCTL)
+    instructions = (FilterInstruction * len(REFUSE_ARCH_PRCTL))(
+        *(FilterInstruction(*values) for values in REFUSE_ARCH_PRCTL)
+    )
     program = FilterProgram(len(instructions), instructions)
     system = ctypes.CDLL(None, use_errno=True)
     for arguments in (
