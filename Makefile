@@ -26,7 +26,7 @@ $(READY): pyproject.toml hatch_build.py client/pyproject.toml constraints.txt | 
 		|| { echo "Python 3.11 or newer is needed, set PYTHON=…" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable ./client --editable '.[data,environments,dev]'
+		--constraint constraints.txt --editable ./client --editable '.[data,environments,tracing,dev]'
 	@touch $@
 
 programs:

@@ -8,11 +8,14 @@ process at once. So does the first one before the ports are open: see `signals`.
 A signal acts first and is logged afterwards.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json
 import resource
 import signal
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -23,14 +26,19 @@ from lewm_serve.registry.registry import ModelLoadError
 from lewm_serve.settings import Settings
 from lewm_serve.signals import IGNORED_SIGNALS, STOP_SIGNALS, exit_process, log_ignored_signal
 from lewm_serve.transports.addresses import are_loopback, resolve
-from lewm_serve.transports.exchange import RequestMemory
+from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
 from lewm_serve.transports.grpc.server import GrpcServer
 from lewm_serve.transports.http.app import create_app
 from lewm_serve.transports.http.server import HttpServer
 
+if TYPE_CHECKING:
+    from lewm_serve.observability.tracing import RequestTracer
+
 FLUSH_S = 2.0
 """The time to send answers that are ready when the server stops."""
 
+TRACES_FLUSH_S = 1.0
+"""The longest time that the end of the server waits for the receiver of traces."""
 
 SECOND_SIGNAL_FLUSH_S = 0.1
 """The time to write the last lines of the log when a second signal ends the server."""
@@ -43,17 +51,25 @@ class StartError(RuntimeError):
 
 
 class Server:
-    """Both transports with one planner."""
+    """Both transports with one planner.
+
+    Raises:
+        StartError: a setting needs a package that is not installed.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._tracer = _make_tracer(settings)
         metrics = Metrics()
         self.planner = Planner(settings, metrics)
         memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
         metrics.held_bytes.set_function(lambda: memory.total + memory.incomplete)
-        app = create_app(self.planner, settings, metrics=metrics, memory=memory)
-        self.http = HttpServer(app, settings, metrics)
-        self.grpc = GrpcServer(self.planner, settings, metrics=metrics, memory=memory)
+        recorder = RequestRecorder(metrics, self._tracer)
+        app = create_app(self.planner, settings, metrics=metrics, memory=memory, recorder=recorder)
+        self.http = HttpServer(app, settings, recorder)
+        self.grpc = GrpcServer(
+            self.planner, settings, metrics=metrics, memory=memory, recorder=recorder
+        )
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -129,6 +145,8 @@ class Server:
         await self.grpc.set_ready(False)
         await self.planner.stop(self.settings.grace_s)
         await asyncio.gather(self.http.stop(FLUSH_S), self.grpc.stop(FLUSH_S))
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close, TRACES_FLUSH_S)
         log.info("stopped")
 
     def _handle_signals(self) -> None:
@@ -143,6 +161,19 @@ class Server:
             exit_process(128 + number, SECOND_SIGNAL_FLUSH_S)
         self._stopping.set()
         log.info("stopping", signal=number.name, grace_s=self.settings.grace_s)
+
+
+def _make_tracer(settings: Settings) -> RequestTracer | None:
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from lewm_serve.observability.tracing import RequestTracer
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"LEWM_OTLP_ENDPOINT (--otlp-endpoint) is {settings.otlp_endpoint}, and traces need "
+            f"the package of the module {error.name}: pip install 'lewm-serve[tracing]'"
+        ) from None
+    return RequestTracer(settings.otlp_endpoint)
 
 
 def _raise_limit_of_open_files() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -56,6 +57,20 @@ def _check_redis_url(url: str) -> None:
     unknown = [name for name in options if name not in REDIS_URL_OPTIONS and name[:4] != "ssl_"]
     if unknown:
         raise ValueError("expected no options in the URL except db and ssl_…")
+
+
+def _check_otlp_endpoint(url: str) -> None:
+    """Refuse what is no address of HTTP, and passwords, which would be in the list of processes."""
+    expected = "expected http:// or https://, a host and a port, such as http://127.0.0.1:4318"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number
+        usable = False
+    if not usable or parts.query or parts.fragment:
+        raise ValueError(expected)
+    if "@" in parts.netloc:
+        raise ValueError(f"{expected}; put a password into OTEL_EXPORTER_OTLP_HEADERS")
 
 
 class Settings(BaseSettings):
@@ -205,12 +220,26 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["console", "json"], Field(description="format of the log lines")
     ] = "console"
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            description="receiver of traces by OTLP over HTTP, such as http://127.0.0.1:4318; "
+            "unset: no traces"
+        ),
+    ] = None
 
     @field_validator("redis_url")
     @classmethod
     def _is_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None:
             _check_redis_url(url.get_secret_value())
+        return url
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_otlp_endpoint(cls, url: str | None) -> str | None:
+        if url is not None:
+            _check_otlp_endpoint(url)
         return url
 
 
@@ -266,7 +295,7 @@ def _describe(line: ErrorDetails) -> str:
     flag = name.replace("_", "-")
     message = line["msg"].removeprefix("Value error, ")
     # A URL may hold a password.
-    value = "set" if name == "redis_url" else shorten(line["input"])
+    value = "set" if name in ("redis_url", "otlp_endpoint") else shorten(line["input"])
     if name.endswith("_port") and KUBERNETES_VALUE.match(str(line["input"])):
         service = f"lewm-{name.removesuffix('_port').replace('_', '-')}"
         message = KUBERNETES_HINT.format(service=service)

@@ -62,6 +62,7 @@ class RequestContext:
         deadline: the transport's deadline, a reading of the same clock: a gRPC call's deadline,
             less the time that the answer needs to travel. None: there is none.
         traceparent: what the client sent to trace the request.
+        robot: the name that the robot gives itself, for logs and traces alone.
         max_answer_values: the most values in the answer to a predict request. None: the transport
             has no such limit.
         client: what tells clients apart: the address of the other end of the connection.
@@ -73,6 +74,7 @@ class RequestContext:
     received: float
     deadline: float | None = None
     traceparent: str | None = None
+    robot: str | None = None
     max_answer_values: int | None = None
     client: str = ""
 

@@ -11,7 +11,10 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    GCCollector,
     Histogram,
+    PlatformCollector,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -80,6 +83,16 @@ REGISTERED = (
     "lewm_requests_total",
     "lewm_stage_duration_seconds",
     "lewm_surprise",
+    "process_cpu_seconds_total",
+    "process_max_fds",
+    "process_open_fds",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_virtual_memory_bytes",
+    "python_gc_collections_total",
+    "python_gc_objects_collected_total",
+    "python_gc_objects_uncollectable_total",
+    "python_info",
 )
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -101,6 +114,8 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_DroppedLogLines())
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
 
     def render(self) -> bytes:
         """The Prometheus text format."""

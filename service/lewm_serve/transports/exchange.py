@@ -1,11 +1,12 @@
-"""One request in both transports: the memory that it takes, its log line and its metrics."""
+"""One request in both transports: the memory that it takes, its log line, metrics and spans."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from lewm_serve.api.requests import RequestContext
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
@@ -13,6 +14,10 @@ from lewm_serve.constants import OK_CODE
 from lewm_serve.errors import Overloaded
 from lewm_serve.observability.logging import log
 from lewm_serve.observability.metrics import Metrics
+from lewm_serve.observability.traceparent import TraceParent, parse_traceparent
+
+if TYPE_CHECKING:
+    from lewm_serve.observability.tracing import RequestTracer
 
 Response = EncodeResponse | PredictResponse | PlanResponse
 
@@ -26,17 +31,21 @@ class Exchange:
 
     Attributes:
         context: where the request came from.
+        operation: what it called, as attributes of OpenTelemetry's semantic conventions.
         model: the model that it names, as `Planner.log_label` gives it.
         code: how it ended: ``ok`` or the code of an error.
         response: the answer, if it was not refused.
         awaits_body: whether the request has a body that has not been read.
+        started: when its head arrived, a reading of `time.monotonic()` in seconds.
     """
 
     context: RequestContext
+    operation: dict[str, str] = field(default_factory=dict)
     model: str | None = None
     code: str = OK_CODE
     response: Response | None = None
     awaits_body: bool = False
+    started: float = field(default_factory=time.monotonic)
 
     def mark_received(self) -> RequestContext:
         """Restart the clock of deadlines and durations, so that the upload does not count."""
@@ -45,27 +54,54 @@ class Exchange:
         return self.context
 
 
-def record(metrics: Metrics, exchange: Exchange, status: int | str) -> None:
-    """Count the request and write its line of the access log, without any of its content."""
-    context = exchange.context
-    duration_s = time.monotonic() - context.received
-    metrics.requests_total.labels(context.endpoint, context.protocol, exchange.code).inc()
-    metrics.request_duration.labels(context.endpoint, context.protocol).observe(duration_s)
-    line: dict[str, object] = {
-        "request_id": context.request_id,
-        "endpoint": context.endpoint,
-        "protocol": context.protocol,
-        "code": exchange.code,
-        "status": status,
-        "duration_ms": round(1000 * duration_s, 3),
-    }
-    if exchange.model is not None:
-        line["model"] = exchange.model
-    if exchange.response is not None:
-        line |= _response_fields(exchange.response)
-    if context.traceparent is not None:
-        line["traceparent"] = context.traceparent
-    log.info("request", **line)
+class RequestRecorder:
+    """Counts requests, writes their lines of the access log, and makes their spans.
+
+    Args:
+        metrics: where requests are counted.
+        tracer: what makes spans. None: there are none.
+    """
+
+    def __init__(self, metrics: Metrics, tracer: RequestTracer | None = None) -> None:
+        self._metrics = metrics
+        self._tracer = tracer
+
+    def record(self, exchange: Exchange, status: int | str) -> None:
+        """Record a request that has ended, without any of its content."""
+        context = exchange.context
+        ended = time.monotonic()
+        duration_s = ended - context.received
+        metrics, code = self._metrics, exchange.code
+        metrics.requests_total.labels(context.endpoint, context.protocol, code).inc()
+        metrics.request_duration.labels(context.endpoint, context.protocol).observe(duration_s)
+        line: dict[str, object] = {
+            "request_id": context.request_id,
+            "endpoint": context.endpoint,
+            "protocol": context.protocol,
+            "code": code,
+            "status": status,
+            "duration_ms": round(1000 * duration_s, 3),
+        }
+        if exchange.model is not None:
+            line["model"] = exchange.model
+        if context.robot is not None:
+            line["robot"] = context.robot
+        if exchange.response is not None:
+            line |= _response_fields(exchange.response)
+        parent: TraceParent | None = None
+        if context.traceparent is not None:
+            line["traceparent"] = context.traceparent
+            parent = parse_traceparent(context.traceparent)
+        trace_id = None if parent is None else parent.trace_id
+        if self._tracer is not None:
+            from lewm_serve.transports.spans import trace_exchange
+
+            trace_id = trace_exchange(
+                self._tracer, exchange, status, line=line, parent=parent, ended=ended
+            )
+        if trace_id is not None:
+            line["trace_id"] = trace_id
+        log.info("request", **line)
 
 
 def _response_fields(response: Response) -> dict[str, object]:

@@ -37,6 +37,7 @@ def test_a_plan_runs_through_few_files(backend: str) -> None:
     lines = {file: len((ROOT / file).read_text().splitlines()) for file in files}
     assert "service/lewm_serve/planner/planner.py" in lines
     assert "service/lewm_serve/engine/jobs.py" in lines  # the engine's thread is traced too
+    assert "service/lewm_serve/transports/spans.py" not in lines  # without tracing
     listed = "\n".join(f"{count:5} {file}" for file, count in lines.items())
     total = f"{len(files)} files, {sum(lines.values())} lines"
     assert len(files) <= MAX_FILES, f"{total}; expected at most {MAX_FILES} files\n{listed}"

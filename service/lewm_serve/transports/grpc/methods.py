@@ -42,7 +42,7 @@ from lewm_serve.errors import (
 from lewm_serve.observability.logging import log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
-from lewm_serve.transports.exchange import Exchange, RequestMemory, record
+from lewm_serve.transports.exchange import Exchange, RequestMemory, RequestRecorder
 from lewm_serve.transports.grpc.messages import to_document, to_message_fields
 from lewm_serve.transports.grpc.transfers import Call, Transfers
 
@@ -67,11 +67,18 @@ class PlannerMethods:
     """The handlers of all methods."""
 
     def __init__(
-        self, planner: Planner, *, metrics: Metrics, memory: RequestMemory, transfers: Transfers
+        self,
+        planner: Planner,
+        *,
+        metrics: Metrics,
+        memory: RequestMemory,
+        recorder: RequestRecorder,
+        transfers: Transfers,
     ) -> None:
         self.planner = planner
         self.metrics = metrics
         self.memory = memory
+        self.recorder = recorder
         self.transfers = transfers
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
@@ -79,6 +86,7 @@ class PlannerMethods:
         planner = self.planner
         handlers = {
             "Encode": self._inference_handler(
+                "Encode",
                 endpoint="encode",
                 request_message=pb.EncodeRequest,
                 request_type=EncodeRequest,
@@ -86,6 +94,7 @@ class PlannerMethods:
                 response_message=pb.EncodeResponse,
             ),
             "Predict": self._inference_handler(
+                "Predict",
                 endpoint="predict",
                 request_message=pb.PredictRequest,
                 request_type=PredictRequest,
@@ -93,14 +102,15 @@ class PlannerMethods:
                 response_message=pb.PredictResponse,
             ),
             "Plan": self._inference_handler(
+                "Plan",
                 endpoint="plan",
                 request_message=pb.PlanRequest,
                 request_type=PlanRequest,
                 work=planner.plan,
                 response_message=pb.PlanResponse,
             ),
-            "ListModels": self._handler("models", self._list_models),
-            "GetModel": self._handler("models", self._get_model),
+            "ListModels": self._handler("ListModels", "models", self._list_models),
+            "GetModel": self._handler("GetModel", "models", self._get_model),
         }
         # The library would call a handler of a single message only when it has the whole message.
         # On the wire there is no difference.
@@ -111,6 +121,7 @@ class PlannerMethods:
 
     def _inference_handler(
         self,
+        method: str,
         *,
         endpoint: Endpoint,
         request_message: type[Message],
@@ -127,7 +138,7 @@ class PlannerMethods:
             exchange.response = response
             return response_message(**to_message_fields(response))
 
-        return self._handler(endpoint, answer)
+        return self._handler(method, endpoint, answer)
 
     async def _list_models(self, data: bytes, _exchange: Exchange) -> Message:
         to_document(parse_message(pb.ListModelsRequest, data))
@@ -142,18 +153,23 @@ class PlannerMethods:
         return pb.GetModelResponse(model=pb.Model(**to_message_fields(model)))
 
     def _handler(
-        self, endpoint: Endpoint, answer: Callable[[bytes, Exchange], Awaitable[Message]]
+        self,
+        method: str,
+        endpoint: Endpoint,
+        answer: Callable[[bytes, Exchange], Awaitable[Message]],
     ) -> Handler:
         """A handler that sends the errors of ``answer`` to the client and records the call."""
+        operation = _operation(f"{SERVICE}/{method}")
 
         async def handle(_messages: object, call: Call) -> bytes:
+            started = time.monotonic()
             error: ServiceError | None = None
             try:
                 try:
                     data = await self.transfers.receive(call)
                 finally:
                     context = call_context(call, endpoint)
-                    exchange = Exchange(context)
+                    exchange = Exchange(context, operation, started=started)
                 with self.memory.reserve() as reservation:
                     reservation.add(len(data))
                     message = await answer(data, exchange)
@@ -181,7 +197,7 @@ class PlannerMethods:
         status = "OK"
         if error is not None:
             exchange.code, status = error.code, error.grpc_status
-        asyncio.get_running_loop().call_soon(record, self.metrics, exchange, status)
+        asyncio.get_running_loop().call_soon(self.recorder.record, exchange, status)
 
     def _serialize(self, message: Message, call: Call) -> bytes:
         started = time.monotonic()
@@ -261,8 +277,8 @@ class LibraryMethods(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 class UnknownMethods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Refuses every method that no other handler knows."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self.metrics = metrics
+    def __init__(self, recorder: RequestRecorder) -> None:
+        self.recorder = recorder
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -272,7 +288,8 @@ class UnknownMethods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         async def refuse(_messages: object, call: Call) -> None:
             context = call_context(call, "other")
             error = UnknownRoute(f"there is no {shorten(handler_call_details.method)}")
-            record(self.metrics, Exchange(context, code=error.code), error.grpc_status)
+            exchange = Exchange(context, _operation("_OTHER"), code=error.code)
+            self.recorder.record(exchange, error.grpc_status)
             await abort(call, error, context.request_id)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -307,8 +324,14 @@ def call_context(call: Call, endpoint: Endpoint) -> RequestContext:
         received=now,
         deadline=deadline,
         traceparent=printable_or_none(headers.get("traceparent")),
+        robot=printable_or_none(headers.get("lewm-robot")),
         client=call.peer(),
     )
+
+
+def _operation(method: str) -> dict[str, str]:
+    """What a call called, by OpenTelemetry's semantic conventions for RPC."""
+    return {"rpc.system.name": "grpc", "rpc.method": method}
 
 
 def travel_time_s(remaining_s: float) -> float:

@@ -15,7 +15,7 @@ from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from lewm_serve.transports.addresses import join, listen
-from lewm_serve.transports.exchange import RequestMemory
+from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
 from lewm_serve.transports.grpc.methods import (
     SERVICE,
     LibraryMethods,
@@ -55,7 +55,13 @@ class GrpcServer:
     """A `grpc.aio` server whose health service follows `set_ready`."""
 
     def __init__(
-        self, planner: Planner, settings: Settings, *, metrics: Metrics, memory: RequestMemory
+        self,
+        planner: Planner,
+        settings: Settings,
+        *,
+        metrics: Metrics,
+        memory: RequestMemory,
+        recorder: RequestRecorder,
     ) -> None:
         limit = settings.max_body_bytes
         self._max_connections = settings.max_connections
@@ -72,7 +78,13 @@ class GrpcServer:
                 ("grpc.server_handshake_timeout_ms", round(1000 * settings.receive_s)),
             ),
         )
-        methods = PlannerMethods(planner, metrics=metrics, memory=memory, transfers=self._transfers)
+        methods = PlannerMethods(
+            planner,
+            metrics=metrics,
+            memory=memory,
+            recorder=recorder,
+            transfers=self._transfers,
+        )
         generic = grpc.method_handlers_generic_handler(SERVICE, methods.handlers())
         self._server.add_generic_rpc_handlers((generic,))
         self._health = health.HealthServicer()
@@ -80,7 +92,7 @@ class GrpcServer:
         reflection.enable_server_reflection(
             (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
         )
-        self._server.add_generic_rpc_handlers((UnknownMethods(metrics),))
+        self._server.add_generic_rpc_handlers((UnknownMethods(recorder),))
         assert pb.DESCRIPTOR.services_by_name["PlannerService"].full_name == SERVICE
 
     def bind(self, addresses: Sequence[str], port: int) -> int:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPMethod
 
 import orjson
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -36,7 +38,7 @@ from lewm_serve.observability.logging import log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
-from lewm_serve.transports.exchange import Exchange, RequestMemory, record
+from lewm_serve.transports.exchange import Exchange, RequestMemory, RequestRecorder
 from lewm_serve.transports.http import docs, openapi
 from lewm_serve.transports.http.routes import (
     InferenceRoutes,
@@ -62,17 +64,38 @@ every few seconds."""
 MAX_PREDICTED_VALUES = 1_000_000
 """The most values in the answer to a predict request. Larger answers belong on gRPC."""
 
+HTTP_METHODS = frozenset(HTTPMethod)
+"""The methods that have a name of their own in traces. A client may send any other word."""
+
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}
+"""FastAPI would send its own traces, metrics and logs wherever the variables `OTEL_…` say."""
+
 BODY_REFUSALS = (BodyTooLarge, Loading, Overloaded, RequestTimeout)
 """If a request is refused with one of these before its body is read, its connection is closed: the
 client may still be sending the body."""
 
 
 def create_app(
-    planner: Planner, settings: Settings, *, metrics: Metrics, memory: RequestMemory
+    planner: Planner,
+    settings: Settings,
+    *,
+    metrics: Metrics,
+    memory: RequestMemory,
+    recorder: RequestRecorder,
 ) -> ASGIApp:
     """The application that serves a planner over HTTP."""
     app = FastAPI(
-        title=TITLE, version=API_VERSION, redirect_slashes=False, docs_url=None, redoc_url=None
+        title=TITLE,
+        version=API_VERSION,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=NO_TELEMETRY,
     )
     inference = InferenceRoutes(planner, settings, metrics=metrics, memory=memory)
     for router in (inference.router(), model_routes(planner)):
@@ -84,15 +107,15 @@ def create_app(
     app.add_exception_handler(Exception, _on_exception)
     openapi.install(app)
     docs.install(app)
-    return ExchangeMiddleware(app, metrics)
+    return ExchangeMiddleware(app, recorder)
 
 
 class ExchangeMiddleware:
     """Starts an `Exchange` for each request, returns its request id, and records how it ended."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, recorder: RequestRecorder) -> None:
         self.app = app
-        self.metrics = metrics
+        self.recorder = recorder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,6 +130,7 @@ class ExchangeMiddleware:
                 protocol="rest",
                 received=time.monotonic(),
                 traceparent=printable_or_none(headers.get("traceparent")),
+                robot=printable_or_none(headers.get("lewm-robot")),
                 max_answer_values=MAX_PREDICTED_VALUES if endpoint == "predict" else None,
                 client="{}:{}".format(*scope.get("client") or ("", 0)),
             )
@@ -133,12 +157,26 @@ class ExchangeMiddleware:
             log.exception("internal error", request_id=request_id)
         finally:
             if scope["path"] not in UNRECORDED_PATHS:
-                record(self.metrics, exchange, status)
+                exchange.operation = _operation(scope)
+                self.recorder.record(exchange, status)
 
 
 def _endpoint_of(path: str) -> Endpoint:
     first_part = path.removeprefix("/v1").strip("/").partition("/")[0]
     return next((endpoint for endpoint in ENDPOINTS if endpoint == first_part), "other")
+
+
+def _operation(scope: Scope) -> dict[str, str]:
+    """What a request called, by OpenTelemetry's semantic conventions for HTTP."""
+    method = scope["method"]
+    operation = {
+        "http.request.method": method if method in HTTP_METHODS else "_OTHER",
+        "url.path": scope["path"],
+        "url.scheme": scope["scheme"],
+    }
+    if (route := scope.get("route")) is not None:
+        operation["http.route"] = route.path
+    return operation
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:

@@ -38,9 +38,8 @@ from lewm_serve.errors import (
     ServiceError,
     retry_after_header,
 )
-from lewm_serve.observability.metrics import Metrics
 from lewm_serve.settings import Settings
-from lewm_serve.transports.exchange import Exchange, record
+from lewm_serve.transports.exchange import Exchange, RequestRecorder
 from lewm_serve.transports.http.connections import PROBE_PATHS, Connections, ConnectionSlots
 from lewm_serve.transports.http.framing import RequestFraming
 
@@ -72,13 +71,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self,
         *arguments: Any,
         settings: Settings,
-        metrics: Metrics,
+        recorder: RequestRecorder,
         connections: Connections,
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         self._settings = settings
-        self._metrics = metrics
+        self._recorder = recorder
         self._all_connections = connections
         self._slots: ConnectionSlots = connections.slots
         self._framing = RequestFraming()
@@ -362,7 +361,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if error.retry_after_s is not None:
             head.append(f"Retry-After: {retry_after_header(error.retry_after_s)}")
         self.transport.write("\r\n".join([*head, "", ""]).encode("ascii") + body)
-        record(self._metrics, Exchange(context, code=error.code), error.status)
+        self._recorder.record(Exchange(context, code=error.code), error.status)
 
     # Timers and limits
 

@@ -10,9 +10,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from lewm_serve.observability.metrics import Metrics
 from lewm_serve.settings import Settings
 from lewm_serve.transports.addresses import listen
+from lewm_serve.transports.exchange import RequestRecorder
 from lewm_serve.transports.http.connections import Connections
 from lewm_serve.transports.http.protocol import BoundedHttpProtocol
 
@@ -30,12 +30,12 @@ class _UvicornServer(uvicorn.Server):
 class HttpServer:
     """An ASGI application on a port."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, recorder: RequestRecorder) -> None:
         self._connections = Connections(settings.max_connections)
         protocol: Any = partial(
             BoundedHttpProtocol,
             settings=settings,
-            metrics=metrics,
+            recorder=recorder,
             connections=self._connections,
         )
         config = uvicorn.Config(

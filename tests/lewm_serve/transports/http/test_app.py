@@ -13,7 +13,7 @@ from lewm_serve.errors import Overloaded
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
-from lewm_serve.transports.exchange import RequestMemory
+from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
 from lewm_serve.transports.http.app import create_app
 from tests.lewm_serve.support.requests import plan
 
@@ -23,7 +23,14 @@ async def client_of(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application. Its planner has only the attributes that are given."""
     attributes = {"state": "ready", "encode": None, "predict": None, "plan": None, "log_label": str}
     stand_in = cast(Planner, SimpleNamespace(**attributes | planner))
-    app = create_app(stand_in, Settings(), metrics=Metrics(), memory=RequestMemory(1 << 30))
+    metrics = Metrics()
+    app = create_app(
+        stand_in,
+        Settings(),
+        metrics=metrics,
+        memory=RequestMemory(1 << 30),
+        recorder=RequestRecorder(metrics),
+    )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
