@@ -11,7 +11,8 @@ import grpc
 import httpx
 import pytest
 
-from lewm_client import PlannerClient
+from lewm.v1 import planner_pb2 as pb
+from lewm_client import PlannerClient, PlannerError
 from tests.lewm_serve.support.drivers import Answer, Driver, GrpcDriver, RestDriver, raw_call
 from tests.lewm_serve.support.endless_plan import endless_plan
 from tests.lewm_serve.support.faulty_lewm import FAILING_HORIZON, FAULTY_LEWM
@@ -67,6 +68,25 @@ def test_every_line_names_the_model(
     assert (line["code"], line["model"]) == (code, MODEL_NAME)
     is_good = line["status"] in (200, "OK")
     assert is_good == ("timing_ms" in line) == (code == "ok")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_usable"),
+    [("arm 7", True), ("~" * 128, True), ("~" * 129, False), ("", False), ("tab\there", False)],
+)
+def test_a_line_has_the_robots_name(
+    server: ServerProcess, rest: httpx.Client, rpc: PlannerClient, name: str, is_usable: bool
+) -> None:
+    response = rest.post("/plan", json=plan(), headers={"Lewm-Robot": name})
+    ids = [response.headers["x-request-id"]]
+    if name.isprintable():  # gRPC's client sends nothing else
+        request = pb.PlanRequest()
+        with pytest.raises(grpc.RpcError) as caught:
+            rpc.stub.Plan(request, metadata=(("lewm-robot", name),), timeout=PATIENCE_S)
+        ids.append(PlannerError(caught.value).request_id)  # type: ignore[arg-type]
+    for request_id in ids:
+        (line,) = server.wait_logged(request_id)
+        assert line.get("robot") == (name if is_usable else None)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,8 @@ def send_unusual_http(rest: httpx.Client) -> None:
         ("PROPFIND", f"/encode?{name}"),
         (name.upper(), "/predict"),  # not a method at all, which ends the connection
     ):
-        rest.request(method, path, headers={"x-request-id": name, "user-agent": name})
+        headers = dict.fromkeys(("x-request-id", "user-agent", "lewm-robot"), name)
+        rest.request(method, path, headers=headers)
     for body in (b"{", b"[]", name.encode()):
         rest.post("/plan", content=body, headers={"content-type": "application/json"})
         rest.post("/plan", content=body, headers={"content-type": name})
@@ -246,7 +247,7 @@ def send_unusual_grpc(rpc: PlannerClient) -> None:
         ("/lewm.v1.PlannerService/GetModel", pb.GetModelRequest(name=name).SerializeToString()),
     ):
         with pytest.raises(grpc.RpcError) as caught:
-            raw_call(rpc, method)(data, metadata=(("x-request-id", name),))
+            raw_call(rpc, method)(data, metadata=(("x-request-id", name), ("lewm-robot", name)))
         assert PlannerError(caught.value).code in CODES  # type: ignore[arg-type]
 
 
@@ -273,6 +274,8 @@ def test_traffic_adds_no_label_values(faulty: ServerProcess, redis: RedisProcess
             elif name == "lewm_model_info":
                 assert {dict(labels)["model"] for labels in family.series} == set(MODELS)
                 assert len(family.series) == len(MODELS)
+            elif not name.startswith("lewm_"):  # of the process, by the library
+                assert set(family.series) == set(before[name].series), name
             else:
                 assert set(family.series) == as_series(EXPECTED_LABELS.get(name, [{}])), name
     assert_traffic_was_varied(twice)

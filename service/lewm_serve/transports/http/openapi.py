@@ -39,6 +39,14 @@ the refused fields. Send `X-Request-ID` to find a request in the logs; every ans
 same service is available over gRPC.
 """
 
+REQUEST_HEADERS = {
+    "X-Request-ID": "the request's id in the answer, in logs and in traces; left out: a new one",
+    "Lewm-Robot": "the robot's name, for logs and traces alone",
+    "traceparent": "the client's trace, as W3C Trace Context defines it",
+}
+"""The headers of every request for inference: 1 to 128 printable ASCII characters. Other values
+count as left out."""
+
 NOT_OVER_HTTP = (errors.MalformedMessage.code, errors.Cancelled.code)
 """Codes of gRPC, and of clients that are gone."""
 
@@ -166,13 +174,23 @@ def _ok_response(name: str) -> dict[str, Any]:
     return {"description": "OK", "content": content}
 
 
+def _header_parameters() -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "header", "description": description, "schema": STRING}
+        for name, description in REQUEST_HEADERS.items()
+    ]
+
+
 def describe_inference(endpoint: InferenceEndpoint, response_type: type) -> dict[str, Any]:
     """The keyword arguments of a route: the schemas of its request, its response and its errors."""
     requests = {name: {"value": request} for name, request in examples.REQUESTS[endpoint].items()}
     schema = {"$ref": SCHEMA_PATH + REQUEST_TYPES[endpoint].__name__}
     content = {JSON_MEDIA_TYPE: {"schema": schema, "examples": requests}}
     return {
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "openapi_extra": {
+            "parameters": _header_parameters(),
+            "requestBody": {"required": True, "content": content},
+        },
         "responses": {200: _ok_response(response_type.__name__)}
         | _problem_responses(examples.inference_errors(endpoint)),
     }

@@ -67,6 +67,8 @@ def test_the_openapi_document_is_complete(rest: httpx.Client) -> None:
     assert {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"} <= set(
         operation["responses"]
     )
+    names = {(parameter["in"], parameter["name"]) for parameter in operation["parameters"]}
+    assert names == {("header", name) for name in ("X-Request-ID", "Lewm-Robot", "traceparent")}
     plan = document["components"]["schemas"]["PlanRequest"]
     assert set(plan["required"]) == {"frames", "goal"}
     assert plan["examples"]
