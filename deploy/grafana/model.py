@@ -2,10 +2,22 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from deploy.grafana.panels import heat_map, new_dashboard, single_number, time_series
+from deploy.grafana.panels import (
+    Limits,
+    heat_map,
+    new_dashboard,
+    rate,
+    single_number,
+    time_series,
+)
 
 SELECTED = 'instance=~"$instance", model=~"$model"'
-INTERVAL = "[$__rate_interval]"
+
+ANOMALY_LIMIT: Limits = ((0.05, "red"),)
+DRIFT_LIMIT: Limits = ((0.5, "orange"),)
+"""See LewmAnomalies, LewmFallbacks and LewmDrift."""
+
+NO_REQUESTS = "no requests, or the model is not calibrated for this"
 
 
 def model() -> Dashboard:
@@ -32,6 +44,7 @@ def _add_latents(board: Dashboard) -> None:
             "Norm of the latent of each frame. Goals are not counted.",
             "none",
             f"lewm_latent_norm_bucket{{{SELECTED}}}",
+            when_empty=NO_REQUESTS,
         )
     )
     board.with_panel(
@@ -41,6 +54,7 @@ def _add_latents(board: Dashboard) -> None:
             "none",
             (f"lewm_latent_norm_zscore{{{SELECTED}}}", "{{instance}} {{model}}"),
             runbook="LewmAnomalies",
+            when_empty=NO_REQUESTS,
         )
     )
     board.with_panel(
@@ -49,6 +63,7 @@ def _add_latents(board: Dashboard) -> None:
             "The most unusual frame of each request.",
             "none",
             f"lewm_latent_mahalanobis_bucket{{{SELECTED}}}",
+            when_empty=NO_REQUESTS,
         )
     )
 
@@ -62,6 +77,7 @@ def _add_prediction(board: Dashboard) -> None:
             "frames.",
             "none",
             f"lewm_surprise_bucket{{{SELECTED}}}",
+            when_empty=NO_REQUESTS,
         )
     )
     board.with_panel(
@@ -71,13 +87,14 @@ def _add_prediction(board: Dashboard) -> None:
             "none",
             (f"lewm_latent_sigreg{{{SELECTED}}}", "{{instance}} {{model}}"),
             runbook="LewmDrift",
+            when_empty="there are not enough frames yet",
         )
     )
     board.with_panel(
         time_series(
             "Loaded models",
             "",
-            "none",
+            "short",
             (
                 f"sum by (model, version, backend, precision) (lewm_model_info{{{SELECTED}}})",
                 "{{model}} {{version}} {{backend}} {{precision}}",
@@ -89,34 +106,48 @@ def _add_prediction(board: Dashboard) -> None:
 
 def _add_anomalies(board: Dashboard) -> None:
     board.with_row(Row("Anomalies and fallbacks"))
-    board.with_panel(
-        single_number(
+    for title, about, ratio, limits, runbook in (
+        (
             "Anomalous requests, 5 m",
             "Share of the model's requests, of those whose frames were assessed. All servers.",
-            "percentunit",
             'lewm:anomalous_requests:ratio_rate5m{model=~"$model"}',
+            ANOMALY_LIMIT,
             "LewmAnomalies",
-        )
-    )
-    board.with_panel(
-        single_number(
+        ),
+        (
+            "Requests with drift, 30 m",
+            "Share of the model's requests whose SIGReg is above its limit. All servers.",
+            'lewm:drifted_requests:ratio_rate30m{model=~"$model"}',
+            DRIFT_LIMIT,
+            "LewmDrift",
+        ),
+        (
             "Plans with a fallback, 5 m",
             "Share of all plans. All servers and models.",
-            "percentunit",
             "lewm:fallback_plans:ratio_rate5m",
+            ANOMALY_LIMIT,
             "LewmFallbacks",
+        ),
+    ):
+        board.with_panel(
+            single_number(
+                title,
+                about,
+                "percentunit",
+                f"{ratio} >= 0",
+                runbook=runbook,
+                limits=limits,
+                when_empty="no requests",
+            )
         )
-    )
     board.with_panel(
         time_series(
             "Requests by health",
             "Requests whose frames were assessed.",
             "reqps",
-            (
-                f"sum by (status) (rate(lewm_health_total{{{SELECTED}}}{INTERVAL}))",
-                "{{status}}",
-            ),
+            (rate(f"lewm_health_total{{{SELECTED}}}", "status"), "{{status}}"),
             runbook="LewmAnomalies",
+            when_empty="no requests",
         )
     )
     board.with_panel(
@@ -124,8 +155,9 @@ def _add_anomalies(board: Dashboard) -> None:
             "Anomalies",
             "By the kind of score that was above its limit.",
             "reqps",
-            (f"sum by (kind) (rate(lewm_anomalies_total{{{SELECTED}}}{INTERVAL}))", "{{kind}}"),
+            (rate(f"lewm_anomalies_total{{{SELECTED}}}", "kind"), "{{kind}}"),
             runbook="LewmAnomalies",
+            when_empty="no anomalies",
         )
     )
     board.with_panel(
@@ -134,9 +166,10 @@ def _add_anomalies(board: Dashboard) -> None:
             "Plans with a fallback, by controller and reason.",
             "reqps",
             (
-                f"sum by (controller, reason) (rate(lewm_fallbacks_total{{{SELECTED}}}{INTERVAL}))",
+                rate(f"lewm_fallbacks_total{{{SELECTED}}}", "controller, reason"),
                 "{{controller}}: {{reason}}",
             ),
             runbook="LewmFallbacks",
+            when_empty="no fallbacks",
         )
     )

@@ -1,4 +1,4 @@
-"""An empty dashboard, and the kinds of panels on it."""
+"""An empty dashboard, the kinds of panels on it, and the queries that several panels share."""
 
 from grafana_foundation_sdk.builders import (
     common,
@@ -8,13 +8,23 @@ from grafana_foundation_sdk.builders import (
     stat,
     timeseries,
 )
-from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef
+from grafana_foundation_sdk.models.common import GraphTresholdsStyleMode
+from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef, Threshold
 from grafana_foundation_sdk.models.heatmap import HeatmapColorScale
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATA_SOURCE = DataSourceRef(type_val="prometheus", uid="prometheus")
+RUNBOOKS = f"/api/datasources/proxy/uid/{DATA_SOURCE.uid}/user/runbooks.html"
+"""Grafana passes this address on to Prometheus, which serves the page."""
+
 PANEL_WIDTH = 8  # the grid has 24 columns
 PANEL_HEIGHT = 8
+INTERVAL = "[$__rate_interval]"
+
+Limits = tuple[tuple[float, str], ...]
+"""Values from which on a panel has another colour, in rising order. Below the first: green."""
+
+HEALTHY_IS_1: Limits = ((float("-inf"), "red"), (1, "green"))
 
 
 def new_dashboard(
@@ -44,9 +54,26 @@ def new_dashboard(
         )
     return board.with_variable(
         dashboard.TextBoxVariable("runbooks")
-        .label("Address of docs/runbooks.md")
-        .default_value("/public/runbooks.html")
+        .label("Address of the runbooks")
+        .default_value(RUNBOOKS)
     )
+
+
+def rate(counter: str, by: str) -> str:
+    """Events per second by the labels ``by``.
+
+    Labels whose events have never occurred have no line, so that a panel does not show dozens of
+    lines at 0.
+    """
+    return f"sum by ({by}) (rate({counter}{INTERVAL})) and sum by ({by}) ({counter}) > 0"
+
+
+def mean(name: str, selected: str, by: str) -> str:
+    """The mean of a histogram by the labels ``by``, where there is one."""
+    sums, counts = (
+        f"sum by ({by}) (rate({name}_{part}{{{selected}}}{INTERVAL}))" for part in ("sum", "count")
+    )
+    return f"{sums} / ({counts} > 0)"
 
 
 def query(expression: str, legend: str) -> prometheus.Dataquery:
@@ -55,9 +82,25 @@ def query(expression: str, legend: str) -> prometheus.Dataquery:
 
 
 def time_series(
-    title: str, description: str, unit: str, *queries: tuple[str, str], runbook: str | None = None
+    title: str,
+    description: str,
+    unit: str,
+    *queries: tuple[str, str],
+    runbook: str | None = None,
+    limits: Limits = (),
+    when_empty: str | None = None,
 ) -> timeseries.Panel:
-    """A panel of lines over time. Each query is an expression and its legend."""
+    """A panel of lines over time.
+
+    Args:
+        title: its title.
+        description: what it shows.
+        unit: Grafana's name of the unit.
+        queries: pairs of an expression and its legend.
+        runbook: the alert whose runbook it links to.
+        limits: values at which it has a horizontal line.
+        when_empty: what it means if there are no lines. Needed where this is not a fault.
+    """
     panel = (
         timeseries.Panel()
         .title(title)
@@ -67,16 +110,29 @@ def time_series(
         .span(PANEL_WIDTH)
         .height(PANEL_HEIGHT)
         .fill_opacity(8)
+        .axis_soft_min(0)
         .legend(common.VizLegendOptions().show_legend(True))
         .targets([query(expression, legend) for expression, legend in queries])
     )
+    if limits:
+        style = common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED)
+        panel.thresholds(_thresholds(limits)).thresholds_style(style)
+    if when_empty:
+        panel.no_value(when_empty)
     return panel.links([_runbook(runbook)]) if runbook else panel
 
 
 def single_number(
-    title: str, description: str, unit: str, expression: str, runbook: str | None = None
+    title: str,
+    description: str,
+    unit: str,
+    expression: str,
+    *,
+    runbook: str,
+    limits: Limits,
+    when_empty: str | None = None,
 ) -> stat.Panel:
-    """A panel of one number."""
+    """A panel of one number, whose colour changes at ``limits``. See `time_series`."""
     panel = (
         stat.Panel()
         .title(title)
@@ -85,15 +141,19 @@ def single_number(
         .unit(unit)
         .span(PANEL_WIDTH)
         .height(PANEL_HEIGHT // 2)
+        .thresholds(_thresholds(limits))
         .targets([query(expression, "")])
+        .links([_runbook(runbook)])
     )
-    return panel.links([_runbook(runbook)]) if runbook else panel
+    return panel.no_value(when_empty) if when_empty else panel
 
 
-def heat_map(title: str, description: str, unit: str, buckets: str) -> heatmap.Panel:
+def heat_map(
+    title: str, description: str, unit: str, buckets: str, *, when_empty: str | None = None
+) -> heatmap.Panel:
     """A panel of a histogram over time. ``buckets`` selects the buckets."""
-    cells = f"sum by (le) (increase({buckets}[$__rate_interval]))"
-    return (
+    cells = f"sum by (le) (increase({buckets}{INTERVAL}))"
+    panel = (
         heatmap.Panel()
         .title(title)
         .description(description)
@@ -105,6 +165,15 @@ def heat_map(title: str, description: str, unit: str, buckets: str) -> heatmap.P
         .y_axis(heatmap.YAxisConfig().unit(unit))
         .targets([query(cells, "{{le}}").format(PromQueryFormat.HEATMAP)])
     )
+    return panel.no_value(when_empty) if when_empty else panel
+
+
+def _thresholds(limits: Limits) -> dashboard.ThresholdsConfig:
+    # Grafana writes −∞, below which there is nothing, as null.
+    steps = [Threshold(None if value == float("-inf") else value, color) for value, color in limits]
+    if steps[0].value is not None:
+        steps.insert(0, Threshold(None, "green"))
+    return dashboard.ThresholdsConfig().steps(steps)
 
 
 def _runbook(alert: str) -> dashboard.DashboardLink:

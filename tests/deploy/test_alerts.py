@@ -130,7 +130,8 @@ def test_every_alert_is_tested_and_has_a_runbook() -> None:
     assert headings == ALERTS
     text = (RULES / "alerts.yml").read_text()
     for alert in ALERTS:
-        assert text.count(f"runbook: docs/runbooks.md#{alert.lower()}\n") == 1
+        url = f"{{{{ $externalURL }}}}/user/runbooks.html#{alert.lower()}"
+        assert text.count(f'runbook_url: "{url}"\n') == 1
 
 
 def test_configuration_and_rules_are_sound() -> None:
