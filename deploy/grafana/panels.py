@@ -8,9 +8,13 @@ from grafana_foundation_sdk.builders import (
     stat,
     timeseries,
 )
-from grafana_foundation_sdk.models.common import GraphTresholdsStyleMode
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    GraphTresholdsStyleMode,
+)
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef, Threshold
-from grafana_foundation_sdk.models.heatmap import HeatmapColorScale
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATA_SOURCE = DataSourceRef(type_val="prometheus", uid="prometheus")
@@ -142,6 +146,9 @@ def single_number(
         .span(PANEL_WIDTH)
         .height(PANEL_HEIGHT // 2)
         .thresholds(_thresholds(limits))
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .graph_mode(BigValueGraphMode.AREA)
+        .color_mode(BigValueColorMode.VALUE)
         .targets([query(expression, "")])
         .links([_runbook(runbook)])
     )
@@ -152,6 +159,7 @@ def heat_map(
     title: str, description: str, unit: str, buckets: str, *, when_empty: str | None = None
 ) -> heatmap.Panel:
     """A panel of a histogram over time. ``buckets`` selects the buckets."""
+    colors = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
     cells = f"sum by (le) (increase({buckets}{INTERVAL}))"
     panel = (
         heatmap.Panel()
@@ -161,7 +169,7 @@ def heat_map(
         .span(PANEL_WIDTH)
         .height(PANEL_HEIGHT)
         .calculate(False)
-        .color(heatmap.HeatmapColorOptions().scale(HeatmapColorScale.EXPONENTIAL).exponent(0.5))
+        .color(colors)
         .y_axis(heatmap.YAxisConfig().unit(unit))
         .targets([query(cells, "{{le}}").format(PromQueryFormat.HEATMAP)])
     )

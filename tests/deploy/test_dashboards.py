@@ -86,7 +86,11 @@ def test_panels_have_units_and_numbers_have_colours() -> None:
         defaults = panel["fieldConfig"]["defaults"]
         unit = panel["options"]["yAxis"]["unit"] if panel["type"] == "heatmap" else defaults["unit"]
         assert unit, panel["title"]
+        if panel["type"] == "heatmap":
+            colors = panel["options"]["color"]
+            assert (colors["mode"], colors["scheme"], colors["steps"]) == ("scheme", "Oranges", 64)
         if panel["type"] == "stat":
+            assert panel["options"]["reduceOptions"]["calcs"] == ["lastNotNull"]
             steps = defaults["thresholds"]["steps"]
             assert len(steps) >= 2, panel["title"]
             assert len({step["color"] for step in steps}) == len(steps)
