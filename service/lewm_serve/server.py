@@ -54,7 +54,7 @@ class Server:
     """Both transports with one planner.
 
     Raises:
-        StartError: a setting needs a package that is not installed.
+        StartError: traces are wanted, but OpenTelemetry is not installed or not usable.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -173,7 +173,10 @@ def _make_tracer(settings: Settings) -> RequestTracer | None:
             f"LEWM_OTLP_ENDPOINT (--otlp-endpoint) is {settings.otlp_endpoint}, and traces need "
             f"the package of the module {error.name}: pip install 'lewm-serve[tracing]'"
         ) from None
-    return RequestTracer(settings.otlp_endpoint)
+    try:
+        return RequestTracer(settings.otlp_endpoint)
+    except ValueError as error:
+        raise StartError(f"OpenTelemetry cannot use a variable OTEL_…: {error}") from None
 
 
 def _raise_limit_of_open_files() -> None:

@@ -70,7 +70,8 @@ def send_grpc(server: ServerProcess, **metadata: str) -> str:
     )
     named = tuple((name.replace("_", "-"), value) for name, value in metadata.items())
     with PlannerClient(server.target) as client:
-        return client.stub.Plan(message, metadata=named, timeout=PATIENCE_S).request_id
+        answer: pb.PlanResponse = client.stub.Plan(message, metadata=named, timeout=PATIENCE_S)
+    return answer.request_id
 
 
 def check_stages(whole: ReceivedSpan, stages: dict[str, ReceivedSpan]) -> None:
@@ -316,6 +317,12 @@ def test_a_server_without_the_extra_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.delitem(sys.modules, RequestTracer.__module__)
     message = r"--otlp-endpoint\) is http://a, .* pip install 'lewm-serve\[tracing\]'"
     with pytest.raises(StartError, match=message):
+        Server(load_settings(otlp_endpoint="http://a"))
+
+
+def test_a_variable_of_opentelemetry_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0")
+    with pytest.raises(StartError, match=r"cannot use a variable OTEL_…: max_export_batch_size"):
         Server(load_settings(otlp_endpoint="http://a"))
 
 
