@@ -1,0 +1,59 @@
+# The server as an image: docs/deploy.md. Both images hold the same Python 3.11, the first with a C++ compiler.
+ARG BUILD_IMAGE=docker.io/library/python:3.11.15-bookworm
+ARG BASE_IMAGE=docker.io/library/python:3.11.15-slim-bookworm
+
+FROM ${BASE_IMAGE} AS base
+
+FROM ${BUILD_IMAGE} AS build
+# PyTorch's build, by the names of its package index: cpu, or cu130 for CUDA 13.
+ARG TORCH_BUILD=cpu
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/${TORCH_BUILD}
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+RUN python3 -m venv /opt/tools && python3 -m venv --without-pip /opt/lewm
+COPY constraints.txt ./
+# The build secrets pip.conf and ca.crt are optional: an index of packages of your own, and its certificate.
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    --mount=type=cache,target=/root/.cache/pip \
+    /opt/tools/bin/pip install --constraint constraints.txt cyclonedx-bom debsbom \
+    && /opt/tools/bin/pip --python /opt/lewm/bin/python install --no-deps \
+        --constraint constraints.txt --index-url "${TORCH_INDEX_URL}" torch
+COPY . .
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    --mount=type=cache,target=/root/.cache/pip \
+    /opt/tools/bin/pip wheel --no-deps --wheel-dir /wheels . ./client \
+    && /opt/tools/bin/pip --python /opt/lewm/bin/python install --constraint constraints.txt /wheels/*.whl
+# The bill of materials: what pip has installed, and Debian's packages of the base image.
+COPY --from=base /var/lib/dpkg /base/var/lib/dpkg
+RUN mkdir /sbom \
+    && /opt/tools/bin/cyclonedx-py environment --output-file /sbom/python.cdx.json /opt/lewm/bin/python \
+    && /opt/tools/bin/debsbom generate --root /base --sbom-type cdx --out /sbom/debian
+
+# `--target sbom --output .` writes the bill of materials alone.
+FROM scratch AS sbom
+COPY --from=build /sbom /
+
+FROM base AS server
+ARG TORCH_BUILD=cpu
+ARG BASE_IMAGE
+ARG VERSION=0.2.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="lewm-serve" \
+    org.opencontainers.image.description="A planning server for LeWM world models" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}-${TORCH_BUILD}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.base.name="${BASE_IMAGE}"
+# Nothing in the image runs with the rights of another user.
+RUN find / -xdev -type f -perm /6000 -exec chmod ug-s {} +
+COPY --from=build /sbom /usr/share/sbom/lewm-serve
+COPY --from=build /opt/lewm /opt/lewm
+ENV PATH=/opt/lewm/bin:${PATH} \
+    LEWM_HOST=0.0.0.0 \
+    LEWM_LOG_FORMAT=json
+USER 10001:10001
+EXPOSE 8000 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import http.client, os, sys; connection = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('LEWM_HTTP_PORT', 8000)), timeout=4); connection.request('GET', '/healthz'); sys.exit(connection.getresponse().status != 200)"]
+ENTRYPOINT ["lewm"]
+CMD ["serve"]
