@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lewm_models.cores import usable_cores
 from lewm_models.environments.environment import SEED_COUNT, Environment, RecordedEpisode
 from lewm_models.environments.registry import find_environment
 from lewm_models.preprocessing import resize
@@ -134,7 +134,7 @@ class EnvironmentSource:
             _Recording(self, folder, made_from)(number)
             note(number)
         seconds_left = (time.monotonic() - started) * (len(missing) - 1)
-        processes = min(len(os.sched_getaffinity(0)), len(missing) - 1)
+        processes = min(usable_cores(), len(missing) - 1)
         for number in do_parts(
             _Recording(self, folder, made_from),
             missing[1:],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lewm_models.cores import usable_cores
 from lewm_models.preprocessing import Crop, to_model_frames
 from lewm_models.recordings.recording import Column, Recording, RecordingError
 from lewm_models.recordings.usable import StepRange
@@ -97,7 +97,7 @@ class RecordingSource:
         progress(ready, len(data.frames))
         missing = [number for number in range(len(parts)) if number not in done.numbers]
         recorded_bytes = int(np.prod(self.camera.shape)) * (len(data.frames) - ready)
-        processes = min(len(os.sched_getaffinity(0)), len(missing))
+        processes = min(usable_cores(), len(missing))
         for number in do_parts(
             _Decoding(self, data.frames, parts),
             missing,

@@ -13,7 +13,6 @@ backend reconsiders it while it runs; see `ThreadPolicy`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from lewm_models.card import ModelCard
 from lewm_models.config import LeWMConfig
+from lewm_models.cores import usable_cores
 from lewm_models.lewm import LeWM
 from lewm_serve.backends.backend import MAX_TIME_SHARE, ThreadedBackend
 from lewm_serve.backends.comparison import (
@@ -109,7 +109,7 @@ def choose_backend(
         NoBackend: what the settings ask for cannot run here.
     """
     options = runnable_options(settings, device, model.config)
-    all_threads = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+    all_threads = usable_cores() if device.type == "cpu" else 1
     backends = _Backends(model, device, native_compile=settings.native_compile)
 
     def plan_s(backend: ThreadedBackend, samples: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,9 @@ def demo(
     replan_steps: Annotated[
         int, typer.Option(min=1, help="actions of a plan to execute before the next")
     ] = 25,
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="gRPC server to use; default: start one")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -39,7 +43,7 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Start a server, drive robots to their goals over gRPC, and draw what they see.
+    """Drive robots to their goals over gRPC, by a server of its own, and draw what they see.
 
     A few robots drive alone first, which gives the latency of a plan. The animation shows their
     cameras, their goals, and what the model imagines. Then many robots drive at once. In Two-Room
@@ -48,7 +52,8 @@ def demo(
     from rich.console import Console
 
     from lewm_client import PlannerClient, PlannerError
-    from lewm_models.checkpoint import model_of_environment, resolve_folder
+    from lewm_models.card import read_card
+    from lewm_models.checkpoint import CARD_FILE, model_of_environment, resolve_folder
     from lewm_models.environments.registry import find_environment
     from lewm_models.environments.two_room_environment import CROSS_ROOM, TwoRoom
     from lewm_models.evaluation.protocol import sample_episodes
@@ -76,7 +81,9 @@ def demo(
         for file in dict.fromkeys((output, views)):
             check_writable(file)
             check_writable(file.with_suffix(".png"))
-        folder = model_of_environment(environment.name) if model is None else resolve_folder(model)
+        folder = None if model is None else resolve_folder(model)
+        if folder is None and not server:
+            folder = model_of_environment(environment.name)
         tasks = sample_episodes(
             environment,
             protocol or environment.demo_protocol,
@@ -84,12 +91,13 @@ def demo(
             seed,
             plan_steps=replan_steps,
         )
-        console.print("starting the server")
-        with (
-            local_server(folder) as server,
-            PlannerClient(server.target) as client,
-        ):
-            loaded = find_model(client, None, environment)
+        with ExitStack() as stack:
+            if not server:
+                console.print("starting the server")
+                server = stack.enter_context(local_server(folder)).target
+            client = stack.enter_context(PlannerClient(server))
+            name = None if folder is None else read_card(folder / CARD_FILE).name
+            loaded = find_model(client, name, environment)
             console.print(f"{loaded.name} plans on {loaded.device}; recording frames for pictures")
             memory = remember(client, environment, loaded, seed=seed)
             console.print(f"{LONE_ROBOTS} robots drive one after another")
