@@ -18,6 +18,9 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=
     /opt/tools/bin/pip install --constraint constraints.txt cyclonedx-bom debsbom \
     && /opt/tools/bin/pip --python /opt/lewm/bin/python install --no-deps \
         --constraint constraints.txt --index-url "${TORCH_INDEX_URL}" torch
+# PyTorch's header files and its own tests are 0.2 GB.
+RUN rm -r /opt/lewm/lib/python3.*/site-packages/torch/include /opt/lewm/lib/python3.*/site-packages/torch/test \
+    && find /opt/lewm/lib/python3.*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 COPY . .
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     --mount=type=cache,target=/root/.cache/pip \
