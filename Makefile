@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Programs that the tests run, each from the Debian package of the same name.
 PROGRAMS := redis-server prometheus chromium-headless-shell
+# Programs that build and run images.
+IMAGE_PROGRAMS := buildah podman runc mmdebstrap
 # Debian packages of OpenGL without a display, which draws the frames of Cube.
 LIBRARIES := libegl1 libgl1-mesa-dri
 
@@ -14,10 +16,10 @@ NATIVE := service/lewm_serve/backends/native
 BUILD_NATIVE := $(BIN)/python -m lewm_serve.backends.native.build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup programs native serve demo test benchmark check check-native format proto clean
+.PHONY: help setup programs native serve demo test test-long test-container benchmark check check-native format proto clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 setup: native ## Make the virtual environment and install everything, pinned
 
@@ -51,14 +53,25 @@ demo: native ## Drive simulated robots to their goals from camera frames, write 
 test: native ## Run all tests and show their coverage
 	$(BIN)/pytest --cov --cov-report=term
 
+# These also need the programs that build and run images.
+test-long test-container: PROGRAMS += $(IMAGE_PROGRAMS)
+
+test-long: native ## Run the tests that take minutes each
+	$(BIN)/pytest -m long
+
+test-container: $(READY) ## Build the CPU image, run it as a container, and look into it
+	$(BIN)/pytest -m long tests/container
+
 benchmark: native ## Benchmark this machine: a table and benchmarks/*.json. NAMES="plan_speed cache": only these
 	$(BIN)/python -m benchmarks $(NAMES)
 
-check: check-native $(READY) ## Formatting, lint, types, layers, C++ warnings, proto files
+check: check-native $(READY) ## Formatting, lint, types, layers, C++ warnings, Dockerfile, compose file, proto files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/docker-compose --profile robots --file docker-compose.yml --file deploy/compose/cuda.yml config --quiet
 	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against last_release.txtpb
 
 check-native: $(READY) ## Formatting of the C++ code, and all warnings of its compiler
