@@ -61,7 +61,8 @@ def part(path: Path) -> str:
 def test_the_image_is_small(unpacked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes: Counter[str] = Counter()
     for path, status in walk(unpacked):
-        sizes[part(path)] += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        if stat.S_ISREG(status.st_mode):
+            sizes[part(path)] += status.st_size
     table = [f"{size / 1e6:8.1f} MB  {name}" for name, size in sizes.most_common(15)]
     with capsys.disabled():
         print(f"\nthe image, {sizes.total() / 1e6:.1f} MB unpacked:", *table, sep="\n")
