@@ -17,12 +17,13 @@ ROOT = Path(__file__).parents[2]
 
 BASE, BUILD_BASE = "localhost/lewm-test-base:bookworm", "localhost/lewm-test-build-base:bookworm"
 """They stand for python:3.11-slim-bookworm and python:3.11-bookworm."""
+SYSTEMD_BASE = "localhost/lewm-test-systemd-base:bookworm"
 IMAGE = "localhost/lewm-serve:test"
 
 PROGRAMS = ("buildah", "podman", "runc", "mmdebstrap")
 EXCLUDED = ("/usr/share/doc/*/*", "/usr/share/locale/*", "/usr/share/man/*")
 """What the slim images of Debian leave out, too."""
-COMPILER = "RUN apt-get update && apt-get install --yes --no-install-recommends g++"
+INSTALL = "RUN apt-get update && apt-get install --yes --no-install-recommends"
 
 SECRET = "secret-of-the-build"
 """It is in the build's pip.conf, and nowhere in the image."""
@@ -53,7 +54,9 @@ def build(folder: Path) -> str:
         folder: an empty folder.
     """
     need_programs()
-    _build_bases(folder)
+    if not _exists(BASE):
+        _build_base(folder)
+    add_packages(BUILD_BASE, "g++")
     options = pip_options()
     pip_conf = folder / "pip.conf"
     lines = [f"{name} = {value}" for name, value in options.items()]
@@ -75,22 +78,28 @@ def build(folder: Path) -> str:
     return IMAGE
 
 
-def _build_bases(folder: Path) -> None:
-    existing = run("buildah", "images", "--format", "{{.Name}}:{{.Tag}}").splitlines()
-    if BASE not in existing:
-        archive = folder / "base.tar"
-        run(
-            *("mmdebstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates"),
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-            *("bookworm", archive),
-        )
-        container = run("buildah", "from", "scratch").strip()
-        run("buildah", "add", "--quiet", container, archive, "/")
-        run("buildah", "commit", "--quiet", "--rm", container, BASE)
-        archive.unlink()
-    if BUILD_BASE not in existing:
-        (folder / "Dockerfile").write_text(f"FROM {BASE}\n{COMPILER}\n")
-        run("buildah", "bud", "--isolation", "chroot", "--tag", BUILD_BASE, folder)
+def add_packages(name: str, *packages: str) -> None:
+    """Build the base image with packages of Debian, unless it exists."""
+    if not _exists(name):
+        file = f"FROM {BASE}\n{INSTALL} {' '.join(packages)}\n"
+        run("buildah", "bud", "--isolation", "chroot", "--tag", name, "--file", "-", stdin=file)
+
+
+def _exists(name: str) -> bool:
+    return name in run("buildah", "images", "--format", "{{.Name}}:{{.Tag}}").splitlines()
+
+
+def _build_base(folder: Path) -> None:
+    archive = folder / "base.tar"
+    run(
+        *("mmdebstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates"),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
+        *("bookworm", archive),
+    )
+    container = run("buildah", "from", "scratch").strip()
+    run("buildah", "add", "--quiet", container, archive, "/")
+    run("buildah", "commit", "--quiet", "--rm", container, BASE)
+    archive.unlink()
 
 
 def pip_options() -> dict[str, str]:
