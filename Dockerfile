@@ -47,8 +47,9 @@ LABEL org.opencontainers.image.title="lewm-serve" \
     org.opencontainers.image.version="${VERSION}-${TORCH_BUILD}" \
     org.opencontainers.image.revision="${REVISION}" \
     org.opencontainers.image.base.name="${BASE_IMAGE}"
-# Nothing in the image runs with the rights of another user.
-RUN find / -xdev -type f -perm /6000 -exec chmod ug-s {} +
+# No program runs with the rights of another user, and none installs others: official Python images have pip.
+RUN find / -xdev -type f -perm /6000 -exec chmod ug-s {} + \
+    && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/pip*
 COPY --from=build /sbom /usr/share/sbom/lewm-serve
 COPY --from=build /opt/lewm /opt/lewm
 ENV PATH=/opt/lewm/bin:${PATH} \
