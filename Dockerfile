@@ -25,7 +25,8 @@ COPY . .
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     --mount=type=cache,target=/root/.cache/pip \
     /opt/tools/bin/pip wheel --no-deps --wheel-dir /wheels . ./client \
-    && /opt/tools/bin/pip --python /opt/lewm/bin/python install --constraint constraints.txt /wheels/*.whl
+    && /opt/tools/bin/pip --python /opt/lewm/bin/python install --constraint constraints.txt \
+        /wheels/lewm_client-*.whl "$(echo /wheels/lewm_serve-*.whl)[tracing]"
 # The bill of materials: what pip has installed, and Debian's packages of the base image.
 COPY --from=base /var/lib/dpkg /base/var/lib/dpkg
 RUN mkdir /sbom \

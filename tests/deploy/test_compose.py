@@ -95,6 +95,8 @@ def content(file: Path, **replacements: str) -> list[str]:
 def test_prometheus_reads_our_rules(tmp_path: Path, services: dict[str, Any]) -> None:
     rules = mounts(services["prometheus"])["/etc/prometheus/rules"]
     shutil.copytree(rules, tmp_path / "rules")
+    assert "--web.user-assets=/etc/prometheus/rules/assets" in services["prometheus"]["command"]
+    assert (rules / "assets").is_dir()
     configuration = FOLDER / "prometheus.yml"
     text = configuration.read_text().replace("/etc/prometheus", str(tmp_path))
     (tmp_path / "prometheus.yml").write_text(text)
