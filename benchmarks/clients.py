@@ -99,16 +99,20 @@ def new_jpegs(pictures: Sequence[Picture]) -> Iterator[bytes]:
 
     A comment with a number makes an image that no cache knows, at no cost for the client.
     """
-    images = [_encode(picture, "JPEG") for picture in pictures]
+    images = [encode_picture(picture, "JPEG") for picture in pictures]
     for number in itertools.count():
-        image = images[number % len(images)]
-        comment = b"\xff\xfe" + (2 + NUMBER_BYTES).to_bytes(2, "big")
-        yield image[:2] + comment + number.to_bytes(NUMBER_BYTES, "big") + image[2:]
+        yield numbered_jpeg(images[number % len(images)], number)
+
+
+def numbered_jpeg(jpeg: bytes, number: int) -> bytes:
+    """A JPEG image with a comment that holds a number below 2⁶⁴."""
+    comment = b"\xff\xfe" + (2 + NUMBER_BYTES).to_bytes(2, "big")
+    return jpeg[:2] + comment + number.to_bytes(NUMBER_BYTES, "big") + jpeg[2:]
 
 
 def new_pngs(pictures: Sequence[Picture]) -> Iterator[bytes]:
     """PNG images; see `new_jpegs`."""
-    images = [_encode(picture, "PNG") for picture in pictures]
+    images = [encode_picture(picture, "PNG") for picture in pictures]
     for number in itertools.count():
         image = images[number % len(images)]
         text = b"tEXt" + b"number\0" + number.to_bytes(NUMBER_BYTES, "big").hex().encode()
@@ -116,7 +120,8 @@ def new_pngs(pictures: Sequence[Picture]) -> Iterator[bytes]:
         yield image[:PNG_HEADER_END] + chunk + image[PNG_HEADER_END:]
 
 
-def _encode(picture: Picture, image_format: str) -> bytes:
+def encode_picture(picture: Picture, image_format: str) -> bytes:
+    """A picture as a file of this format."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, image_format, quality=JPEG_QUALITY)
     return buffer.getvalue()

@@ -53,12 +53,16 @@ class PlannerClient:
     that ends in UNAVAILABLE up to `retries` times within its `timeout_s`.
 
     All calls raise `PlannerError` where they get no response, and `ValueError` where `timeout_s` is
-    not a finite number above 0.
+    not a finite number above 0. `channel_options` are further options of gRPC, such as
+    `[("grpc.enable_http_proxy", 0)]`; they replace those in `CHANNEL_OPTIONS`.
     """
 
-    def __init__(self, target: str, *, retries: int = 3) -> None:
+    def __init__(
+        self, target: str, *, retries: int = 3, channel_options: Sequence[tuple[str, Any]] = ()
+    ) -> None:
         self.retries = retries
-        self.channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        options = dict(CHANNEL_OPTIONS) | dict(channel_options)
+        self.channel = grpc.insecure_channel(target, options=tuple(options.items()))
         self.stub = PlannerServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
     def encode(

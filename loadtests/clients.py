@@ -1,0 +1,265 @@
+"""Connections to the server under load, one for each protocol. They return the codes of answers.
+
+All connections of a load are opened here, by `Target`. So API keys and TLS belong here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import grpc
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+
+from benchmarks.clients import Document, image_document
+from lewm.v1 import planner_pb2 as pb
+from lewm_client import PlannerClient, PlannerError, frame
+from loadtests.spec import LoadSpec, parse_address
+
+OK = "ok"
+NO_ANSWER = "no_answer"
+"""The client waited `CALL_TIMEOUT_S` in vain."""
+CONNECTION_LOST = "connection_lost"
+"""The connection was refused, reset or closed without an answer."""
+
+CALL_TIMEOUT_S = 60.0
+"""No call waits longer for its answer. A server answers far earlier, even when it is overloaded."""
+
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+"""The channels of one process share a connection otherwise, and the robots would be one client."""
+
+JSON_HEADERS = {"content-type": "application/json"}
+
+SLOW_BUFFER_BYTES, SLOW_READ_BYTES = 16 * 1024, 64 * 1024
+SLOW_PAUSE_S = 0.02
+"""A slow reader takes at most three megabytes a second."""
+
+
+class ModelShape(NamedTuple):
+    """What requests have to know of the server's default model."""
+
+    latent_dim: int
+    action_block: int
+    action_mean: list[float]
+
+    @classmethod
+    def from_card(cls, card: Document) -> ModelShape:
+        """The values of a model's card."""
+        return cls(int(card["latent_dim"]), int(card["action_block"]), list(card["action_mean"]))
+
+    @property
+    def mean_actions(self) -> list[list[float]]:
+        """One action block of mean actions."""
+        return [self.action_mean] * self.action_block
+
+
+class PlanningClient(Protocol):
+    """One robot's connection. All methods return the code of the answer."""
+
+    def encode(self, image: bytes) -> str:
+        """Encode a frame."""
+
+    def predict(self, image: bytes, actions: list[list[float]]) -> str:
+        """Predict what follows these actions."""
+
+    def plan(self, image: bytes, goal: bytes, deadline_ms: float) -> str:
+        """Plan from a frame to a goal."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class RestClient:
+    """A connection to the REST port. It is opened again after it has been lost."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.connection = http.client.HTTPConnection(host, port, timeout=CALL_TIMEOUT_S)
+
+    def encode(self, image: bytes) -> str:
+        """See `PlanningClient`."""
+        return self.post("/encode", {"frames": [image_document(image)]})
+
+    def predict(self, image: bytes, actions: list[list[float]]) -> str:
+        """See `PlanningClient`."""
+        return self.post("/predict", {"frames": [image_document(image)], "actions": actions})
+
+    def plan(self, image: bytes, goal: bytes, deadline_ms: float) -> str:
+        """See `PlanningClient`."""
+        return self.post("/plan", plan_document(image, goal, deadline_ms=deadline_ms))
+
+    def post(self, path: str, document: Document) -> str:
+        """The code of the answer to a JSON document."""
+        return self.send("POST", path, json.dumps(document).encode(), JSON_HEADERS)
+
+    def send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> str:
+        """The code of the answer to any request."""
+        try:
+            self.connection.request(method, path, body, headers)
+            response = self.connection.getresponse()
+            text = response.read()
+        except TimeoutError:
+            self.close()
+            return NO_ANSWER
+        except (OSError, http.client.HTTPException):
+            self.close()
+            return CONNECTION_LOST
+        return code_of(response.status, text)
+
+    def ask_and_leave(self, path: str, document: Document, stay_s: float) -> None:
+        """Send a JSON document, and close the connection after a while without reading."""
+        try:
+            self.connection.request("POST", path, json.dumps(document), JSON_HEADERS)
+            time.sleep(stay_s)
+        finally:
+            self.close()
+
+    def read_slowly(self, path: str, document: Document) -> str:
+        """The code of the answer to a JSON document, of which small pieces are read with pauses."""
+        try:
+            self.connection.connect()
+            self.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
+            self.connection.request("POST", path, json.dumps(document), JSON_HEADERS)
+            response = self.connection.getresponse()
+            text = bytearray()
+            while piece := response.read(SLOW_READ_BYTES):
+                text += piece
+                time.sleep(SLOW_PAUSE_S)
+        except TimeoutError:
+            return NO_ANSWER
+        except (OSError, http.client.HTTPException):
+            return CONNECTION_LOST
+        finally:
+            self.close()
+        return code_of(response.status, text)
+
+    def get(self, path: str) -> str:
+        """The text of an answer that must be good.
+
+        Raises:
+            OSError: there is no answer.
+            RuntimeError: it is an error.
+        """
+        self.connection.request("GET", path)
+        response = self.connection.getresponse()
+        text = response.read().decode()
+        if response.status != 200:
+            raise RuntimeError(f"{path} answered {response.status}: {text[:200]}")
+        return text
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+def code_of(status: int, body: bytes | bytearray) -> str:
+    """The code of an HTTP answer; its status if it has none."""
+    if status == 200:
+        return OK
+    try:
+        return str(json.loads(body)["code"])
+    except (ValueError, KeyError, TypeError):
+        return f"http_{status}"
+
+
+def plan_document(image: bytes, goal: bytes, **fields: Any) -> Document:
+    """A plan request of REST."""
+    return {"frames": [image_document(image)], "goal": image_document(goal), **fields}
+
+
+class GrpcClient:
+    """A connection to the gRPC port by the client for robots, without retries."""
+
+    def __init__(self, host: str, port: int) -> None:
+        name = f"[{host}]" if ":" in host else host
+        self.planner = PlannerClient(f"{name}:{port}", retries=0, channel_options=OWN_CONNECTION)
+
+    def ask_and_leave(self, image: bytes, goal: bytes, stay_s: float, **solver: int) -> None:
+        """Ask for a plan, and close the connection after a while."""
+        request = pb.PlanRequest(
+            frames=[frame(image)], goal=frame(goal), solver=pb.SolverSettings(**solver)
+        )
+        try:
+            self.planner.stub.Plan.future(request, timeout=CALL_TIMEOUT_S)
+            time.sleep(stay_s)
+        finally:
+            self.close()
+
+    def encode(self, image: bytes) -> str:
+        """See `PlanningClient`."""
+        return grpc_code(lambda: self.planner.encode([image], timeout_s=CALL_TIMEOUT_S))
+
+    def predict(self, image: bytes, actions: list[list[float]]) -> str:
+        """See `PlanningClient`."""
+        rows = np.asarray(actions, np.float32)
+        return grpc_code(
+            lambda: self.planner.predict([image], actions=rows, timeout_s=CALL_TIMEOUT_S)
+        )
+
+    def plan(self, image: bytes, goal: bytes, deadline_ms: float) -> str:
+        """See `PlanningClient`."""
+        return grpc_code(
+            lambda: self.planner.plan(
+                [image], goal, deadline_ms=deadline_ms, timeout_s=CALL_TIMEOUT_S
+            )
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.planner.close()
+
+
+def grpc_code(call: Callable[[], object]) -> str:
+    """The code of a call over gRPC."""
+    try:
+        call()
+    except PlannerError as error:
+        return error.code
+    except grpc.RpcError as error:
+        return PlannerError(error).code  # type: ignore[arg-type]
+    return OK
+
+
+class Target:
+    """The server of a load. It opens all connections."""
+
+    def __init__(self, spec: LoadSpec) -> None:
+        self._http = None if spec.http is None else parse_address("--http", spec.http)
+        self._grpc = None if spec.grpc is None else parse_address("--grpc", spec.grpc)
+
+    def connect(self, protocol: str) -> PlanningClient:
+        """A new connection."""
+        return self.connect_rest() if protocol == "rest" else self.connect_grpc()
+
+    def connect_rest(self) -> RestClient:
+        """A new connection to REST."""
+        assert self._http is not None
+        return RestClient(*self._http)
+
+    def connect_grpc(self) -> GrpcClient:
+        """A new connection to gRPC."""
+        assert self._grpc is not None
+        return GrpcClient(*self._grpc)
+
+    def default_model(self) -> ModelShape:
+        """The model of requests that name none.
+
+        Raises:
+            OSError, RuntimeError, PlannerError: the server does not answer.
+            ValueError: it has no default model.
+        """
+        if self._http is not None:
+            models = json.loads(self.connect_rest().get("/models"))["models"]
+            cards = [model["card"] for model in models if model["default"]]
+        else:
+            client = self.connect_grpc()
+            models = client.planner.models()
+            cards = [MessageToDict(model.card) for model in models if model.default]
+            client.close()
+        if not cards:
+            raise ValueError("the server has no default model")
+        return ModelShape.from_card(cards[0])
