@@ -467,30 +467,11 @@ def memory_mib(pid: int, field_name: str = "VmRSS") -> int:
     return 0
 
 
-def server_pid() -> int:
-    """The process id of the server that this process started."""
-    (child,) = [
-        int(path.name)
-        for path in Path("/proc").iterdir()
-        if path.name.isdigit()
-        and _parent(path) == multiprocessing.current_process().pid
-        and b"serve" in (path / "cmdline").read_bytes()
-    ]
-    return child
-
-
-def _parent(path: Path) -> int:
-    try:
-        return int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (OSError, IndexError):
-        return -1
-
-
 def run_attack(name: str, seconds: float) -> Result:
     """Attack a server of its own."""
     context = multiprocessing.get_context("spawn")
     with local_server(log_level="error") as server:
-        pid = server_pid()
+        pid = server.pid
         for seed in range(5):
             post(server, "/plan", small_plan(seed))
         Path(f"/proc/{pid}/clear_refs").write_text("5")

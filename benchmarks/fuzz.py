@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from benchmarks.attacks import FRAME_SIZE, image, jpeg, memory_mib, server_pid
+from benchmarks.attacks import FRAME_SIZE, image, jpeg, memory_mib
 from lewm_serve.cli.local_server import HOST, LocalServer, local_server
 
 CLIENTS = 4
@@ -175,7 +175,7 @@ def main() -> int:
     counts: Counter[str] = Counter()
     memory = []
     with local_server(log_level="error") as server:
-        pid = server_pid()
+        pid = server.pid
         for quarter in range(QUARTERS):
             seed = QUARTERS * arguments.seed + quarter
             counts += run_quarter(server, arguments.requests // QUARTERS, seed)

@@ -180,7 +180,9 @@ def checkout_server(checkout: Path, flags: Sequence[str] = ()) -> Iterator[Local
                 errors.seek(0)
                 raise LocalServerError(f"{command[0]} did not start:\n{errors.read()}")
             ready = json.loads(line)
-            yield LocalServer(ready["http_port"], ready["grpc_port"], tuple(ready["models"]))
+            yield LocalServer(
+                ready["http_port"], ready["grpc_port"], tuple(ready["models"]), process.pid
+            )
         finally:
             process.terminate()
             try:

@@ -39,6 +39,7 @@ def generate(spec: LoadSpec) -> LoadResult:
     )
     runner = environment.create_local_runner()
     users = sum(kind.fixed_count for kind in classes)
+    print("started", flush=True)
     runner.start(users, spawn_rate=min(users, USERS_PER_S))
     while (left_s := load.started + spec.seconds - time.perf_counter()) > 0:
         if load.spent.wait(min(left_s, PROGRESS_PERIOD_S)):

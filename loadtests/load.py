@@ -29,6 +29,16 @@ class RunningLoad:
         """Whether the load has not ended."""
         return self._process.poll() is None
 
+    def wait_started(self) -> None:
+        """Wait until its users start.
+
+        Raises:
+            RuntimeError: the process ended instead; standard error says why.
+        """
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            raise RuntimeError(f"the load ended with code {self._process.wait()}")
+
     def wait(self) -> LoadResult:
         """Wait for its end.
 
@@ -48,7 +58,7 @@ def running_load(spec: LoadSpec) -> Iterator[RunningLoad]:
     with tempfile.TemporaryDirectory(prefix="lewm-load-") as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, "-m", "loadtests.generator", spec.to_json(), str(result)]
-        with subprocess.Popen(command, cwd=ROOT) as process:
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
             try:
                 yield RunningLoad(spec, process, result)
             finally:

@@ -158,7 +158,7 @@ class LoadReport:
             "",
             "## What the clients saw",
             "",
-            *_table(
+            *markdown_table(
                 (
                     "kind",
                     "calls",
@@ -210,18 +210,18 @@ def _server_lines(before: Snapshot, after: Snapshot) -> list[str]:
         "",
         "## What the server measured",
         "",
-        *_table(
+        *markdown_table(
             ("endpoint", "protocol", "requests", "mean ms", "p50 ms at most", "p99 ms at most"),
             [duration_row(row) for row in durations(before, after)],
         ),
         "",
         "What its counters counted meanwhile:",
         "",
-        *_table(("counter", "increase"), grown),
+        *markdown_table(("counter", "increase"), grown),
         "",
         "Its gauges:",
         "",
-        *_table(("gauge", "before", "after"), gauges),
+        *markdown_table(("gauge", "before", "after"), gauges),
     ]
 
 
@@ -236,6 +236,7 @@ def _named(values: dict[Series, float]) -> dict[str, float]:
     return {series_text(series): value for series, value in values.items()}
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """The lines of a table."""
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines]

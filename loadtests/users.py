@@ -39,7 +39,7 @@ from loadtests.spec import LoadSpec
 MAX_ARRIVALS_IN_FLIGHT = 1000
 """Beyond this, arrivals wait. Their latency counts from the moment at which they were due."""
 
-CLIENT_PERIOD_S = 0.5
+CLIENT_PERIOD_S = 1.0
 """A bad or leaving client sends at most one request in this time."""
 
 MAX_STAY_S = 0.1

@@ -30,11 +30,12 @@ class LocalServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A server that is ready: its ports on this machine and the names of its models."""
+    """A server that is ready: its ports on this machine, its models' names, and its process."""
 
     http_port: int
     grpc_port: int
     models: tuple[str, ...]
+    pid: int
 
     @property
     def target(self) -> str:
@@ -113,7 +114,9 @@ def _wait_ready(process: subprocess.Popen[str], errors: IO[str], timeout_s: floa
         last = [line.rstrip() for line in errors if line.strip()][-REPORTED_ERROR_LINES:]
         raise LocalServerError("\n".join([f"the server {what}", *last]))
     ready = json.loads(line)
-    return LocalServer(ready["http_port"], ready["grpc_port"], tuple(ready["models"]))
+    return LocalServer(
+        ready["http_port"], ready["grpc_port"], tuple(ready["models"]), process.pid
+    )
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
