@@ -35,9 +35,9 @@ OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 JSON_HEADERS = {"content-type": "application/json"}
 
-SLOW_BUFFER_BYTES, SLOW_READ_BYTES = 16 * 1024, 64 * 1024
+SLOW_BUFFER_BYTES, SLOW_READ_BYTES = 16 * 1024, 16 * 1024
 SLOW_PAUSE_S = 0.02
-"""A slow reader takes at most three megabytes a second."""
+"""A slow reader takes at most 800 kilobytes a second."""
 
 
 class ModelShape(NamedTuple):

@@ -199,8 +199,8 @@ def soak(seconds: float) -> SoakReport:
             grpc=server.target,
             seconds=seconds,
             robots=8,
-            robot_hz=2.0,
-            arrivals_per_s=2.0,
+            robot_hz=2.5,
+            arrivals_per_s=0.0,  # they open connections while the server is slow
             deadline_ms=60_000.0,
         )
         before = scrape(server.url)

@@ -12,7 +12,8 @@ MAX_SECONDS = 4 * 3600.0
 MAX_REQUESTS = 1_000_000
 MAX_USERS = 500
 MAX_ARRIVALS_PER_S = 1000.0
-MAX_ROBOT_HZ = 100.0
+MIN_ROBOT_HZ, MAX_ROBOT_HZ = 0.1, 100.0
+"""The server closes a connection that is idle for longer than a minute."""
 
 
 class Address(NamedTuple):
@@ -83,7 +84,7 @@ class LoadSpec:
             "seconds": (1.0, MAX_SECONDS),
             "requests": (1, MAX_REQUESTS),
             "robots": (0, MAX_USERS),
-            "robot_hz": (0.01, MAX_ROBOT_HZ),
+            "robot_hz": (MIN_ROBOT_HZ, MAX_ROBOT_HZ),
             "arrivals_per_s": (0, MAX_ARRIVALS_PER_S),
             "bad_clients": (0, MAX_USERS),
             "slow_readers": (0, MAX_USERS),

@@ -17,7 +17,6 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 from locust import User, constant_pacing, task
-from locust.exception import StopUser
 
 from benchmarks.clients import image_document, numbered_jpeg
 from benchmarks.load import poisson_schedule
@@ -39,6 +38,9 @@ from loadtests.spec import LoadSpec
 MAX_ARRIVALS_IN_FLIGHT = 1000
 """Beyond this, arrivals wait. Their latency counts from the moment at which they were due."""
 
+MAX_IDLE_S = 30.0
+"""A connection that was idle for longer is not used again, because the server may close it."""
+
 CLIENT_PERIOD_S = 1.0
 """A bad or leaving client sends at most one request in this time."""
 
@@ -48,8 +50,8 @@ LONG_SEARCH = {"samples": 128, "iterations": 20}
 """The search of a plan that nobody waits for."""
 LEFT = "left"
 
-SLOW_VALUES = 100_000
-"""Values in the answer of a slow reader: about two megabytes."""
+SLOW_VALUES = 50_000
+"""Values in the answer of a slow reader: about a megabyte."""
 
 
 @dataclass
@@ -72,16 +74,13 @@ class LoadRun:
         """The frame of a walk at a step, as bytes that no server has seen."""
         return numbered_jpeg(walk[step % len(walk)], next(self._image_number))
 
-    def take_request(self) -> None:
-        """Take one request from the budget.
-
-        Raises:
-            StopUser: there is none left.
-        """
+    def take_request(self) -> bool:
+        """Take one request from the budget. False: there is none left, and the load ends."""
         if self.requests >= self.spec.requests:
             self.spent.set()
-            raise StopUser
+            return False
         self.requests += 1
+        return True
 
     def call(
         self,
@@ -170,7 +169,8 @@ class Robot(LoadUser):
     @task(8)
     def plan(self) -> None:
         """Ask for a plan."""
-        self.load.take_request()
+        if not self.load.take_request():
+            return
         deadline_ms, image = self.load.spec.deadline_ms, self.new_image()
         self.load.call(
             f"{self.protocol} plan",
@@ -181,14 +181,16 @@ class Robot(LoadUser):
     @task(1)
     def encode(self) -> None:
         """Encode a frame."""
-        self.load.take_request()
+        if not self.load.take_request():
+            return
         image = self.new_image()
         self.load.call(f"{self.protocol} encode", lambda: self.client.encode(image))
 
     @task(1)
     def predict(self) -> None:
         """Predict one action block."""
-        self.load.take_request()
+        if not self.load.take_request():
+            return
         image, actions = self.new_image(), self.load.model.mean_actions
         self.load.call(f"{self.protocol} predict", lambda: self.client.predict(image, actions))
 
@@ -208,29 +210,28 @@ class Arrivals(LoadUser):
         self._due = (begin + moment for moment in times)
         self._next_due = next(self._due, None)
         self._in_flight = Pool(MAX_ARRIVALS_IN_FLIGHT)
-        self._idle_clients: list[PlanningClient] = [self.client]
+        self._idle = [(self.client, begin)]
 
     def wait_time(self) -> float:
         """Until the next plan is due."""
         if self._next_due is None:
-            raise StopUser
+            return self.load.spec.seconds
         return max(0.0, self._next_due - time.perf_counter())
 
     @task
     def arrive(self) -> None:
         """Send the plan that is due, and do not wait for it."""
-        if self._next_due is None:
-            raise StopUser
-        if self._next_due > time.perf_counter():
+        if self._next_due is None or self._next_due > time.perf_counter():
             return
-        self.load.take_request()
+        if not self.load.take_request():
+            return
         due, self._next_due = self._next_due, next(self._due, None)
         self._in_flight.spawn(self._plan, due)
 
     def on_stop(self) -> None:
         """Wait for the plans in flight."""
         self._in_flight.join(CALL_TIMEOUT_S)
-        for client in self._idle_clients:
+        for client, _ in self._idle:
             client.close()
 
     def _plan(self, due: float) -> None:
@@ -244,12 +245,15 @@ class Arrivals(LoadUser):
                 deadline_ms=deadline_ms,
             )
         finally:
-            self._idle_clients.append(client)
+            self._idle.append((client, time.perf_counter()))
 
     def _take_client(self) -> PlanningClient:
-        # A connection of HTTP/1.1 carries one request at a time, one of gRPC carries many.
-        if self._idle_clients:
-            return self._idle_clients.pop()
+        """The connection that was used last, or a new one: each carries one plan at a time."""
+        while self._idle:
+            client, since = self._idle.pop()
+            if time.perf_counter() - since < MAX_IDLE_S:
+                return client
+            client.close()
         return self.load.target.connect(self.protocol)
 
 
@@ -271,7 +275,8 @@ class BadClient(LoadUser):
     @task
     def send(self) -> None:
         """Send the next one."""
-        self.load.take_request()
+        if not self.load.take_request():
+            return
         send, expected = next(self._requests)
         self.load.call(f"{self.protocol} bad request", send, expected=expected)
 
@@ -290,7 +295,8 @@ class LeavingClient(LoadUser):
     @task
     def leave(self) -> None:
         """Ask and go."""
-        self.load.take_request()
+        if not self.load.take_request():
+            return
         self.load.call(f"{self.protocol} client leaves", self._ask_and_leave, expected=LEFT)
 
     def _ask_and_leave(self) -> str:
@@ -313,7 +319,8 @@ class SlowReader(LoadUser):
     @task
     def read(self) -> None:
         """Ask for many predictions and read them in pieces."""
-        self.load.take_request()
+        if not self.load.take_request():
+            return
         self.load.call("rest slow reader", self._read)
 
     def _read(self) -> str:
