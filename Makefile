@@ -12,11 +12,14 @@ IMAGE_PROGRAMS := buildah podman runc mmdebstrap
 # Debian packages of OpenGL without a display, which draws the frames of Cube.
 LIBRARIES := libegl1 libgl1-mesa-dri
 
+# How long `make soak` runs.
+SECONDS ?= 3600
+
 NATIVE := service/lewm_serve/backends/native
 BUILD_NATIVE := $(BIN)/python -m lewm_serve.backends.native.build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup programs native serve demo test test-long test-container benchmark check check-native format proto clean
+.PHONY: help setup programs native serve demo test test-long test-container load soak benchmark check check-native format proto clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -28,7 +31,7 @@ $(READY): pyproject.toml hatch_build.py client/pyproject.toml constraints.txt | 
 		|| { echo "Python 3.11 or newer is needed, set PYTHON=…" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable ./client --editable '.[data,environments,tracing,dev]'
+		--constraint constraints.txt --editable ./client --editable '.[data,environments,load,tracing,dev]'
 	@touch $@
 
 programs:
@@ -61,6 +64,12 @@ test-long: native ## Run the tests that take minutes each
 
 test-container: $(READY) ## Build the CPU image, run it as a container, and look into it
 	$(BIN)/pytest -m long tests/container
+
+load: native ## Put half a minute of load on a server, write load/
+	$(BIN)/python -m loadtests
+
+soak: native ## Put a steady load on a server for SECONDS (an hour): does anything drift?
+	$(BIN)/python -m loadtests.soak --seconds $(SECONDS)
 
 benchmark: native ## Benchmark this machine: a table and benchmarks/*.json. NAMES="plan_speed cache": only these
 	$(BIN)/python -m benchmarks $(NAMES)

@@ -1,5 +1,5 @@
 """Load on a running server: robots, open-loop arrivals, bad requests, slow readers, clients that
-leave. They run from the repository and are not installed; docs/load.md says how to read the reports.
+leave. It runs from the repository and is not installed; docs/load.md says how to read the reports.
 
     python -m loadtests --http HOST:PORT --grpc HOST:PORT --seconds 30   # a load and its report
     python -m loadtests.soak --seconds 3600                              # does the server drift?

@@ -6,6 +6,8 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from benchmarks.clients import Document
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import frame
@@ -80,7 +82,7 @@ def bad_grpc_requests(client: GrpcClient, image: bytes) -> Iterator[BadRequest]:
         (raw(b"\xff\xff\xff"), "malformed_message"),
         (plan(goal=None), "missing_field"),
         (plan(frames=[pb.Frame(image=NO_IMAGE)]), "invalid_image"),
-        (plan(frames=[frame([0.5, 0.5, 0.5])]), "shape_mismatch"),
+        (plan(frames=[frame(np.full(3, 0.5, np.float32))]), "shape_mismatch"),
         (plan(frames=[pb.Frame(latent_id="nobody")]), "unknown_latent"),
         (plan(model="nobody"), "unknown_model"),
         (plan(solver=pb.SolverSettings(name="guess")), "unknown_solver"),

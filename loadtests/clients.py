@@ -18,7 +18,7 @@ from google.protobuf.json_format import MessageToDict
 
 from benchmarks.clients import Document, image_document
 from lewm.v1 import planner_pb2 as pb
-from lewm_client import PlannerClient, PlannerError, frame
+from lewm_client import PlannerClient, PlannerError
 from loadtests.spec import LoadSpec, parse_address
 
 OK = "ok"
@@ -178,11 +178,8 @@ class GrpcClient:
         name = f"[{host}]" if ":" in host else host
         self.planner = PlannerClient(f"{name}:{port}", retries=0, channel_options=OWN_CONNECTION)
 
-    def ask_and_leave(self, image: bytes, goal: bytes, stay_s: float, **solver: int) -> None:
+    def ask_and_leave(self, request: pb.PlanRequest, stay_s: float) -> None:
         """Ask for a plan, and close the connection after a while."""
-        request = pb.PlanRequest(
-            frames=[frame(image)], goal=frame(goal), solver=pb.SolverSettings(**solver)
-        )
         try:
             self.planner.stub.Plan.future(request, timeout=CALL_TIMEOUT_S)
             time.sleep(stay_s)

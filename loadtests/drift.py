@@ -1,9 +1,9 @@
 """Whether a figure of a server that runs for long drifts upwards.
 
 The first part of a run is left out: caches fill and connections open. The rest is cut into thirds.
-A figure drifts if its median in the last third exceeds that of the first third by more than a limit,
-and if the Mann-Whitney test says that chance does not explain it. The limit ignores what is too small
-to matter, the test ignores what a noisy figure does by itself.
+A figure drifts if its median in the last third exceeds that of the first third by more than a
+limit, and if the Mann-Whitney test says that chance does not explain it. The limit ignores what is
+too small to matter, the test ignores what a noisy figure does by itself.
 """
 
 from __future__ import annotations

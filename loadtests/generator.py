@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from grpc.experimental.gevent import init_gevent
+from grpc.experimental.gevent import init_gevent  # type: ignore[import-not-found]
 from locust.env import Environment
 
 from loadtests.calls import Call, LoadResult
@@ -34,7 +34,7 @@ def generate(spec: LoadSpec) -> LoadResult:
     load = LoadRun(spec, target, target.default_model(), walks(spec.seed))
     classes = user_classes(load)
     environment = Environment(user_classes=classes, stop_timeout=LAST_CALLS_S)
-    environment.events.user_error.add_listener(
+    environment.events.user_error.add_listener(  # type: ignore[no-untyped-call]
         lambda user_instance, exception, tb: load.calls.append(_fault(load, exception))
     )
     runner = environment.create_local_runner()

@@ -136,7 +136,9 @@ class LoadReport:
         if self.before is not None and self.after is not None:
             grown = increases(self.before, self.after)
             values["server"] = {
-                "durations": [dataclasses.asdict(row) for row in durations(self.before, self.after)],
+                "durations": [
+                    dataclasses.asdict(row) for row in durations(self.before, self.after)
+                ],
                 "increases": {series_text(series): value for series, value in grown.items()},
                 "gauges_before": _named(self.before.gauges),
                 "gauges_after": _named(self.after.gauges),

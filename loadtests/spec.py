@@ -31,13 +31,12 @@ def parse_address(option: str, text: str) -> Address:
     """
     try:
         parts = urlsplit(f"//{text}")
-        is_address = parts.netloc == text and parts.hostname and parts.port
-    except ValueError:
-        is_address = False
-    if not is_address or "@" in text:
+        host, port = parts.hostname, parts.port
+    except ValueError:  # such as a port above 65,535
+        host, port = None, None
+    if not host or not port or parts.netloc != text or "@" in text:
         raise ValueError(f"{option}: expected HOST:PORT, got {text!r}")
-    assert parts.hostname is not None and parts.port is not None
-    return Address(parts.hostname, parts.port)
+    return Address(host, port)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ from gevent.event import Event
 from gevent.pool import Pool
 from locust import User, constant_pacing, task
 
-from benchmarks.clients import image_document, numbered_jpeg
+from benchmarks.clients import Document, image_document, numbered_jpeg
 from benchmarks.load import poisson_schedule
+from lewm.v1 import planner_pb2 as pb
+from lewm_client import frame
 from loadtests.bad_requests import bad_grpc_requests, bad_rest_requests
 from loadtests.calls import Call
 from loadtests.clients import (
@@ -46,7 +48,7 @@ CLIENT_PERIOD_S = 1.0
 
 MAX_STAY_S = 0.1
 """A leaving client stays at most this long."""
-LONG_SEARCH = {"samples": 128, "iterations": 20}
+LONG_SEARCH: Document = {"samples": 128, "iterations": 20}
 """The search of a plan that nobody waits for."""
 LEFT = "left"
 
@@ -305,8 +307,12 @@ class LeavingClient(LoadUser):
             document = plan_document(image, self.goal, solver=LONG_SEARCH)
             self.load.target.connect_rest().ask_and_leave("/plan", document, stay_s)
         else:
-            client = self.load.target.connect_grpc()
-            client.ask_and_leave(image, self.goal, stay_s, **LONG_SEARCH)
+            request = pb.PlanRequest(
+                frames=[frame(image)],
+                goal=frame(self.goal),
+                solver=pb.SolverSettings(**LONG_SEARCH),
+            )
+            self.load.target.connect_grpc().ask_and_leave(request, stay_s)
         return LEFT
 
 

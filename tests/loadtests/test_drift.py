@@ -11,7 +11,7 @@ SEEDS = range(200)
 MEMORY = Limit(share=0.02, amount=8.0)
 P99 = Limit(share=0.5, amount=5.0)
 
-Series = NDArray[np.float64]
+Series = NDArray[np.floating]
 
 
 def noise(seed: int, mean: float, deviation: float, count: int = SAMPLES) -> Series:

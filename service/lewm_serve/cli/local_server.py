@@ -114,9 +114,7 @@ def _wait_ready(process: subprocess.Popen[str], errors: IO[str], timeout_s: floa
         last = [line.rstrip() for line in errors if line.strip()][-REPORTED_ERROR_LINES:]
         raise LocalServerError("\n".join([f"the server {what}", *last]))
     ready = json.loads(line)
-    return LocalServer(
-        ready["http_port"], ready["grpc_port"], tuple(ready["models"]), process.pid
-    )
+    return LocalServer(ready["http_port"], ready["grpc_port"], tuple(ready["models"]), process.pid)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
