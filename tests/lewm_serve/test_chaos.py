@@ -6,8 +6,11 @@ it, and afterwards it must plan as fast as a server that nothing has happened to
 
 import os
 import resource
+import struct
+import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.calls import REFUSALS
 from loadtests.load import running_load
 from loadtests.server_metrics import increases, scrape
 from loadtests.spec import Address, LoadSpec
@@ -35,7 +39,7 @@ COMPARED_PLANS = 200
 MAX_SLOWDOWN = 1.5
 """The median latency afterwards relative to that of a server that nothing has happened to."""
 
-PROMISED = {"ok", "cancelled"} | {
+PROMISED = {"ok", "cancelled", *REFUSALS} | {
     "malformed_json",
     "malformed_message",
     "missing_field",
@@ -52,12 +56,12 @@ PROMISED = {"ok", "cancelled"} | {
     "out_of_range",
     "wrong_type",
 }
-"""The codes that the requests of the load deserve."""
+"""The codes that the requests of the load deserve. A slow machine may refuse some of them."""
 
 DROPPED = "lewm_log_lines_dropped_total"
 REDIS_UP, REDIS_ERRORS = (f'lewm_cache_{name}{{tier="redis"}}' for name in ("up", "errors_total"))
 
-LIBFAKETIME = "/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1"
+CLOCK_SOURCE = Path(__file__).parent / "support" / "jumping_clock.cpp"
 DAY_S = 86_400
 
 
@@ -70,6 +74,7 @@ def spec_of(server: ServerProcess, **changes: float) -> LoadSpec:
         "seconds": 600.0,
         "robots": 8,
         "robot_hz": 50.0,
+        "arrivals_per_s": 0.0,
         "deadline_ms": 30_000.0,
     }
     return LoadSpec(**fields | changes)  # type: ignore[arg-type]
@@ -100,7 +105,8 @@ def under_load(
         yield wait_answered
         calls = load.wait().calls
     assert len(calls) == REQUESTS
-    assert [call for call in calls if not call.is_expected] == []
+    failed = Counter((call.kind, call.code) for call in calls if call.is_failed)
+    assert not failed
     codes = {
         dict(labels)["code"]
         for name, labels in increases(before, scrape(server.url))
@@ -158,7 +164,7 @@ def check_redis_fault(
         try:
             wait_answered(3 * QUARTER)
             assert pair.server.metric(REDIS_ERRORS) > errors
-            assert pair.is_up() is stays_up
+            wait_until(lambda: pair.is_up() is stays_up, f"up is {stays_up}")
         finally:
             end()
         wait_until(pair.is_up, "Redis is used again")
@@ -189,7 +195,7 @@ def test_all_clients_of_a_process_vanish(with_redis: WithRedis, undisturbed: Ser
     before = len(list(descriptors.iterdir()))
     with under_load(server, undisturbed) as wait_answered:
         for count in (2 * QUARTER, 4 * QUARTER, 6 * QUARTER):
-            with running_load(spec_of(server, robots=40, leaving_clients=20)) as others:
+            with running_load(spec_of(server, robots=20, leaving_clients=10)) as others:
                 others.wait_started()
                 wait_answered(count)
             # The process has been killed, with requests in progress.
@@ -260,39 +266,37 @@ def reader_of(fifo: Path) -> Iterator[list[str]]:
 
 @dataclass
 class Clock:
-    """What a server and another one like it take for the time of day."""
+    """A server, and another one like it, whose time of day can be set.
+
+    libfaketime (0.9.10) cannot do this for Python: where it leaves monotonic clocks alone,
+    `time.sleep` fails, and elsewhere locks never time out.
+    """
 
     server: ServerProcess
     undisturbed: ServerProcess
     file: Path
 
     def jump(self, seconds: int) -> None:
-        """Set the clock to this many seconds from the real time."""
-        new = self.file.with_suffix(".new")
-        new.write_text(f"{seconds:+d}\n")
-        new.replace(self.file)
+        """Set the server's clock to this many seconds from the real time."""
+        with self.file.open("r+b") as file:
+            file.write(struct.pack("q", seconds))
 
 
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clock]:
     folder = tmp_path_factory.mktemp("clock")
-    library = Path(LIBFAKETIME.format(os.uname().machine))
-    if not library.exists():
-        pytest.fail("libfaketime is missing: `make setup`, as root on Debian, installs it")
-    (folder / "undisturbed.time").write_text("+0\n")
-    (folder / "jumping.time").write_text("+0\n")
+    library = folder / "jumping_clock.so"
+    compiler = [os.environ.get("CXX", "c++"), "-std=c++17", "-shared", "-fPIC", "-O2"]
+    subprocess.run([*compiler, "-o", library, CLOCK_SOURCE], check=True)
 
     def start(name: str) -> ServerProcess:
-        return ServerProcess(
-            folder / f"{name}.log",
-            LD_PRELOAD=str(library),
-            FAKETIME_TIMESTAMP_FILE=str(folder / f"{name}.time"),
-            FAKETIME_NO_CACHE="1",
-            FAKETIME_DONT_FAKE_MONOTONIC="1",
-        )
+        file = folder / f"{name}.offset"
+        file.write_bytes(struct.pack("q", 0))
+        log = folder / f"{name}.log"
+        return ServerProcess(log, LD_PRELOAD=str(library), JUMPING_CLOCK=str(file))
 
     with start("jumping") as server, start("undisturbed") as undisturbed:
-        yield Clock(server.wait_ready(), undisturbed.wait_ready(), folder / "jumping.time")
+        yield Clock(server.wait_ready(), undisturbed.wait_ready(), folder / "jumping.offset")
         assert server.stop() == 0
         assert "Traceback" not in server.errors()
 
