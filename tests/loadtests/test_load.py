@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import loadtests.soak  # noqa: F401
+from loadtests.__main__ import app
 from loadtests.load import run_load, running_load
 from loadtests.server_metrics import increases, scrape
 from loadtests.spec import LoadSpec
@@ -92,22 +95,21 @@ def test_a_server_that_dies_fails_calls(tmp_path: Path) -> None:
     assert codes >= {("rest plan", "connection_lost"), ("grpc plan", "unavailable")}
 
 
-def test_the_command_says_what_is_wrong() -> None:
-    for arguments, message in (
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--http", "nowhere"], "--http: expected HOST:PORT, got 'nowhere'"),
         (["--http", "127.0.0.1:9", "--robots", "501"], "--robots: expected 0 to 500, got 501"),
         (["--http", "127.0.0.1:9"], "Connection refused"),
-    ):
-        command = [sys.executable, "-m", "loadtests", *arguments]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert run.returncode == 2
-        (line,) = run.stderr.splitlines()
-        assert message in line
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
 
 
 def test_only_the_process_of_the_load_uses_gevent() -> None:
-    code = "import loadtests.__main__, loadtests.soak, sys; print('gevent' in sys.modules)"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert run.stdout == "False\n"
+    assert {"loadtests.__main__", "loadtests.soak"} <= set(sys.modules)
+    assert "gevent" not in sys.modules
