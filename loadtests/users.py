@@ -202,12 +202,12 @@ class Arrivals(LoadUser):
 
     abstract = True
     rate: ClassVar[float]
+    seed: ClassVar[int]
 
     def on_start(self) -> None:
         """Draw the moments."""
         super().on_start()
-        spec = self.load.spec
-        times = poisson_schedule(self.rate, spec.seconds, seed=spec.seed)
+        times = poisson_schedule(self.rate, self.load.spec.seconds, seed=self.seed)
         begin = time.perf_counter()
         self._due = (begin + moment for moment in times)
         self._next_due = next(self._due, None)
@@ -353,6 +353,7 @@ def user_classes(load: LoadRun) -> list[type[User]]:
             values: dict[str, Any] = {"protocol": protocol, "fixed_count": share, "load": load}
             if kind is Arrivals:
                 values["rate"] = spec.arrivals_per_s / len(spec.protocols)
+                values["seed"] = spec.seed + number  # the protocols' arrivals are independent
             if share:
                 classes.append(type(f"{kind.__name__}_{protocol}", (kind,), values))
     if spec.slow_readers:
