@@ -6,9 +6,10 @@ search, from the newest frame:
 - `stops`: `Driver.step`. The robot stands still while it waits for a plan.
 - `moves`: `Driver.run`. The next plan is computed while the robot runs the last one.
 
-Both run 5 or 25 actions of each plan, or more where the latency is longer. The plans come from a real server over gRPC. Time is simulated and counted in control periods: a
-plan takes the injected latency, whatever the machine needs for it. So the results do not depend on
-the machine. Goals are in the other room (`cross-room`), within 150 actions.
+Both run 5 or 25 actions of each plan, or more where the latency is longer. The plans come from a
+real server over gRPC. Time is simulated and counted in control periods: a plan takes the injected
+latency, whatever the machine needs for it. So the results do not depend on the machine. Goals are
+in the other room (`cross-room`), within 150 actions.
 
 Target: no period without an action after the first plan. Twenty minutes.
 

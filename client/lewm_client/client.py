@@ -59,6 +59,7 @@ class PlannerClient(Connection):
     """
 
     transport: ClassVar[Any] = grpc
+    channel: grpc.Channel
 
     encode = _blocking(calls.encode)
     predict = _blocking(calls.predict)
@@ -104,6 +105,7 @@ class AsyncPlannerClient(Connection):
     """
 
     transport: ClassVar[Any] = grpc.aio
+    channel: grpc.aio.Channel
 
     encode = _asynchronous(calls.encode)
     predict = _asynchronous(calls.predict)
@@ -130,7 +132,7 @@ class AsyncPlannerClient(Connection):
 
     async def close(self) -> None:
         """Close the connection."""
-        await self.channel.close()
+        await self.channel.close(None)
 
     async def __aenter__(self: AsyncClientT) -> AsyncClientT:
         return self

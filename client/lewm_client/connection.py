@@ -72,6 +72,7 @@ class Connection:
 
     transport: ClassVar[Any]
     """The module that makes the channels: `grpc` or `grpc.aio`."""
+    channel: Any
 
     def __init__(
         self,
