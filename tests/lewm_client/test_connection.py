@@ -232,3 +232,13 @@ def test_a_proxy_of_the_environment_is_not_used_for_this_machine(
         monkeypatch.delenv(name, raising=False)
     with running(None) as (target, _):
         call(target)
+
+
+def test_options_of_the_channel_replace_the_clients_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(grpc, "insecure_channel", lambda _, options: made.append(dict(options)))
+    monkeypatch.setattr("lewm_client.connection.PlannerServiceStub", lambda _channel: None)
+    PlannerClient("127.0.0.1:1", channel_options=[("grpc.keepalive_time_ms", 1)])
+    (options,) = made
+    assert options["grpc.keepalive_time_ms"] == 1
+    assert options["grpc.max_send_message_length"] == -1
