@@ -26,6 +26,7 @@ BENCHMARKS = {
     "closed_loop": "8 clients against one: throughput, and latency against a perfect queue",
     "overload": "3 times as many requests as can be answered: in time, and time to refuse",
     "cache": "what the cache saves and costs, in process, in Redis, and with a failing Redis",
+    "moving_robot": "a robot that plans while it moves against one that stops (20 minutes)",
     "solvers": "the default solver against CEM 300 × 30 on the same 500 episodes (half an hour)",
     "objectives": "success against candidates, by the latent and by the distance (an hour)",
     "dino_wm": "LeWM against DINO-WM's shapes: tokens a frame and time a plan",

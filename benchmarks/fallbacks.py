@@ -22,14 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.report import Report
 from benchmarks.results import Result, describe_machine, now
-from lewm_client import Pilot, PlannerClient
+from lewm_client import Driver, PlannerClient
 from lewm_models.environments import two_room
 from lewm_models.environments.two_room_environment import TWO_ROOM
 from lewm_models.evaluation.faults import CAMERA_FAULTS
@@ -117,8 +115,8 @@ def drive(
 ) -> Episode:
     """Run one episode, with a plan per action block from the model's history of frames.
 
-    The history starts anew after a fallback. Otherwise the frame that must not be planned from
-    would make the next requests anomalous as well.
+    The driver's history starts anew after a fallback. Otherwise the frame that must not be planned
+    from would make the next requests anomalous as well.
     """
     generator = torch.Generator().manual_seed(index)
     start, target = (
@@ -126,10 +124,15 @@ def drive(
     )
     room = two_room.VectorTwoRoom(start, target)
     goal = to_png(room.goal_frames()[0].numpy())
-    pilot = Pilot(client, goal, steps=BLOCK, timeout_s=PLAN_TIMEOUT_S, fallback=controller)
+    driver = Driver(
+        client,
+        goal,
+        steps=BLOCK,
+        timeout_s=PLAN_TIMEOUT_S,
+        history=HISTORY,
+        fallback=controller,
+    )
     shown = room.frames()
-    frames: list[bytes] = []
-    past_actions: list[NDArray[np.float32]] = []
     steps = wall_hits = fallback_steps = plan = 0
     while steps < tasks.budget:
         if fault == MOVED and plan == FAULTY_PLANS[0]:
@@ -140,11 +143,8 @@ def drive(
             fault=fault if plan in FAULTY_PLANS else NO_FAULT,
             generator=generator,
         )
-        frames = [*frames, to_png(shown[0].numpy())][-HISTORY:]
-        past_actions = past_actions[-(len(frames) - 1) :] if len(frames) > 1 else []
-        move = pilot.step(
-            frames,
-            np.concatenate(past_actions) if past_actions else None,
+        move = driver.step(
+            to_png(shown[0].numpy()),
             state=torch.cat([room.positions[0], room.goals[0]]).tolist(),
             seed=plan,
         )
@@ -157,9 +157,6 @@ def drive(
                 return Episode(
                     reached=True, steps=steps, wall_hits=wall_hits, fallback_steps=fallback_steps
                 )
-        past_actions.append(move.actions)
-        if is_fallback:
-            frames, past_actions = [], []
         plan += 1
     return Episode(reached=False, steps=steps, wall_hits=wall_hits, fallback_steps=fallback_steps)
 

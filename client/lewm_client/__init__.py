@@ -1,18 +1,20 @@
 """A client for robots. It needs numpy, grpcio and protobuf, nothing else.
 
     with PlannerClient("127.0.0.1:50051") as client:
-        pilot = Pilot(client, goal_frame, steps=5, timeout_s=0.5, fallback="hold")
+        driver = Driver(client, goal_frame, steps=5, timeout_s=0.5, fallback="hold")
         while not arrived():
-            robot.run(pilot.step([camera.frame()]).actions)
+            robot.run(driver.step(camera.frame()).actions)
 
 A frame is an array (H, W, 3) of uint8 in RGB, the bytes of a PNG or JPEG image, a latent
 (latent_dim,) of floats, or the `latent_id` of an earlier response.
 """
 
-from lewm_client.client import PlannerClient
+from lewm_client.client import AsyncPlannerClient, PlannerClient
+from lewm_client.control_loop import Clock, RunSummary
+from lewm_client.driver import Driver, Move
 from lewm_client.errors import PlannerError
 from lewm_client.messages import FrameLike, frame, tensor
-from lewm_client.pilot import LocalFallback, Move, Pilot, Setback, rest_of_plan
+from lewm_client.planning import LocalFallback, Setback, rest_of_plan
 from lewm_client.recorder import Recorder
 from lewm_client.responses import (
     EncodedLatent,
@@ -27,6 +29,9 @@ from lewm_client.responses import (
 )
 
 __all__ = [
+    "AsyncPlannerClient",
+    "Clock",
+    "Driver",
     "EncodeResponse",
     "EncodedLatent",
     "FallbackReport",
@@ -36,12 +41,12 @@ __all__ = [
     "LatentIds",
     "LocalFallback",
     "Move",
-    "Pilot",
     "PlanResponse",
     "PlannerClient",
     "PlannerError",
     "PredictResponse",
     "Recorder",
+    "RunSummary",
     "Setback",
     "Timing",
     "frame",

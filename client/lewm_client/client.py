@@ -1,167 +1,86 @@
-"""A connection to a planner, and how its calls are retried."""
+"""The clients of a planner, blocking and asyncio. They have the same arguments and methods."""
 
 from __future__ import annotations
 
-import math
-import random
+import asyncio
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import grpc
-from google.protobuf.message import Message
-from numpy.typing import ArrayLike
+import grpc.aio
 
-from lewm.v1 import planner_pb2 as pb
-from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+from lewm_client import calls
+from lewm_client.calls import Call
+from lewm_client.connection import Attempts, Connection
 from lewm_client.errors import PlannerError
-from lewm_client.messages import (
-    FrameLike,
-    encode_response,
-    frame,
-    frame_list,
-    optional_tensor,
-    plan_response,
-    predict_response,
-)
-from lewm_client.responses import EncodeResponse, PlanResponse, PredictResponse
 
-ResponseT = TypeVar("ResponseT", bound=Message)
+P = ParamSpec("P")
+ResponseT = TypeVar("ResponseT")
 ClientT = TypeVar("ClientT", bound="PlannerClient")
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    # A server that is back is found within a second; gRPC's own default is up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
-
-FIRST_RETRY_PAUSE_S = 0.05
-MAX_RETRY_PAUSE_S = 1.0
+AsyncClientT = TypeVar("AsyncClientT", bound="AsyncPlannerClient")
 
 
-class PlannerClient:
-    """A connection to a planner at `target` (`host:port`). Threads may share it.
+def _blocking(
+    make_call: Callable[Concatenate[Connection, P], Call[ResponseT]],
+) -> Callable[Concatenate[PlannerClient, P], ResponseT]:
+    """The method of the blocking client that makes a call and runs it."""
+
+    @functools.wraps(make_call)
+    def method(client: PlannerClient, /, *args: P.args, **kwargs: P.kwargs) -> ResponseT:
+        return client.run(make_call(client, *args, **kwargs))
+
+    return method
+
+
+def _asynchronous(
+    make_call: Callable[Concatenate[Connection, P], Call[ResponseT]],
+) -> Callable[Concatenate[AsyncPlannerClient, P], Coroutine[Any, Any, ResponseT]]:
+    """The method of the asyncio client that makes a call and runs it."""
+
+    @functools.wraps(make_call)
+    async def method(client: AsyncPlannerClient, /, *args: P.args, **kwargs: P.kwargs) -> ResponseT:
+        return await client.run(make_call(client, *args, **kwargs))
+
+    return method
+
+
+class PlannerClient(Connection):
+    """A connection to a planner; `Connection` describes its arguments. Threads may share it.
 
     Every call takes `timeout_s`, so that a dead server never blocks a robot. For a plan it is also
     the deadline. The client reconnects to a lost server at least once a second, and retries a call
     that ends in UNAVAILABLE up to `retries` times within its `timeout_s`.
 
     All calls raise `PlannerError` where they get no response, and `ValueError` where `timeout_s` is
-    not a finite number above 0. `channel_options` are further options of gRPC, such as
-    `[("grpc.enable_http_proxy", 0)]`; they replace those in `CHANNEL_OPTIONS`.
+    not a finite number above 0.
     """
 
-    def __init__(
-        self, target: str, *, retries: int = 3, channel_options: Sequence[tuple[str, Any]] = ()
-    ) -> None:
-        self.retries = retries
-        options = dict(CHANNEL_OPTIONS) | dict(channel_options)
-        self.channel = grpc.insecure_channel(target, options=tuple(options.items()))
-        self.stub = PlannerServiceStub(self.channel)  # type: ignore[no-untyped-call]
+    transport: ClassVar[Any] = grpc
+    channel: grpc.Channel
 
-    def encode(
-        self, frames: Sequence[FrameLike], *, model: str | None = None, timeout_s: float = 30.0
-    ) -> EncodeResponse:
-        """Encode frames to latents."""
-        request = pb.EncodeRequest(model=model, frames=frame_list(frames))
-        return encode_response(self._call(self.stub.Encode, request, timeout_s))
+    encode = _blocking(calls.encode)
+    predict = _blocking(calls.predict)
+    plan = _blocking(calls.plan)
+    models = _blocking(calls.models)
 
-    def predict(
-        self,
-        frames: Sequence[FrameLike],
-        *,
-        actions: ArrayLike | None = None,
-        candidates: ArrayLike | None = None,
-        past_actions: ArrayLike | None = None,
-        model: str | None = None,
-        timeout_s: float = 30.0,
-    ) -> PredictResponse:
-        """Predict the latents after `actions` (R, A), or after each of `candidates` (N, R, A).
+    def run(self, call: Call[ResponseT]) -> ResponseT:
+        """Send a call and wait for its response.
 
-        Args:
-            frames: oldest first, one action block apart.
-            actions: one sequence of actions, in the environment's units.
-            candidates: several sequences, in place of `actions`.
-            past_actions: the actions between the frames; needed for two frames or more.
-            model: the model's name, None for the server's default model.
-            timeout_s: seconds for all attempts together.
+        Raises:
+            PlannerError: the error of the last attempt.
         """
-        request = pb.PredictRequest(
-            model=model,
-            frames=frame_list(frames),
-            past_actions=optional_tensor(past_actions),
-            actions=optional_tensor(actions),
-            candidates=optional_tensor(candidates),
-        )
-        return predict_response(self._call(self.stub.Predict, request, timeout_s))
-
-    def plan(
-        self,
-        frames: Sequence[FrameLike],
-        goal: FrameLike,
-        *,
-        past_actions: ArrayLike | None = None,
-        committed_actions: ArrayLike | None = None,
-        solver: Mapping[str, Any] | None = None,
-        warm_start: ArrayLike | None = None,
-        seed: int | None = None,
-        deadline_ms: float | None = None,
-        min_iterations: int | None = None,
-        priority: int | None = None,
-        fallback: str | Mapping[str, Any] | None = None,
-        include: Sequence[str] = (),
-        model: str | None = None,
-        timeout_s: float = 30.0,
-    ) -> PlanResponse:
-        """Find actions that lead from `frames` to `goal`.
-
-        Args:
-            frames: oldest first, one action block apart.
-            goal: what the robot should see at the end.
-            past_actions: the actions between the frames; needed for two frames or more.
-            committed_actions: the actions that will have been executed when the plan starts, a
-                multiple of `action_block` rows after the newest frame. The plan, ``warm_start`` and
-                a fallback follow them.
-            solver: settings that replace those of the model's card, such as `{"samples": 64}`.
-            warm_start: the actions (up to R, A) at which the search starts.
-            seed: the same request with the same seed gets the same plan.
-            deadline_ms: the search ends by then; the earlier of this and `timeout_s` holds.
-            min_iterations: the server refuses the request if fewer iterations fit before the
-                deadline.
-            priority: 0 to 9; 9 goes first.
-            fallback: the controller that answers when the planner cannot, such as `"tail"`. With a
-                state (n,): `{"controller": "waypoint", "state": state}`.
-            include: parts of the response that are left out by default: `"trajectory"`.
-            model: the model's name, None for the server's default model.
-            timeout_s: seconds for all attempts together.
-        """
-        request = pb.PlanRequest(
-            model=model,
-            frames=frame_list(frames),
-            past_actions=optional_tensor(past_actions),
-            committed_actions=optional_tensor(committed_actions),
-            goal=frame(goal),
-            solver=None if solver is None else pb.SolverSettings(**solver),
-            warm_start=optional_tensor(warm_start),
-            seed=seed,
-            deadline_ms=deadline_ms,
-            min_iterations=min_iterations,
-            priority=priority,
-            fallback=None if fallback is None else _fallback_message(fallback),
-            include=include,
-        )
-        return plan_response(self._call(self.stub.Plan, request, timeout_s))
-
-    def models(self, timeout_s: float = 30.0) -> list[pb.Model]:
-        """List the server's models."""
-        response = self._call(self.stub.ListModels, pb.ListModelsRequest(), timeout_s)
-        return list(response.models)
+        attempts = Attempts(call.timeout_s, self.retries)
+        send = getattr(self.stub, call.method)
+        while True:
+            try:
+                message = send(call.request, timeout=attempts.time_left_s(), metadata=self.metadata)
+                return call.read(message)
+            except grpc.RpcError as rpc_error:
+                error = PlannerError(rpc_error)  # type: ignore[arg-type]
+            time.sleep(attempts.pause_after_s(error))
 
     def close(self) -> None:
         """Close the connection."""
@@ -178,51 +97,50 @@ class PlannerClient:
     ) -> None:
         self.close()
 
-    def _call(
-        self, method: Callable[..., ResponseT], request: Message, timeout_s: float
-    ) -> ResponseT:
-        return call_with_retries(method, request, timeout_s=timeout_s, retries=self.retries)
 
+class AsyncPlannerClient(Connection):
+    """A `PlannerClient` for asyncio: the calls are awaited. It is made inside of a coroutine.
 
-def call_with_retries(
-    method: Callable[..., ResponseT], request: Message, *, timeout_s: float, retries: int
-) -> ResponseT:
-    """Call a method, and call it again up to ``retries`` times while it ends in UNAVAILABLE.
-
-    Other errors are not retried: a plan that was too late once is too late again, and retries make
-    an overloaded server slower. The pauses double. They are shortened at random, so that the robots
-    of a fleet do not return at the same moment, but are at least as long as the server asks for.
-
-    Args:
-        method: a method of the gRPC stub.
-        request: its request.
-        timeout_s: seconds for all attempts and pauses together.
-        retries: how many further attempts are allowed.
-
-    Raises:
-        PlannerError: the error of the last attempt.
-        ValueError: ``timeout_s`` is not a finite number above 0: the call might never return.
+    A call that is cancelled is cancelled on the server, too.
     """
-    if not 0 < timeout_s < math.inf:
-        raise ValueError(f"timeout_s must be a finite number above 0, got {timeout_s}")
-    deadline = time.monotonic() + timeout_s
-    next_pause_s = FIRST_RETRY_PAUSE_S
-    retries_left = retries
-    while True:
-        try:
-            return method(request, timeout=max(0.0, deadline - time.monotonic()))
-        except grpc.RpcError as rpc_error:
-            error = PlannerError(rpc_error)  # type: ignore[arg-type]
-        pause_s = max(error.retry_after_s or 0.0, next_pause_s * random.uniform(0.5, 1))
-        out_of_time = time.monotonic() + pause_s >= deadline
-        if error.status is not grpc.StatusCode.UNAVAILABLE or not retries_left or out_of_time:
-            raise error
-        time.sleep(pause_s)
-        retries_left -= 1
-        next_pause_s = min(2 * next_pause_s, MAX_RETRY_PAUSE_S)
 
+    transport: ClassVar[Any] = grpc.aio
+    channel: grpc.aio.Channel
 
-def _fallback_message(fallback: str | Mapping[str, Any]) -> pb.Fallback:
-    if isinstance(fallback, str):
-        return pb.Fallback(controller=fallback)
-    return pb.Fallback(**{**fallback, "state": optional_tensor(fallback.get("state"))})
+    encode = _asynchronous(calls.encode)
+    predict = _asynchronous(calls.predict)
+    plan = _asynchronous(calls.plan)
+    models = _asynchronous(calls.models)
+
+    async def run(self, call: Call[ResponseT]) -> ResponseT:
+        """Send a call and wait for its response.
+
+        Raises:
+            PlannerError: the error of the last attempt.
+        """
+        attempts = Attempts(call.timeout_s, self.retries)
+        send = getattr(self.stub, call.method)
+        while True:
+            try:
+                message = await send(
+                    call.request, timeout=attempts.time_left_s(), metadata=self.metadata
+                )
+                return call.read(message)
+            except grpc.RpcError as rpc_error:
+                error = PlannerError(rpc_error)  # type: ignore[arg-type]
+            await asyncio.sleep(attempts.pause_after_s(error))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self.channel.close(None)
+
+    async def __aenter__(self: AsyncClientT) -> AsyncClientT:
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

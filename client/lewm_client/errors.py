@@ -17,6 +17,27 @@ TEMPORARY_STATUSES = (
 PERMANENT_CODES = ("body_too_large",)
 """Codes of requests that fail every time, although their status is a temporary one."""
 
+NO_CONNECTION = "failed to connect"
+"""How gRPC's message begins if there was no connection for the call."""
+
+CONNECTION_PROBLEMS = (
+    ("certificate has expired", "the server's certificate has expired"),
+    ("certificate is not yet valid", "the server's certificate is not valid yet"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "the server's certificate is not from a certificate authority that `tls` trusts",
+    ),
+    ("Hostname Verification", "the server's certificate is for another name than the target's"),
+    ("WRONG_VERSION_NUMBER", "the server does not speak TLS on this port"),
+    ("security handshaker", "the PEM data of `tls`, `certificate` or `key` cannot be used"),
+    (
+        "Socket closed",
+        "the server closed the connection at once; it may require TLS, or a client certificate "
+        "that it trusts",
+    ),
+)
+"""Parts of gRPC's messages about a connection that failed, and what they mean."""
+
 
 class PlannerError(Exception):
     """The server refused the request, or could not be reached.
@@ -31,10 +52,13 @@ class PlannerError(Exception):
             not say.
     """
 
+    request_id = ""
+    retry_after_s: float | None = None
+
     def __init__(self, error: grpc.Call) -> None:
         trailing = dict(error.trailing_metadata() or ())
         self.status = error.code()
-        self.detail = error.details() or ""
+        self.detail = _explain(error.details() or "")
         self.code = str(trailing.get("code", self.status.name.lower()))
         self.request_id = str(trailing.get("request_id", ""))
         after_ms = trailing.get("retry-after-ms")
@@ -45,3 +69,22 @@ class PlannerError(Exception):
     def temporary(self) -> bool:
         """Whether the same request may succeed later. If not, the request itself is wrong."""
         return self.status in TEMPORARY_STATUSES and self.code not in PERMANENT_CODES
+
+
+class PlanOverdue(PlannerError):
+    """The robot needs its next actions now, and the plan has not arrived yet."""
+
+    def __init__(self) -> None:
+        self.status = grpc.StatusCode.DEADLINE_EXCEEDED
+        self.code = "overdue"
+        self.detail = "the last plan is at its end, and the next one has not arrived yet"
+        Exception.__init__(self, f"{self.code}: {self.detail}")
+
+
+def _explain(detail: str) -> str:
+    """gRPC's message, with what it means in front if it is about a failed connection."""
+    if detail.startswith(NO_CONNECTION):
+        for part, meaning in CONNECTION_PROBLEMS:
+            if part in detail:
+                return f"{meaning} ({detail})"
+    return detail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,11 +28,15 @@ from lewm_client.responses import (
     Timing,
 )
 
-FrameLike = NDArray[Any] | bytes | bytearray | memoryview | str
+FrameLike = NDArray[Any] | bytes | bytearray | memoryview | mmap.mmap | str
 """Pixels (H, W, 3) of uint8, the bytes of a PNG or JPEG, a latent (D,), or a `latent_id`.
 
-The bytes may also be an array (n,) or (n, 1) of uint8, as `cv2.imencode` returns them.
+The bytes may be in any object that shares its memory, such as a `mmap`, and in an array (n,) or
+(n, 1) of uint8, as `cv2.imencode` returns them.
 """
+
+BYTE_TYPES = (np.dtype(np.uint8), np.dtype("S1"))
+"""The types of numpy arrays of single bytes; the second is that of C's characters."""
 
 NOT_IN_LATENT_IDS = re.compile(r"[^\w-]")
 
@@ -47,8 +52,8 @@ def optional_tensor(values: ArrayLike | None) -> pb.Tensor | None:
     return None if values is None else tensor(values)
 
 
-def frame_list(sources: Iterable[FrameLike]) -> Iterator[pb.Frame]:
-    """Make messages of frames.
+def frame_list(sources: Iterable[FrameLike], jpeg_quality: int | None = None) -> Iterator[pb.Frame]:
+    """Make messages of frames, as `frame` does.
 
     Raises:
         TypeError: this is one frame instead of several, or a frame is of another kind.
@@ -56,7 +61,7 @@ def frame_list(sources: Iterable[FrameLike]) -> Iterator[pb.Frame]:
     """
     if (kind := _kind_of_one_frame(sources)) is not None:
         raise TypeError(f"frames: expected a list of frames, got one {kind}: write [frame]")
-    return map(frame, sources)
+    return (frame(source, jpeg_quality) for source in sources)
 
 
 def _kind_of_one_frame(sources: Any) -> str | None:
@@ -67,13 +72,26 @@ def _kind_of_one_frame(sources: Any) -> str | None:
         # Rows of pixels and of bytes look like encoded images, and numbers like latents.
         is_one = sources.ndim in (0, 1, 3) or (sources.ndim == 2 and sources.dtype == np.uint8)
         return f"array of shape {sources.shape}" if is_one else None
-    if isinstance(sources, (bytes, bytearray, memoryview, os.PathLike, Mapping)):
+    if isinstance(sources, (os.PathLike, Mapping)) or _shares_memory(sources):
         return type(sources).__name__
     return None if isinstance(sources, Iterable) else type(sources).__name__
 
 
-def frame(source: FrameLike) -> pb.Frame:
+def _shares_memory(source: object) -> bool:
+    """Whether the object is bytes or like bytes."""
+    try:
+        memoryview(source).release()  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def frame(source: FrameLike, jpeg_quality: int | None = None) -> pb.Frame:
     """Make a message of a frame.
+
+    Args:
+        source: the frame.
+        jpeg_quality: compress pixels to JPEG of this quality; None leaves them as they are.
 
     Raises:
         TypeError: the frame is of another kind, such as a path, or of another number type.
@@ -88,11 +106,24 @@ def frame(source: FrameLike) -> pb.Frame:
     array = np.asarray(source)
     if array.dtype == object:
         raise TypeError(f"the frame is a {type(source).__name__}, expected pixels or bytes")
-    if array.dtype == np.uint8 and (array.ndim == 1 or array.shape[1:] == (1,)):
+    if array.dtype in BYTE_TYPES and (array.ndim == 1 or array.shape[1:] == (1,)):
         return pb.Frame(image=array.tobytes())
     if array.ndim == 1:
         return pb.Frame(latent=tensor(_numbers(array)))
-    return pb.Frame(pixels=pb.Pixels(shape=array.shape, data=_pixels(array).tobytes()))
+    pixels = _pixels(array)
+    if jpeg_quality is not None:
+        return pb.Frame(image=_jpeg(pixels, jpeg_quality))
+    return pb.Frame(pixels=pb.Pixels(shape=pixels.shape, data=pixels.tobytes()))
+
+
+def _jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    """A JPEG image of pixels (H, W, 3), with the colours at full resolution."""
+    import simplejpeg  # of the extra `lewm-client[jpeg]`
+
+    image: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444"
+    )
+    return image
 
 
 def _latent_id(text: str) -> str:

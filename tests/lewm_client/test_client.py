@@ -1,17 +1,19 @@
 """The client with servers that refuse, never answer, die or come back."""
 
+import asyncio
+import inspect
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import numpy as np
 import pytest
 
 from lewm.v1 import planner_pb2 as pb
-from lewm_client import PlannerClient, PlannerError
-from lewm_client.client import call_with_retries
+from lewm_client import AsyncPlannerClient, EncodeResponse, PlannerClient, PlannerError
 from tests.lewm_serve.support.random_model import write_random_model
 from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
@@ -41,45 +43,74 @@ RETRY_AFTER_MINUTE = {"retry-after-ms": "60000"}
 UNAVAILABLE = FakeRpcError(grpc.StatusCode.UNAVAILABLE)
 
 
-class FakeMethod:
-    """A gRPC method that fails a number of times and then responds."""
+class FakeEncode:
+    """The stub's `Encode`, which fails a number of times and then responds."""
 
     def __init__(self, failures: int, error: FakeRpcError) -> None:
         self._failures = failures
         self._error = error
         self.timeouts: list[float] = []
 
-    def __call__(self, _request: pb.EncodeRequest, timeout: float) -> pb.EncodeResponse:
+    def __call__(self, _request: Any, timeout: float, metadata: Any) -> pb.EncodeResponse:
+        assert metadata == ()
         self.timeouts.append(timeout)
         if len(self.timeouts) <= self._failures:
             raise self._error
         return pb.EncodeResponse(model="fake")
 
 
-def attempts_until_error(error: FakeRpcError, retries: int, timeout_s: float = PATIENCE_S) -> int:
+def encode(method: FakeEncode, *, retries: int, timeout_s: float = PATIENCE_S) -> EncodeResponse:
+    """Encode a frame with the blocking client."""
+    with PlannerClient("127.0.0.1:1", retries=retries) as client:
+        client.stub = cast(Any, SimpleNamespace(Encode=method))
+        return client.encode([FRAME], timeout_s=timeout_s)
+
+
+def encode_by_asyncio(
+    method: FakeEncode, *, retries: int, timeout_s: float = PATIENCE_S
+) -> EncodeResponse:
+    """Encode a frame with the asyncio client."""
+
+    async def awaitable(*args: Any, **kwargs: Any) -> pb.EncodeResponse:
+        return method(*args, **kwargs)
+
+    async def run() -> EncodeResponse:
+        async with AsyncPlannerClient("127.0.0.1:1", retries=retries) as client:
+            client.stub = cast(Any, SimpleNamespace(Encode=awaitable))
+            return await client.encode([FRAME], timeout_s=timeout_s)
+
+    return asyncio.run(run())
+
+
+both_clients = pytest.mark.parametrize("run", [encode, encode_by_asyncio])
+
+
+def attempts_until_error(run: Any, error: FakeRpcError, retries: int, **arguments: float) -> int:
     """How often a method that always fails is called."""
-    method = FakeMethod(100, error)
+    method = FakeEncode(100, error)
     with pytest.raises(PlannerError):
-        call_with_retries(method, pb.EncodeRequest(), timeout_s=timeout_s, retries=retries)
+        run(method, retries=retries, **arguments)
     return len(method.timeouts)
 
 
-def test_unavailable_is_retried_within_one_timeout() -> None:
-    method = FakeMethod(2, UNAVAILABLE)
-    response = call_with_retries(method, pb.EncodeRequest(), timeout_s=PATIENCE_S, retries=3)
-    assert response.model == "fake"
+@both_clients
+def test_unavailable_is_retried_within_one_timeout(run: Any) -> None:
+    method = FakeEncode(2, UNAVAILABLE)
+    assert run(method, retries=3).model == "fake"
     first, second, third = method.timeouts
     assert PATIENCE_S >= first > second > third
 
 
-def test_number_of_attempts_is_limited() -> None:
-    assert attempts_until_error(UNAVAILABLE, retries=2) == 3
-    assert attempts_until_error(UNAVAILABLE, retries=0) == 1
+@both_clients
+def test_number_of_attempts_is_limited(run: Any) -> None:
+    assert attempts_until_error(run, UNAVAILABLE, retries=2) == 3
+    assert attempts_until_error(run, UNAVAILABLE, retries=0) == 1
 
 
-def test_no_retry_that_would_be_after_the_timeout() -> None:
+@both_clients
+def test_no_retry_that_would_be_after_the_timeout(run: Any) -> None:
     error = FakeRpcError(grpc.StatusCode.UNAVAILABLE, **RETRY_AFTER_MINUTE)
-    assert attempts_until_error(error, retries=5, timeout_s=30) == 1
+    assert attempts_until_error(run, error, retries=5, timeout_s=30) == 1
 
 
 @pytest.mark.parametrize(
@@ -92,7 +123,7 @@ def test_no_retry_that_would_be_after_the_timeout() -> None:
     ids=lambda status: status.name,
 )
 def test_other_errors_are_not_retried(status: grpc.StatusCode) -> None:
-    assert attempts_until_error(FakeRpcError(status), retries=5) == 1
+    assert attempts_until_error(encode, FakeRpcError(status), retries=5) == 1
 
 
 def test_error_of_the_server() -> None:
@@ -134,6 +165,26 @@ def test_a_server_that_never_answers(silent_target: str) -> None:
         client.encode([FRAME], timeout_s=0.5)
     assert caught.value.temporary
     assert caught.value.code in ("deadline_exceeded", "unavailable")
+
+
+async def test_the_asyncio_client_is_cancelled_and_ends_in_time(silent_target: str) -> None:
+    async with AsyncPlannerClient(silent_target) as client:
+        with pytest.raises(PlannerError) as caught:
+            await client.encode([FRAME], timeout_s=0.5)
+        assert caught.value.temporary
+        encoding = asyncio.create_task(client.encode([FRAME], timeout_s=PATIENCE_S))
+        await asyncio.sleep(0.05)
+        encoding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await encoding
+
+
+def test_both_clients_have_the_same_signatures() -> None:
+    for name in ("encode", "predict", "plan", "models"):
+        methods = [getattr(kind, name) for kind in (PlannerClient, AsyncPlannerClient)]
+        blocking, asynchronous = map(inspect.signature, methods)
+        assert blocking == asynchronous
+        assert "timeout_s" in blocking.parameters
 
 
 def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """What a client takes for an image, for pixels, for a latent and for a `latent_id`."""
 
 import array
+import ctypes
 import io
+import mmap
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lewm.v1 import planner_pb2 as pb
-from lewm_client import PlannerClient, frame
+from lewm_client import PlannerClient, calls, frame
 from lewm_client.messages import frame_list
 
 PICTURE = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
@@ -26,6 +29,13 @@ def png() -> bytes:
 PNG = png()
 
 
+def memory_map(content: bytes) -> mmap.mmap:
+    """Memory as a mapped file has it."""
+    memory = mmap.mmap(-1, len(content))
+    memory.write(content)
+    return memory
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -35,6 +45,8 @@ PNG = png()
         pytest.param(memoryview(PNG).cast("b").cast("B"), id="cast"),
         pytest.param(io.BytesIO(PNG).getbuffer(), id="buffer"),
         pytest.param(array.array("B", PNG), id="array"),
+        pytest.param(memory_map(PNG), id="mmap"),
+        pytest.param(ctypes.create_string_buffer(PNG, len(PNG)), id="ctypes"),
         pytest.param(np.frombuffer(PNG, np.uint8), id="frombuffer"),
         pytest.param(np.frombuffer(PNG, np.uint8).reshape(-1, 1), id="imencode"),
         pytest.param(np.frombuffer(PNG + PNG, np.uint8)[: len(PNG)], id="slice"),
@@ -75,6 +87,8 @@ def test_a_latent_is_a_latent(dtype: str) -> None:
         (np.zeros(128, np.float32), r"array of shape \(128,\)"),
         (PNG, "bytes"),
         (memoryview(PNG), "memoryview"),
+        (memory_map(PNG), "mmap"),
+        (array.array("B", PNG), "array"),
         ("frame.png", "string, 'frame.png'"),
         (Path("frame.png"), "PosixPath"),
         (Image.fromarray(PICTURE), "Image"),
@@ -96,6 +110,39 @@ def test_one_frame_in_place_of_a_list_is_named(frames: Any, got: str) -> None:
 )
 def test_several_frames_are_a_list(frames: Any) -> None:
     assert list(frame_list(frames))
+
+
+def test_pixels_become_a_jpeg_of_the_chosen_quality() -> None:
+    smooth = np.asarray(Image.fromarray(PICTURE).resize((64, 64), Image.Resampling.BICUBIC))
+    small, large = (frame(smooth, quality).image for quality in (30, 95))
+    assert len(small) < len(large) < smooth.nbytes
+    image = Image.open(io.BytesIO(large))
+    assert image.format == "JPEG"
+    error = np.abs(np.asarray(image).astype(int) - smooth)
+    assert error.max() < 25
+    assert error.mean() < 3
+    assert frame(smooth[:, ::-1], 95).image  # rows that are not contiguous
+    assert frame(PNG, 95) == pb.Frame(image=PNG)
+
+
+def test_a_client_compresses_frames_and_goals() -> None:
+    with PlannerClient("127.0.0.1:1", jpeg_quality=90) as client:
+        request = calls.plan(client, [PICTURE], PICTURE).request
+    assert isinstance(request, pb.PlanRequest)
+    for message in (*request.frames, request.goal):
+        assert Image.open(io.BytesIO(message.image)).size == (12, 12)
+
+
+@pytest.mark.parametrize("quality", [0, 101])
+def test_an_impossible_quality_is_refused(quality: int) -> None:
+    with pytest.raises(ValueError, match=f"jpeg_quality: expected 1 to 100, got {quality}"):
+        PlannerClient("127.0.0.1:1", jpeg_quality=quality)
+
+
+def test_jpeg_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    with pytest.raises(ImportError, match=r"pip install 'lewm-client\[jpeg\]'"):
+        PlannerClient("127.0.0.1:1", jpeg_quality=90)
 
 
 def test_a_latent_id_is_a_latent_id() -> None:

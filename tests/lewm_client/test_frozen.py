@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from lewm_client import Move, Pilot, PlannerClient, PlannerError
+from lewm_client import Driver, Move, PlannerClient, PlannerError
 from tests.lewm_serve.support.frames import picture
 from tests.lewm_serve.support.random_model import write_random_model
 from tests.lewm_serve.support.server_process import ServerProcess
@@ -29,8 +29,8 @@ SHORT_PLAN: dict[str, Any] = {"solver": {"samples": 16, "iterations": 1, "elites
 STOP_ACTIONS = np.zeros((5, 2), np.float32)
 
 
-def make_pilot(client: PlannerClient, settings: dict[str, Any], timeout_s: float) -> Pilot:
-    return Pilot(
+def make_driver(client: PlannerClient, settings: dict[str, Any], timeout_s: float) -> Driver:
+    return Driver(
         client,
         GOAL,
         steps=5,
@@ -52,12 +52,12 @@ def test_a_server_that_freezes_during_a_call(tmp_path: Path) -> None:
         PlannerClient(server.target) as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        assert make_pilot(client, SHORT_PLAN, PATIENCE_S).step([FRAME]).source == "plan"
+        assert make_driver(client, SHORT_PLAN, PATIENCE_S).step(FRAME).source == "plan"
 
         # On a busy machine a short timeout may end before the search begins.
         for timeout_s in (SHORT_TIMEOUT_S, 2 * SHORT_TIMEOUT_S, 4 * SHORT_TIMEOUT_S):
             started = time.monotonic()
-            stepping = pool.submit(make_pilot(client, LONG_PLAN, timeout_s).step, [FRAME])
+            stepping = pool.submit(make_driver(client, LONG_PLAN, timeout_s).step, FRAME)
             wait_until_planning(server, stepping)
             if not stepping.done():
                 break
@@ -73,11 +73,11 @@ def test_a_server_that_freezes_during_a_call(tmp_path: Path) -> None:
 
             # The connection still looks alive to the next calls.
             started = time.monotonic()
-            assert make_pilot(client, SHORT_PLAN, SHORT_TIMEOUT_S).step([FRAME]).source == "local"
+            assert make_driver(client, SHORT_PLAN, SHORT_TIMEOUT_S).step(FRAME).source == "local"
             with pytest.raises(PlannerError) as caught:
                 client.models(timeout_s=0.5)
             assert caught.value.temporary
             assert time.monotonic() - started < MAX_WAIT_S
         finally:
             server.signal(signal.SIGCONT)
-        assert make_pilot(client, SHORT_PLAN, PATIENCE_S).step([FRAME]).source == "plan"
+        assert make_driver(client, SHORT_PLAN, PATIENCE_S).step(FRAME).source == "plan"

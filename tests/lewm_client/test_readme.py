@@ -22,6 +22,7 @@ PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PRINTED_COMMENT = re.compile(r"^ *print\(.*\)  # (.+)$", re.MULTILINE)
 
 STEPS_TO_GOAL = 3
+STEPS_WITHOUT_STOP = 10
 STEPS_RECORDED = 3
 
 
@@ -37,6 +38,13 @@ class FakeRobot:
 
     def __init__(self) -> None:
         self.actions: list[NDArray[np.float32]] = []
+        self.executed: list[NDArray[np.float32]] = []
+
+    def execute(self, action: NDArray[np.float32]) -> None:
+        self.executed.append(action)
+
+    def has_arrived(self) -> bool:
+        return len(self.executed) == STEPS_WITHOUT_STOP
 
     def run(self, actions: NDArray[np.float32]) -> None:
         self.actions.append(actions)
@@ -50,7 +58,7 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     robot = FakeRobot()
     names: dict[str, Any] = {"robot": robot, "camera": FakeCamera(), "arrived": robot.arrived}
     blocks = PYTHON_BLOCK.findall(README)
-    assert len(blocks) == 8
+    assert len(blocks) == 11
     with ServerProcess(tmp_path / "log").wait_ready() as server:
         for block in blocks:
             # The machine that runs the tests may be too busy for a robot's timeouts.
@@ -65,6 +73,7 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     shapes = [actions.shape for actions in robot.actions]
     assert shapes == [(5, 2)] * STEPS_TO_GOAL + [(1, 2)] * STEPS_RECORDED
+    assert np.shape(robot.executed) == (STEPS_WITHOUT_STOP, 2)
     assert len(list((tmp_path / "kitchen").glob("episodes/*/steps.bin"))) == 1
     plan, predicted = names["plan"], names["predicted"]
     assert isinstance(plan, PlanResponse)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lewm_client import Pilot, PlannerClient, PlanResponse, Setback
+from lewm_client import Driver, PlannerClient, PlanResponse, Setback
 from lewm_models.environments.environment import Environment, Frame
 from lewm_models.evaluation.episode import Actions, Outcome, Planner, run_episodes
 from lewm_models.evaluation.protocol import Episodes
@@ -30,7 +30,7 @@ PLAN_TIMEOUT_S = 600.0
 class RemotePlanner:
     """Plans for one robot on its way to one goal; see `lewm_models.evaluation.episode.Planner`.
 
-    The robot executes the first ``plan_steps`` actions of each plan; see `lewm_client.Pilot`. A
+    The robot executes the first ``plan_steps`` actions of each plan; see `lewm_client.Driver`. A
     call that fails ends the episode with its error, because the planner is what is measured.
 
     Attributes:
@@ -49,7 +49,7 @@ class RemotePlanner:
         self._client = client
         self._plan_steps = plan_steps
         self._plan_arguments = {"model": model, "solver": solver, "include": include}
-        self._pilot: Pilot | None = None
+        self._driver: Driver | None = None
         self.plans: list[PlanResponse] = []
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
@@ -59,8 +59,8 @@ class RemotePlanner:
             PlannerError: there is no plan.
         """
         image = to_png(frame)
-        if self._pilot is None:
-            self._pilot = Pilot(
+        if self._driver is None:
+            self._driver = Driver(
                 self._client,
                 to_png(goal_frame),
                 steps=self._plan_steps,
@@ -69,7 +69,7 @@ class RemotePlanner:
                 settings=self._plan_arguments,
             )
         started = time.perf_counter()
-        move = self._pilot.step([image], seed=seed)
+        move = self._driver.step(image, seed=seed)
         seconds = time.perf_counter() - started
         if move.plan is not None:
             self.plans.append(move.plan)
