@@ -5,6 +5,8 @@
     ├── MalformedJson           400  the bytes are not JSON, or the nesting is too deep
     ├── MalformedMessage        400  the bytes are not the method's message
     ├── InvalidRequest          422  the JSON or message is not a request this model can serve
+    ├── Unauthenticated         401
+    ├── Forbidden               403
     ├── UnknownModel            404
     ├── UnknownLatent           404
     ├── UnknownRoute            404
@@ -14,6 +16,7 @@
     ├── UnsupportedMediaType    415
     ├── TooManyHeaders          431  more fields in a request head than the server reads
     ├── Overloaded              429
+    ├── RateLimited             429
     ├── Cancelled               499
     ├── Internal                500
     ├── NonFiniteResult         500  the model's numbers overflow
@@ -31,6 +34,7 @@ Where each is raised, on the way from bytes to a plan:
       │ UnsupportedMediaType│                      │ DeadlineExceeded, Cancelled
       │ BodyTooLarge        │                      │ Internal (anything unexpected), NonFiniteResult
       │ RequestTimeout, Overloaded (too many connections or bytes), TooManyHeaders
+      │ Unauthenticated, Forbidden, RateLimited
       │ MalformedJson, MalformedMessage
 
 An error knows its HTTP status and the name of its gRPC status. Transports only write it.
@@ -209,6 +213,24 @@ class MalformedMessage(ServiceError):
     title = "Malformed message"
 
 
+class Unauthenticated(ServiceError):
+    """The server asks for a key, and the request has none or a wrong one."""
+
+    status = 401
+    grpc_status = "UNAUTHENTICATED"
+    code = "unauthenticated"
+    title = "Unauthenticated"
+
+
+class Forbidden(ServiceError):
+    """The key does not have the role that the request needs."""
+
+    status = 403
+    grpc_status = "PERMISSION_DENIED"
+    code = "forbidden"
+    title = "Forbidden"
+
+
 class UnknownModel(ServiceError):
     """The server has no model of this name."""
 
@@ -308,6 +330,18 @@ class Overloaded(ServiceError):
     title = "Overloaded"
 
     def __init__(self, retry_after_s: float, detail: str = "the queue is full") -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+
+
+class RateLimited(ServiceError):
+    """The key has sent more requests than its limits allow."""
+
+    status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "rate_limited"
+    title = "Rate limited"
+
+    def __init__(self, retry_after_s: float, detail: str) -> None:
         super().__init__(detail, retry_after_s=retry_after_s)
 
 

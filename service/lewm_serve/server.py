@@ -15,10 +15,12 @@ import contextlib
 import json
 import resource
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from lewm_serve.access.keys import Keys
+from lewm_serve.access.keys_file import KeysFileError
 from lewm_serve.observability.logging import LineWriter, log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
@@ -54,22 +56,23 @@ class Server:
     """Both transports with one planner.
 
     Raises:
-        StartError: traces are wanted, but OpenTelemetry is not installed or not usable.
+        StartError: the keys file cannot be used, or traces are wanted, but OpenTelemetry is not
+            installed or not usable.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._tracer = _make_tracer(settings)
+        keys = _read_keys(settings)
         metrics = Metrics()
         self.planner = Planner(settings, metrics)
         memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
         metrics.held_bytes.set_function(lambda: memory.total + memory.incomplete)
         recorder = RequestRecorder(metrics, self._tracer)
-        app = create_app(self.planner, settings, metrics=metrics, memory=memory, recorder=recorder)
+        shared: Any = {"metrics": metrics, "memory": memory, "recorder": recorder, "keys": keys}
+        app = create_app(self.planner, settings, **shared)
         self.http = HttpServer(app, settings, recorder)
-        self.grpc = GrpcServer(
-            self.planner, settings, metrics=metrics, memory=memory, recorder=recorder
-        )
+        self.grpc = GrpcServer(self.planner, settings, **shared)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -161,6 +164,18 @@ class Server:
             exit_process(128 + number, SECOND_SIGNAL_FLUSH_S)
         self._stopping.set()
         log.info("stopping", signal=number.name, grace_s=self.settings.grace_s)
+
+
+def _read_keys(settings: Settings) -> Keys | None:
+    if settings.keys_file is None:
+        return None
+    try:
+        keys = Keys(settings.keys_file)
+    except KeysFileError as error:
+        raise StartError(f"LEWM_KEYS_FILE (--keys-file): {error}") from None
+    if not keys:
+        log.warning("there is no key in the keys file: nobody may come in")
+    return keys
 
 
 def _make_tracer(settings: Settings) -> RequestTracer | None:

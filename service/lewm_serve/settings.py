@@ -84,6 +84,14 @@ class Settings(BaseSettings):
     http_port: Annotated[Port, Field(description="port of REST; 0 takes a free one")] = 8000
     grpc_port: Annotated[Port, Field(description="port of gRPC; 0 takes a free one")] = 50051
 
+    keys_file: Annotated[
+        Path | None,
+        Field(
+            description="file of `lewm keys add`: clients need one of its keys; unset: no client "
+            "needs a key"
+        ),
+    ] = None
+
     models: Annotated[
         tuple[Path, ...],
         NoDecode,

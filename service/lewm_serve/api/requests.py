@@ -65,7 +65,9 @@ class RequestContext:
         robot: the name that the robot gives itself, for logs and traces alone.
         max_answer_values: the most values in the answer to a predict request. None: the transport
             has no such limit.
-        client: what tells clients apart: the address of the other end of the connection.
+        client: what tells clients apart: the key, or without keys the address of the other end of
+            the connection.
+        key: the name of the key that the client presented. None: the server asks for none.
     """
 
     request_id: str
@@ -77,6 +79,7 @@ class RequestContext:
     robot: str | None = None
     max_answer_values: int | None = None
     client: str = ""
+    key: str | None = None
 
     def earliest_deadline(self, deadline_ms: float | None = None) -> float:
         """The transport's deadline or the request's own, whichever is earlier.

@@ -18,6 +18,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 from lewm_serve.cli.data import app as data
 from lewm_serve.cli.demo import demo
 from lewm_serve.cli.evaluate import evaluate
+from lewm_serve.cli.keys import app as keys
 from lewm_serve.cli.models import app as models
 from lewm_serve.cli.serve import serve
 from lewm_serve.cli.train import train
@@ -49,6 +50,7 @@ app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("demo")(demo)
 app.add_typer(data, name="data")
+app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 
 

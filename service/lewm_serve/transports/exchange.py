@@ -84,6 +84,8 @@ class RequestRecorder:
         }
         if exchange.model is not None:
             line["model"] = exchange.model
+        if context.key is not None:
+            line["key"] = context.key
         if context.robot is not None:
             line["robot"] = context.robot
         if exchange.response is not None:

@@ -7,11 +7,10 @@ methods and unexpected errors end like every other error: with a code and a requ
 from __future__ import annotations  # gRPC's handler types are generic for the type checker only
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -24,7 +23,6 @@ from lewm_serve.api.requests import (
     PlanRequest,
     PredictRequest,
     RequestContext,
-    printable_or_none,
     request_id_from,
 )
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
@@ -43,13 +41,9 @@ from lewm_serve.observability.logging import log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.transports.exchange import Exchange, RequestMemory, RequestRecorder
+from lewm_serve.transports.grpc.calls import SERVICE, abort, call_context, operation_of
 from lewm_serve.transports.grpc.messages import to_document, to_message_fields
 from lewm_serve.transports.grpc.transfers import Call, Transfers
-
-SERVICE = "lewm.v1.PlannerService"
-
-MAX_DETAIL_CHARACTERS = 1000
-"""gRPC sends details in a header, which must stay small."""
 
 MAX_LIBRARY_STREAMS = 1000
 """Streams of the health service and of reflection have no end, and each takes memory."""
@@ -159,7 +153,7 @@ class PlannerMethods:
         answer: Callable[[bytes, Exchange], Awaitable[Message]],
     ) -> Handler:
         """A handler that sends the errors of ``answer`` to the client and records the call."""
-        operation = _operation(f"{SERVICE}/{method}")
+        operation = operation_of(f"{SERVICE}/{method}")
 
         async def handle(_messages: object, call: Call) -> bytes:
             started = time.monotonic()
@@ -288,7 +282,7 @@ class UnknownMethods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         async def refuse(_messages: object, call: Call) -> None:
             context = call_context(call, "other")
             error = UnknownRoute(f"there is no {shorten(handler_call_details.method)}")
-            exchange = Exchange(context, _operation("_OTHER"), code=error.code)
+            exchange = Exchange(context, operation_of("_OTHER"), code=error.code)
             self.recorder.record(exchange, error.grpc_status)
             await abort(call, error, context.request_id)
 
@@ -306,57 +300,3 @@ def parse_message(kind: type[MessageT], data: bytes) -> MessageT:
     except DecodeError:
         detail = f"message: received {len(data)} bytes, expected a {kind.DESCRIPTOR.full_name}"
         raise MalformedMessage(detail) from None
-
-
-def call_context(call: Call, endpoint: Endpoint) -> RequestContext:
-    """The context of a call that has just arrived."""
-    now = time.monotonic()
-    remaining_s = call.time_remaining()
-    deadline = None
-    if remaining_s is not None and math.isfinite(remaining_s):
-        remaining_s = max(0.0, remaining_s)
-        deadline = now + remaining_s - travel_time_s(remaining_s)
-    headers = _first_headers(call)
-    return RequestContext(
-        request_id=request_id_from(headers.get("x-request-id")),
-        endpoint=endpoint,
-        protocol="grpc",
-        received=now,
-        deadline=deadline,
-        traceparent=printable_or_none(headers.get("traceparent")),
-        robot=printable_or_none(headers.get("lewm-robot")),
-        client=call.peer(),
-    )
-
-
-def _operation(method: str) -> dict[str, str]:
-    """What a call called, by OpenTelemetry's semantic conventions for RPC."""
-    return {"rpc.system.name": "grpc", "rpc.method": method}
-
-
-def travel_time_s(remaining_s: float) -> float:
-    """How long before the call's deadline its answer has to leave, in seconds.
-
-    A tenth of the remaining time, at least 5 ms (for a local network), at most 250 ms, and never
-    more than half of the remaining time.
-    """
-    return min(max(0.005, 0.1 * remaining_s), 0.25, 0.5 * remaining_s)
-
-
-def _first_headers(call: Call) -> dict[str, str]:
-    """The call's text metadata. If a name has several values, the first one counts."""
-    headers: dict[str, str] = {}
-    for name, value in call.invocation_metadata() or ():
-        if isinstance(value, str):
-            headers.setdefault(name, value)
-    return headers
-
-
-async def abort(call: Call, error: ServiceError, request_id: str) -> NoReturn:
-    """End the call with the error's status. Code and request id are in the trailing metadata."""
-    trailing = [("code", error.code), ("request_id", request_id)]
-    if error.retry_after_s is not None:
-        trailing.append(("retry-after-ms", str(math.ceil(1000 * error.retry_after_s))))
-    status = grpc.StatusCode[error.grpc_status]
-    await call.abort(status, error.detail[:MAX_DETAIL_CHARACTERS], tuple(trailing))
-    raise AssertionError("abort does not return")

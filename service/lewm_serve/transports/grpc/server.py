@@ -11,17 +11,15 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from lewm.v1 import planner_pb2 as pb
+from lewm_serve.access.keys import Keys
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from lewm_serve.transports.addresses import join, listen
 from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
-from lewm_serve.transports.grpc.methods import (
-    SERVICE,
-    LibraryMethods,
-    PlannerMethods,
-    UnknownMethods,
-)
+from lewm_serve.transports.grpc.access import KeyCheck
+from lewm_serve.transports.grpc.calls import SERVICE
+from lewm_serve.transports.grpc.methods import LibraryMethods, PlannerMethods, UnknownMethods
 from lewm_serve.transports.grpc.transfers import Transfers
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -52,7 +50,7 @@ messages between the two limits, with both."""
 
 
 class GrpcServer:
-    """A `grpc.aio` server whose health service follows `set_ready`."""
+    """A `grpc.aio` server whose health service follows `set_ready`. No keys: clients need none."""
 
     def __init__(
         self,
@@ -62,13 +60,15 @@ class GrpcServer:
         metrics: Metrics,
         memory: RequestMemory,
         recorder: RequestRecorder,
+        keys: Keys | None,
     ) -> None:
         limit = settings.max_body_bytes
         self._max_connections = settings.max_connections
         self._transfers = Transfers(memory, receive_s=settings.receive_s, max_message_bytes=limit)
         logging.getLogger(LIBRARY_LOG).addFilter(_is_no_lost_answer)
+        key_check = () if keys is None else (KeyCheck(keys, recorder),)
         self._server = grpc.aio.server(
-            interceptors=(LibraryMethods(self._transfers),),
+            interceptors=(*key_check, LibraryMethods(self._transfers)),
             options=(
                 *SERVER_OPTIONS,
                 ("grpc.max_receive_message_length", LIBRARY_LIMIT_FACTOR * limit),

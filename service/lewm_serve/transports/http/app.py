@@ -9,7 +9,6 @@ import asyncio
 import time
 from http import HTTPMethod
 
-import orjson
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,20 +17,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lewm_serve.access.keys import Keys
 from lewm_serve.api.requests import RequestContext, printable_or_none, request_id_from
-from lewm_serve.constants import ENDPOINTS, PROBLEM_MEDIA_TYPE, Endpoint
+from lewm_serve.constants import ENDPOINTS, Endpoint
 from lewm_serve.errors import (
-    BodyTooLarge,
     Cancelled,
-    Draining,
+    Forbidden,
     Internal,
-    Loading,
     MethodNotAllowed,
-    Overloaded,
-    RequestTimeout,
     ServiceError,
+    Unauthenticated,
     UnknownRoute,
-    retry_after_header,
     shorten,
 )
 from lewm_serve.observability.logging import log
@@ -40,9 +36,10 @@ from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from lewm_serve.transports.exchange import Exchange, RequestMemory, RequestRecorder
 from lewm_serve.transports.http import docs, openapi
+from lewm_serve.transports.http.access import KeyMiddleware
+from lewm_serve.transports.http.problems import exchange_of, problem_response
 from lewm_serve.transports.http.routes import (
     InferenceRoutes,
-    exchange_of,
     model_routes,
     operation_routes,
 )
@@ -61,6 +58,9 @@ UNRECORDED_PATHS = (
 """Not logged and not counted: they are for operators and monitoring, which requests some of them
 every few seconds."""
 
+KEY_REFUSALS = (Unauthenticated.code, Forbidden.code)
+"""The codes of refusals that are recorded on every path."""
+
 MAX_PREDICTED_VALUES = 1_000_000
 """The most values in the answer to a predict request. Larger answers belong on gRPC."""
 
@@ -75,10 +75,6 @@ NO_TELEMETRY: TelemetryConfig = {
 }
 """FastAPI would send its own traces, metrics and logs wherever the variables `OTEL_…` say."""
 
-BODY_REFUSALS = (BodyTooLarge, Loading, Overloaded, RequestTimeout)
-"""If a request is refused with one of these before its body is read, its connection is closed: the
-client may still be sending the body."""
-
 
 def create_app(
     planner: Planner,
@@ -87,8 +83,9 @@ def create_app(
     metrics: Metrics,
     memory: RequestMemory,
     recorder: RequestRecorder,
+    keys: Keys | None,
 ) -> ASGIApp:
-    """The application that serves a planner over HTTP."""
+    """The application that serves a planner over HTTP. None for keys: clients need none."""
     app = FastAPI(
         title=TITLE,
         version=API_VERSION,
@@ -105,9 +102,9 @@ def create_app(
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_exception)
-    openapi.install(app)
+    openapi.install(app, needs_key=keys is not None)
     docs.install(app)
-    return ExchangeMiddleware(app, recorder)
+    return ExchangeMiddleware(app if keys is None else KeyMiddleware(app, keys), recorder)
 
 
 class ExchangeMiddleware:
@@ -156,7 +153,7 @@ class ExchangeMiddleware:
             # `_on_exception` has answered the client. Only the log gets the cause.
             log.exception("internal error", request_id=request_id)
         finally:
-            if scope["path"] not in UNRECORDED_PATHS:
+            if scope["path"] not in UNRECORDED_PATHS or exchange.code in KEY_REFUSALS:
                 exchange.operation = _operation(scope)
                 self.recorder.record(exchange, status)
 
@@ -181,7 +178,7 @@ def _operation(scope: Scope) -> dict[str, str]:
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return _problem_response(request, error)
+    return problem_response(request, error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -189,24 +186,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = shorten(request.url.path)
     if error.status_code != 405:
-        return _problem_response(request, UnknownRoute(f"there is no {path}"))
+        return problem_response(request, UnknownRoute(f"there is no {path}"))
     detail = f"{path} does not take {shorten(request.method)}"
-    response = _problem_response(request, MethodNotAllowed(detail))
+    response = problem_response(request, MethodNotAllowed(detail))
     response.headers.update(error.headers or {})
     return response
 
 
 async def _on_exception(request: Request, _error: Exception) -> Response:
-    return _problem_response(request, Internal(exchange_of(request).context.request_id))
-
-
-def _problem_response(request: Request, error: ServiceError) -> Response:
-    exchange = exchange_of(request)
-    exchange.code = error.code
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = retry_after_header(error.retry_after_s)
-    if isinstance(error, Draining) or (exchange.awaits_body and isinstance(error, BODY_REFUSALS)):
-        headers["Connection"] = "close"
-    body = orjson.dumps(error.problem(exchange.context.request_id))
-    return Response(body, status_code=error.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+    return problem_response(request, Internal(exchange_of(request).context.request_id))

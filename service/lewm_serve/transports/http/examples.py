@@ -150,6 +150,8 @@ TOO_MANY_HEADERS = errors.TooManyHeaders("head: received more than 128 fields, t
 ERRORS: tuple[ServiceError, ...] = (
     MALFORMED_HTTP,
     errors.MalformedJson("body: EOF while parsing a list at line 1 column 12"),
+    errors.Unauthenticated("expected a key: Authorization: Bearer KEY"),
+    errors.Forbidden("the key arm-1 has the roles infer, expected read"),
     errors.UnknownModel("arm", [MODEL]),
     errors.UnknownLatent("frames[0].latent_id", "5d1e90c47fb24a6f8e02b3d59c7a1164"),
     errors.UnknownRoute("there is no '/plans'"),
@@ -159,6 +161,7 @@ ERRORS: tuple[ServiceError, ...] = (
     errors.UnsupportedMediaType("content-type: received 'text/plain', expected application/json"),
     TOO_MANY_HEADERS,
     errors.Overloaded(2.0),
+    errors.RateLimited(0.5, "the key arm-1 may send 20 requests per second"),
     errors.Internal(REQUEST_ID),
     errors.NonFiniteResult("latents"),
     errors.Loading(),

@@ -20,6 +20,7 @@ from lewm_serve.api.responses import (
 from lewm_serve.constants import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, InferenceEndpoint
 from lewm_serve.errors import ServiceError
 from lewm_serve.transports.http import examples
+from lewm_serve.transports.http.access import OPEN_PATHS
 
 SCHEMA_PATH = "#/components/schemas/"
 
@@ -46,6 +47,12 @@ REQUEST_HEADERS = {
 }
 """The headers of every request for inference: 1 to 128 printable ASCII characters. Other values
 count as left out."""
+
+KEY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "a key of this server, made with `lewm keys add`",
+}
 
 NOT_OVER_HTTP = (errors.MalformedMessage.code, errors.Cancelled.code)
 """Codes of gRPC, and of clients that are gone."""
@@ -215,8 +222,8 @@ def _routing_responses() -> dict[str, Any]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Add to `/openapi.json` the schemas that its routes use."""
+def install(app: FastAPI, *, needs_key: bool) -> None:
+    """Add to `/openapi.json` the schemas that its routes use, and what they need of a client."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -231,6 +238,11 @@ def install(app: FastAPI) -> None:
             components = document.setdefault("components", {})
             components["schemas"] = components.get("schemas", {}) | component_schemas()
             components["responses"] = _routing_responses()
+            if needs_key:
+                components["securitySchemes"] = {"key": KEY_SCHEME}
+                document["security"] = [{"key": []}]
+                for path in OPEN_PATHS:
+                    document["paths"][path]["get"]["security"] = []
             app.openapi_schema = document
         return app.openapi_schema
 

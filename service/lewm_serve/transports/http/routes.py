@@ -27,11 +27,20 @@ from lewm_serve.api.responses import (
     ServerStatus,
 )
 from lewm_serve.constants import JSON_MEDIA_TYPE
-from lewm_serve.errors import Cancelled, Draining, Failed, Loading, UnknownModel
+from lewm_serve.errors import (
+    Cancelled,
+    Draining,
+    Failed,
+    Forbidden,
+    Loading,
+    RateLimited,
+    Unauthenticated,
+    UnknownModel,
+)
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
-from lewm_serve.transports.exchange import Exchange, MemoryReservation, RequestMemory
+from lewm_serve.transports.exchange import MemoryReservation, RequestMemory
 from lewm_serve.transports.http.bodies import (
     count_values,
     parse_json,
@@ -39,6 +48,7 @@ from lewm_serve.transports.http.bodies import (
     response_to_json,
 )
 from lewm_serve.transports.http.openapi import describe_inference, error_responses
+from lewm_serve.transports.http.problems import exchange_of
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
 ResponseT = TypeVar("ResponseT", EncodeResponse, PredictResponse, PlanResponse)
@@ -48,18 +58,14 @@ LARGE_DOCUMENT_BYTES = 256 * 1024
 """Larger documents are read and written in a thread. On the event loop they would delay all other
 requests."""
 
+KEY_ERRORS = (Unauthenticated, Forbidden, RateLimited)
+"""The errors of requests that need a key."""
+
 RENDERING_SHARE = 0.1
 """The largest share of the event loop's time in which metrics are rendered."""
 
 JSON_BYTES_PER_VALUE = 12
 """The approximate size of a float32 in JSON."""
-
-
-def exchange_of(http_request: Request) -> Exchange:
-    """The exchange that the middleware started for a request."""
-    exchange = http_request.scope["lewm.exchange"]
-    assert isinstance(exchange, Exchange)
-    return exchange
 
 
 class InferenceRoutes:
@@ -175,12 +181,14 @@ def model_routes(planner: Planner) -> APIRouter:
     """`/models` and `/models/{name}`."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/models", responses=error_responses(Loading, Failed))
+    @router.get("/models", responses=error_responses(*KEY_ERRORS, Loading, Failed))
     async def models() -> ModelList:
         """All models."""
         return ModelList(planner.describe_models())
 
-    @router.get("/models/{name}", responses=error_responses(UnknownModel, Loading, Failed))
+    @router.get(
+        "/models/{name}", responses=error_responses(*KEY_ERRORS, UnknownModel, Loading, Failed)
+    )
     async def model(name: str, http_request: Request) -> ModelDescription:
         """One model, with its card."""
         exchange_of(http_request).model = planner.log_label(name)
@@ -220,7 +228,9 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
                 raise Failed
         return ServerStatus(planner.state)
 
-    @router.get("/metrics", response_class=PlainTextResponse, responses=error_responses())
+    @router.get(
+        "/metrics", response_class=PlainTextResponse, responses=error_responses(*KEY_ERRORS)
+    )
     async def prometheus_metrics() -> Response:
         """The metrics that Prometheus collects."""
         return Response(await scrapes.render(), media_type=CONTENT_TYPE_LATEST)
