@@ -32,6 +32,7 @@ from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
 from lewm_serve.transports.grpc.server import GrpcServer
 from lewm_serve.transports.http.app import create_app
 from lewm_serve.transports.http.server import HttpServer
+from lewm_serve.transports.tls import Certificates, TlsError, load_certificates
 
 if TYPE_CHECKING:
     from lewm_serve.observability.tracing import RequestTracer
@@ -56,14 +57,14 @@ class Server:
     """Both transports with one planner.
 
     Raises:
-        StartError: the keys file cannot be used, or traces are wanted, but OpenTelemetry is not
-            installed or not usable.
+        StartError: the keys file or the certificates cannot be used, or traces are wanted, but
+            OpenTelemetry is not installed or not usable.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._tracer = _make_tracer(settings)
-        keys = _read_keys(settings)
+        keys, certificates = _read_keys(settings), _read_certificates(settings)
         metrics = Metrics()
         self.planner = Planner(settings, metrics)
         memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
@@ -71,8 +72,8 @@ class Server:
         recorder = RequestRecorder(metrics, self._tracer)
         shared: Any = {"metrics": metrics, "memory": memory, "recorder": recorder, "keys": keys}
         app = create_app(self.planner, settings, **shared)
-        self.http = HttpServer(app, settings, recorder)
-        self.grpc = GrpcServer(self.planner, settings, **shared)
+        self.http = HttpServer(app, settings, recorder, certificates)
+        self.grpc = GrpcServer(self.planner, settings, **shared, certificates=certificates)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -176,6 +177,13 @@ def _read_keys(settings: Settings) -> Keys | None:
     if not keys:
         log.warning("there is no key in the keys file: nobody may come in")
     return keys
+
+
+def _read_certificates(settings: Settings) -> Certificates | None:
+    try:
+        return load_certificates(settings)
+    except TlsError as error:
+        raise StartError(str(error)) from None
 
 
 def _make_tracer(settings: Settings) -> RequestTracer | None:

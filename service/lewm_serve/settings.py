@@ -84,6 +84,20 @@ class Settings(BaseSettings):
     http_port: Annotated[Port, Field(description="port of REST; 0 takes a free one")] = 8000
     grpc_port: Annotated[Port, Field(description="port of gRPC; 0 takes a free one")] = 50051
 
+    tls_cert: Annotated[
+        Path | None,
+        Field(description="PEM file of the server's certificate, for both ports; unset: no TLS"),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="PEM file of the certificate's private key")
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Field(
+            description="PEM file of the certificates that sign those of clients; unset: clients "
+            "need no certificate"
+        ),
+    ] = None
     keys_file: Annotated[
         Path | None,
         Field(

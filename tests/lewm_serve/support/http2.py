@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import struct
 import time
 from collections import defaultdict
@@ -19,7 +20,7 @@ PLAN = "/lewm.v1.PlannerService/Plan"
 
 
 class Http2Connection:
-    """One connection to the gRPC port.
+    """One connection to the gRPC port. Without ``tls`` it speaks in the clear.
 
     Attributes:
         ended: the streams that the server has ended.
@@ -27,8 +28,16 @@ class Http2Connection:
         received: the bytes of each stream's data and headers.
     """
 
-    def __init__(self, port: int, *, initial_window: int = INITIAL_WINDOW) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        initial_window: int = INITIAL_WINDOW,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname="127.0.0.1")
         self._buffer = b""
         self._next_stream = 1
         self._window = INITIAL_WINDOW

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
@@ -31,14 +32,22 @@ class RawConnection:
     Args:
         server: the server.
         receive_buffer: the size of the buffer for answers that nobody reads; None: the system's.
+        tls: what the client encrypts with; None: it speaks in the clear.
     """
 
-    def __init__(self, server: ServerProcess, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        server: ServerProcess,
+        receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.socket = socket.socket()
         self.socket.settimeout(PATIENCE_S)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(("127.0.0.1", server.http_port))
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
         self._received = bytearray()
 
     def send(self, *parts: bytes) -> None:

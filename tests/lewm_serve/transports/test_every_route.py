@@ -165,7 +165,7 @@ async def methods_and_target(
         add(server, handlers)
 
     monkeypatch.setattr(server_type, "add_generic_rpc_handlers", add_and_note)
-    server = GrpcServer(**parts)
+    server = GrpcServer(**parts, certificates=None)
     port = server.bind(["127.0.0.1"], 0)
     await server.start()
     yield methods, f"127.0.0.1:{port}"

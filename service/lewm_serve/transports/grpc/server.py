@@ -21,6 +21,7 @@ from lewm_serve.transports.grpc.access import KeyCheck
 from lewm_serve.transports.grpc.calls import SERVICE
 from lewm_serve.transports.grpc.methods import LibraryMethods, PlannerMethods, UnknownMethods
 from lewm_serve.transports.grpc.transfers import Transfers
+from lewm_serve.transports.tls import Certificates
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -50,7 +51,10 @@ messages between the two limits, with both."""
 
 
 class GrpcServer:
-    """A `grpc.aio` server whose health service follows `set_ready`. No keys: clients need none."""
+    """A `grpc.aio` server whose health service follows `set_ready`.
+
+    Without keys, clients need none. Without certificates, it speaks in the clear.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,9 @@ class GrpcServer:
         memory: RequestMemory,
         recorder: RequestRecorder,
         keys: Keys | None,
+        certificates: Certificates | None,
     ) -> None:
+        self._certificates = certificates
         limit = settings.max_body_bytes
         self._max_connections = settings.max_connections
         self._transfers = Transfers(memory, receive_s=settings.receive_s, max_message_bytes=limit)
@@ -109,7 +115,11 @@ class GrpcServer:
         for address in addresses:
             target = join(address, bound)
             try:
-                self._server.add_insecure_port(target)
+                if self._certificates is None:
+                    self._server.add_insecure_port(target)
+                else:
+                    credentials = self._certificates.grpc_credentials()
+                    self._server.add_secure_port(target, credentials)
             except RuntimeError as error:
                 raise OSError(f"cannot listen on {target}: {error}") from None
         self._transfers.port = bound

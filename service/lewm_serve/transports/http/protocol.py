@@ -328,7 +328,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._slots.set_waiting(self)
         self._pipelined.clear()
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS has no such thing
+            self.transport.write_eof()
         has_unread_answer = self.transport.get_write_buffer_size() > 0
         seconds = self._settings.receive_s if has_unread_answer else LINGER_S
         self._set_state_timer(seconds, self.transport.abort)

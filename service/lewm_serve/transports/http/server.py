@@ -13,8 +13,10 @@ from starlette.types import ASGIApp
 from lewm_serve.settings import Settings
 from lewm_serve.transports.addresses import listen
 from lewm_serve.transports.exchange import RequestRecorder
-from lewm_serve.transports.http.connections import Connections
+from lewm_serve.transports.http.connections import MIN_WAITING_S, Connections, ConnectionSlots
+from lewm_serve.transports.http.handshake import HandshakeProtocol
 from lewm_serve.transports.http.protocol import BoundedHttpProtocol
+from lewm_serve.transports.tls import Certificates
 
 KEEP_ALIVE_S = 75
 """Longer than the idle timeout of common load balancers."""
@@ -28,9 +30,15 @@ class _UvicornServer(uvicorn.Server):
 
 
 class HttpServer:
-    """An ASGI application on a port."""
+    """An ASGI application on a port. Without certificates, it speaks in the clear."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, recorder: RequestRecorder) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        recorder: RequestRecorder,
+        certificates: Certificates | None,
+    ) -> None:
         self._connections = Connections(settings.max_connections)
         protocol: Any = partial(
             BoundedHttpProtocol,
@@ -38,6 +46,14 @@ class HttpServer:
             recorder=recorder,
             connections=self._connections,
         )
+        if certificates is not None:
+            protocol = partial(
+                HandshakeProtocol,
+                certificates=certificates,
+                slots=ConnectionSlots(settings.max_connections, MIN_WAITING_S),
+                timeout_s=settings.receive_s,
+                make_protocol=protocol,
+            )
         config = uvicorn.Config(
             app,
             http=protocol,

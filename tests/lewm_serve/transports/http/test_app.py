@@ -30,6 +30,7 @@ async def client_of(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
         metrics=metrics,
         memory=RequestMemory(1 << 30),
         recorder=RequestRecorder(metrics),
+        keys=None,
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
