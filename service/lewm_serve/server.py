@@ -49,6 +49,14 @@ SECOND_SIGNAL_FLUSH_S = 0.1
 STDOUT = 1
 
 
+NOT_PROTECTED = (
+    "LEWM_HOST (--host) is {host}, so other machines reach this server, and anyone there could use "
+    "it. Set LEWM_KEYS_FILE to a file of `lewm keys add`; or, for certificates of clients, "
+    "LEWM_TLS_CERT, LEWM_TLS_KEY and LEWM_TLS_CLIENT_CA; or LEWM_INSECURE=1 if everything that "
+    "reaches it may use it"
+)
+
+
 class StartError(RuntimeError):
     """The server cannot start. The message says why."""
 
@@ -84,15 +92,12 @@ class Server:
         """
         try:
             addresses = await resolve(self.settings.host)
+            self._check_reachable(addresses)
             http_port = self.http.bind(addresses, self.settings.http_port)
             grpc_port = self.grpc.bind(addresses, self.settings.grpc_port)
         except OSError as error:
             raise StartError(str(error)) from None
         self._handle_signals()
-        if not are_loopback(addresses):
-            log.warning(
-                "reachable from other machines, without authentication", addresses=addresses
-            )
         await self.http.start()
         await self.grpc.start()
         log.info("listening", http_port=http_port, grpc_port=grpc_port)
@@ -102,6 +107,28 @@ class Server:
                 await self._serve()
         finally:
             await self._stop()
+
+    def _check_reachable(self, addresses: list[str]) -> None:
+        """Refuse to serve other machines without a check of who they are.
+
+        Raises:
+            StartError: that is what the settings ask for.
+        """
+        settings = self.settings
+        if are_loopback(addresses):
+            return
+        if settings.keys_file is None and settings.tls_client_ca is None:
+            if not settings.insecure:
+                raise StartError(NOT_PROTECTED.format(host=settings.host))
+            log.warning(
+                "reachable from other machines, without authentication", addresses=addresses
+            )
+        elif settings.tls_cert is None:
+            log.warning(
+                "keys travel unencrypted: set LEWM_TLS_CERT and LEWM_TLS_KEY, or put a "
+                "proxy that encrypts between clients and this server",
+                addresses=addresses,
+            )
 
     async def _load(self) -> bool:
         """Start the planner. False if a signal asks to stop meanwhile."""

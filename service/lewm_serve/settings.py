@@ -106,6 +106,14 @@ class Settings(BaseSettings):
         ),
     ] = None
 
+    insecure: Annotated[
+        bool,
+        Field(
+            description="1: serve other machines although clients need neither a key nor a "
+            "certificate"
+        ),
+    ] = False
+
     models: Annotated[
         tuple[Path, ...],
         NoDecode,

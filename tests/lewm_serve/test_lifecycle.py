@@ -124,12 +124,11 @@ def assert_draining(rest: httpx.Client, rpc: PlannerClient) -> None:
 
 
 def test_a_second_signal_ends_the_server_at_once(tmp_path: Path, model_folder: Path) -> None:
-    flags = ("--models", str(model_folder), "--host", "0.0.0.0", *LONG_GRACE)
+    flags = ("--models", str(model_folder), *LONG_GRACE)
     with (
         ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
         endless_plan(server) as running_plan,
     ):
-        assert "without authentication" in server.errors()
         server.signal(signal.SIGINT)
         server.wait_draining()
         assert not running_plan.done()

@@ -14,6 +14,7 @@ import pytest
 
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+from tests.lewm_serve.support.certificates import Authority, CertificateFiles
 from tests.lewm_serve.support.keys import add_key, bearer, metadata
 from tests.lewm_serve.support.requests import plan
 from tests.lewm_serve.support.server_process import ROOT, ServerProcess
@@ -251,3 +252,29 @@ def test_a_server_does_not_start_with_an_unusable_file(
         f"lewm serve: LEWM_KEYS_FILE (--keys-file): {file}"
     )
     assert problem in result.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_other_machines_are_not_served_without_a_check(host: str) -> None:
+    result = lewm("serve", "--host", host, "--http-port", "0", "--grpc-port", "0")
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"lewm serve: LEWM_HOST (--host) is {host}, so other machines reach")
+    for name in ("LEWM_KEYS_FILE", "LEWM_TLS_CLIENT_CA", "LEWM_INSECURE=1"):
+        assert name in line
+
+
+def test_keys_or_certificates_of_clients_open_the_server_to_other_machines(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    file = tmp_path / "keys"
+    add_key(file, "arm-1", "infer")
+    flags = ("--models", str(model_folder), "--host", "0.0.0.0", "--keys-file", str(file))
+    with ServerProcess(tmp_path / "log", *flags).wait_listening() as process:
+        assert "keys travel unencrypted: set LEWM_TLS_CERT" in process.errors()
+    files = CertificateFiles.in_folder(tmp_path)
+    files.write(Authority().issue())
+    files.client_ca.write_bytes(Authority().certificate)
+    flags = ("--host", "0.0.0.0", *files.flags, "--tls-client-ca", str(files.client_ca))
+    with ServerProcess(tmp_path / "tls-log", *flags).wait_listening() as process:
+        assert "warning" not in process.errors()

@@ -54,7 +54,7 @@ def test_both_transports_listen_on_all_addresses_of_the_host(
         found = socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)
         addresses = [str(entry[4][0]) for entry in found]
         answering = {f"[{address}]" if ":" in address else address for address in addresses}
-    flags = ("--models", str(model_folder), "--host", host)
+    flags = ("--models", str(model_folder), "--host", host, "--insecure", "1")
     with ServerProcess(tmp_path / "log", *flags).wait_listening() as server:
         possible = ("127.0.0.1", "127.0.0.2", "[::1]")
         assert {address for address in possible if answers_http(server, address)} == answering
