@@ -23,8 +23,14 @@ larger."""
 PRIORITY_LEVEL_S = 1.0
 """A level of priority counts as much as an earlier deadline, or longer waiting, by this much."""
 
-TURN_S = 0.25
+TURN_S = 0.05
 """How long a client's best-effort requests run before those of the next client."""
+
+SMALL_USE = 0.1
+BUSY_CLIENT_DELAY_S = 10.0
+"""Best-effort requests of a client that used more than `SMALL_USE` of the engine's time lately
+count as having waited less: by this much for all of the time. So a client with large plans gets the
+time that the others leave. Nobody starves: without any time, `Client.use` decays in seconds."""
 
 USE_DECAY_S = 1.0
 """The time constant of `Client.use`."""
@@ -52,6 +58,11 @@ class Client:
     def use(self) -> float:
         """The share of the engine's time that it used lately, 0 to about 1."""
         return self._use * math.exp((self._used_at - self._clock()) / USE_DECAY_S)
+
+    @property
+    def delay_s(self) -> float:
+        """By how much less its best-effort requests count as having waited."""
+        return BUSY_CLIENT_DELAY_S * max(0.0, self.use - SMALL_USE)
 
     def observe_use(self, seconds: float, *, best_effort: bool) -> None:
         """The engine has worked for the client. Its turn ends if it is long enough."""
@@ -143,7 +154,7 @@ class QueuedRequest:
     def urgency(self) -> tuple[bool, float, float]:
         """A sort key; the smallest is the most urgent. It changes while the request is served."""
         is_urgent = self.is_urgent
-        time_s = self.deadline if is_urgent else self.waiting_since
+        time_s = self.deadline if is_urgent else self.waiting_since + self.client.delay_s
         return not is_urgent, time_s - PRIORITY_LEVEL_S * self.priority, self.arrival
 
     @property

@@ -13,7 +13,7 @@ import torch
 
 from lewm_serve.engine.admission import Admission, DeadlinePassed, QueueTooLong
 from lewm_serve.engine.jobs import EncodeJob, PlanJob, PlanOutcome, Search
-from lewm_serve.engine.queued_request import QueuedRequest
+from lewm_serve.engine.queued_request import Client, QueuedRequest
 from lewm_serve.engine.scheduler import Scheduler
 from tests.lewm_serve.engine.fakes import (
     WIDTH,
@@ -43,6 +43,7 @@ class SimulatedPlan:
     iterations: int = 5
     frame_count: int = 0
     min_iterations: int | None = None
+    client: Client | None = None
     arrival: float = 0.0
     guaranteed_iterations: int | None = None
     answers: list[Any] = field(default_factory=list)
@@ -101,6 +102,7 @@ class Simulation:
             priority=plan.priority,
             frames_to_encode=plan.frame_count,
             min_iterations=plan.min_iterations,
+            client=plan.client,
         )
 
         def answer(content: object) -> None:

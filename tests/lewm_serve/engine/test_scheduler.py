@@ -207,7 +207,7 @@ def test_clients_without_deadlines_take_turns(engine: FakeEngine) -> None:
     short = engine.plan(99, arrival=engine.clock.now, client=other)
     while not short.future.done():
         engine.run(turns=1)
-    assert engine.clock.now < 1.2 * TURN_S
+    assert engine.clock.now < 1.5 * TURN_S
     assert set(engine.backend.rolled_out()) == {1, 99}
 
 
