@@ -79,8 +79,14 @@ class Server:
         metrics.held_bytes.set_function(lambda: memory.total + memory.incomplete)
         recorder = RequestRecorder(metrics, self._tracer)
         shared: Any = {"metrics": metrics, "memory": memory, "recorder": recorder, "keys": keys}
-        app = create_app(self.planner, settings, **shared)
+        app, monitoring = create_app(self.planner, settings, **shared)
         self.http = HttpServer(app, settings, recorder, certificates)
+        self.monitoring: HttpServer | None = None
+        if settings.metrics_port is not None:
+            # Orchestrators have no certificate.
+            without_clients = settings.model_copy(update={"tls_client_ca": None})
+            certificates_of_server = _read_certificates(without_clients)
+            self.monitoring = HttpServer(monitoring, settings, recorder, certificates_of_server)
         self.grpc = GrpcServer(self.planner, settings, **shared, certificates=certificates)
         self._stopping = asyncio.Event()
 
@@ -95,15 +101,20 @@ class Server:
             self._check_reachable(addresses)
             http_port = self.http.bind(addresses, self.settings.http_port)
             grpc_port = self.grpc.bind(addresses, self.settings.grpc_port)
+            ports = {"http_port": http_port, "grpc_port": grpc_port}
+            if self.monitoring is not None and self.settings.metrics_port is not None:
+                ports["metrics_port"] = self.monitoring.bind(addresses, self.settings.metrics_port)
         except OSError as error:
             raise StartError(str(error)) from None
         self._handle_signals()
         await self.http.start()
+        if self.monitoring is not None:
+            await self.monitoring.start()
         await self.grpc.start()
-        log.info("listening", http_port=http_port, grpc_port=grpc_port)
+        log.info("listening", **ports)
         try:
             if await self._load():
-                self._announce(http_port, grpc_port)
+                self._announce(ports)
                 await self._serve()
         finally:
             await self._stop()
@@ -117,7 +128,9 @@ class Server:
         settings = self.settings
         if are_loopback(addresses):
             return
-        if settings.keys_file is None and settings.tls_client_ca is None:
+        # The port for monitoring asks for keys alone.
+        asks_for_certificates = settings.tls_client_ca is not None and self.monitoring is None
+        if settings.keys_file is None and not asks_for_certificates:
             if not settings.insecure:
                 raise StartError(NOT_PROTECTED.format(host=settings.host))
             log.warning(
@@ -148,17 +161,12 @@ class Server:
         await self.grpc.set_ready(True)
         return True
 
-    def _announce(self, http_port: int, grpc_port: int) -> None:
+    def _announce(self, ports: dict[str, int]) -> None:
         models = [model.name for model in self.planner.describe_models()]
-        ready = {
-            "event": "ready",
-            "http_port": http_port,
-            "grpc_port": grpc_port,
-            "models": models,
-        }
+        ready = {"event": "ready", **ports, "models": models}
         # What reads standard output may have stopped reading.
         LineWriter(STDOUT).write(json.dumps(ready) + "\n")
-        log.info("ready", http_port=http_port, grpc_port=grpc_port, models=models)
+        log.info("ready", **ports, models=models)
 
     async def _serve(self) -> None:
         """Wait for a signal. If the engine fails before, the gRPC health service says so."""
@@ -176,6 +184,9 @@ class Server:
         await self.grpc.set_ready(False)
         await self.planner.stop(self.settings.grace_s)
         await asyncio.gather(self.http.stop(FLUSH_S), self.grpc.stop(FLUSH_S))
+        if self.monitoring is not None:
+            self.monitoring.drain()
+            await self.monitoring.stop(FLUSH_S)
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close, TRACES_FLUSH_S)
         log.info("stopped")

@@ -4,11 +4,19 @@ import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -26,6 +34,7 @@ KUBERNETES_VARIABLE = re.compile(
 )
 """The variables of a Kubernetes service named lewm or lewm-…, except its LEWM_…_PORT, which is
 recognised by its value."""
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 KUBERNETES_VALUE = re.compile("(tcp|udp|sctp)://")
 
 KUBERNETES_HINT = (
@@ -42,6 +51,26 @@ def _split_paths(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part for part in value.split(":") if part)
     return value
+
+
+def _split_commas(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _check_proxy(text: str) -> str:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("expected addresses or networks such as 10.0.0.0/8") from None
+    return text
+
+
+def _check_root_path(path: str) -> str:
+    if path and not ROOT_PATH.fullmatch(path):
+        raise ValueError("expected a path such as /fleet/planner, without a / at its end")
+    return path
 
 
 def _check_redis_url(url: str) -> None:
@@ -106,6 +135,36 @@ class Settings(BaseSettings):
         ),
     ] = None
 
+    metrics_port: Annotated[
+        Port | None,
+        Field(
+            description="port of /metrics, /healthz and /readyz alone, without certificates of "
+            "clients; 0 takes a free one; unset: they are at the port of REST"
+        ),
+    ] = None
+    root_path: Annotated[
+        str,
+        AfterValidator(_check_root_path),
+        Field(description="path prefix that a proxy leaves before the paths of REST"),
+    ] = ""
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_split_commas),
+        Field(
+            description="origins of web pages that may call REST, joined by ',', such as "
+            "https://console.example.org; *: all; unset: none"
+        ),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_proxy)], ...],
+        NoDecode,
+        BeforeValidator(_split_commas),
+        Field(
+            description="addresses or networks, joined by ',', whose X-Forwarded-For and "
+            "X-Forwarded-Proto are believed; unset: none"
+        ),
+    ] = ()
     insecure: Annotated[
         bool,
         Field(

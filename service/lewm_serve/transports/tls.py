@@ -75,7 +75,7 @@ class Certificates:
 
         return grpc.dynamic_ssl_server_credentials(
             given.configuration,
-            changed,
+            changed,  # type: ignore[arg-type]  # it may return None, which the stub does not know
             require_client_authentication=self._client_ca is not None,
         )
 
@@ -100,7 +100,7 @@ class Certificates:
             log.info("certificates read")
 
     def _version_of_files(self) -> list[tuple[int, ...]]:
-        versions = []
+        versions: list[tuple[int, ...]] = []
         for path in filter(None, (self._certificate, self._key, self._client_ca)):
             try:
                 status = os.stat(path)  # noqa: PTH116

@@ -112,7 +112,7 @@ def routes_of(app: Any) -> dict[str, set[str]]:
 
 
 async def test_every_route_of_http(parts: dict[str, Any], key_of_role: KeyOfRole) -> None:
-    app = create_app(**parts)
+    app, _ = create_app(**parts)
     routes = routes_of(app)
     assert set(routes) == OPEN_ROUTES | set(ROLES_OF_ROUTES)
     async with client_of(app) as client:
@@ -140,7 +140,7 @@ async def test_every_route_of_http(parts: dict[str, Any], key_of_role: KeyOfRole
 async def test_unknown_paths_of_http(
     path: str, parts: dict[str, Any], key_of_role: KeyOfRole
 ) -> None:
-    async with client_of(create_app(**parts)) as client:
+    async with client_of(create_app(**parts)[0]) as client:
         assert (await client.get(path)).json()["code"] == "unauthenticated"
         unknown = await client.get(path, headers=bearer(key_of_role["read"]))
         assert unknown.json()["code"] in ("unknown_route", "forbidden")

@@ -38,6 +38,12 @@ from lewm_serve.transports.exchange import Exchange, RequestMemory, RequestRecor
 from lewm_serve.transports.http import docs, openapi
 from lewm_serve.transports.http.access import KeyMiddleware
 from lewm_serve.transports.http.problems import exchange_of, problem_response
+from lewm_serve.transports.http.proxies import (
+    MONITORING_PATHS,
+    SelectPaths,
+    allow_web_pages,
+    behind_proxies,
+)
 from lewm_serve.transports.http.routes import (
     InferenceRoutes,
     model_routes,
@@ -84,8 +90,11 @@ def create_app(
     memory: RequestMemory,
     recorder: RequestRecorder,
     keys: Keys | None,
-) -> ASGIApp:
-    """The application that serves a planner over HTTP. None for keys: clients need none."""
+) -> tuple[ASGIApp, ASGIApp]:
+    """The application that serves a planner over HTTP, and the one for monitoring alone.
+
+    None for keys: clients need none.
+    """
     app = FastAPI(
         title=TITLE,
         version=API_VERSION,
@@ -104,7 +113,14 @@ def create_app(
     app.add_exception_handler(Exception, _on_exception)
     openapi.install(app, needs_key=keys is not None)
     docs.install(app)
-    return ExchangeMiddleware(app if keys is None else KeyMiddleware(app, keys), recorder)
+    checked = app if keys is None else KeyMiddleware(app, keys)
+    if settings.metrics_port is None:
+        main: ASGIApp = checked
+    else:
+        main = SelectPaths(checked, ("/metrics",), only=False)
+    main = ExchangeMiddleware(allow_web_pages(main, settings), recorder)
+    monitoring = ExchangeMiddleware(SelectPaths(checked, MONITORING_PATHS, only=True), recorder)
+    return behind_proxies(main, settings), monitoring
 
 
 class ExchangeMiddleware:

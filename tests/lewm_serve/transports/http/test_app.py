@@ -24,7 +24,7 @@ async def client_of(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
     attributes = {"state": "ready", "encode": None, "predict": None, "plan": None, "log_label": str}
     stand_in = cast(Planner, SimpleNamespace(**attributes | planner))
     metrics = Metrics()
-    app = create_app(
+    app, _ = create_app(
         stand_in,
         Settings(),
         metrics=metrics,
