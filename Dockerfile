@@ -59,6 +59,6 @@ ENV PATH=/opt/lewm/bin:${PATH} \
 USER 10001:10001
 EXPOSE 8000 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "import http.client, os, sys; connection = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('LEWM_HTTP_PORT', 8000)), timeout=4); connection.request('GET', '/healthz'); sys.exit(connection.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client as h, os, ssl, sys; e = os.environ; at = '127.0.0.1', int(e.get('LEWM_METRICS_PORT') or e.get('LEWM_HTTP_PORT') or 8000); c = h.HTTPSConnection(*at, timeout=4, context=ssl._create_unverified_context()) if e.get('LEWM_TLS_CERT') else h.HTTPConnection(*at, timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["lewm"]
 CMD ["serve"]

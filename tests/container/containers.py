@@ -18,7 +18,7 @@ CONFINED = (
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
 )
-RUN = ("podman", "--runtime", "runc", "run", *ULIMITS, *CONFINED)
+RUN = ("podman", "--runtime", "runc", "run", *ULIMITS, *CONFINED, "--env=LEWM_INSECURE=1")
 
 
 class ServerContainer:

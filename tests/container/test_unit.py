@@ -29,7 +29,7 @@ class Machine:
     def __init__(self, environment: Path, folder: Path) -> None:
         add_packages(SYSTEMD_BASE, "systemd", "systemd-sysv")
         self.settings = folder / "lewm-serve.env"
-        self.set("LEWM_HOST=0.0.0.0")
+        self.set("LEWM_HOST=0.0.0.0\nLEWM_INSECURE=1")
         unit = f"{UNIT}.service"
         volumes = {
             environment: "/opt/lewm",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lewm_serve.api.requests import RequestContext
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
@@ -52,6 +52,13 @@ class Exchange:
         self.awaits_body = False
         self.context = replace(self.context, received=time.monotonic())
         return self.context
+
+
+def exchange_of(scope: MutableMapping[str, Any]) -> Exchange:
+    """The exchange that the middleware started for an HTTP request, by the request's scope."""
+    exchange = scope["lewm.exchange"]
+    assert isinstance(exchange, Exchange)
+    return exchange
 
 
 class RequestRecorder:

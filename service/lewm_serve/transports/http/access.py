@@ -14,8 +14,9 @@ from lewm_serve.access.keys import Keys, client_of, key_in_header
 from lewm_serve.access.keys_file import Role
 from lewm_serve.constants import INFERENCE_ENDPOINTS
 from lewm_serve.errors import ServiceError
+from lewm_serve.transports.exchange import exchange_of
 from lewm_serve.transports.http import docs
-from lewm_serve.transports.http.problems import READING_METHODS, exchange_of, problem_response
+from lewm_serve.transports.http.problems import READING_METHODS, problem_response
 
 OPEN_PATHS = ("/healthz", "/readyz")
 """The only paths that need no key."""
@@ -58,7 +59,7 @@ class KeyMiddleware:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        exchange = exchange_of(request)
+        exchange = exchange_of(scope)
         exchange.awaits_body = scope["method"] not in READING_METHODS
         try:
             key = await self._keys.start(presented_key(scope), roles_of_path(path), path)

@@ -34,10 +34,10 @@ from lewm_serve.observability.logging import log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
-from lewm_serve.transports.exchange import Exchange, RequestMemory, RequestRecorder
+from lewm_serve.transports.exchange import Exchange, RequestMemory, RequestRecorder, exchange_of
 from lewm_serve.transports.http import docs, openapi
 from lewm_serve.transports.http.access import KeyMiddleware
-from lewm_serve.transports.http.problems import exchange_of, problem_response
+from lewm_serve.transports.http.problems import problem_response
 from lewm_serve.transports.http.proxies import (
     MONITORING_PATHS,
     SelectPaths,
@@ -210,4 +210,4 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_exception(request: Request, _error: Exception) -> Response:
-    return problem_response(request, Internal(exchange_of(request).context.request_id))
+    return problem_response(request, Internal(exchange_of(request.scope).context.request_id))

@@ -16,7 +16,7 @@ from lewm_serve.errors import (
     Unauthenticated,
     retry_after_header,
 )
-from lewm_serve.transports.exchange import Exchange
+from lewm_serve.transports.exchange import exchange_of
 
 BODY_REFUSALS = (
     BodyTooLarge,
@@ -34,16 +34,9 @@ READING_METHODS = ("GET", "HEAD")
 other sites ask it to send, so what changes something must not take it."""
 
 
-def exchange_of(http_request: Request) -> Exchange:
-    """The exchange that the middleware started for a request."""
-    exchange = http_request.scope["lewm.exchange"]
-    assert isinstance(exchange, Exchange)
-    return exchange
-
-
 def problem_response(request: Request, error: ServiceError) -> Response:
     """The answer to a request that is refused."""
-    exchange = exchange_of(request)
+    exchange = exchange_of(request.scope)
     exchange.code = error.code
     headers = {}
     if error.retry_after_s is not None:

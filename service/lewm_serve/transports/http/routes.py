@@ -40,7 +40,7 @@ from lewm_serve.errors import (
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
-from lewm_serve.transports.exchange import MemoryReservation, RequestMemory
+from lewm_serve.transports.exchange import MemoryReservation, RequestMemory, exchange_of
 from lewm_serve.transports.http.bodies import (
     count_values,
     parse_json,
@@ -48,7 +48,6 @@ from lewm_serve.transports.http.bodies import (
     response_to_json,
 )
 from lewm_serve.transports.http.openapi import describe_inference, error_responses
-from lewm_serve.transports.http.problems import exchange_of
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
 ResponseT = TypeVar("ResponseT", EncodeResponse, PredictResponse, PlanResponse)
@@ -106,7 +105,7 @@ class InferenceRoutes:
         request_type: type[RequestT],
         work: Callable[[RequestT, RequestContext], Awaitable[ResponseT]],
     ) -> Response:
-        exchange = exchange_of(http_request)
+        exchange = exchange_of(http_request.scope)
         exchange.awaits_body = True
         match self._planner.state:
             case "loading":
@@ -132,7 +131,7 @@ class InferenceRoutes:
             timeout_s=self._settings.receive_s,
             memory=reservation,
         )
-        exchange = exchange_of(http_request)
+        exchange = exchange_of(http_request.scope)
         exchange.mark_received()
 
         def parse_body() -> RequestT:
@@ -191,7 +190,7 @@ def model_routes(planner: Planner) -> APIRouter:
     )
     async def model(name: str, http_request: Request) -> ModelDescription:
         """One model, with its card."""
-        exchange_of(http_request).model = planner.log_label(name)
+        exchange_of(http_request.scope).model = planner.log_label(name)
         return planner.describe_model(name)
 
     return router
