@@ -110,7 +110,7 @@ async def test_a_limit_of_requests_at_once(file: Path) -> None:
 
 async def test_a_limit_of_requests_per_second(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(keys_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("lewm_serve.access.keys.time.monotonic", lambda: now)
     key = add_key(file, "arm-1", "infer", rate_per_s=2.0)
     keys = Keys(file)
     for _ in range(2):

@@ -177,11 +177,13 @@ async def call_status(
 ) -> tuple[grpc.StatusCode, str]:
     """The status and the code of a call with one empty message. OK if an answer comes."""
     credentials = None if key is None else metadata(key)
-    call = channel.unary_stream(method)(b"", timeout=30, metadata=credentials)
+    open_stream: Any = channel.unary_stream
+    call = open_stream(method)(b"", timeout=30, metadata=credentials)
     try:
         await call.read()
     except grpc.aio.AioRpcError as error:
-        return error.code(), str(dict(error.trailing_metadata()).get("code", ""))
+        trailing: Any = error.trailing_metadata()
+        return error.code(), str(dict(trailing).get("code", ""))
     call.cancel()
     return grpc.StatusCode.OK, ""
 

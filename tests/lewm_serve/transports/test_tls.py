@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import httpx
@@ -34,6 +34,11 @@ from tests.patience import PATIENCE_S, wait_until
 RECEIVE_S = 5
 MAX_CONNECTIONS = 12
 MIB = 1 << 20
+
+
+def methods_of(channel: grpc.Channel) -> Any:
+    """The methods of the service."""
+    return PlannerServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 class TlsServer(NamedTuple):
@@ -65,7 +70,7 @@ class TlsServer(NamedTuple):
         # Channels with the same arguments share a connection.
         options = (("grpc.use_local_subchannel_pool", 1),)
         with grpc.secure_channel(self.process.target, credentials, options) as channel:
-            answer = PlannerServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=30)
+            answer = methods_of(channel).ListModels(pb.ListModelsRequest(), timeout=30)
             return [model.name for model in answer.models]
 
 
@@ -99,7 +104,7 @@ def test_the_right_certificate(server: TlsServer) -> None:
             goal=frame(picture(1)),
             solver=pb.SolverSettings(**SMALL_SOLVER),
         )
-        planned = PlannerServiceStub(channel).Plan(request, timeout=PATIENCE_S)
+        planned = methods_of(channel).Plan(request, timeout=PATIENCE_S)
         assert planned.status == "completed"
 
 
@@ -126,7 +131,7 @@ def test_a_client_that_does_not_trust_the_server(server: TlsServer) -> None:
         grpc.secure_channel(server.process.target, credentials) as channel,
         pytest.raises(grpc.RpcError) as caught,
     ):
-        PlannerServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=30)
+        methods_of(channel).ListModels(pb.ListModelsRequest(), timeout=30)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
