@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -22,6 +23,15 @@ START_TIMEOUT_S = 300.0
 """A large model on a slow machine takes this long to load and warm up."""
 STOP_TIMEOUT_S = 20.0
 REPORTED_ERROR_LINES = 5
+
+PROTECTION_VARIABLES = (
+    "LEWM_KEYS_FILE",
+    "LEWM_METRICS_PORT",
+    "LEWM_TLS_CERT",
+    "LEWM_TLS_CLIENT_CA",
+    "LEWM_TLS_KEY",
+)
+"""Settings of a server for other machines. The commands have no keys and no certificates."""
 
 
 class LocalServerError(RuntimeError):
@@ -60,7 +70,7 @@ def local_server(
         models: the models to serve; None: the embedded model.
         timeout_s: the longest time until the server is ready.
         **settings: settings of the server, such as ``log_level="debug"``. Environment variables
-            give the others.
+            give the others, except those for clients of other machines.
 
     Raises:
         LocalServerError: the server ended, or it was not ready in time.
@@ -71,9 +81,14 @@ def local_server(
     command = [sys.executable, "-m", "lewm_serve.cli.main", "serve"]
     for name, value in values.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in PROTECTION_VARIABLES
+    }
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
         _stopped_by_sigterm(process),
     ):
         try:
