@@ -161,7 +161,8 @@ class ExchangeMiddleware:
         try:
             await self.app(scope, receive, send_with_request_id)
         except ClientDisconnect:
-            exchange.code = Cancelled.code
+            # `_on_exception` has tried to answer with another status. Nobody has read that.
+            exchange.code, status = Cancelled.code, Cancelled.status
         except asyncio.CancelledError:
             exchange.code = Cancelled.code
             raise

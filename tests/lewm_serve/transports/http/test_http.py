@@ -286,8 +286,12 @@ def test_bytes_that_are_not_http(server: ServerProcess, rest: httpx.Client, data
 def test_aborted_uploads(server: ServerProcess, rest: httpx.Client) -> None:
     head = b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     for length in (0, 10, 100_000):
+        request_id = f"aborted after {length}"
+        fields = b"X-Request-ID: %s\r\nContent-Length: 1000000\r\n\r\n" % request_id.encode()
         with connect(server) as connection:
-            connection.sendall(head + b"Content-Length: 1000000\r\n\r\n" + b"[" * length)
+            connection.sendall(head + fields + b"[" * length)
+        (line,) = server.wait_logged(request_id)
+        assert (line["code"], line["status"]) == ("cancelled", 499)
     assert_serving(rest)
 
 
