@@ -11,9 +11,10 @@ import httpx
 import typer
 
 from lewm_serve.cli.local_server import HOST, LocalServerError, local_server
+from loadtests.clients import Access
 from loadtests.load import run_load
 from loadtests.report import LoadReport
-from loadtests.server_metrics import scrape
+from loadtests.server_metrics import Snapshot, scrape
 from loadtests.spec import LoadSpec
 
 PROGRAM = "python -m loadtests"
@@ -52,6 +53,20 @@ def main(
         float, typer.Option(help="the deadline of the robots' and arrivals' plans")
     ] = DEFAULTS.deadline_ms,
     seed: Annotated[int, typer.Option(help="of walks and arrivals")] = DEFAULTS.seed,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="API key of the clients, role infer and read"),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="use TLS, and trust the authorities in this PEM file"),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="certificate of the clients")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="private key of --tls-cert")
+    ] = None,
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="where report.md and report.json go")
     ] = Path("load"),
@@ -80,6 +95,16 @@ def main(
                 leaving_clients=leaving_clients,
                 deadline_ms=deadline_ms,
                 seed=seed,
+                **{
+                    name: str(file.absolute())
+                    for name, file in {
+                        "api_key_file": api_key_file,
+                        "tls_ca": tls_ca,
+                        "tls_cert": tls_cert,
+                        "tls_key": tls_key,
+                    }.items()
+                    if file is not None
+                },
             )
             report = run_and_report(spec)
         page, document = report.write(output)
@@ -100,11 +125,17 @@ def main(
 
 def run_and_report(spec: LoadSpec) -> LoadReport:
     """Put a load on a server, with its metrics before and after."""
-    url = None if spec.http is None else f"http://{spec.http}"
-    before = scrape(url) if url else None
+    access = Access.of(spec)
+
+    def snapshot() -> Snapshot | None:
+        if spec.http is None:
+            return None
+        scheme = "http" if access.tls is None else "https"
+        return scrape(f"{scheme}://{spec.http}", tls=access.tls, headers=access.headers)
+
+    before = snapshot()
     result = run_load(spec)
-    after = scrape(url) if url else None
-    return LoadReport.of(spec, result, before, after)
+    return LoadReport.of(spec, result, before, snapshot())
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def bad_grpc_requests(client: GrpcClient, image: bytes) -> Iterator[BadRequest]:
 
     def raw(data: bytes) -> Callable[[], str]:
         def send() -> object:
-            return call(data, timeout=CALL_TIMEOUT_S)
+            return call(data, timeout=CALL_TIMEOUT_S, metadata=client.planner.metadata)
 
         return lambda: grpc_code(send)
 

@@ -1,6 +1,6 @@
 """Connections to the server under load, one for each protocol. They return the codes of answers.
 
-All connections of a load are opened here, by `Target`. So API keys and TLS belong here.
+All connections of a load are opened here, by `Target`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,12 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import grpc
@@ -19,7 +23,7 @@ from google.protobuf.json_format import MessageToDict
 from benchmarks.clients import Document, image_document
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import PlannerClient, PlannerError
-from loadtests.spec import LoadSpec, parse_address
+from loadtests.spec import Address, LoadSpec, parse_address
 
 OK = "ok"
 NO_ANSWER = "no_answer"
@@ -38,6 +42,75 @@ JSON_HEADERS = {"content-type": "application/json"}
 SLOW_BUFFER_BYTES, SLOW_READ_BYTES = 16 * 1024, 16 * 1024
 SLOW_PAUSE_S = 0.02
 """A slow reader takes at most 800 kilobytes a second."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the clients of a load come in.
+
+    Attributes:
+        api_key: the key of all clients; None: no key.
+        tls_ca: a PEM file with the authorities that sign the server's certificate; None: no TLS.
+        tls_cert, tls_key: PEM files with a certificate of the clients and its private key.
+    """
+
+    api_key: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    @classmethod
+    def of(cls, spec: LoadSpec) -> Access:
+        """What a load says.
+
+        Raises:
+            OSError: the file of the key cannot be read.
+        """
+        key = None
+        if spec.api_key_file is not None:
+            key = Path(spec.api_key_file).read_text(encoding="ascii").strip()
+        return cls(key, spec.tls_ca, spec.tls_cert, spec.tls_key)
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        """TLS for HTTP; None without TLS.
+
+        Raises:
+            OSError: a PEM file cannot be read.
+        """
+        if self.tls_ca is None:
+            return None
+        context = ssl.create_default_context(cafile=self.tls_ca)
+        if self.tls_cert is not None:
+            context.load_cert_chain(self.tls_cert, self.tls_key)
+        return context
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every HTTP request has."""
+        return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+
+    def http_connection(self, address: Address) -> http.client.HTTPConnection:
+        """A new connection."""
+        if self.tls is None:
+            return http.client.HTTPConnection(*address, timeout=CALL_TIMEOUT_S)
+        return http.client.HTTPSConnection(*address, timeout=CALL_TIMEOUT_S, context=self.tls)
+
+    def planner_client(self, address: Address) -> PlannerClient:
+        """A new client for robots, without retries."""
+        name = f"[{address.host}]" if ":" in address.host else address.host
+        return PlannerClient(
+            f"{name}:{address.port}",
+            retries=0,
+            tls=self.tls_ca or False,
+            certificate=self.tls_cert,
+            key=self.tls_key,
+            api_key=self.api_key,
+            channel_options=OWN_CONNECTION,
+        )
+
+
+OPEN_TO_ALL = Access()
 
 
 class ModelShape(NamedTuple):
@@ -77,8 +150,10 @@ class PlanningClient(Protocol):
 class RestClient:
     """A connection to the REST port. It is opened again after it has been lost."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self.connection = http.client.HTTPConnection(host, port, timeout=CALL_TIMEOUT_S)
+    def __init__(self, address: Address, access: Access = OPEN_TO_ALL) -> None:
+        self.connection = access.http_connection(address)
+        self._headers = access.headers
+        self._json_headers = JSON_HEADERS | access.headers
 
     def encode(self, image: bytes) -> str:
         """See `PlanningClient`."""
@@ -99,7 +174,7 @@ class RestClient:
     def send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> str:
         """The code of the answer to any request."""
         try:
-            self.connection.request(method, path, body, headers)
+            self.connection.request(method, path, body, headers | self._headers)
             response = self.connection.getresponse()
             text = response.read()
         except TimeoutError:
@@ -113,7 +188,7 @@ class RestClient:
     def ask_and_leave(self, path: str, document: Document, stay_s: float) -> None:
         """Send a JSON document, and close the connection after a while without reading."""
         try:
-            self.connection.request("POST", path, json.dumps(document), JSON_HEADERS)
+            self.connection.request("POST", path, json.dumps(document), self._json_headers)
             time.sleep(stay_s)
         finally:
             self.close()
@@ -123,7 +198,7 @@ class RestClient:
         try:
             self.connection.connect()
             self.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
-            self.connection.request("POST", path, json.dumps(document), JSON_HEADERS)
+            self.connection.request("POST", path, json.dumps(document), self._json_headers)
             response = self.connection.getresponse()
             text = bytearray()
             while piece := response.read(SLOW_READ_BYTES):
@@ -144,7 +219,7 @@ class RestClient:
             OSError: there is no answer.
             RuntimeError: it is an error.
         """
-        self.connection.request("GET", path)
+        self.connection.request("GET", path, headers=self._headers)
         response = self.connection.getresponse()
         text = response.read().decode()
         if response.status != 200:
@@ -174,14 +249,15 @@ def plan_document(image: bytes, goal: bytes, **fields: Any) -> Document:
 class GrpcClient:
     """A connection to the gRPC port by the client for robots, without retries."""
 
-    def __init__(self, host: str, port: int) -> None:
-        name = f"[{host}]" if ":" in host else host
-        self.planner = PlannerClient(f"{name}:{port}", retries=0, channel_options=OWN_CONNECTION)
+    def __init__(self, address: Address, access: Access) -> None:
+        self.planner = access.planner_client(address)
 
     def ask_and_leave(self, request: pb.PlanRequest, stay_s: float) -> None:
         """Ask for a plan, and close the connection after a while."""
         try:
-            self.planner.stub.Plan.future(request, timeout=CALL_TIMEOUT_S)
+            self.planner.stub.Plan.future(
+                request, timeout=CALL_TIMEOUT_S, metadata=self.planner.metadata
+            )
             time.sleep(stay_s)
         finally:
             self.close()
@@ -222,9 +298,14 @@ def grpc_code(call: Callable[[], object]) -> str:
 
 
 class Target:
-    """The server of a load. It opens all connections."""
+    """The server of a load. It opens all connections.
+
+    Raises:
+        OSError: a file with a key or a certificate cannot be read.
+    """
 
     def __init__(self, spec: LoadSpec) -> None:
+        self._access = Access.of(spec)
         self._http = None if spec.http is None else parse_address("--http", spec.http)
         self._grpc = None if spec.grpc is None else parse_address("--grpc", spec.grpc)
 
@@ -235,12 +316,12 @@ class Target:
     def connect_rest(self) -> RestClient:
         """A new connection to REST."""
         assert self._http is not None
-        return RestClient(*self._http)
+        return RestClient(self._http, self._access)
 
     def connect_grpc(self) -> GrpcClient:
         """A new connection to gRPC."""
         assert self._grpc is not None
-        return GrpcClient(*self._grpc)
+        return GrpcClient(self._grpc, self._access)
 
     def default_model(self) -> ModelShape:
         """The model of requests that name none.

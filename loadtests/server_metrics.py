@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -43,14 +45,18 @@ class Durations:
     p99_ms: float
 
 
-def scrape(url: str) -> Snapshot:
+def scrape(
+    url: str, *, tls: ssl.SSLContext | None = None, headers: Mapping[str, str] | None = None
+) -> Snapshot:
     """Read the metrics of the server at a URL such as ``http://127.0.0.1:8000``.
 
     Raises:
         httpx.HTTPError: it does not answer.
     """
-    answer = httpx.get(f"{url}/metrics", timeout=SCRAPE_TIMEOUT_S).raise_for_status()
-    return parse(answer.text)
+    answer = httpx.get(
+        f"{url}/metrics", timeout=SCRAPE_TIMEOUT_S, verify=tls or True, headers=headers
+    )
+    return parse(answer.raise_for_status().text)
 
 
 def parse(text: str) -> Snapshot:

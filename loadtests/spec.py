@@ -60,6 +60,9 @@ class LoadSpec:
         leaving_clients: clients that go away before their plan is there.
         deadline_ms: the deadline of the robots' and arrivals' plans.
         seed: of the walks and the arrivals.
+        api_key_file: a file with the API key of all clients; None: no key.
+        tls_ca: a PEM file with the authorities that sign the server's certificate; None: no TLS.
+        tls_cert, tls_key: PEM files with a certificate of the clients and its private key.
 
     Raises:
         ValueError: a value is outside its limits. The message names the command's option.
@@ -77,6 +80,10 @@ class LoadSpec:
     leaving_clients: int = 2
     deadline_ms: float = 1000.0
     seed: int = 0
+    api_key_file: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     def __post_init__(self) -> None:
         limits = {
@@ -100,6 +107,10 @@ class LoadSpec:
             parse_address("--http", self.http)
         if self.grpc is not None:
             parse_address("--grpc", self.grpc)
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("expected --tls-cert and --tls-key together")
+        if self.tls_cert is not None and self.tls_ca is None:
+            raise ValueError("--tls-cert: expected --tls-ca too")
         if not self.protocols:
             raise ValueError("expected --http, --grpc or both")
         if self.slow_readers and self.http is None:

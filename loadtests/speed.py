@@ -42,7 +42,7 @@ def compare(first: Address, second: Address, plans: int) -> Comparison:
     Raises:
         RuntimeError: a plan failed.
     """
-    clients = RestClient(*first), RestClient(*second)
+    clients = RestClient(first), RestClient(second)
     images = new_jpegs(two_room_pictures())
     goal = next(images)
     times: tuple[list[float], list[float]] = [], []

@@ -11,10 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 import loadtests.soak  # noqa: F401
+from lewm_serve.access.keys_file import new_key
 from loadtests.__main__ import app
 from loadtests.load import run_load, running_load
 from loadtests.server_metrics import increases, scrape
 from loadtests.spec import LoadSpec
+from tests.lewm_serve.support.certificates import Authority, CertificateFiles
 from tests.lewm_serve.support.server_process import ROOT, ServerProcess
 from tests.patience import wait_until
 
@@ -84,6 +86,38 @@ def test_the_command_ends_in_time_and_reports(server: ServerProcess, tmp_path: P
     assert {kind["kind"].split()[0] for kind in report["kinds"]} == {"grpc"}
 
 
+def test_a_server_with_keys_and_certificates_of_clients(tmp_path: Path) -> None:
+    files, authority, clients = CertificateFiles.in_folder(tmp_path), Authority(), Authority()
+    files.write(authority.issue())
+    files.client_ca.write_bytes(clients.certificate)
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    certificate, key = clients.issue()
+    (tmp_path / "load.pem").write_bytes(certificate)
+    (tmp_path / "load.key").write_bytes(key)
+    api_key, entry = new_key("load", ["infer", "read"])
+    (tmp_path / "keys").write_text(entry.model_dump_json() + "\n")
+    (tmp_path / "keys").chmod(0o600)
+    (tmp_path / "api-key").write_text(f"{api_key}\n")
+    flags = (*files.flags, "--tls-client-ca", files.client_ca, "--keys-file", tmp_path / "keys")
+    with ServerProcess(tmp_path / "log", *map(str, flags)).wait_ready() as server:
+        command = [sys.executable, "-m", "loadtests", "--grpc", server.target]
+        command += ["--http", f"127.0.0.1:{server.http_port}", "--requests", "150"]
+        command += ["--seconds", "300", "--deadline-ms", str(DEADLINE_MS)]
+        command += ["--tls-ca", str(tmp_path / "ca.pem"), "--tls-cert", str(tmp_path / "load.pem")]
+        command += ["--tls-key", str(tmp_path / "load.key"), "--output", str(tmp_path)]
+        without_key = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        command += ["--api-key-file", str(tmp_path / "api-key")]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        log = server.errors()
+    assert without_key.returncode == 2
+    assert "401" in without_key.stderr
+    assert run.returncode == 0, run.stderr + (tmp_path / "report.md").read_text()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {kind["kind"].split()[0] for kind in report["kinds"]} == {"rest", "grpc"}
+    assert report["server"]
+    assert api_key not in run.stdout + run.stderr + log + (tmp_path / "report.json").read_text()
+
+
 def test_a_server_that_dies_fails_calls(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "log").wait_ready() as dying:
         answered = plans_answered(dying)
@@ -101,6 +135,12 @@ def test_a_server_that_dies_fails_calls(tmp_path: Path) -> None:
         (["--http", "nowhere"], "--http: expected HOST:PORT, got 'nowhere'"),
         (["--http", "127.0.0.1:9", "--robots", "501"], "--robots: expected 0 to 500, got 501"),
         (["--http", "127.0.0.1:9"], "Connection refused"),
+        (["--http", "127.0.0.1:9", "--tls-key", "k"], "expected --tls-cert and --tls-key together"),
+        (
+            ["--http", "127.0.0.1:9", "--tls-cert", "c", "--tls-key", "k"],
+            "--tls-cert: expected --tls-ca too",
+        ),
+        (["--http", "127.0.0.1:9", "--tls-ca", "/none/ca.pem"], "No such file or directory"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
