@@ -70,6 +70,7 @@ def build(folder: Path) -> str:
         arguments["TORCH_INDEX_URL"] = url
     run(
         *("buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers"),
+        "--force-rm",  # otherwise a container of the base image is left
         *(f"--secret=id={name},src={path}" for name, path in secrets.items()),
         *(f"--build-arg={name}={value}" for name, value in arguments.items()),
         *(f"--volume={path}:{path}:ro" for path in _local_folders(options)),
