@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from lewm_serve.cli.messages import describe_error
-from lewm_serve.cli.options import EnvironmentOption
+from lewm_serve.cli.options import (
+    ApiKeyFileOption,
+    EnvironmentOption,
+    ServerOption,
+    TlsCaOption,
+    TlsCertOption,
+    TlsKeyOption,
+    access_settings,
+)
 
 REQUIRED_SUCCESS = 0.9
 """The share of the goals that must be reached."""
@@ -33,9 +41,11 @@ def demo(
     replan_steps: Annotated[
         int, typer.Option(min=1, help="actions of a plan to execute before the next")
     ] = 25,
-    server: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="gRPC server to use; default: start one")
-    ] = None,
+    server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -81,6 +91,13 @@ def demo(
         for file in dict.fromkeys((output, views)):
             check_writable(file)
             check_writable(file.with_suffix(".png"))
+        access = access_settings(
+            server,
+            api_key_file=api_key_file,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+        )
         folder = None if model is None else resolve_folder(model)
         if folder is None and not server:
             folder = model_of_environment(environment.name)
@@ -95,7 +112,7 @@ def demo(
             if not server:
                 console.print("starting the server")
                 server = stack.enter_context(local_server(folder)).target
-            client = stack.enter_context(PlannerClient(server))
+            client = stack.enter_context(PlannerClient(server, **access))
             name = None if folder is None else read_card(folder / CARD_FILE).name
             loaded = find_model(client, name, environment)
             console.print(f"{loaded.name} plans on {loaded.device}; recording frames for pictures")

@@ -11,6 +11,7 @@ import typer
 
 from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import (
+    ApiKeyFileOption,
     BudgetOption,
     ElitesOption,
     EnvironmentOption,
@@ -21,8 +22,13 @@ from lewm_serve.cli.options import (
     PlannerChoice,
     PlanStepsOption,
     SamplesOption,
+    ServerOption,
     SettingOption,
     SolverOption,
+    TlsCaOption,
+    TlsCertOption,
+    TlsKeyOption,
+    access_settings,
     solver_settings,
 )
 
@@ -46,9 +52,11 @@ def evaluate(
     episodes: Annotated[int, typer.Option(min=1, help="number of episodes")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="seed of the episodes and their plans")] = 0,
     robots: Annotated[int, typer.Option(min=1, help="episodes that run at once")] = 4,
-    server: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="gRPC server to use; default: start one")
-    ] = None,
+    server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
     solver: SolverOption = None,
     samples: SamplesOption = None,
     iterations: IterationsOption = None,
@@ -93,6 +101,13 @@ def evaluate(
         folder = None if model is None else resolve_folder(model)
         if folder is None and not server and planner == PlannerChoice.MODEL:
             folder = model_of_environment(environment.name)
+        access = access_settings(
+            server,
+            api_key_file=api_key_file,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+        )
         settings = solver_settings(
             solver=solver,
             samples=samples,
@@ -123,7 +138,7 @@ def evaluate(
         if planner == PlannerChoice.MODEL:
             with ExitStack() as stack:
                 target = server or stack.enter_context(local_server(folder)).target
-                client = stack.enter_context(PlannerClient(target))
+                client = stack.enter_context(PlannerClient(target, **access))
                 loaded = find_model(client, None if card is None else card.name, tasks.environment)
                 if write and folder is not None and loaded.version != checkpoint.version(folder):
                     raise ValueError(f"{target} serves another version of {loaded.name}")

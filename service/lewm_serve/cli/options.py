@@ -1,6 +1,7 @@
 """Choices of the command line. They repeat names so that `--help` does not import torch."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -65,6 +66,24 @@ PlanStepsOption = Annotated[
     int | None,
     typer.Option(help="actions of a plan to execute before the next; default: the protocol's"),
 ]
+ServerOption = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="gRPC server to use; default: start one")
+]
+ApiKeyFileOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="file with the API key for --server")
+]
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="reach --server by TLS, and trust the authorities in this PEM file"
+    ),
+]
+TlsCertOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="certificate that --server knows this by")
+]
+TlsKeyOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="private key of --tls-cert")
+]
 SolverOption = Annotated[str | None, typer.Option("--solver", help="name of the solver")]
 SamplesOption = Annotated[int | None, typer.Option(help="candidates per iteration")]
 IterationsOption = Annotated[int | None, typer.Option(help="solver iterations")]
@@ -111,6 +130,37 @@ def one_name(names: list[str] | None, option: str) -> str | None:
             "several at once are not supported"
         )
     return names[0]
+
+
+def access_settings(
+    server: str | None,
+    *,
+    api_key_file: Path | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+) -> dict[str, Any]:
+    """How `lewm_client.PlannerClient` comes into the server that is given.
+
+    Raises:
+        ValueError: an option has no effect or lacks another one.
+        OSError: the file of the key cannot be read.
+    """
+    files = {
+        "--api-key-file": api_key_file,
+        "--tls-ca": tls_ca,
+        "--tls-cert": tls_cert,
+        "--tls-key": tls_key,
+    }
+    given = [option for option, file in files.items() if file is not None]
+    if given and server is None:
+        raise ValueError(f"{given[0]}: expected --server too")
+    if (tls_cert is None) != (tls_key is None):
+        raise ValueError("expected --tls-cert and --tls-key together")
+    if tls_cert is not None and tls_ca is None:
+        raise ValueError("--tls-cert: expected --tls-ca too")
+    api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
+    return {"api_key": api_key, "tls": tls_ca or False, "certificate": tls_cert, "key": tls_key}
 
 
 def solver_settings(
