@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 
-from lewm_serve.cli.local_server import HOST, LocalServerError, local_server
+from lewm_serve.cli.local_server import HOST, local_server
 from loadtests.clients import Access
+from loadtests.command import readable_errors
 from loadtests.load import run_load
 from loadtests.report import LoadReport
 from loadtests.server_metrics import Snapshot, scrape
@@ -75,49 +74,38 @@ def main(
 
     The exit status is 1 if a call failed. Calls that a busy server refuses do not fail.
     """
-    try:
-        with ExitStack() as stack:
-            if http is None and grpc is None:
-                typer.echo("starting a server", err=True)
-                server = stack.enter_context(local_server())
-                http, grpc = f"{HOST}:{server.http_port}", server.target
-            readers = DEFAULTS.slow_readers if http else 0
-            spec = LoadSpec(
-                http=http,
-                grpc=grpc,
-                seconds=seconds,
-                requests=requests,
-                robots=robots,
-                robot_hz=robot_hz,
-                arrivals_per_s=arrivals_per_s,
-                bad_clients=bad_clients,
-                slow_readers=readers if slow_readers is None else slow_readers,
-                leaving_clients=leaving_clients,
-                deadline_ms=deadline_ms,
-                seed=seed,
-                **{
-                    name: str(file.absolute())
-                    for name, file in {
-                        "api_key_file": api_key_file,
-                        "tls_ca": tls_ca,
-                        "tls_cert": tls_cert,
-                        "tls_key": tls_key,
-                    }.items()
-                    if file is not None
-                },
-            )
-            report = run_and_report(spec)
+    with readable_errors(PROGRAM), ExitStack() as stack:
+        if http is None and grpc is None:
+            typer.echo("starting a server", err=True)
+            server = stack.enter_context(local_server())
+            http, grpc = f"{HOST}:{server.http_port}", server.target
+        readers = DEFAULTS.slow_readers if http else 0
+        spec = LoadSpec(
+            http=http,
+            grpc=grpc,
+            seconds=seconds,
+            requests=requests,
+            robots=robots,
+            robot_hz=robot_hz,
+            arrivals_per_s=arrivals_per_s,
+            bad_clients=bad_clients,
+            slow_readers=readers if slow_readers is None else slow_readers,
+            leaving_clients=leaving_clients,
+            deadline_ms=deadline_ms,
+            seed=seed,
+            **{
+                name: str(file.absolute())
+                for name, file in {
+                    "api_key_file": api_key_file,
+                    "tls_ca": tls_ca,
+                    "tls_cert": tls_cert,
+                    "tls_key": tls_key,
+                }.items()
+                if file is not None
+            },
+        )
+        report = run_and_report(spec)
         page, document = report.write(output)
-    except (
-        LocalServerError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        httpx.HTTPError,
-        subprocess.TimeoutExpired,
-    ) as error:
-        typer.echo(f"{PROGRAM}: {error}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(f"{report.verdict}; see {page} and {document}")
     if report.failed:
         raise typer.Exit(1)

@@ -23,6 +23,7 @@ from google.protobuf.json_format import MessageToDict
 from benchmarks.clients import Document, image_document
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import PlannerClient, PlannerError
+from lewm_serve.cli.options import read_api_key
 from loadtests.spec import Address, LoadSpec, parse_address
 
 OK = "ok"
@@ -64,11 +65,10 @@ class Access:
         """What a load says.
 
         Raises:
-            OSError: the file of the key cannot be read.
+            ValueError: the key's file holds something else.
+            OSError: the key's file cannot be read.
         """
-        key = None
-        if spec.api_key_file is not None:
-            key = Path(spec.api_key_file).read_text(encoding="ascii").strip()
+        key = None if spec.api_key_file is None else read_api_key(Path(spec.api_key_file))
         return cls(key, spec.tls_ca, spec.tls_cert, spec.tls_key)
 
     @cached_property
@@ -301,7 +301,7 @@ class Target:
     """The server of a load. It opens all connections.
 
     Raises:
-        OSError: a file with a key or a certificate cannot be read.
+        OSError, ValueError: the file of the API key cannot be read, or holds something else.
     """
 
     def __init__(self, spec: LoadSpec) -> None:

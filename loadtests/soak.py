@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import numpy as np
 import typer
 
-from lewm_serve.cli.local_server import HOST, LocalServer, LocalServerError, local_server
+from lewm_serve.cli.local_server import HOST, LocalServer, local_server
 from loadtests.calls import Call, LoadResult
+from loadtests.command import readable_errors
 from loadtests.drift import Drift, Limit, judge
 from loadtests.load import running_load
 from loadtests.report import LoadReport, markdown_table
@@ -266,19 +265,9 @@ def main(
     ] = Path("load"),
 ) -> None:
     """Run a server under a steady load and report whether anything drifts. Status 1: it does."""
-    try:
+    with readable_errors(PROGRAM):
         report = soak(seconds)
         page, document = report.write(output)
-    except (
-        LocalServerError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        httpx.HTTPError,
-        subprocess.TimeoutExpired,
-    ) as error:
-        typer.echo(f"{PROGRAM}: {error}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(f"{report.verdict}; see {page} and {document}")
     if report.faults:
         raise typer.Exit(1)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from lewm_serve.cli.options import check_tls_options
+
 MAX_SECONDS = 4 * 3600.0
 MAX_REQUESTS = 1_000_000
 MAX_USERS = 500
@@ -107,10 +109,7 @@ class LoadSpec:
             parse_address("--http", self.http)
         if self.grpc is not None:
             parse_address("--grpc", self.grpc)
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("expected --tls-cert and --tls-key together")
-        if self.tls_cert is not None and self.tls_ca is None:
-            raise ValueError("--tls-cert: expected --tls-ca too")
+        check_tls_options(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
         if not self.protocols:
             raise ValueError("expected --http, --grpc or both")
         if self.slow_readers and self.http is None:

@@ -191,7 +191,7 @@ class GoalPlanner:
         name: Any = self._extra_arguments.get("model")
         models = self._client.models(self._timeout_s)
         for model in models:
-            if model.default if name is None else model.name == name.partition("@")[0]:
+            if model.default if name is None else model.name == name:
                 return dict(model.card.items())
         raise ValueError(f"no model {name}, the server has {[model.name for model in models]}")
 

@@ -11,12 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import loadtests.soak  # noqa: F401
-from lewm_serve.access.keys_file import new_key
 from loadtests.__main__ import app
 from loadtests.load import run_load, running_load
 from loadtests.server_metrics import increases, scrape
 from loadtests.spec import LoadSpec
-from tests.lewm_serve.support.certificates import Authority, CertificateFiles
+from tests.lewm_serve.support.protection import Protection
 from tests.lewm_serve.support.server_process import ROOT, ServerProcess
 from tests.patience import wait_until
 
@@ -87,26 +86,14 @@ def test_the_command_ends_in_time_and_reports(server: ServerProcess, tmp_path: P
 
 
 def test_a_server_with_keys_and_certificates_of_clients(tmp_path: Path) -> None:
-    files, authority, clients = CertificateFiles.in_folder(tmp_path), Authority(), Authority()
-    files.write(authority.issue())
-    files.client_ca.write_bytes(clients.certificate)
-    (tmp_path / "ca.pem").write_bytes(authority.certificate)
-    certificate, key = clients.issue()
-    (tmp_path / "load.pem").write_bytes(certificate)
-    (tmp_path / "load.key").write_bytes(key)
-    api_key, entry = new_key("load", ["infer", "read"])
-    (tmp_path / "keys").write_text(entry.model_dump_json() + "\n")
-    (tmp_path / "keys").chmod(0o600)
-    (tmp_path / "api-key").write_text(f"{api_key}\n")
-    flags = (*files.flags, "--tls-client-ca", files.client_ca, "--keys-file", tmp_path / "keys")
-    with ServerProcess(tmp_path / "log", *map(str, flags)).wait_ready() as server:
+    protection = Protection.in_folder(tmp_path)
+    with ServerProcess(tmp_path / "log", *protection.server_flags).wait_ready() as server:
         command = [sys.executable, "-m", "loadtests", "--grpc", server.target]
         command += ["--http", f"127.0.0.1:{server.http_port}", "--requests", "150"]
         command += ["--seconds", "300", "--deadline-ms", str(DEADLINE_MS)]
-        command += ["--tls-ca", str(tmp_path / "ca.pem"), "--tls-cert", str(tmp_path / "load.pem")]
-        command += ["--tls-key", str(tmp_path / "load.key"), "--output", str(tmp_path)]
+        command += [*protection.tls_options, "--output", str(tmp_path)]
         without_key = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        command += ["--api-key-file", str(tmp_path / "api-key")]
+        command += protection.key_options
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         log = server.errors()
     assert without_key.returncode == 2
@@ -115,7 +102,8 @@ def test_a_server_with_keys_and_certificates_of_clients(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     assert {kind["kind"].split()[0] for kind in report["kinds"]} == {"rest", "grpc"}
     assert report["server"]
-    assert api_key not in run.stdout + run.stderr + log + (tmp_path / "report.json").read_text()
+    written = run.stdout + run.stderr + log + (tmp_path / "report.json").read_text()
+    assert protection.api_key not in written
 
 
 def test_a_server_that_dies_fails_calls(tmp_path: Path) -> None:
@@ -140,6 +128,7 @@ def test_a_server_that_dies_fails_calls(tmp_path: Path) -> None:
             ["--http", "127.0.0.1:9", "--tls-cert", "c", "--tls-key", "k"],
             "--tls-cert: expected --tls-ca too",
         ),
+        (["--http", "127.0.0.1:9", "--api-key-file", __file__], "expected the key alone"),
         (["--http", "127.0.0.1:9", "--tls-ca", "/none/ca.pem"], "No such file or directory"),
     ],
 )

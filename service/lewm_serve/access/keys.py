@@ -12,12 +12,12 @@ import asyncio
 import hashlib
 import hmac
 import math
-import os
 import time
 from pathlib import Path
 
 from argon2.exceptions import VerifyMismatchError
 
+from lewm_serve.access.file_watch import FileWatch
 from lewm_serve.access.keys_file import (
     HASHER,
     KeyEntry,
@@ -29,8 +29,10 @@ from lewm_serve.access.keys_file import (
 from lewm_serve.errors import Forbidden, RateLimited, Unauthenticated, UnknownRoute, shorten
 from lewm_serve.observability.logging import log
 
-READ_AGAIN_S = 1.0
-"""How often the file is looked at for changes, if there are requests."""
+INFER: frozenset[Role] = frozenset({"infer"})
+READ: frozenset[Role] = frozenset({"read"})
+ADMIN: frozenset[Role] = frozenset({"admin"})
+"""What paths and methods need; `|` joins roles of which any is enough."""
 
 WRONG_KEY_SHARE = 0.1
 """The share of a processor's time that wrong keys of one id may take."""
@@ -151,10 +153,9 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._version = self._file_version()
+        self._watch = FileWatch(path)
         self._keys: dict[str, Key] = {}
         self._take(read_keys(path))
-        self._look_at = time.monotonic() + READ_AGAIN_S
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -190,14 +191,8 @@ class Keys:
         return key
 
     def _read_if_changed(self) -> None:
-        now = time.monotonic()
-        if now < self._look_at:
+        if not self._watch.has_changed():
             return
-        self._look_at = now + READ_AGAIN_S
-        version = self._file_version()
-        if version == self._version:
-            return
-        self._version = version
         try:
             self._take(read_keys(self._path))
         except KeysFileError as error:
@@ -216,10 +211,3 @@ class Keys:
             else:
                 keys[entry.id] = Key(entry)
         self._keys = keys
-
-    def _file_version(self) -> tuple[int, ...]:
-        try:
-            status = os.stat(self._path)  # noqa: PTH116  (this is called once a second)
-        except OSError:
-            return ()
-        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode

@@ -31,7 +31,7 @@ PROTECTION_VARIABLES = (
     "LEWM_TLS_CLIENT_CA",
     "LEWM_TLS_KEY",
 )
-"""Settings of a server for other machines. The commands have no keys and no certificates."""
+"""Settings of a server for other machines. Commands reach their own server without them."""
 
 
 class LocalServerError(RuntimeError):

@@ -143,8 +143,9 @@ def access_settings(
     """How `lewm_client.PlannerClient` comes into the server that is given.
 
     Raises:
-        ValueError: an option has no effect or lacks another one.
-        OSError: the file of the key cannot be read.
+        ValueError: an option has no effect or lacks another one, or the key's file holds something
+            else.
+        OSError: the key's file cannot be read.
     """
     files = {
         "--api-key-file": api_key_file,
@@ -155,12 +156,34 @@ def access_settings(
     given = [option for option, file in files.items() if file is not None]
     if given and server is None:
         raise ValueError(f"{given[0]}: expected --server too")
-    if (tls_cert is None) != (tls_key is None):
-        raise ValueError("expected --tls-cert and --tls-key together")
-    if tls_cert is not None and tls_ca is None:
-        raise ValueError("--tls-cert: expected --tls-ca too")
-    api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
+    check_tls_options(ca=tls_ca, cert=tls_cert, key=tls_key)
+    api_key = None if api_key_file is None else read_api_key(api_key_file)
     return {"api_key": api_key, "tls": tls_ca or False, "certificate": tls_cert, "key": tls_key}
+
+
+def check_tls_options(*, ca: object, cert: object, key: object) -> None:
+    """Check that the options of TLS that are given, and not None, go together.
+
+    Raises:
+        ValueError: an option lacks another one.
+    """
+    if (cert is None) != (key is None):
+        raise ValueError("expected --tls-cert and --tls-key together")
+    if cert is not None and ca is None:
+        raise ValueError("--tls-cert: expected --tls-ca too")
+
+
+def read_api_key(file: Path) -> str:
+    """The API key in a file.
+
+    Raises:
+        ValueError: the file holds something else. The message does not show it.
+        OSError: the file cannot be read.
+    """
+    key = file.read_bytes().strip()
+    if not key or any(not 0x21 <= byte <= 0x7E for byte in key):
+        raise ValueError(f"--api-key-file: {file}: expected the key alone, as `lewm keys add` ends")
+    return key.decode("ascii")
 
 
 def solver_settings(

@@ -6,21 +6,17 @@ certificate and a key that do not belong together, change nothing, and the log s
 
 from __future__ import annotations
 
-import os
 import ssl
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import grpc
 
+from lewm_serve.access.file_watch import FileWatch
 from lewm_serve.observability.logging import log
 from lewm_serve.settings import Settings
-
-READ_AGAIN_S = 1.0
-"""How often the files are looked at for changes, if clients connect."""
 
 
 class TlsError(ValueError):
@@ -53,9 +49,8 @@ class Certificates:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._lock = threading.Lock()
-        self._version = self._version_of_files()
+        self._watch = FileWatch(*filter(None, (certificate, key, client_ca)))
         self._loaded = self._load()
-        self._look_at = time.monotonic() + READ_AGAIN_S
 
     def context(self) -> ssl.SSLContext:
         """What a new HTTP connection uses."""
@@ -81,33 +76,17 @@ class Certificates:
 
     def _current(self) -> _Loaded:
         with self._lock:
-            now = time.monotonic()
-            if now >= self._look_at:
-                self._look_at = now + READ_AGAIN_S
-                self._load_if_changed()
+            if self._watch.has_changed():
+                self._load_again()
             return self._loaded
 
-    def _load_if_changed(self) -> None:
-        version = self._version_of_files()
-        if version == self._version:
-            return
-        self._version = version
+    def _load_again(self) -> None:
         try:
             self._loaded = self._load()
         except TlsError as error:
             log.error("the certificates cannot be used, the old ones stay", error=str(error))
         else:
             log.info("certificates read")
-
-    def _version_of_files(self) -> list[tuple[int, ...]]:
-        versions: list[tuple[int, ...]] = []
-        for path in filter(None, (self._certificate, self._key, self._client_ca)):
-            try:
-                status = os.stat(path)  # noqa: PTH116
-                versions.append((status.st_mtime_ns, status.st_size, status.st_ino))
-            except OSError:
-                versions.append(())
-        return versions
 
     def _load(self) -> _Loaded:
         chain, key = _read("TLS_CERT", self._certificate), _read("TLS_KEY", self._key)

@@ -7,14 +7,12 @@ from unittest.mock import patch
 
 import pytest
 
+from lewm_serve.access import file_watch
 from lewm_serve.access import keys as keys_module
-from lewm_serve.access.keys import Keys, key_in_header
-from lewm_serve.access.keys_file import HASHER, Role, changed_keys, read_keys
+from lewm_serve.access.keys import ADMIN, INFER, Keys, key_in_header
+from lewm_serve.access.keys_file import HASHER, changed_keys, read_keys
 from lewm_serve.errors import Forbidden, RateLimited, Unauthenticated, UnknownRoute
 from tests.lewm_serve.support.keys import add_key
-
-INFER: frozenset[Role] = frozenset({"infer"})
-ADMIN: frozenset[Role] = frozenset({"admin"})
 
 
 @pytest.fixture
@@ -25,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _look_at_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys_module, "READ_AGAIN_S", 0.0)
+    monkeypatch.setattr(file_watch, "READ_AGAIN_S", 0.0)
 
 
 class CountedHashes:

@@ -9,9 +9,8 @@ from typer.testing import CliRunner, Result
 
 from lewm_models import checkpoint
 from lewm_models.card import read_card
-from lewm_serve.access.keys_file import new_key
 from lewm_serve.cli.main import app
-from tests.lewm_serve.support.certificates import Authority, CertificateFiles
+from tests.lewm_serve.support.protection import Protection
 from tests.lewm_serve.support.server_process import ServerProcess
 
 QUICK_SOLVER = ("--samples", "4", "--iterations", "1", "--elites", "2")
@@ -68,29 +67,16 @@ def test_results_are_written_to_the_card(quick_model: Path) -> None:
 def test_a_server_with_keys_and_certificates_of_clients(
     command: str, model_folder: Path, tmp_path: Path
 ) -> None:
-    files, authority, clients = CertificateFiles.in_folder(tmp_path), Authority(), Authority()
-    files.write(authority.issue())
-    files.client_ca.write_bytes(clients.certificate)
-    (tmp_path / "ca.pem").write_bytes(authority.certificate)
-    certificate, key = clients.issue()
-    (tmp_path / "robot.pem").write_bytes(certificate)
-    (tmp_path / "robot.key").write_bytes(key)
-    api_key, entry = new_key("robot", ["infer", "read"])
-    (tmp_path / "keys").write_text(entry.model_dump_json() + "\n")
-    (tmp_path / "keys").chmod(0o600)
-    (tmp_path / "api-key").write_text(f"{api_key}\n")
-    flags = (*files.flags, "--tls-client-ca", files.client_ca, "--keys-file", tmp_path / "keys")
-    flags += ("--models", model_folder)
-    with ServerProcess(tmp_path / "log", *map(str, flags)).wait_ready() as server:
+    protection = Protection.in_folder(tmp_path)
+    flags = (*protection.server_flags, "--models", str(model_folder))
+    with ServerProcess(tmp_path / "log", *flags).wait_ready() as server:
         arguments: tuple[str | Path, ...] = (command, "--server", server.target)
         if command == "evaluate":
             arguments += ("--episodes", "1", *QUICK_SOLVER)
         else:
             arguments += ("--robots", "1", "--output", tmp_path / "demo.gif")
-        arguments += ("--tls-ca", tmp_path / "ca.pem", "--tls-cert", tmp_path / "robot.pem")
-        arguments += ("--tls-key", tmp_path / "robot.key")
-        without_key = lewm(*arguments)
-        with_key = lewm(*arguments, "--api-key-file", tmp_path / "api-key")
+        without_key = lewm(*arguments, *protection.tls_options)
+        with_key = lewm(*arguments, *protection.tls_options, *protection.key_options)
     assert without_key.exit_code == 1
     assert "unauthenticated" in without_key.stderr
     if command == "evaluate":
@@ -132,6 +118,10 @@ def test_a_baseline_needs_no_server(quick_model: Path, tmp_path: Path) -> None:
         (
             ("--server", "127.0.0.1:1", "--api-key-file", "/none/key"),
             "/none/key: No such file or directory",
+        ),
+        (
+            ("--server", "127.0.0.1:1", "--api-key-file", __file__),
+            "test_evaluate.py: expected the key alone, as `lewm keys add` ends",
         ),
         (
             ("--server", "127.0.0.1:1", "--tls-ca", "ca.pem", "--tls-key", "key"),

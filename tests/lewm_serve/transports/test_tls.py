@@ -14,8 +14,8 @@ import pytest
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 from lewm_client import frame
+from lewm_serve.access import file_watch
 from lewm_serve.settings import Settings
-from lewm_serve.transports import tls
 from lewm_serve.transports.tls import Certificates, TlsError, load_certificates
 from tests.lewm_serve.support.certificates import (
     Authority,
@@ -318,7 +318,7 @@ def test_a_setting_that_is_missing(name: str) -> None:
 def test_files_are_read_again_only_when_they_change(
     files: CertificateFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls, "READ_AGAIN_S", 0.0)
+    monkeypatch.setattr(file_watch, "READ_AGAIN_S", 0.0)
     certificates = Certificates(files.certificate, files.key, None)
     first = certificates.context()
     assert certificates.context() is first

@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from lewm_serve.access.keys import Keys, key_in_header
+from lewm_serve.access.keys import INFER, READ, Keys, key_in_header
 from lewm_serve.access.keys_file import Role
 from lewm_serve.constants import Endpoint
 from lewm_serve.errors import ServiceError
@@ -25,11 +25,8 @@ from lewm_serve.transports.grpc.calls import (
 )
 from lewm_serve.transports.grpc.transfers import Call
 
-OPEN_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 """The only service that needs no key."""
-
-INFER: frozenset[Role] = frozenset({"infer"})
-READ: frozenset[Role] = frozenset({"read"})
 
 METHODS: dict[str, tuple[Endpoint, frozenset[Role]]] = {
     f"/{SERVICE}/Encode": ("encode", INFER),
@@ -62,7 +59,7 @@ class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """The handler of a call."""
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
-        if method.startswith(f"/{OPEN_SERVICE}/"):
+        if method.startswith(f"/{HEALTH_SERVICE}/"):
             return handler
         if handler.stream_unary is not None:
             return handler._replace(stream_unary=self._checked(method, handler.stream_unary))

@@ -17,13 +17,11 @@ from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from lewm_serve.transports.addresses import join, listen
 from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
-from lewm_serve.transports.grpc.access import KeyCheck
+from lewm_serve.transports.grpc.access import HEALTH_SERVICE, KeyCheck
 from lewm_serve.transports.grpc.calls import SERVICE
 from lewm_serve.transports.grpc.methods import LibraryMethods, PlannerMethods, UnknownMethods
 from lewm_serve.transports.grpc.transfers import Transfers
 from lewm_serve.transports.tls import Certificates
-
-HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lewm_serve.access.keys import Keys, client_of, key_in_header
+from lewm_serve.access.keys import ADMIN, INFER, READ, Keys, client_of, key_in_header
 from lewm_serve.access.keys_file import Role
 from lewm_serve.constants import INFERENCE_ENDPOINTS
 from lewm_serve.errors import ServiceError
@@ -20,10 +20,6 @@ from lewm_serve.transports.http.problems import READING_METHODS, problem_respons
 
 OPEN_PATHS = ("/healthz", "/readyz")
 """The only paths that need no key."""
-
-INFER: frozenset[Role] = frozenset({"infer"})
-READ: frozenset[Role] = frozenset({"read"})
-ADMIN: frozenset[Role] = frozenset({"admin"})
 
 ROLES_OF_PATHS: dict[str, frozenset[Role]] = {
     **{f"/{endpoint}": INFER for endpoint in INFERENCE_ENDPOINTS},

@@ -54,9 +54,7 @@ TITLE = "LeWM planner"
 API_VERSION = "1"
 
 UNRECORDED_PATHS = (
-    "/healthz",
-    "/readyz",
-    "/metrics",
+    *MONITORING_PATHS,
     "/openapi.json",
     docs.DOCS_PATH,
     *docs.ASSET_PATHS,
