@@ -28,12 +28,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.processes import forget_peaks, server_memory_mib
 from lewm_serve.cli.local_server import HOST, LocalServer, local_server
 
 ROBOTS = 8
@@ -459,14 +459,6 @@ def attack_process(name: str, server: LocalServer, seconds: float) -> None:
     ATTACKS[name](server, lambda: time.monotonic() < end)
 
 
-def memory_mib(pid: int, field_name: str = "VmRSS") -> int:
-    """Memory of the server."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(field_name):
-            return int(line.split()[1]) // 1024
-    return 0
-
-
 def run_attack(name: str, seconds: float) -> Result:
     """Attack a server of its own."""
     context = multiprocessing.get_context("spawn")
@@ -474,8 +466,8 @@ def run_attack(name: str, seconds: float) -> Result:
         pid = server.pid
         for seed in range(5):
             post(server, "/plan", small_plan(seed))
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-        before = memory_mib(pid)
+        forget_peaks(pid)
+        before = server_memory_mib(pid)
         results = context.Queue()
         attacker = context.Process(target=attack_process, args=(name, server, seconds + SETTLE_S))
         attacker.start()
@@ -484,12 +476,12 @@ def run_attack(name: str, seconds: float) -> Result:
         robots.start()
         result: Result = results.get(timeout=seconds + 120)
         robots.join()
-        result.memory_growth_mib = memory_mib(pid, "VmHWM") - before
+        result.memory_growth_mib = server_memory_mib(pid, peak=True) - before
         attacker.join(30)
         if attacker.is_alive():
             attacker.kill()
         time.sleep(3)
-        result.memory_left_mib = memory_mib(pid) - before
+        result.memory_left_mib = server_memory_mib(pid) - before
         return result
 
 

@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from benchmarks.attacks import FRAME_SIZE, image, jpeg, memory_mib
+from benchmarks.attacks import FRAME_SIZE, image, jpeg
+from benchmarks.processes import server_memory_mib
 from lewm_serve.cli.local_server import HOST, LocalServer, local_server
 
 CLIENTS = 4
@@ -179,7 +180,7 @@ def main() -> int:
         for quarter in range(QUARTERS):
             seed = QUARTERS * arguments.seed + quarter
             counts += run_quarter(server, arguments.requests // QUARTERS, seed)
-            memory.append(memory_mib(pid))
+            memory.append(server_memory_mib(pid))
             print(f"{sum(counts.values())} requests, {memory[-1]} MiB", flush=True)
     for outcome, count in counts.most_common():
         print(f"{count:7} {outcome}")

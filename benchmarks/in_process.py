@@ -27,7 +27,8 @@ from lewm_serve.backends.backend import Backend
 from lewm_serve.engine.jobs import roll_out_one_plan
 from lewm_serve.objectives import DEFAULT_OBJECTIVE
 from lewm_serve.objectives.distance import DistanceObjective
-from lewm_serve.registry.registry import LoadedModel, Registry
+from lewm_serve.registry.loading import load_registry
+from lewm_serve.registry.registry import LoadedModel
 from lewm_serve.settings import load_settings
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import ScoredSequence, SearchSpace
@@ -55,7 +56,7 @@ def load_like_server(folder: Path | None = None, **settings: Any) -> LoadedModel
     """
     models = {} if folder is None else {"models": str(folder)}
     with _warnings_only():
-        return Registry.load(load_settings(**{"device": "cpu", **models, **settings})).get(None)
+        return load_registry(load_settings(**{"device": "cpu", **models, **settings})).get(None)
 
 
 @contextmanager

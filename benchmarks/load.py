@@ -8,6 +8,7 @@ omission).
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,6 +108,11 @@ class LoadProcess:
     def open_loop(self, due_times: Sequence[float], deadline_s: float) -> list[Call]:
         """Requests at these times (s), whatever happens to earlier ones, each with a deadline."""
         return self._run(partial(_open_loop, self._target, tuple(due_times), deadline_s))
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._run(os.getpid)
 
     def warm_up(self) -> None:
         """Make the first calls of a connection, which are slower than later ones."""

@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from redis import Redis
 
 from lewm_serve.cli.local_server import (
@@ -189,6 +190,47 @@ def checkout_server(checkout: Path, flags: Sequence[str] = ()) -> Iterator[Local
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def pin_to_cores(server: LocalServer, load: int) -> None:
+    """Run a server's engine on one core, and its other processes and the load on another one.
+
+    Args:
+        server: a server with an engine in a process of its own.
+        load: the process that puts load on the server.
+
+    Raises:
+        RuntimeError: this process may use one core only, or the engine has no process of its own.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    launchers = psutil.Process(server.pid).children()
+    engines = [engine.pid for launcher in launchers for engine in launcher.children()]
+    if len(cores) < 2 or len(engines) != 1:
+        raise RuntimeError(f"{len(cores)} cores and {len(engines)} engines, expected 2 and 1")
+    for pid, core in ((server.pid, cores[0]), (load, cores[0]), (engines[0], cores[1])):
+        for thread in psutil.Process(pid).threads():
+            os.sched_setaffinity(thread.id, {core})
+
+
+def server_memory_mib(pid: int, *, peak: bool = False) -> int:
+    """Memory of a server's processes together: now, or the most since `forget_peaks`."""
+    field = "VmHWM" if peak else "VmRSS"
+    return sum(_status_kib(process, field) for process in _processes(pid)) // 1024
+
+
+def forget_peaks(pid: int) -> None:
+    """Let the peaks of the memory of a server's processes start again."""
+    for process in _processes(pid):
+        Path(f"/proc/{process}/clear_refs").write_text("5")
+
+
+def _processes(pid: int) -> list[int]:
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+def _status_kib(pid: int, field: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def lewm_program(checkout: Path) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import typer
 
 from lewm_serve.cli.local_server import HOST, LocalServer, local_server
@@ -52,7 +53,7 @@ COMPARED_PLANS = 500
 
 @dataclass(frozen=True)
 class ProcessSample:
-    """What the system says of a process at a moment, in seconds since the load began."""
+    """What the system says of all processes of a server together, ``at_s`` after the load began."""
 
     at_s: float
     memory_mib: float
@@ -60,17 +61,15 @@ class ProcessSample:
     threads: int
 
 
-def read_process(pid: int, at_s: float) -> ProcessSample:
-    """Read a process of this machine."""
-    folder = Path("/proc", str(pid))
-    fields = dict(
-        line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
-    )
+def read_processes(pid: int, at_s: float) -> ProcessSample:
+    """Read a process of this machine and those that it has started."""
+    parent = psutil.Process(pid)
+    processes = [parent, *parent.children(recursive=True)]
     return ProcessSample(
         at_s=at_s,
-        memory_mib=int(fields["VmRSS"].split()[0]) / 1024,
-        descriptors=len(list((folder / "fd").iterdir())),
-        threads=int(fields["Threads"]),
+        memory_mib=sum(process.memory_info().rss for process in processes) / 2**20,
+        descriptors=sum(process.num_fds() for process in processes),
+        threads=sum(process.num_threads() for process in processes),
     )
 
 
@@ -233,7 +232,7 @@ def _run(spec: LoadSpec, server: LocalServer) -> tuple[list[ProcessSample], Load
         for number in range(SAMPLES):
             due = started + (number + 1) * spec.seconds / (SAMPLES + 1)
             time.sleep(max(0.0, due - time.monotonic()))
-            samples.append(read_process(server.pid, time.monotonic() - started))
+            samples.append(read_processes(server.pid, time.monotonic() - started))
         return samples, load.wait()
 
 

@@ -18,7 +18,14 @@ from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("client/*.md")])
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("client/*.md"),
+        *ROOT.glob("examples/*.md"),
+    ]
+)
 
 CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MAKE_TARGET = re.compile(r"`make (\w+)`|^make (\w+)", re.MULTILINE)

@@ -74,7 +74,7 @@ def measure_cost(model: LoadedModel, requests: Requests, series: int) -> list[Co
     from another request. The first plan of a series is not counted.
     """
     monitor = Monitor(Metrics())
-    monitor.watch(model)
+    monitor.watch([model])
     durations: dict[str, list[Durations]] = {kind: [] for kind in PLAN_KINDS}
     with ThreadPoolExecutor(1) as engine:
         for number in range(len(PLAN_KINDS) * series):

@@ -13,7 +13,7 @@ from lewm_client.client import AsyncPlannerClient, PlannerClient
 from lewm_client.control_loop import Clock, RunSummary
 from lewm_client.driver import Driver, Move
 from lewm_client.errors import PlannerError
-from lewm_client.messages import FrameLike, frame, tensor
+from lewm_client.messages import FrameLike, GoalLike, frame, tensor
 from lewm_client.planning import LocalFallback, Setback, rest_of_plan
 from lewm_client.recorder import Recorder
 from lewm_client.responses import (
@@ -24,6 +24,7 @@ from lewm_client.responses import (
     Health,
     LatentIds,
     PlanResponse,
+    PlanStates,
     PredictResponse,
     Timing,
 )
@@ -37,11 +38,13 @@ __all__ = [
     "FallbackReport",
     "FrameLike",
     "GoalDistance",
+    "GoalLike",
     "Health",
     "LatentIds",
     "LocalFallback",
     "Move",
     "PlanResponse",
+    "PlanStates",
     "PlannerClient",
     "PlannerError",
     "PredictResponse",

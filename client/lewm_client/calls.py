@@ -17,12 +17,14 @@ from lewm.v1 import planner_pb2 as pb
 from lewm_client.connection import Connection
 from lewm_client.messages import (
     FrameLike,
+    GoalLike,
     encode_response,
-    frame,
     frame_list,
+    goal_frame,
     optional_tensor,
     plan_response,
     predict_response,
+    region,
 )
 from lewm_client.responses import EncodeResponse, PlanResponse, PredictResponse
 
@@ -91,8 +93,9 @@ def predict(
 def plan(
     client: Connection,
     frames: Sequence[FrameLike],
-    goal: FrameLike,
+    goal: GoalLike,
     *,
+    avoid: Sequence[Mapping[str, Any]] = (),
     past_actions: ArrayLike | None = None,
     committed_actions: ArrayLike | None = None,
     solver: Mapping[str, Any] | None = None,
@@ -110,7 +113,11 @@ def plan(
 
     Args:
         frames: oldest first, one action block apart.
-        goal: what the robot should see at the end.
+        goal: what the robot should see at the end; or some of the states that it should have then,
+            by name, such as `{"x": 40, "y": 120}`, for a model with a probe.
+        avoid: regions of states that the way should not enter, each a box such as
+            `{"state": {"x": [60, 90], "y": [30, 50]}}` or a disc `{"centre": {"x": 75, "y": 40},
+            "radius": 20}`; a `weight` says how much a step inside costs.
         past_actions: the actions between the frames; needed for two frames or more.
         committed_actions: the actions that will have been executed when the plan starts, a
             multiple of `action_block` rows after the newest frame. The plan, ``warm_start`` and
@@ -133,7 +140,8 @@ def plan(
         frames=frame_list(frames, client.jpeg_quality),
         past_actions=optional_tensor(past_actions),
         committed_actions=optional_tensor(committed_actions),
-        goal=frame(goal, client.jpeg_quality),
+        goal=goal_frame(goal, client.jpeg_quality),
+        avoid=map(region, avoid),
         solver=None if solver is None else pb.SolverSettings(**solver),
         warm_start=optional_tensor(warm_start),
         seed=seed,

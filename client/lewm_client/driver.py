@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from lewm_client.client import PlannerClient
 from lewm_client.control_loop import Clock, ControlLoop, Robot, RunSummary, SystemClock
 from lewm_client.errors import PlannerError
-from lewm_client.messages import FrameLike
+from lewm_client.messages import FrameLike, GoalLike
 from lewm_client.planning import (
     NO_PLAN,
     GoalPlanner,
@@ -66,7 +66,8 @@ class Driver:
 
     Args:
         client: the connection; many drivers may share it.
-        goal: what the robot should see at the end.
+        goal: what the robot should see at the end, or states by name as `PlannerClient.plan` takes
+            them.
         steps: how many actions of a plan are run before those of the next plan.
         timeout_s: the longest that a `step` takes, and the deadline of its plan.
         history: how many frames a request holds at most, 1 to the model's history.
@@ -91,7 +92,7 @@ class Driver:
     def __init__(
         self,
         client: PlannerClient,
-        goal: FrameLike,
+        goal: GoalLike,
         *,
         steps: int,
         timeout_s: float,

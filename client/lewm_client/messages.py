@@ -23,6 +23,7 @@ from lewm_client.responses import (
     HealthStatus,
     LatentIds,
     PlanResponse,
+    PlanStates,
     PlanStatus,
     PredictResponse,
     Timing,
@@ -34,6 +35,9 @@ FrameLike = NDArray[Any] | bytes | bytearray | memoryview | mmap.mmap | str
 The bytes may be in any object that shares its memory, such as a `mmap`, and in an array (n,) or
 (n, 1) of uint8, as `cv2.imencode` returns them.
 """
+
+GoalLike = FrameLike | Mapping[str, float]
+"""A frame of the goal, or some of the states there by name, such as ``{"x": 40, "y": 120}``."""
 
 BYTE_TYPES = (np.dtype(np.uint8), np.dtype("S1"))
 """The types of numpy arrays of single bytes; the second is that of C's characters."""
@@ -114,6 +118,54 @@ def frame(source: FrameLike, jpeg_quality: int | None = None) -> pb.Frame:
     if jpeg_quality is not None:
         return pb.Frame(image=_jpeg(pixels, jpeg_quality))
     return pb.Frame(pixels=pb.Pixels(shape=pixels.shape, data=pixels.tobytes()))
+
+
+def goal_frame(goal: GoalLike, jpeg_quality: int | None = None) -> pb.Frame:
+    """Make a message of a goal, as `frame` does of a frame.
+
+    Raises:
+        TypeError, ValueError: as `frame`; or a state is no number.
+    """
+    if isinstance(goal, Mapping):
+        return pb.Frame(state=_states(goal, "goal"))
+    return frame(goal, jpeg_quality)
+
+
+def region(described: Mapping[str, Any]) -> pb.Region:
+    """Make a message of a region to avoid.
+
+    Args:
+        described: a box ``{"state": {"x": [60, 90]}}``, or a disc ``{"centre": {"x": 60, "y": 90},
+            "radius": 20}``; both may have a ``weight``.
+
+    Raises:
+        TypeError: a key is unknown, or a value is no number.
+    """
+    message = pb.Region(radius=described.get("radius"), weight=described.get("weight"))
+    for key, value in described.items():
+        if key == "state":
+            message.state.SetInParent()
+            for name, (low, high) in _mapping(value, "avoid: state").items():
+                message.state.ranges[name].low, message.state.ranges[name].high = low, high
+        elif key == "centre":
+            message.centre.CopyFrom(_states(value, "avoid: centre"))
+        elif key not in ("radius", "weight"):
+            raise TypeError(f"avoid: got {key!r}, expected state, or centre and radius; and weight")
+    return message
+
+
+def _states(values: object, field: str) -> pb.States:
+    numbers = _mapping(values, field)
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            raise TypeError(f"{field}: {name} is a mapping, expected names with numbers")
+    return pb.States(values={name: float(value) for name, value in numbers.items()})
+
+
+def _mapping(values: object, field: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{field}: got {type(values).__name__}, expected a mapping of states")
+    return values
 
 
 def _jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
@@ -217,6 +269,8 @@ def plan_response(message: pb.PlanResponse) -> PlanResponse:
         timing_ms=_timing(message.timing_ms),
         trajectory=_array(message.trajectory) if has("trajectory") else None,
         distance=_goal_distance(message.distance) if has("distance") else None,
+        states=_plan_states(message.states) if has("states") else None,
+        violations=tuple(message.violations),
     )
 
 
@@ -256,6 +310,10 @@ def _timing(message: pb.Timing) -> Timing:
 
 def _latent_ids(message: pb.LatentIds) -> LatentIds:
     return LatentIds(frames=tuple(message.frames), goal=message.goal)
+
+
+def _plan_states(message: pb.PlanStates) -> PlanStates:
+    return PlanStates(start=dict(message.start), end=dict(message.end))
 
 
 def _goal_distance(message: pb.GoalDistance) -> GoalDistance:

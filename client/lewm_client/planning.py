@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from lewm_client.client import PlannerClient
 from lewm_client.errors import PlannerError
-from lewm_client.messages import FrameLike
+from lewm_client.messages import FrameLike, GoalLike
 from lewm_client.responses import FloatArray, PlanResponse
 
 MIN_TIMEOUT_S = 1e-3
@@ -161,7 +161,7 @@ class GoalPlanner:
     def __init__(
         self,
         client: PlannerClient,
-        goal: FrameLike,
+        goal: GoalLike,
         *,
         timeout_s: float,
         fallback: str | Mapping[str, Any],
@@ -182,13 +182,14 @@ class GoalPlanner:
         self._extra_arguments.update(settings or {})
 
     def card(self) -> dict[str, Any]:
-        """The card of the model that plans.
+        """The card of the model that plans; of the current version, whichever version is asked for.
 
         Raises:
             PlannerError: the server does not answer.
             ValueError: the server has no such model.
         """
-        name: Any = self._extra_arguments.get("model")
+        asked: Any = self._extra_arguments.get("model")
+        name = None if asked is None else asked.partition("@")[0]
         models = self._client.models(self._timeout_s)
         for model in models:
             if model.default if name is None else model.name == name:
@@ -223,7 +224,7 @@ class GoalPlanner:
             arguments["timeout_s"] = max(MIN_TIMEOUT_S, deadline - time.monotonic())
             plan = self._client.plan(frames, self._goal, **arguments)
         if plan.latent_ids is not None:
-            self._goal_id = plan.latent_ids.goal
+            self._goal_id = plan.latent_ids.goal or None
         return plan
 
     def _extra(self, *, has_plan: bool, state: ArrayLike | None) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class PredictResponse:
 
 @dataclass(frozen=True)
 class LatentIds:
-    """The names of the request's latents in the server's cache."""
+    """The names of the request's latents in the server's cache; empty for a goal by states."""
 
     frames: tuple[str, ...]
     goal: str
@@ -110,6 +110,14 @@ class GoalDistance:
 
 
 @dataclass(frozen=True)
+class PlanStates:
+    """The states that the model imagines before and after the plan, by name, in their units."""
+
+    start: dict[str, float]
+    end: dict[str, float]
+
+
+@dataclass(frozen=True)
 class PlanResponse:
     """A plan.
 
@@ -122,7 +130,12 @@ class PlanResponse:
         latent_ids: None where a fallback answered before the frames were encoded.
         fallback: None where the planner itself answered.
         trajectory: (T, D), where the request included it and no fallback answered.
-        distance: None where the model has no learned distance, or where a fallback answered.
+        distance: None where the model has no learned distance, where the goal was given by states,
+            or where a fallback answered.
+        states: None where the request had neither a goal by states nor regions to avoid, or where a
+            fallback answered.
+        violations: the steps of the trajectory, from 0 on, that lead into a region to avoid or are
+            in one.
     """
 
     request_id: str
@@ -144,3 +157,5 @@ class PlanResponse:
     timing_ms: Timing
     trajectory: FloatArray | None = None
     distance: GoalDistance | None = None
+    states: PlanStates | None = None
+    violations: tuple[int, ...] = ()

@@ -189,9 +189,9 @@ def _add_saturation(board: Dashboard) -> None:
     board.with_panel(
         time_series(
             "Engine up",
-            "0 after the engine has died, until a restart. Only fallbacks answer then.",
+            "0 while the engine is started again, or is dead. Only fallbacks answer then.",
             "bool",
-            (f"lewm_engine_up{{{SELECTED}}}", "{{instance}}"),
+            (f"lewm_engine_up{{{SELECTED}}}", "{{instance}}, {{device}}"),
             runbook="LewmEngineDead",
             limits=HEALTHY_IS_1,
         )
@@ -254,17 +254,22 @@ def _add_process(board: Dashboard) -> None:
     board.with_panel(
         time_series(
             "Processor",
-            "Cores in use.",
+            "Cores in use, by the server's first process and by its engines.",
             "short",
             (f"rate(process_cpu_seconds_total{{{PROCESS}}}{INTERVAL})", "{{instance}}"),
+            (
+                f"rate(lewm_engine_processor_seconds{{{SELECTED}}}{INTERVAL})",
+                "{{instance}}, engine on {{device}}",
+            ),
         )
     )
     board.with_panel(
         time_series(
             "Memory",
-            "Resident memory.",
+            "Resident memory of the server's first process and of its engines, which share a part.",
             "bytes",
             (f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),
+            (f"lewm_engine_memory_bytes{{{SELECTED}}}", "{{instance}}, engine on {{device}}"),
         )
     )
     board.with_panel(

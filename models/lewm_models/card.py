@@ -123,6 +123,79 @@ class LearnedDistance:
 
 
 @dataclass(frozen=True)
+class StateProbeCard:
+    """The probe of a model: which states it reads from a latent, and how well.
+
+    The lists have one entry for each state. Errors are in the state's unit.
+
+    Attributes:
+        network: the SHA-256 of `probe.safetensors`.
+        states: the names of the states.
+        periods: the period of each state, such as an angle; 0: it has none.
+        training_frames: the recorded frames that it was fitted to.
+        held_out_frames: those that the other values were measured on.
+        r2: the share of a state's variance that the MLP reads.
+        error: the mean absolute error of the MLP.
+        ridge_r2: as ``r2``, of the linear map.
+        ridge_error: as ``error``, of the linear map.
+        low: the least value of each state that it was fitted to; None in cards of earlier versions.
+        high: the greatest one.
+    """
+
+    network: str
+    states: tuple[str, ...]
+    periods: tuple[float, ...]
+    training_frames: int
+    held_out_frames: int
+    r2: tuple[float, ...]
+    error: tuple[float, ...]
+    ridge_r2: tuple[float, ...]
+    ridge_error: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_sha256("probe.network", self.network, "probe.safetensors")
+        if not self.states or len(set(self.states)) < len(self.states) or "" in self.states:
+            raise CardError(
+                f"probe.states: expected names that all differ, got {_shown(self.states)}"
+            )
+        for name in ("periods", "r2", "error", "ridge_r2", "ridge_error", "low", "high"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.states):
+                raise CardError(
+                    f"probe.{name}: expected {len(self.states)} numbers, one for each state, got "
+                    f"{_shown(values)}"
+                )
+        if min(self.periods) < 0:
+            raise CardError(
+                f"probe.periods: expected numbers from 0 on, got {_shown(self.periods)}"
+            )
+
+
+@dataclass(frozen=True)
+class FrameDecoderCard:
+    """The decoder of a model, and how good its pictures are.
+
+    Attributes:
+        network: the SHA-256 of `decoder.safetensors`.
+        training_frames: the recorded frames that it was trained on.
+        held_out_frames: those that the other values were measured on.
+        error: the mean absolute error of a pixel's value, 0 to 1.
+        mean_frame_error: the same of the mean frame.
+    """
+
+    network: str
+    training_frames: int
+    held_out_frames: int
+    error: float
+    mean_frame_error: float
+
+    def __post_init__(self) -> None:
+        _check_sha256("decoder.network", self.network, "decoder.safetensors")
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The distributions of ordinary scores, and the limits above which a score is anomalous.
 
@@ -203,6 +276,8 @@ class ModelCard:
         solver: the defaults of plan requests.
         calibration: None if the model is not calibrated.
         distance: None if the model has no learned distance.
+        probe: None if the model has no probe.
+        decoder: None if the model has no decoder.
         provenance: where the model comes from and how to make it again.
         figures: measured results, by protocol; "figures" is their name in the file.
         extra: fields that this version does not know, unchanged.
@@ -224,6 +299,8 @@ class ModelCard:
     solver: SolverConfig = SolverConfig()
     calibration: Calibration | None = None
     distance: LearnedDistance | None = None
+    probe: StateProbeCard | None = None
+    decoder: FrameDecoderCard | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -356,12 +433,14 @@ class ModelCard:
         body = asdict(self)
         for name in ("name", "config", "extra"):
             del body[name]
-        for name in ("action_rate_limit", "distance"):
+        for name in ("action_rate_limit", "distance", "probe", "decoder"):
             if body[name] is None:  # cards of earlier versions do not have it
                 del body[name]
         body["solver"] = {
             name: value for name, value in body["solver"].items() if value is not None
         }
+        if self.probe is not None and self.probe.low is None:
+            del body["probe"]["low"], body["probe"]["high"]
         card = {"name": self.name, **top_level, **body, "architecture": architecture, **self.extra}
         # JSON has lists where dataclasses have tuples.
         return json.loads(json.dumps(card))  # type: ignore[no-any-return]
@@ -390,6 +469,8 @@ class ModelCard:
             solver=_pop_nested(rest, "solver", SolverConfig) or SolverConfig(),
             calibration=_pop_nested(rest, "calibration", Calibration),
             distance=_pop_nested(rest, "distance", LearnedDistance),
+            probe=_pop_nested(rest, "probe", StateProbeCard),
+            decoder=_pop_nested(rest, "decoder", FrameDecoderCard),
             provenance=_pop(rest, "provenance", dict) if "provenance" in rest else {},
             figures=_pop(rest, "figures", dict) if "figures" in rest else {},
             extra=rest,
@@ -543,7 +624,12 @@ def _pop_nested(card: dict[str, Any], name: str, kind: type) -> Any:
 def _describe_type(annotation: str) -> str:
     """What `_has_type` accepts for a dataclass field's annotation, in words."""
     kind = annotation.removesuffix(" | None")
-    words = {"str": "text", "int": "an integer of at least 1", "float": "a finite number"}
+    words = {
+        "str": "text",
+        "int": "an integer of at least 1",
+        "float": "a finite number",
+        "tuple[str, ...]": "a list of texts",
+    }
     described = words.get(kind, "a list of finite numbers")
     return described if kind == annotation else f"{described} or null"
 
@@ -562,4 +648,6 @@ def _has_type(entry: object, annotation: str) -> bool:
         return type(entry) is int and 1 <= entry <= strict_json.MAX_INTEGER
     if kind == "float":
         return is_finite(entry)
+    if kind == "tuple[str, ...]":
+        return type(entry) is list and all(isinstance(text, str) for text in entry)
     return type(entry) is list and all(map(is_finite, entry))

@@ -1,7 +1,8 @@
 """Model folders: how a model, its card and its calibration are kept on disk.
 
 A folder holds `model.json` (the card) and `model.safetensors` (the weights, float32). A calibrated
-model has `calibration.safetensors` too, and a model with a learned distance `distance.safetensors`.
+model has `calibration.safetensors` too, a model with a learned distance `distance.safetensors`, a
+model with a probe `probe.safetensors`, and one with a decoder `decoder.safetensors`.
 `frames.safetensors` may hold a few frames that the model typically sees; a server uses them to find
 out whether a lower precision is accurate enough.
 """
@@ -11,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,16 +25,20 @@ from torch import Tensor
 from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import CardError, ModelCard, read_card
 from lewm_models.config import LeWMConfig
+from lewm_models.decoder.network import FrameDecoder
 from lewm_models.distance.network import GoalDistance
 from lewm_models.file_kinds import SAFETENSORS, kind_of_file, safetensors_problem
 from lewm_models.file_names import natural_key
 from lewm_models.lewm import LeWM
+from lewm_models.probe.network import StateProbe
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 FRAMES_FILE = "frames.safetensors"
 REFERENCE_FILE = "calibration.safetensors"
 DISTANCE_FILE = "distance.safetensors"
+PROBE_FILE = "probe.safetensors"
+DECODER_FILE = "decoder.safetensors"
 
 T = TypeVar("T")
 
@@ -68,6 +73,8 @@ class Checkpoint:
         reference: what Mahalanobis distances are measured with, if the card's calibration names it.
         frames: (N, H, H, 3) uint8, N ≥ 2, H the model's image size; None if the folder has none.
         distance: the learned distance, if the card names one; without gradients.
+        probe: the probe of states, if the card names one; without gradients.
+        decoder: the decoder of frames, if the card names one; without gradients.
     """
 
     model: LeWM
@@ -76,6 +83,8 @@ class Checkpoint:
     reference: LatentReference | None = None
     frames: Tensor | None = None
     distance: GoalDistance | None = None
+    probe: StateProbe | None = None
+    decoder: FrameDecoder | None = None
 
 
 def save(
@@ -86,24 +95,28 @@ def save(
     reference: LatentReference | None = None,
     frames: Tensor | None = None,
     distance: GoalDistance | None = None,
+    probe: StateProbe | None = None,
+    decoder: FrameDecoder | None = None,
 ) -> str:
     """Write a complete model folder and return the model's version.
 
-    Each file is replaced as a whole. The files of a reference, of frames or of a distance that are
-    None are removed.
+    Each file is replaced as a whole. The files of a reference, of frames, of a distance, of a probe
+    or of a decoder that are None are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    _replace(folder / WEIGHTS_FILE, to_bytes(tensors))
-    if distance is None:
-        (folder / DISTANCE_FILE).unlink(missing_ok=True)
-    else:
-        _replace(folder / DISTANCE_FILE, distance.to_bytes())
+    replace_file(folder / WEIGHTS_FILE, to_bytes(tensors))
+    networks = ((DISTANCE_FILE, distance), (PROBE_FILE, probe), (DECODER_FILE, decoder))
+    for name, network in networks:
+        if network is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            replace_file(folder / name, network.to_bytes())
     write_calibration(folder, card, reference)
     if frames is None:
         (folder / FRAMES_FILE).unlink(missing_ok=True)
     else:
-        _replace(folder / FRAMES_FILE, to_bytes({"frames": frames.contiguous()}))
+        replace_file(folder / FRAMES_FILE, to_bytes({"frames": frames.contiguous()}))
     return version(folder)
 
 
@@ -112,22 +125,34 @@ def write_calibration(folder: Path, card: ModelCard, reference: LatentReference 
     if reference is None:
         (folder / REFERENCE_FILE).unlink(missing_ok=True)
     else:
-        _replace(folder / REFERENCE_FILE, reference.to_bytes())
+        replace_file(folder / REFERENCE_FILE, reference.to_bytes())
     write_card(folder, card)
 
 
 def write_distance(folder: Path, card: ModelCard, distance: GoalDistance) -> None:
     """Write the card and the distance that it names, and no other file."""
-    _replace(folder / DISTANCE_FILE, distance.to_bytes())
+    replace_file(folder / DISTANCE_FILE, distance.to_bytes())
+    write_card(folder, card)
+
+
+def write_probe(folder: Path, card: ModelCard, probe: StateProbe) -> None:
+    """Write the card and the probe that it names, and no other file."""
+    replace_file(folder / PROBE_FILE, probe.to_bytes())
+    write_card(folder, card)
+
+
+def write_decoder(folder: Path, card: ModelCard, decoder: FrameDecoder) -> None:
+    """Write the card and the decoder that it names, and no other file."""
+    replace_file(folder / DECODER_FILE, decoder.to_bytes())
     write_card(folder, card)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
     """Write `model.json`, and no other file."""
-    _replace(folder / CARD_FILE, (json.dumps(card.to_json(), indent=2) + "\n").encode())
+    replace_file(folder / CARD_FILE, (json.dumps(card.to_json(), indent=2) + "\n").encode())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file completely or not at all. A process that has the old file open keeps it."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(content)
@@ -137,17 +162,22 @@ def _replace(path: Path, content: bytes) -> None:
 def version(folder: Path) -> str:
     """The model's version, 16 hexadecimal digits: a hash of the weights and the card.
 
-    The card holds the hashes of the calibration's reference and of the learned distance, so the
-    version depends on them too. It does not depend on the frames, nor on the layout of
-    `model.json`.
+    The card holds the hashes of the calibration's reference, of the learned distance and of the
+    probe, so the version depends on them too. It does not depend on the frames and the decoder,
+    which change no answer, nor on the layout of `model.json`.
     """
     return _version((folder / WEIGHTS_FILE).read_bytes(), read_card(folder / CARD_FILE))
 
 
 def _version(weights: bytes, card: ModelCard) -> str:
     content = hashlib.sha256(weights)
-    content.update(json.dumps(card.to_json(), sort_keys=True).encode())
+    answering = replace(card, decoder=None, provenance=_without_decoder(card.provenance))
+    content.update(json.dumps(answering.to_json(), sort_keys=True).encode())
     return content.hexdigest()[:16]
+
+
+def _without_decoder(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in provenance.items() if name != "decoder"}
 
 
 def load(folder: Path) -> Checkpoint:
@@ -162,6 +192,8 @@ def load(folder: Path) -> Checkpoint:
         tensors = _tensors_of(weights, folder / WEIGHTS_FILE)
         reference = _read_reference(folder / REFERENCE_FILE, card)
         distance = _read_distance(folder / DISTANCE_FILE, card)
+        probe = _read_probe(folder / PROBE_FILE, card)
+        decoder = _read_decoder(folder / DECODER_FILE, card)
     except CardError as error:
         raise CheckpointError(str(error)) from error
     frames = _read_frames(folder / FRAMES_FILE, card.config.image_size)
@@ -176,6 +208,34 @@ def load(folder: Path) -> Checkpoint:
         reference=reference,
         frames=frames,
         distance=distance,
+        probe=probe,
+        decoder=decoder,
+    )
+
+
+@dataclass(frozen=True)
+class ViewingParts:
+    """What helps people to see what a model computes; None where the folder has it not."""
+
+    probe: StateProbe | None
+    decoder: FrameDecoder | None
+
+
+def load_viewing_parts(folder: Path, latent_dim: int) -> ViewingParts:
+    """Read the probe and the decoder of a model folder, without the model.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or is not that of a model of this width.
+    """
+    try:
+        card = read_card(folder / CARD_FILE)
+    except CardError as error:
+        raise CheckpointError(str(error)) from error
+    if card.config.latent_dim != latent_dim:
+        raise CheckpointError(f"{folder / CARD_FILE}: is that of another model now")
+    return ViewingParts(
+        probe=_read_probe(folder / PROBE_FILE, card),
+        decoder=_read_decoder(folder / DECODER_FILE, card),
     )
 
 
@@ -232,6 +292,30 @@ def _read_distance(path: Path, card: ModelCard) -> GoalDistance | None:
         card.distance.network,
         lambda content: GoalDistance.from_bytes(content, card.config.latent_dim),
         mismatch="does not belong to the card's distance; train it again (lewm models distance)",
+    )
+
+
+def _read_probe(path: Path, card: ModelCard) -> StateProbe | None:
+    if (described := card.probe) is None:
+        return None
+    return _read_named(
+        path,
+        described.network,
+        lambda content: StateProbe.from_bytes(
+            content, card.config.latent_dim, len(described.states)
+        ),
+        mismatch="does not belong to the card's probe; fit it again (lewm models probe)",
+    )
+
+
+def _read_decoder(path: Path, card: ModelCard) -> FrameDecoder | None:
+    if card.decoder is None:
+        return None
+    return _read_named(
+        path,
+        card.decoder.network,
+        lambda content: FrameDecoder.from_bytes(content, card.config.latent_dim),
+        mismatch="does not belong to the card's decoder; train it again (lewm models decoder)",
     )
 
 
@@ -342,6 +426,19 @@ def model_folders(path: Path) -> list[Path]:
         CheckpointError: the path is not a model folder and holds none, or it holds a folder with
             weights and without a card.
     """
+    folders = possible_model_folders(path)
+    for folder in (path, *folders):
+        if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).exists():
+            raise CheckpointError(f"{folder / CARD_FILE}: is missing, but there are weights")
+    return folders
+
+
+def possible_model_folders(path: Path) -> list[Path]:
+    """Like `model_folders`, with folders that have only a card or only weights.
+
+    Raises:
+        CheckpointError: the path is not a model folder and holds none.
+    """
     if not path.exists() and _is_embedded(path):
         return [PRETRAINED / path]
     if (path / CARD_FILE).is_file():
@@ -351,9 +448,8 @@ def model_folders(path: Path) -> list[Path]:
         raise CheckpointError(f"{path}: is not a model folder and holds none: {reason}")
     files = [*path.glob(f"*/{CARD_FILE}"), *path.glob(f"*/{WEIGHTS_FILE}")]
     inside = sorted({file.parent for file in files}, key=natural_key)
-    for folder in (path, *inside):
-        if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).exists():
-            raise CheckpointError(f"{folder / CARD_FILE}: is missing, but there are weights")
+    if (path / WEIGHTS_FILE).exists():
+        return [path, *inside]
     if not inside:
         hint = ""
         if any((path / name).exists() for name in UNFINISHED_RUN_FILES):
@@ -364,3 +460,16 @@ def model_folders(path: Path) -> list[Path]:
             f"{path}: is not a model folder and holds none (no {CARD_FILE}){hint}"
         )
     return inside
+
+
+def name_and_version(folder: Path) -> tuple[str, str]:
+    """The name of a folder's model, and its `version`, without making the model.
+
+    Raises:
+        CheckpointError: the card or the weights cannot be read.
+    """
+    try:
+        card = read_card(folder / CARD_FILE)
+    except CardError as error:
+        raise CheckpointError(str(error)) from error
+    return card.name, _version(_read_bytes(folder / WEIGHTS_FILE), card)

@@ -1,6 +1,8 @@
-"""How many processor cores this process may use."""
+"""How many processor cores this process may use, and which of its threads go first."""
 
+import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +51,12 @@ def _quota(*files: Path) -> float | None:
         return None
     unlimited = quota in ("max", "-1")
     return None if unlimited else int(quota) / int(period)
+
+
+def lower_thread_priority(niceness: int) -> None:
+    """Let the other threads of the process go first, from now on and for good.
+
+    On Linux, niceness belongs to a thread, and the threads that it starts inherit it.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -360,6 +360,27 @@ class LeWM(nn.Module):
             window.append(predicted[:, -1])
         return torch.stack(window[context:], dim=1)
 
+    def rollout_each(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Predict the latents that each of B sequences leads to, from one frame each.
+
+        The window slides as in `rollout`.
+
+        Args:
+            latents: (B, D), the frames.
+            actions: (B, T, A), z-scored, T ≥ 1.
+
+        Returns:
+            (B, T, D), the predicted latents.
+        """
+        window = [latents]
+        for step in range(actions.shape[1]):
+            first = max(0, step + 1 - self.config.history)
+            predicted = self.predict(
+                torch.stack(window[first:], dim=1), actions[:, first : step + 1]
+            )
+            window.append(predicted[:, -1])
+        return torch.stack(window[1:], dim=1)
+
 
 def _projector(config: LeWMConfig, name: str, input_dim: int) -> Projector | nn.Identity:
     """The projector of this name; an identity if the model has none."""

@@ -67,6 +67,8 @@ def verify(folder: Path) -> Iterator[Finding]:
     )
     if checkpoint.distance is not None:
         yield Finding("distance", _check_distance(checkpoint.distance, predicted, latents))
+    if checkpoint.probe is not None:
+        yield Finding("probe", _check_probe(checkpoint, latents))
     yield Finding("version", checkpoint.version)
 
 
@@ -155,6 +157,21 @@ def _check_distance(distance: GoalDistance, predicted: Tensor, latents: Tensor) 
     if not bool(blocks.std() > 0):
         raise CheckpointError("distance: gives all latents the same distance")
     return f"{blocks.min():.3g} to {blocks.max():.3g} blocks from predicted latents to test frames"
+
+
+def _check_probe(checkpoint: Checkpoint, latents: Tensor) -> str:
+    """Which states the probe reads from test frames' latents (N, D), in words."""
+    probe, described = checkpoint.probe, checkpoint.card.probe
+    assert probe is not None
+    assert described is not None
+    states = probe.in_units(probe(latents))
+    if not bool(states.isfinite().all()):
+        raise CheckpointError("probe: gives states that are not finite")
+    if not bool((states.std(dim=0) > 0).any()):
+        raise CheckpointError("probe: gives all latents the same states")
+    return "held-out R² " + ", ".join(
+        f"{name} {r2:.3g}" for name, r2 in zip(described.states, described.r2, strict=True)
+    )
 
 
 def _relative_change(latents: Tensor) -> float:

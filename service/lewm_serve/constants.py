@@ -2,14 +2,15 @@
 
 from typing import Literal, get_args
 
-Endpoint = Literal["encode", "predict", "plan", "models", "other"]
+Endpoint = Literal["encode", "predict", "plan", "models", "admin", "other"]
 """What a request asks for; `other` is a path or method that does not exist."""
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 InferenceEndpoint = Literal["encode", "predict", "plan"]
 INFERENCE_ENDPOINTS: tuple[InferenceEndpoint, ...] = get_args(InferenceEndpoint)
 
-Protocol = Literal["rest", "grpc"]
+Protocol = Literal["rest", "grpc", "openpi", "oip"]
+"""`oip`: the Open Inference Protocol, over HTTP and gRPC."""
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 PlanStatus = Literal["completed", "converged", "deadline", "fallback"]
@@ -29,7 +30,13 @@ ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
 FallbackReason = Literal["anomalous", "deadline", "engine_failure"]
 FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 
-ServerState = Literal["loading", "ready", "draining", "failed"]
+ServerState = Literal["loading", "ready", "restarting", "leaving", "draining", "failed"]
+"""`restarting`: the engine has died and is started again; `leaving`: asked to stop, but still
+serving; `draining`: requests are refused."""
+
+ReloadResult = Literal["added", "switched", "unchanged", "removed", "failed"]
+"""What became of a model when the model folders were read again."""
+RELOAD_RESULTS: tuple[ReloadResult, ...] = get_args(ReloadResult)
 
 STAGES = ("queue", "decode", "encode", "solve", "serialize")
 

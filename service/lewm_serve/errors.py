@@ -20,8 +20,10 @@
     ├── Cancelled               499
     ├── Internal                500
     ├── NonFiniteResult         500  the model's numbers overflow
+    ├── ReloadFailed            500  a model folder that was read again cannot be used
     ├── Loading                 503
     ├── Draining                503
+    ├── Restarting              503
     ├── Failed                  503
     └── DeadlineExceeded        504
 
@@ -35,13 +37,13 @@ Where each is raised, on the way from bytes to a plan:
       │ BodyTooLarge        │                      │ Internal (anything unexpected), NonFiniteResult
       │ RequestTimeout, Overloaded (too many connections or bytes), TooManyHeaders
       │ Unauthenticated, Forbidden, RateLimited
-      │ MalformedJson, MalformedMessage
+      │ MalformedJson, MalformedMessage       ReloadFailed (`/admin/models/reload` alone)
 
 An error knows its HTTP status and the name of its gRPC status. Transports only write it.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -385,6 +387,29 @@ class NonFiniteResult(ServiceError):
         super().__init__(f"the model computes {name} that are not finite; check its weights")
 
 
+class ReloadFailed(ServiceError):
+    """Models could not be loaded again. Their earlier versions go on; the other models are new.
+
+    Args:
+        models: what became of each model, as the fields of `ReloadedModel`.
+    """
+
+    status = 500
+    grpc_status = "INTERNAL"
+    code = "reload_failed"
+    title = "Reload failed"
+
+    def __init__(self, models: Sequence[Mapping[str, Any]]) -> None:
+        failed = [model for model in models if model["result"] == "failed"]
+        reasons = "; ".join(f"{model['model']}: {model['error']}" for model in failed[:3])
+        super().__init__(f"{len(failed)} of {len(models)} models could not be loaded: {reasons}")
+        self.models = list(models)
+
+    def problem(self, request_id: str) -> dict[str, Any]:
+        """See `ServiceError.problem`; with what became of each model."""
+        return {**super().problem(request_id), "models": self.models}
+
+
 class Loading(ServiceError):
     """The server is loading its models and warming them up."""
 
@@ -407,6 +432,18 @@ class Draining(ServiceError):
 
     def __init__(self, retry_after_s: float = 5.0) -> None:
         super().__init__("the server is shutting down", retry_after_s=retry_after_s)
+
+
+class Restarting(ServiceError):
+    """The engine has died and is being started again."""
+
+    status = 503
+    grpc_status = "UNAVAILABLE"
+    code = "restarting"
+    title = "Restarting"
+
+    def __init__(self, retry_after_s: float = 2.0) -> None:
+        super().__init__("the engine is being started again", retry_after_s=retry_after_s)
 
 
 class Failed(ServiceError):

@@ -1,9 +1,17 @@
 """The life of the server: listen, load, serve, drain, stop.
 
 The ports are open before the models are loaded, so that the start is visible from outside: until
-the planner is ready, requests get `loading`. SIGTERM and SIGINT start the draining: new requests
-get `draining`, and those in progress are finished within the grace period. A second signal ends the
-process at once. So does the first one before the ports are open: see `signals`.
+the planner is ready, requests get `loading`. After SIGTERM or SIGINT, a server that is ready
+
+1. leaves: for the drain lag it says that it is not ready and still takes requests, so that load
+   balancers have time to send them elsewhere;
+2. drains: new requests get `draining`, and those in progress are finished within the grace period;
+3. stops.
+
+A second signal ends the process at once. So does the first one before the ports are open: see
+`signals`.
+
+SIGHUP reads the model folders again.
 
 A signal acts first and is logged afterwards.
 """
@@ -15,6 +23,7 @@ import contextlib
 import json
 import resource
 import signal
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -25,17 +34,26 @@ from lewm_serve.observability.logging import LineWriter, log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.registry.registry import ModelLoadError
-from lewm_serve.settings import Settings
-from lewm_serve.signals import IGNORED_SIGNALS, STOP_SIGNALS, exit_process, log_ignored_signal
+from lewm_serve.settings import Settings, SettingsError
+from lewm_serve.signals import (
+    IGNORED_SIGNALS,
+    RELOAD_SIGNAL,
+    STOP_SIGNALS,
+    exit_process,
+    log_ignored_signal,
+)
 from lewm_serve.transports.addresses import are_loopback, resolve
 from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
 from lewm_serve.transports.grpc.server import GrpcServer
 from lewm_serve.transports.http.app import create_app
 from lewm_serve.transports.http.server import HttpServer
 from lewm_serve.transports.tls import Certificates, TlsError, load_certificates
+from lewm_serve.workers.process import EngineProcesses
+from lewm_serve.workers.worker import Worker
 
 if TYPE_CHECKING:
     from lewm_serve.observability.tracing import RequestTracer
+    from lewm_serve.transports.http.console.data import ConsoleData
 
 FLUSH_S = 2.0
 """The time to send answers that are ready when the server stops."""
@@ -64,22 +82,32 @@ class StartError(RuntimeError):
 class Server:
     """Both transports with one planner.
 
+    Args:
+        settings: the server's settings.
+        workers: see `Planner`.
+
     Raises:
+        SettingsError: a setting is missing that another one needs.
         StartError: the keys file or the certificates cannot be used, or traces are wanted, but
             OpenTelemetry is not installed or not usable.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, workers: Sequence[Worker] = ()) -> None:
         self.settings = settings
         self._tracer = _make_tracer(settings)
         keys, certificates = _read_keys(settings), _read_certificates(settings)
         metrics = Metrics()
-        self.planner = Planner(settings, metrics)
+        console = _make_console_data(settings)
+        history, recent = (console.history, console.recent) if console else (None, None)
+        self.planner = Planner(settings, metrics, workers, history)
         memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
         metrics.held_bytes.set_function(lambda: memory.total + memory.incomplete)
-        recorder = RequestRecorder(metrics, self._tracer)
+        recorder = RequestRecorder(metrics, self._tracer, recent)
         shared: Any = {"metrics": metrics, "memory": memory, "recorder": recorder, "keys": keys}
-        app, monitoring = create_app(self.planner, settings, **shared)
+        self._is_local = False
+        app, monitoring = create_app(
+            self.planner, settings, **shared, is_local=lambda: self._is_local, console=console
+        )
         self.http = HttpServer(app, settings, recorder, certificates)
         self.monitoring: HttpServer | None = None
         if settings.metrics_port is not None:
@@ -89,11 +117,13 @@ class Server:
             self.monitoring = HttpServer(monitoring, settings, recorder, certificates_of_server)
         self.grpc = GrpcServer(self.planner, settings, **shared, certificates=certificates)
         self._stopping = asyncio.Event()
+        self._reloading: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serve until a signal asks to stop.
 
         Raises:
+            SettingsError: other machines would reach the server without a check of who they are.
             StartError: the server cannot start.
         """
         try:
@@ -123,16 +153,17 @@ class Server:
         """Refuse to serve other machines without a check of who they are.
 
         Raises:
-            StartError: that is what the settings ask for.
+            SettingsError: that is what the settings ask for.
         """
         settings = self.settings
-        if are_loopback(addresses):
+        self._is_local = are_loopback(addresses)
+        if self._is_local:
             return
         # The port for monitoring asks for keys alone.
         asks_for_certificates = settings.tls_client_ca is not None and self.monitoring is None
         if settings.keys_file is None and not asks_for_certificates:
             if not settings.insecure:
-                raise StartError(NOT_PROTECTED.format(host=settings.host))
+                raise SettingsError(NOT_PROTECTED.format(host=settings.host))
             log.warning(
                 "reachable from other machines, without authentication", addresses=addresses
             )
@@ -162,26 +193,46 @@ class Server:
         return True
 
     def _announce(self, ports: dict[str, int]) -> None:
-        models = [model.name for model in self.planner.describe_models()]
+        models = [model.name for model in self.planner.describe_models().models]
         ready = {"event": "ready", **ports, "models": models}
         # What reads standard output may have stopped reading.
         LineWriter(STDOUT).write(json.dumps(ready) + "\n")
         log.info("ready", **ports, models=models)
 
     async def _serve(self) -> None:
-        """Wait for a signal. If the engine fails before, the gRPC health service says so."""
+        """Wait for a signal."""
         stopping = asyncio.create_task(self._stopping.wait())
         failing = asyncio.create_task(self.planner.wait_failed())
-        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
-        if failing.done():
-            await self.grpc.set_ready(False)
+        following = asyncio.create_task(self._follow_engine())
         await stopping
+        following.cancel()
+        await self._leave(failing)
         failing.cancel()
+
+    async def _follow_engine(self) -> None:
+        """Let the gRPC health service say whether the engine runs."""
+        while True:
+            await self.planner.wait_engine(up=False)
+            await self.grpc.set_ready(False)
+            await self.planner.wait_engine(up=True)
+            await self.grpc.set_ready(True)
+
+    async def _leave(self, failing: asyncio.Task[None]) -> None:
+        """Be unready and serve for the drain lag, or until the engine fails."""
+        lag_s = self.settings.drain_lag_s
+        if not lag_s:
+            return
+        self.planner.leave()
+        self.http.leave()
+        await self.grpc.set_ready(False)
+        log.info("leaving", drain_lag_s=lag_s)
+        await asyncio.wait((failing,), timeout=lag_s)
 
     async def _stop(self) -> None:
         self.planner.drain()
         self.http.drain()
         await self.grpc.set_ready(False)
+        log.info("draining", grace_s=self.settings.grace_s)
         await self.planner.stop(self.settings.grace_s)
         await asyncio.gather(self.http.stop(FLUSH_S), self.grpc.stop(FLUSH_S))
         if self.monitoring is not None:
@@ -197,12 +248,24 @@ class Server:
             loop.add_signal_handler(number, self._on_stop_signal, number)
         for number in IGNORED_SIGNALS:
             loop.add_signal_handler(number, log_ignored_signal, number)
+        loop.add_signal_handler(RELOAD_SIGNAL, self._on_reload_signal)
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
             exit_process(128 + number, SECOND_SIGNAL_FLUSH_S)
         self._stopping.set()
-        log.info("stopping", signal=number.name, grace_s=self.settings.grace_s)
+        log.info("stopping", signal=number.name)
+
+    def _on_reload_signal(self) -> None:
+        if self.planner.state == "ready":
+            self._reloading = asyncio.create_task(self._reload_models())
+        else:
+            log_ignored_signal(RELOAD_SIGNAL)
+
+    async def _reload_models(self) -> None:
+        """Read the model folders again. The log has what became of each model."""
+        with contextlib.suppress(Exception):  # logged where it was raised, or the server stops
+            await self.planner.reload_models()
 
 
 def _read_keys(settings: Settings) -> Keys | None:
@@ -222,6 +285,15 @@ def _read_certificates(settings: Settings) -> Certificates | None:
         return load_certificates(settings)
     except TlsError as error:
         raise StartError(str(error)) from None
+
+
+def _make_console_data(settings: Settings) -> ConsoleData | None:
+    """What the console shows, if there is to be one."""
+    if not settings.console:
+        return None
+    from lewm_serve.transports.http.console.data import ConsoleData
+
+    return ConsoleData()
 
 
 def _make_tracer(settings: Settings) -> RequestTracer | None:
@@ -250,9 +322,11 @@ def _raise_limit_of_open_files() -> None:
 def serve(settings: Settings) -> None:
     """Run the server until a signal stops it."""
     _raise_limit_of_open_files()
+    processes = EngineProcesses(settings) if settings.engine == "process" else None
 
     async def main() -> None:
-        await Server(settings).run()
+        workers = [] if processes is None else processes.workers()
+        await Server(settings, workers).run()
         exit_process(0)
 
     uvloop.run(main())

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from ipaddress import ip_network
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_core import ErrorDetails
@@ -173,6 +175,11 @@ class Settings(BaseSettings):
         ),
     ] = False
 
+    console: Annotated[
+        bool,
+        Field(description="1: the page /console, where people watch, replay and drive"),
+    ] = False
+
     models: Annotated[
         tuple[Path, ...],
         NoDecode,
@@ -183,11 +190,35 @@ class Settings(BaseSettings):
         str | None,
         Field(description="model of requests that name none; unset: the only model there is"),
     ] = None
+    keep_old_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=604_800,
+            description="how long a replaced or removed model still answers requests that name its "
+            "version, seconds; its memory is released afterwards",
+        ),
+    ] = 60.0
+    engine: Annotated[
+        Literal["process", "thread"],
+        Field(
+            description="process: the engine has a process of its own, which is started again if "
+            "it dies; thread: it is a thread of the server"
+        ),
+    ] = "process" if sys.platform == "linux" else "thread"
+    engine_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0.5,
+            le=3600,
+            description="an engine that gives no sign of life for so long is killed, seconds",
+        ),
+    ] = 30.0
     device: Annotated[
         str,
         Field(
-            pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$",
-            description="auto, cpu, cuda or cuda:N",
+            pattern=r"^(auto|(cpu|cuda(:\d{1,2})?)(,(cpu|cuda(:\d{1,2})?))*)$",
+            description="auto, cpu, cuda or cuda:N; several, joined by commas: an engine for each",
         ),
     ] = "auto"
     backend: Annotated[
@@ -297,6 +328,15 @@ class Settings(BaseSettings):
     max_frames: Annotated[
         int, Field(ge=1, le=MAX_FRAMES_PER_REQUEST, description="most frames of one encode request")
     ] = 256
+    drain_lag_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=3600,
+            description="time in which a server that was asked to stop says that it is not ready, "
+            "and still takes requests; the grace period follows; seconds",
+        ),
+    ] = 0.0
     grace_s: Annotated[
         float,
         Field(ge=0, le=3600, description="time to finish requests when asked to stop, seconds"),
@@ -316,6 +356,23 @@ class Settings(BaseSettings):
             "unset: no traces"
         ),
     ] = None
+
+    @field_validator("engine")
+    @classmethod
+    def _is_possible_here(cls, engine: str) -> str:
+        if engine == "process" and sys.platform != "linux":
+            raise ValueError(f"expected thread on {sys.platform}: process needs Linux")
+        return engine
+
+    @field_validator("device")
+    @classmethod
+    def _are_devices_of_one_kind(cls, device: str, info: ValidationInfo) -> str:
+        devices = device.split(",")
+        if len({name.partition(":")[0] for name in devices}) > 1:
+            raise ValueError("expected devices of one kind, on which a plan is the same")
+        if len(devices) > 1 and info.data.get("engine") == "thread":
+            raise ValueError("expected one device, since LEWM_ENGINE is thread")
+        return device
 
     @field_validator("redis_url")
     @classmethod

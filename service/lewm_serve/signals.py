@@ -1,7 +1,8 @@
 """Signals, from the first moment of the process, and its end.
 
-SIGTERM and SIGINT stop the server. SIGHUP, SIGUSR1 and SIGUSR2 would end it without draining; they
-are ignored with a line in the log.
+SIGTERM and SIGINT stop the server. SIGHUP reads the model folders again. SIGUSR1 and SIGUSR2 would
+end the server without draining; they are ignored with a line in the log. So is SIGHUP before the
+models are loaded.
 """
 
 import os
@@ -11,8 +12,9 @@ from typing import NoReturn
 from lewm_serve.observability.logging import EXIT_FLUSH_S, flush_logs, log
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Terminals and log rotators send them."""
+RELOAD_SIGNAL = signal.SIGHUP
+IGNORED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Log rotators send them."""
 
 
 def handle_early_signals() -> None:
@@ -23,7 +25,7 @@ def handle_early_signals() -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _stop_before_start)
-    for number in IGNORED_SIGNALS:
+    for number in (RELOAD_SIGNAL, *IGNORED_SIGNALS):
         signal.signal(number, lambda number, _frame: log_ignored_signal(signal.Signals(number)))
 
 

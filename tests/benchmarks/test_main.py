@@ -83,7 +83,9 @@ def test_unknown_names_and_pages_are_one_clear_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("name", [*BENCHMARKS, "fallbacks", "latent_health", "revisions"])
+@pytest.mark.parametrize(
+    "name", [*BENCHMARKS, "fallbacks", "judging", "latent_health", "revisions"]
+)
 def test_every_benchmark_is_a_program(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

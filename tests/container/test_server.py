@@ -11,10 +11,12 @@ import httpx
 import numpy as np
 import pytest
 
-from lewm_client import PlannerClient
+from lewm_client import PlannerClient, PlannerError
 from lewm_models.checkpoint import PRETRAINED
 from tests.container.containers import RUN, USER, ServerContainer
 from tests.container.images import ROOT, run
+from tests.lewm_serve.support.certificates import Authority, CertificateFiles, client_context
+from tests.lewm_serve.support.keys import add_key, bearer
 from tests.patience import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
@@ -105,6 +107,56 @@ def test_own_models_and_a_quota_of_processors(image: str, tmp_path: Path) -> Non
         assert [model["name"] for model in container.get("/models").json()["models"]] == ["reacher"]
         (choice,) = container.events("backend chosen")
         assert all(option.endswith(" on 1") for option in choice["plan_ms"])
+
+
+def test_keys_and_certificates_in_a_read_only_volume(image: str, tmp_path: Path) -> None:
+    authority, files = Authority(), CertificateFiles.in_folder(tmp_path)
+    files.write(authority.issue())
+    robot = add_key(tmp_path / "keys", "arm-1", "infer")
+    prometheus = add_key(tmp_path / "keys", "prometheus", "read")
+    for path in tmp_path.iterdir():
+        path.chmod(0o644)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    settings = {
+        "LEWM_INSECURE": "0",
+        "LEWM_HOST": "0.0.0.0",
+        "LEWM_KEYS_FILE": "/etc/lewm/keys",
+        "LEWM_TLS_CERT": f"/etc/lewm/{files.certificate.name}",
+        "LEWM_TLS_KEY": f"/etc/lewm/{files.key.name}",
+        "LEWM_METRICS_PORT": "8001",
+    }
+    variables = (f"--env={name}={value}" for name, value in settings.items())
+    volume, port = f"--volume={tmp_path}:/etc/lewm:ro", "--publish=127.0.0.1::8001"
+    with ServerContainer(image, volume, port, *variables) as container:
+        container.wait_ready()
+        (description,) = json.loads(run("podman", "inspect", container.name))
+        run("podman", "exec", container.name, *description["Config"]["Healthcheck"]["Test"][1:])
+
+        def client(key: str | None) -> PlannerClient:
+            return PlannerClient(container.target, tls=authority.certificate, api_key=key)
+
+        with client(robot) as with_key, client(None) as without_key:
+            by_grpc = with_key.plan([START], goal=GOAL, seed=7)
+            with pytest.raises(PlannerError) as refused:
+                without_key.plan([START], goal=GOAL, seed=7)
+        assert refused.value.code == "unauthenticated"
+
+        start, goal = ({"image": b64encode(frame).decode()} for frame in (START, GOAL))
+        body = {"frames": [start], "goal": goal, "seed": 7}
+        trust = client_context(tmp_path, authority)
+        with httpx.Client(verify=trust, timeout=PATIENCE_S) as rest:
+            url = container.url.replace("http:", "https:")
+            answer = rest.post(f"{url}/plan", json=body, headers=bearer(robot))
+            assert answer.status_code == 200, answer.text
+            np.testing.assert_array_equal(np.float32(answer.json()["actions"]), by_grpc.actions)
+            assert rest.post(f"{url}/plan", json=body).json()["code"] == "unauthenticated"
+            monitoring = run("podman", "port", container.name, "8001").strip()
+            statuses = [
+                rest.get(f"https://{monitoring}/metrics", headers=headers).status_code
+                for headers in (bearer(prometheus), bearer(robot), {})
+            ]
+        assert statuses == [200, 403, 401]
 
 
 def test_a_wrong_setting_ends_with_one_line(image: str) -> None:

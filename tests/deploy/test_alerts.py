@@ -101,6 +101,10 @@ CASES = {
         gauge("lewm_engine_up", steady(0)) | answers(ok=1, failed=0),
         gauge("lewm_engine_up", steady(1)) | answers(ok=1, failed=0),
     ),
+    "LewmEngineRestarts": Case(
+        gauge("lewm_engine_restarts_total", rising(0.01)),
+        gauge("lewm_engine_restarts_total", steady(3)),
+    ),
     "LewmEngineStuck": Case(held(computed=0), held(computed=1)),
     "LewmQueueGrowing": Case(
         gauge("lewm_queued_requests", rising(1), ', endpoint="plan"'),
@@ -110,6 +114,11 @@ CASES = {
     "LewmCacheDown": Case(
         gauge("lewm_cache_up", steady(0), ', tier="redis"'),
         gauge("lewm_cache_up", steady(1), ', tier="redis"'),
+    ),
+    "LewmReloadFailed": Case(
+        gauge("lewm_model_reloads_total", rising(0.1), ', result="failed"'),
+        gauge("lewm_model_reloads_total", steady(3), ', result="failed"')
+        | gauge("lewm_model_reloads_total", rising(1), ', result="switched"'),
     ),
     # Of whatever a model is calibrated for, norms alone as well.
     "LewmAnomalies": Case(

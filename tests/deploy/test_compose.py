@@ -13,6 +13,7 @@ import pytest
 
 from lewm_serve.server import FLUSH_S
 from lewm_serve.settings import Settings
+from tests.deploy.fleet_settings import drain_lag_s
 from tests.deploy.promtool import ROOT, promtool
 
 COMPOSE = Path(sys.executable).with_name("docker-compose")
@@ -69,9 +70,23 @@ def test_only_the_server_reaches_redis(services: dict[str, Any]) -> None:
     assert list(services["redis"]["networks"]) == ["cache"]
 
 
-def test_a_stop_takes_longer_than_the_grace_period(services: dict[str, Any]) -> None:
+def test_a_stop_takes_longer_than_the_lag_and_the_grace_period(services: dict[str, Any]) -> None:
     seconds = float(services["server"]["stop_grace_period"].removesuffix("s"))
-    assert seconds > Settings().grace_s + FLUSH_S
+    assert seconds > drain_lag_s() + Settings().grace_s + FLUSH_S
+
+
+def test_a_server_of_a_fleet_has_keys_and_certificates() -> None:
+    fleet = ("--file", "docker-compose.yml", "--file", "deploy/compose/fleet.yml")
+    server = parse(*fleet, LISTEN_ADDRESS="192.0.2.11")["server"]
+    settings = server["environment"]
+    assert settings["LEWM_INSECURE"] == "0"
+    assert float(settings["LEWM_DRAIN_LAG_S"]) == drain_lag_s()
+    assert {"LEWM_KEYS_FILE", "LEWM_TLS_CERT", "LEWM_TLS_KEY", "LEWM_TLS_CLIENT_CA"} <= set(
+        settings
+    )
+    ports = {(port["host_ip"], port["target"]) for port in server["ports"]}
+    assert ports == {("192.0.2.11", port) for port in (8000, 8001, 50051)}
+    assert {volume["target"] for volume in server["volumes"]} == {"/models", "/etc/lewm"}
 
 
 def test_the_operator_sets_models_addresses_and_the_build() -> None:

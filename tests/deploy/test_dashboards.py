@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from deploy.grafana.generate import FOLDER, documents
 from deploy.prometheus import runbooks
 from tests.deploy.promtool import ALERTS, RULES, RUNBOOKS, need
 from tests.lewm_serve.support.frames import ACTION_BLOCK, base64_of, pixels
+from tests.lewm_serve.support.ports import free_port
 from tests.lewm_serve.support.redis_process import RedisProcess
 from tests.lewm_serve.support.requests import rows
 from tests.lewm_serve.support.server_process import ServerProcess
@@ -109,8 +109,7 @@ class PrometheusProcess:
         config = rules / "prometheus.yml"
         text = config.read_text().replace("127.0.0.1:8000", target)
         config.write_text(text.replace("interval: 15s", "interval: 500ms"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         flags = (
             f"--config.file={config}",
             f"--storage.tsdb.path={folder / 'data'}",

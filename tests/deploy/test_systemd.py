@@ -10,6 +10,7 @@ import pytest
 
 from lewm_serve.server import FLUSH_S
 from lewm_serve.settings import Settings
+from tests.deploy.fleet_settings import drain_lag_s
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "lewm-serve.service"
 MAX_EXPOSURE = 20
@@ -48,8 +49,8 @@ def test_the_sandbox_is_tight() -> None:
     analyze("security", "--offline=true", "--no-pager", f"--threshold={MAX_EXPOSURE}", UNIT)
 
 
-def test_a_stop_takes_longer_than_the_grace_period() -> None:
+def test_a_stop_takes_longer_than_the_lag_and_the_grace_period() -> None:
     (timeout,) = values("TimeoutStopSec")
-    assert float(timeout) > Settings().grace_s + FLUSH_S
+    assert float(timeout) > drain_lag_s() + Settings().grace_s + FLUSH_S
     (name,) = values("KillSignal")
     assert signal.Signals[name] == signal.SIGTERM

@@ -281,6 +281,12 @@ def test_an_unknown_model_is_named() -> None:
         Loop(2, steps=1).run(model="arm")
 
 
+def test_a_version_of_a_model_is_asked_for() -> None:
+    loop = Loop(2, steps=1)
+    loop.run(model="model@0123456789abcdef")
+    assert loop.planner.arguments[0]["model"] == "model@0123456789abcdef"
+
+
 @pytest.mark.parametrize("rate_hz", [0.0, -1.0, np.inf, np.nan])
 def test_a_rate_must_be_a_number_above_zero(rate_hz: float) -> None:
     driver = Driver(cast(PlannerClient, None), "0" * 32, steps=1, timeout_s=1.0)

@@ -72,6 +72,18 @@ def test_goal_frame_is_sent_once() -> None:
     assert client.goals[1] == "goal-id"
 
 
+def test_a_goal_by_states_is_sent_with_each_plan() -> None:
+    plan = make_plan(0.1)
+    assert plan.latent_ids is not None
+    by_states = replace(plan, latent_ids=replace(plan.latent_ids, goal=""))
+    client = FakeClient(by_states, by_states)
+    goal = {"x": 40.0}
+    driver = Driver(cast(PlannerClient, client), goal, steps=STEPS, timeout_s=1.0)
+    for _ in range(2):
+        driver.step(FRAME)
+    assert client.goals == [goal, goal]
+
+
 def test_goal_frame_is_sent_again_when_the_server_forgot_its_latent() -> None:
     unknown_latent = FakePlannerError(grpc.StatusCode.NOT_FOUND, "unknown_latent")
     client = FakeClient(make_plan(0.1), unknown_latent, make_plan(0.2))

@@ -26,12 +26,26 @@ def run_buf_breaking(folder: Path = PROTO) -> tuple[int, str]:
     return run_buf("breaking", "--against", "last_release.txtpb", folder=folder)
 
 
-def test_generated_code_is_current(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "folder", "names"),
+    [
+        (PLANNER, GENERATED_FOLDER, GENERATED),
+        (
+            Path("inference/open_inference.proto"),
+            ROOT / "service" / "lewm_serve" / "transports" / "grpc" / "inference",
+            ("open_inference_pb2.py", "open_inference_pb2.pyi"),
+        ),
+    ],
+    ids=["planner", "open inference"],
+)
+def test_generated_code_is_current(
+    tmp_path: Path, file: Path, folder: Path, names: tuple[str, ...]
+) -> None:
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", *outputs, str(PLANNER)]
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", *outputs, str(file)]
     subprocess.run(command, check=True)
-    for name in GENERATED:
-        assert (GENERATED_FOLDER / name).read_text() == (tmp_path / "lewm/v1" / name).read_text()
+    for name in names:
+        assert (folder / name).read_text() == (tmp_path / file.parent / name).read_text()
 
 
 def test_lint() -> None:

@@ -58,7 +58,7 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     robot = FakeRobot()
     names: dict[str, Any] = {"robot": robot, "camera": FakeCamera(), "arrived": robot.arrived}
     blocks = PYTHON_BLOCK.findall(README)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     with ServerProcess(tmp_path / "log").wait_ready() as server:
         for block in blocks:
             # The machine that runs the tests may be too busy for a robot's timeouts.

@@ -14,8 +14,11 @@ from lewm.v1 import planner_pb2 as pb
 from lewm_client import responses as client_responses
 from lewm_serve.api import responses as server_responses
 
-WITHOUT_CLIENT_CLASS = {"ModelDescription", "ModelList", "ServerStatus"}
-"""`PlannerClient.models` returns messages, and the probes are for operators."""
+WITHOUT_CLIENT_CLASS = {
+    *("ModelDescription", "ModelList", "OldVersion", "ServerStatus"),
+    *("ReloadReport", "ReloadedModel"),
+}
+"""`PlannerClient.models` returns messages. Probes and reloads are for operators."""
 
 
 def response_classes(module: types.ModuleType) -> dict[str, type]:
@@ -75,6 +78,9 @@ def python_type(field: FieldDescriptor) -> Any:
     """The type in which the client holds a field of a message, apart from None."""
     if field.message_type is None:
         value: Any = PYTHON_TYPES[field.type]
+    elif field.message_type.GetOptions().map_entry:
+        entry = field.message_type.fields_by_name
+        return dict[python_type(entry["key"]), python_type(entry["value"])]  # type: ignore[misc]
     else:
         name = field.message_type.name
         value = MESSAGE_TYPES.get(name) or CLIENT_CLASSES[name]

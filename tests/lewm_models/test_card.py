@@ -15,6 +15,7 @@ from lewm_models.card import (
     LearnedDistance,
     ModelCard,
     SolverConfig,
+    StateProbeCard,
     read_card,
 )
 from lewm_models.config import IMAGENET_MEAN, IMAGENET_STD
@@ -412,3 +413,35 @@ def test_a_distance_may_be_the_objective() -> None:
         replace(card, solver=SolverConfig(objective="goal"))
     with pytest.raises(CardError, match=r"distance\.network: expected the SHA-256 of distance"):
         replace(DISTANCE, network="5d41")
+
+
+PROBE = StateProbeCard(
+    network="5d41" * 16,
+    states=("x", "angle"),
+    periods=(0.0, 360.0),
+    training_frames=1000,
+    held_out_frames=100,
+    r2=(0.99, -0.1),
+    error=(2.0, 40.0),
+    ridge_r2=(0.9, 0.0),
+    ridge_error=(5.0, 41.0),
+)
+
+
+def test_a_probe_is_kept_and_its_fields_are_checked() -> None:
+    card = replace(full_card(), probe=PROBE)
+    assert ModelCard.from_json(card.to_json()) == card
+    assert "probe" not in full_card().to_json()
+    for change, message in (
+        ({"network": "5d41"}, r"probe\.network: expected the SHA-256 of probe\.safetensors"),
+        ({"states": ["x", "x"]}, r"probe\.states: expected names that all differ"),
+        ({"states": ["x", ""]}, r"probe\.states: expected names that all differ"),
+        ({"states": ["x", 3]}, r"probe\.states: expected a list of texts, got \['x', 3\]"),
+        ({"states": ["x"]}, r"probe\.periods: expected 1 numbers, one for each state"),
+        ({"error": [2.0]}, r"probe\.error: expected 2 numbers, one for each state, got \[2\.0\]"),
+        ({"periods": [0.0, -1.0]}, r"probe\.periods: expected numbers from 0 on"),
+        ({"units": ["px"]}, r"probe: unknown fields \['units'\]"),
+    ):
+        body = card.to_json()
+        with pytest.raises(CardError, match=message):
+            ModelCard.from_json(body | {"probe": body["probe"] | change})

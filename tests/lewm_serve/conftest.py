@@ -7,8 +7,7 @@ import httpx
 import pytest
 
 from lewm_client import PlannerClient
-from lewm_serve.constants import PROTOCOLS
-from tests.lewm_serve.support.drivers import Driver, GrpcDriver, RestDriver
+from tests.lewm_serve.support.drivers import DRIVERS, Driver, GrpcDriver, RestDriver
 from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
 from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
@@ -16,8 +15,8 @@ from tests.patience import PATIENCE_S
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights."""
-    return write_random_model(tmp_path_factory.mktemp("models") / MODEL_NAME)
+    """A model of random weights, with a random probe of states."""
+    return write_random_model(tmp_path_factory.mktemp("models") / MODEL_NAME, probe=True)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +42,7 @@ def rpc(server: ServerProcess) -> Iterator[PlannerClient]:
         yield client
 
 
-@pytest.fixture(scope="session", params=PROTOCOLS)
+@pytest.fixture(scope="session", params=DRIVERS)
 def driver(request: pytest.FixtureRequest, rest: httpx.Client, rpc: PlannerClient) -> Driver:
     """Both protocols in turn. Each takes and returns JSON documents."""
     return RestDriver(rest) if request.param == "rest" else GrpcDriver(rpc)

@@ -7,17 +7,22 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from lewm_client import PlannerClient, PlannerError
 from lewm_models import checkpoint
+from lewm_serve.transports.grpc.calls import SERVICE
 from tests.lewm_serve.support.endless_plan import endless_plan
 from tests.lewm_serve.support.frames import picture
 from tests.lewm_serve.support.random_model import MODEL_NAME, write_random_model
+from tests.lewm_serve.support.raw_http import RawConnection, get, post
 from tests.lewm_serve.support.requests import plan
 from tests.lewm_serve.support.server_process import ROOT, ServerProcess
 from tests.patience import PATIENCE_S, wait_until
@@ -78,13 +83,13 @@ def test_a_server_loads_serves_and_drains(tmp_path: Path) -> None:
         assert rest.get("/readyz").status_code == 200
         assert rpc.encode([picture(0)], timeout_s=PATIENCE_S).latents
 
-        with endless_plan(server) as first_plan:
+        with server.paused_engine() as resume:
             admitted = pool.submit(rest.post, "/plan", json=plan())
             wait_until(lambda: server.metric('lewm_queued_requests{endpoint="plan"}') == 1)
             server.signal(signal.SIGTERM)
             server.wait_draining()
             assert_draining(rest, rpc)
-            first_plan.cancel()
+            resume()
             answer = admitted.result(PATIENCE_S)
         assert server.wait_stopped() == 0, server.errors()
         assert (answer.status_code, answer.json()["status"]) == (200, "completed")
@@ -136,6 +141,55 @@ def test_a_second_signal_ends_the_server_at_once(tmp_path: Path, model_folder: P
         assert server.wait_stopped() == 128 + signal.SIGINT
 
 
+def test_a_server_that_leaves_is_unready_and_serves(tmp_path: Path, model_folder: Path) -> None:
+    flags = ("--models", str(model_folder), "--drain-lag-s", "600")
+    with (
+        ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as rest,
+        PlannerClient(server.target) as rpc,
+        RawConnection(server) as idle,
+    ):
+        idle.send(get("/healthz"))
+        assert "connection" not in idle.read_answer().headers
+        health = HealthStub(rpc.channel).Watch(HealthCheckRequest(service=SERVICE))
+        assert next(health).status == HealthCheckResponse.SERVING
+        server.signal(signal.SIGTERM)
+        assert next(health).status == HealthCheckResponse.NOT_SERVING
+        ready = rest.get("/readyz")
+        assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+        assert rest.get("/healthz").json() == {"status": "leaving"}
+
+        answer = rest.post("/plan", json=plan())
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        idle.send(post("/plan", plan()))  # on a connection that was open before
+        late = idle.read_answer()
+        assert (late.status, late.headers["connection"]) == (200, "close")
+        assert idle.is_closed()
+        assert rpc.plan([picture(0)], picture(1), timeout_s=PATIENCE_S).actions.size
+
+        server.signal(signal.SIGTERM)
+        assert server.wait_stopped() == 128 + signal.SIGTERM
+
+
+def test_a_server_leaves_before_it_drains(tmp_path: Path, model_folder: Path) -> None:
+    lag_s = 0.5
+    flags = ("--models", str(model_folder), "--drain-lag-s", str(lag_s))
+    with (
+        ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
+        RawConnection(server) as idle,
+    ):
+        idle.send(get("/healthz"))
+        assert idle.read_answer().status == 200
+        assert server.stop() == 0, server.errors()
+        assert idle.is_closed()
+        times = {
+            line["event"]: datetime.fromisoformat(line["timestamp"]) for line in server.log_lines()
+        }
+    events = [event for event in times if event in ("stopping", "leaving", "draining", "stopped")]
+    assert events[1:] == ["leaving", "draining", "stopped"]
+    assert (times["draining"] - times["leaving"]).total_seconds() >= 0.9 * lag_s
+
+
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
 def test_a_port_in_use_is_one_clear_error(flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other_program:
@@ -169,6 +223,7 @@ def test_a_missing_model_is_one_clear_error() -> None:
         ("--grpc-port", "x"),
         ("--device", "tpu"),
         ("--threads", "0"),
+        ("--drain-lag-s", "-1"),
         ("--redis-url", "localhost:6379"),
         ("--backend", "tensorrt"),
         ("--precision", "float16"),

@@ -129,3 +129,20 @@ def test_a_port_that_kubernetes_has_set(name: str, monkeypatch: pytest.MonkeyPat
     with pytest.raises(SettingsError, match=problem) as caught:
         load_settings()
     assert f"a service named lewm-{name}" in str(caught.value)
+
+
+def test_devices_of_several_engines() -> None:
+    assert load_settings(device="cuda:0,cuda:1").device == "cuda:0,cuda:1"
+    with pytest.raises(SettingsError, match=r"'cuda:0,cpu': expected devices of one kind"):
+        load_settings(device="cuda:0,cpu")
+    with pytest.raises(SettingsError, match=r"'cpu,cpu': expected one device, since"):
+        load_settings(device="cpu,cpu", engine="thread")
+    with pytest.raises(SettingsError, match="LEWM_DEVICE"):
+        load_settings(device="cpu,")
+
+
+def test_a_process_for_the_engine_needs_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SettingsError, match=r"LEWM_ENGINE .* expected thread on darwin"):
+        load_settings(engine="process")
+    assert load_settings(engine="thread").engine == "thread"

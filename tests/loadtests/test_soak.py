@@ -15,7 +15,7 @@ from loadtests.soak import (
     WINDOWS,
     ProcessSample,
     SoakReport,
-    read_process,
+    read_processes,
     soak,
     windows_p99_ms,
 )
@@ -92,9 +92,9 @@ def replace_kind(calls: list[Call], kind: str) -> list[Call]:
 
 
 def test_a_process_is_read() -> None:
-    before = read_process(os.getpid(), 1.0)
+    before = read_processes(os.getpid(), 1.0)
     with Path("/dev/null").open():
-        opened = read_process(os.getpid(), 2.0)
+        opened = read_processes(os.getpid(), 2.0)
     assert opened.descriptors == before.descriptors + 1
     assert before.threads >= 1
     assert before.memory_mib > 10

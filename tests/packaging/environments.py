@@ -5,10 +5,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 ROOT = Path(__file__).parents[2]
-PREFIXES_OF_DROPPED_VARIABLES = ("PYTHON", "VIRTUAL_ENV", "LEWM_")
-"""Variables that would lead an environment to this repository, or set up the server."""
+PREFIXES_OF_DROPPED_VARIABLES = ("COVERAGE_", "PYTHON", "VIRTUAL_ENV", "LEWM_")
+"""Variables that lead an environment to this repository or its coverage, or set up the server."""
 
 
 def clean_variables() -> dict[str, str]:
@@ -26,6 +27,13 @@ class Environment:
     def __init__(self, folder: Path, interpreter: str = sys.executable) -> None:
         self.folder = folder
         _run([interpreter, "-I", "-m", "venv", str(folder)], cwd=folder.parent)
+
+    @classmethod
+    def existing(cls, folder: Path) -> Self:
+        """The environment that is in a folder."""
+        environment = cls.__new__(cls)
+        environment.folder = folder
+        return environment
 
     def program(self, name: str) -> str:
         """The path of one of the environment's programs."""

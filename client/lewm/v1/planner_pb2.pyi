@@ -24,16 +24,64 @@ class Pixels(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("image", "pixels", "latent", "latent_id")
+    __slots__ = ("image", "pixels", "latent", "latent_id", "state")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     LATENT_FIELD_NUMBER: _ClassVar[int]
     LATENT_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     pixels: Pixels
     latent: Tensor
     latent_id: str
-    def __init__(self, image: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ...) -> None: ...
+    state: States
+    def __init__(self, image: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ..., state: _Optional[_Union[States, _Mapping]] = ...) -> None: ...
+
+class States(_message.Message):
+    __slots__ = ("values",)
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.ScalarMap[str, float]
+    def __init__(self, values: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class StateRange(_message.Message):
+    __slots__ = ("low", "high")
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    low: float
+    high: float
+    def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class StateBox(_message.Message):
+    __slots__ = ("ranges",)
+    class RangesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: StateRange
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[StateRange, _Mapping]] = ...) -> None: ...
+    RANGES_FIELD_NUMBER: _ClassVar[int]
+    ranges: _containers.MessageMap[str, StateRange]
+    def __init__(self, ranges: _Optional[_Mapping[str, StateRange]] = ...) -> None: ...
+
+class Region(_message.Message):
+    __slots__ = ("state", "centre", "radius", "weight")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CENTRE_FIELD_NUMBER: _ClassVar[int]
+    RADIUS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    state: StateBox
+    centre: States
+    radius: float
+    weight: float
+    def __init__(self, state: _Optional[_Union[StateBox, _Mapping]] = ..., centre: _Optional[_Union[States, _Mapping]] = ..., radius: _Optional[float] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Health(_message.Message):
     __slots__ = ("status", "latent_norm", "latent_norm_zscore", "surprise", "sigreg", "reasons", "latent_mahalanobis")
@@ -172,7 +220,7 @@ class Fallback(_message.Message):
     def __init__(self, controller: _Optional[str] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("model", "frames", "past_actions", "goal", "solver", "warm_start", "seed", "deadline_ms", "priority", "fallback", "include", "min_iterations", "committed_actions")
+    __slots__ = ("model", "frames", "past_actions", "goal", "solver", "warm_start", "seed", "deadline_ms", "priority", "fallback", "include", "min_iterations", "committed_actions", "avoid")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     PAST_ACTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +234,7 @@ class PlanRequest(_message.Message):
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     MIN_ITERATIONS_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    AVOID_FIELD_NUMBER: _ClassVar[int]
     model: str
     frames: _containers.RepeatedCompositeFieldContainer[Frame]
     past_actions: Tensor
@@ -199,7 +248,8 @@ class PlanRequest(_message.Message):
     include: _containers.RepeatedScalarFieldContainer[str]
     min_iterations: int
     committed_actions: Tensor
-    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., past_actions: _Optional[_Union[Tensor, _Mapping]] = ..., goal: _Optional[_Union[Frame, _Mapping]] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., warm_start: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., priority: _Optional[int] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., min_iterations: _Optional[int] = ..., committed_actions: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    avoid: _containers.RepeatedCompositeFieldContainer[Region]
+    def __init__(self, model: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., past_actions: _Optional[_Union[Tensor, _Mapping]] = ..., goal: _Optional[_Union[Frame, _Mapping]] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., warm_start: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., priority: _Optional[int] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., min_iterations: _Optional[int] = ..., committed_actions: _Optional[_Union[Tensor, _Mapping]] = ..., avoid: _Optional[_Iterable[_Union[Region, _Mapping]]] = ...) -> None: ...
 
 class LatentIds(_message.Message):
     __slots__ = ("frames", "goal")
@@ -225,8 +275,30 @@ class GoalDistance(_message.Message):
     end: float
     def __init__(self, start: _Optional[float] = ..., end: _Optional[float] = ...) -> None: ...
 
+class PlanStates(_message.Message):
+    __slots__ = ("start", "end")
+    class StartEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class EndEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: _containers.ScalarMap[str, float]
+    end: _containers.ScalarMap[str, float]
+    def __init__(self, start: _Optional[_Mapping[str, float]] = ..., end: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
 class PlanResponse(_message.Message):
-    __slots__ = ("request_id", "model", "model_version", "backend", "precision", "actions", "action_block", "cost", "status", "iterations", "candidates", "solver", "seed", "latent_ids", "health", "fallback", "timing_ms", "trajectory", "distance")
+    __slots__ = ("request_id", "model", "model_version", "backend", "precision", "actions", "action_block", "cost", "status", "iterations", "candidates", "solver", "seed", "latent_ids", "health", "fallback", "timing_ms", "trajectory", "distance", "states", "violations")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +318,8 @@ class PlanResponse(_message.Message):
     TIMING_MS_FIELD_NUMBER: _ClassVar[int]
     TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     model_version: str
@@ -265,10 +339,12 @@ class PlanResponse(_message.Message):
     timing_ms: Timing
     trajectory: Tensor
     distance: GoalDistance
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., action_block: _Optional[int] = ..., cost: _Optional[float] = ..., status: _Optional[str] = ..., iterations: _Optional[int] = ..., candidates: _Optional[int] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., seed: _Optional[int] = ..., latent_ids: _Optional[_Union[LatentIds, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., fallback: _Optional[_Union[FallbackReport, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., trajectory: _Optional[_Union[Tensor, _Mapping]] = ..., distance: _Optional[_Union[GoalDistance, _Mapping]] = ...) -> None: ...
+    states: PlanStates
+    violations: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., action_block: _Optional[int] = ..., cost: _Optional[float] = ..., status: _Optional[str] = ..., iterations: _Optional[int] = ..., candidates: _Optional[int] = ..., solver: _Optional[_Union[SolverSettings, _Mapping]] = ..., seed: _Optional[int] = ..., latent_ids: _Optional[_Union[LatentIds, _Mapping]] = ..., health: _Optional[_Union[Health, _Mapping]] = ..., fallback: _Optional[_Union[FallbackReport, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., trajectory: _Optional[_Union[Tensor, _Mapping]] = ..., distance: _Optional[_Union[GoalDistance, _Mapping]] = ..., states: _Optional[_Union[PlanStates, _Mapping]] = ..., violations: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "default", "backend", "device", "precision", "card")
+    __slots__ = ("name", "version", "default", "backend", "device", "precision", "card", "old_versions", "seconds_left")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +352,8 @@ class Model(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     CARD_FIELD_NUMBER: _ClassVar[int]
+    OLD_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     default: bool
@@ -283,17 +361,31 @@ class Model(_message.Message):
     device: str
     precision: str
     card: _struct_pb2.Struct
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., default: _Optional[bool] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., card: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    old_versions: _containers.RepeatedCompositeFieldContainer[OldVersion]
+    seconds_left: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., default: _Optional[bool] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., card: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., old_versions: _Optional[_Iterable[_Union[OldVersion, _Mapping]]] = ..., seconds_left: _Optional[float] = ...) -> None: ...
+
+class OldVersion(_message.Message):
+    __slots__ = ("name", "version", "seconds_left")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    seconds_left: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., seconds_left: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "removed")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    removed: _containers.RepeatedCompositeFieldContainer[OldVersion]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., removed: _Optional[_Iterable[_Union[OldVersion, _Mapping]]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("name",)

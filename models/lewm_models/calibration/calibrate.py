@@ -334,8 +334,10 @@ def one_step_errors(
     return errors
 
 
-def sigreg_window_scores(episodes: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """SIGReg of `SIGREG_WINDOW_COUNT` windows that resemble a stream of served frames.
+def sigreg_window_scores(
+    episodes: Sequence[tuple[Tensor, int]], *, windows: int | None = None
+) -> Tensor:
+    """SIGReg of windows that resemble a stream of served frames.
 
     A window is made of a few runs of `SIGREG_RUN_FRAMES` successive frames, or fewer if an episode
     is shorter. Such a window resembles the stream of one robot that does one task after another.
@@ -345,9 +347,10 @@ def sigreg_window_scores(episodes: Sequence[tuple[Tensor, int]]) -> Tensor:
 
     Args:
         episodes: latents (L, D) of each episode, and the number of steps between served frames.
+        windows: their number; None: `SIGREG_WINDOW_COUNT`.
 
     Returns:
-        (`SIGREG_WINDOW_COUNT`,), or (0,) if there are fewer latents than in one window.
+        (windows,), or (0,) if there are fewer latents than in one window.
     """
     runs = [
         run
@@ -360,7 +363,7 @@ def sigreg_window_scores(episodes: Sequence[tuple[Tensor, int]]) -> Tensor:
     directions = fixed_sigreg_directions(runs[0].shape[1])
     generator = torch.Generator().manual_seed(SIGREG_SEED)
     scores = []
-    for _ in range(SIGREG_WINDOW_COUNT):
+    for _ in range(windows or SIGREG_WINDOW_COUNT):
         window: list[Tensor] = []
         for index in torch.randperm(len(runs), generator=generator).tolist():
             window.append(runs[index])

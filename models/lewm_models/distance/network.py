@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lewm_models.network_file import load_tensors, network_to_bytes, read_tensors
 
 WIDTH = 256
 """The width of a new network."""
@@ -79,8 +79,7 @@ class GoalDistance(nn.Module):
 
     def to_bytes(self) -> bytes:
         """The content of `distance.safetensors`."""
-        tensors = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
-        return save(dict(sorted(tensors.items())))
+        return network_to_bytes(self)
 
     @classmethod
     def from_bytes(cls, content: bytes, latent_dim: int) -> GoalDistance:
@@ -90,16 +89,16 @@ class GoalDistance(nn.Module):
             ValueError: the content is no safetensors file, or holds other tensors than those of a
                 distance between latents (latent_dim,).
         """
-        try:
-            tensors = load(content)
-        except SafetensorError as error:
-            raise ValueError(f"cannot be read: {error}") from error
+        tensors = read_tensors(content)
         width = _size(tensors, "hidden.bias")
         network = cls(torch.zeros(latent_dim), torch.ones(latent_dim), width)
         network.proposal = _empty_proposal(tensors, latent_dim)
-        _check_tensors(tensors, network.state_dict())
-        network.load_state_dict(tensors)
-        return network.eval().requires_grad_(False)
+        network = load_tensors(network, tensors, deviations=["std"])
+        if "proposal.low" in tensors and not bool(
+            (tensors["proposal.low"] < tensors["proposal.high"]).all()
+        ):
+            raise ValueError("proposal.low: expected numbers below proposal.high")
+        return network
 
 
 class PlanProposal(nn.Module):
@@ -159,23 +158,3 @@ def _size(tensors: Mapping[str, Tensor], name: str) -> int:
     if not 1 <= size <= MAX_WIDTH:
         raise ValueError(f"{name}: expected 1 to {MAX_WIDTH} values, got {size}")
     return size
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    if set(tensors) != set(expected):
-        raise ValueError(f"expected the tensors {sorted(expected)}, got {sorted(tensors)}")
-    for name, tensor in sorted(tensors.items()):
-        shape = tuple(expected[name].shape)
-        if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{name}: expected float32 of shape {shape}, got {tensor.dtype} of shape "
-                f"{tuple(tensor.shape)}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name}: holds values that are not finite")
-    if bool((tensors["std"] <= 0).any()):
-        raise ValueError("std: expected deviations above 0")
-    if "proposal.low" in tensors and not bool(
-        (tensors["proposal.low"] < tensors["proposal.high"]).all()
-    ):
-        raise ValueError("proposal.low: expected numbers below proposal.high")

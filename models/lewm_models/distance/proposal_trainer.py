@@ -116,11 +116,6 @@ class ProposalTrainer(TrainingLoop):
 
     def _cost(self, starts: Tensor, goals: Tensor, actions: Tensor) -> Tensor:
         """The mean distances (B,) on the way of actions (B, T, A)."""
-        latents = [starts]
-        for step in range(actions.shape[1]):
-            first = max(0, step + 1 - self._model.config.history)
-            window = torch.stack(latents[first:], dim=1)
-            latents.append(self._model.predict(window, actions[:, first : step + 1])[:, -1])
-        predicted = torch.stack(latents[1:], dim=1)
+        predicted = self._model.rollout_each(starts, actions)
         distances: Tensor = self._distance(predicted, goals.unsqueeze(1))
         return distances.mean(dim=-1)

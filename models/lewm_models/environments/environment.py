@@ -92,6 +92,8 @@ class Environment(ABC):
         action_low: the lower bound of each action (A,).
         action_high: the upper bound of each action.
         state_dim: S.
+        state_names: the name of each state (S,), for probes; empty: they are numbered.
+        state_periods: the period of each state that repeats after it, such as an angle.
         controllers: entry-point names of the fallback controllers of its models.
         protocols: the protocols by name. ``paper`` is always one of them.
         demo_protocol: the protocol of `lewm demo`.
@@ -106,6 +108,8 @@ class Environment(ABC):
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     state_dim: int
+    state_names: tuple[str, ...] = ()
+    state_periods: Mapping[str, float] = MappingProxyType({})
     controllers: tuple[str, ...] = ()
     protocols: Mapping[str, EvaluationProtocol] = MappingProxyType({"paper": PAPER})
     demo_protocol: str = "paper"
@@ -180,6 +184,18 @@ class Environment(ABC):
             not self.reached(start, goal) for start, goal in zip(starts, goals, strict=True)
         ]
         return starts[is_apart], goals[is_apart]
+
+    def state_at(self, x: float, y: float) -> FloatArray | None:
+        """The possible state nearest to a point of the picture, for people who choose a goal there.
+
+        Args:
+            x: from the left, 0, to the right, 1.
+            y: from the top, 0, to the bottom, 1.
+
+        Returns:
+            (S,); None where a point does not say what the state is.
+        """
+        return None
 
     def detour(self, states: FloatArray, goal: FloatArray) -> float | None:
         """The length of a way that reached its goal, divided by that of the shortest way.

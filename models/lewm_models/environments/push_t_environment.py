@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,12 @@ class PushT(Environment):
     action_low = (-1.0, -1.0)
     action_high = (1.0, 1.0)
     state_dim = push_t.STATE_DIM
+    state_names = (
+        *("agent_x", "agent_y", "block_x", "block_y", "block_angle"),
+        *("agent_velocity_x", "agent_velocity_y", "block_velocity_x", "block_velocity_y"),
+        "block_angular_velocity",
+    )
+    state_periods: Mapping[str, float] = MappingProxyType({"block_angle": 2 * math.pi})
 
     def simulation(self) -> PushTSimulation:
         return PushTSimulation()

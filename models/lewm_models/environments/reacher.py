@@ -12,10 +12,11 @@ its angle counts full turns; the wrist is limited to ±160°. An action is the t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,8 @@ class Reacher(Environment):
     action_low = (-1.0, -1.0)
     action_high = (1.0, 1.0)
     state_dim = 4
+    state_names = ("shoulder", "wrist", "shoulder_velocity", "wrist_velocity")
+    state_periods: Mapping[str, float] = MappingProxyType({"shoulder": 2 * math.pi})
     trajectory_steps = 200
 
     def simulation(self) -> ReacherSimulation:

@@ -56,6 +56,7 @@ class TwoRoom(Environment):
     action_low = (-1.0, -1.0)
     action_high = (1.0, 1.0)
     state_dim = 2
+    state_names = ("x", "y")
     controllers = ("waypoint",)
     protocols: Mapping[str, EvaluationProtocol] = {
         "paper": PAPER,
@@ -98,6 +99,16 @@ class TwoRoom(Environment):
         if shortest == 0 or len(path) < 2:
             return None
         return travelled(path, centre, radius=two_room.GOAL_RADIUS) / shortest
+
+    def state_at(self, x: float, y: float) -> FloatArray | None:
+        """The agent at this point; beside border and wall if the point is in one of them."""
+        low, high = two_room.REACH_MIN, two_room.REACH_MAX
+        point = np.clip(np.array([x, y]) * (two_room.IMAGE_SIZE - 1), low, high)
+        left, right = two_room.WALL_LEFT, two_room.WALL_RIGHT
+        if left < point[0] < right and not two_room.DOOR_TOP < point[1] < two_room.DOOR_BOTTOM:
+            point[0] = left if point[0] < (left + right) / 2 else right
+        state: NDArray[np.float32] = point.astype(np.float32)
+        return state
 
     def pairs_on_trajectories(self, offset: int, seed: int) -> Iterator[Pairs]:
         # One generator draws everything, so that seeds give the episodes of published figures.

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ class Planner(Protocol):
             planning took.
         """
         ...
+
+
+PlannerT = TypeVar("PlannerT", bound=Planner)
 
 
 @dataclass(frozen=True)
@@ -135,12 +138,13 @@ def run_episode(
 
 
 def run_episodes(
-    make_planner: Callable[[], Planner],
+    make_planner: Callable[[], PlannerT],
     episodes: Episodes,
     *,
     seed: int,
     robots: int,
     with_frames: bool = True,
+    tell_goal: Callable[[PlannerT, FloatArray], None] | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Run all episodes, ``robots`` of them at the same time.
@@ -151,6 +155,7 @@ def run_episodes(
         seed: of all plans.
         robots: the number of threads, each with a simulation; the outcomes do not depend on it.
         with_frames: whether planners need frames.
+        tell_goal: called with each new planner and the state (S,) of its goal.
         on_outcome: called in this thread with each outcome, when its episode has ended.
 
     Returns:
@@ -168,8 +173,11 @@ def run_episodes(
         try:
             with closing(episodes.environment.simulation()) as simulation:
                 while (index := _take(waiting)) is not None:
+                    planner = make_planner()
+                    if tell_goal is not None:
+                        tell_goal(planner, episodes.goals[index])
                     outcome = run_episode(
-                        make_planner(),
+                        planner,
                         episodes,
                         index,
                         seed=seed,

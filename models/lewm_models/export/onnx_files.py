@@ -14,11 +14,13 @@ from lewm_models.checkpoint import Checkpoint, CheckpointError, write_card
 from lewm_models.export.distance import distance_graph
 from lewm_models.export.encoder import encoder_graph
 from lewm_models.export.predictor import predictor_graph
+from lewm_models.export.probe import probe_graph, units
 from lewm_models.export.runtime import onnxruntime
 
 ENCODER_FILE = "encoder.onnx"
 PREDICTOR_FILE = "predictor.onnx"
 DISTANCE_FILE = "distance.onnx"
+PROBE_FILE = "probe.onnx"
 
 MAX_RELATIVE_ERROR = 1e-4
 """A larger difference, relative to the largest value, is not rounding."""
@@ -30,7 +32,7 @@ TESTED_ROWS = (1, 3)
 def export_onnx(checkpoint: Checkpoint, folder: Path) -> Iterator[tuple[Path, str]]:
     """Write the encoder, the predictor and the card; yield each ONNX file and how exact it is.
 
-    A model with a learned distance has a file of it too.
+    A model with a learned distance has a file of it too, and so has one with a probe.
 
     A file has the suffix ``.part`` until it has been run and compared with the model.
 
@@ -44,6 +46,8 @@ def export_onnx(checkpoint: Checkpoint, folder: Path) -> Iterator[tuple[Path, st
     ]
     if checkpoint.distance is not None:
         files.append((DISTANCE_FILE, distance_graph(checkpoint.distance), _distance_error))
+    if checkpoint.probe is not None:
+        files.append((PROBE_FILE, probe_graph(checkpoint.probe), _probe_error))
     for name, graph, measure_error in files:
         path, part = folder / name, folder / f"{name}.part"
         onnx_model = graph.with_weights()
@@ -107,6 +111,21 @@ def _distance_error(checkpoint: Checkpoint, path: Path) -> float:
         inputs = {"latents": latents.numpy(), "goals": goals.numpy()}
         (blocks,) = session.run(None, inputs)
         errors.append(_relative_error(blocks[:, 0], distance(latents, goals)))
+    return float(np.max(errors))  # NaN if one of them is
+
+
+def _probe_error(checkpoint: Checkpoint, path: Path) -> float:
+    session, probe = _session(path), checkpoint.probe
+    assert probe is not None
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for rows in TESTED_ROWS:
+        latents = probe.latent_mean + probe.latent_std * torch.randn(
+            rows, probe.latent_dim, generator=generator
+        )
+        (values,) = session.run(None, {"latents": latents.numpy()})
+        scale, shift = units(probe)
+        errors.append(_relative_error(values, probe(latents) * scale + shift))
     return float(np.max(errors))  # NaN if one of them is
 
 

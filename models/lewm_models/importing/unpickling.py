@@ -86,6 +86,10 @@ class RestrictedUnpickler(pickle.Unpickler):
 def _make_tensor(
     storage: torch.TypedStorage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> Tensor:
+    # `set_` would enlarge a storage that is too small, to whatever a damaged file asks for.
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True) if n > 0)
+    if min(offset, *size, *stride, 0) < 0 or (0 not in size and last >= len(storage)):
+        raise ValueError(f"a tensor {tuple(size)} needs more than {len(storage)} values")
     values: torch.UntypedStorage = storage.untyped()  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=storage.dtype).set_(values, offset, size, stride)
 

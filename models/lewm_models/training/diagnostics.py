@@ -90,7 +90,8 @@ def diagnose(model: LeWM, frames: Tensor, actions: Tensor) -> Diagnostics:
 
 def effective_rank(latents: Tensor) -> float:
     """exp(entropy) of the singular values of centred latents (N, D)."""
-    values = torch.linalg.svdvals((latents - latents.mean(dim=0)).double().cpu())
+    centred = (latents - latents.mean(dim=0)).double().cpu()
+    values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     return float(torch.special.entr(shares).sum().exp())
 
@@ -100,14 +101,28 @@ def _cost_range(model: LeWM, latents: Tensor) -> float:
 
     Each search starts at the first latent of a window, and its goal is the last one.
     """
-    steps, width = latents.shape[1] - 1, model.config.block_width
+    chosen = torch.linspace(0, len(latents) - 1, min(SEARCHES, len(latents))).long()
+    windows = latents[chosen.to(latents.device)]
+    ratios = cost_ranges(model, windows[:, 0], windows[:, -1], steps=latents.shape[1] - 1)
+    return ratios.median().item()
+
+
+@torch.inference_mode()
+def cost_ranges(model: LeWM, starts: Tensor, goals: Tensor, *, steps: int) -> Tensor:
+    """The largest cost of random candidates divided by the smallest one, for each search (n,).
+
+    The costs are squared distances from a goal (n, D) after ``steps`` blocks from a start (n, D).
+    The candidates of all searches are the same.
+    """
+    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(SEED)
-    candidates = torch.randn(CANDIDATES, steps, width, generator=generator).to(latents.device)
-    chosen = torch.linspace(0, len(latents) - 1, min(SEARCHES, len(latents))).long().tolist()
+    candidates = torch.randn(CANDIDATES, steps, model.config.block_width, generator=generator)
+    candidates = candidates.to(device)
     ratios = []
-    for window in (latents[index] for index in chosen):
-        final = model.rollout(window[:1], candidates.new_empty(0, width), candidates)[:, -1]
-        costs = (final - window[-1]).square().sum(dim=-1)
+    for start, goal in zip(starts.to(device), goals.to(device), strict=True):
+        past = candidates.new_empty(0, model.config.block_width)
+        final = model.rollout(start[None], past, candidates)[:, -1]
+        costs = (final - goal).square().sum(dim=-1)
         least = torch.finfo(costs.dtype).tiny
         ratios.append((costs.max() + least) / (costs.min() + least))
-    return torch.stack(ratios).median().item()
+    return torch.stack(ratios).cpu()

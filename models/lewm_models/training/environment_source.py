@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lewm_models.config import LeWMConfig
 from lewm_models.cores import usable_cores
 from lewm_models.environments.environment import SEED_COUNT, Environment, RecordedEpisode
 from lewm_models.environments.registry import find_environment
@@ -52,6 +53,25 @@ class EnvironmentSource:
     image_size: int
     seed: int
     frame_every: int = 1
+
+    @classmethod
+    def for_model(
+        cls, environment: str, *, episodes: int, steps: int, seed: int, config: LeWMConfig
+    ) -> EnvironmentSource:
+        """Episodes for a model: all frames where they cost little, else one for each action block.
+
+        Raises:
+            ValueError: the environment is unknown.
+        """
+        has_fast_frames = find_environment(environment).has_fast_frames
+        return cls(
+            environment=environment,
+            episodes=episodes,
+            steps=steps,
+            image_size=config.image_size,
+            seed=seed,
+            frame_every=1 if has_fast_frames else config.action_block,
+        )
 
     def prepare(self, folder: Path, progress: Progress, announce: Message) -> PreparedData:
         """Record the episodes, or open the data in the folder if they are the same.

@@ -37,6 +37,10 @@ from lewm_models.distance.run import (
 from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.lewm import LeWM
 from lewm_models.preprocessing import Crop
+from lewm_models.probe.fit import TooFewStates
+from lewm_models.probe.network import StateSpace
+from lewm_models.probe.run import FittedProbe, fit_probe_of_model
+from lewm_models.recorded_sample import PreparedPieces
 from lewm_models.training.parts import UNFINISHED
 from lewm_models.training.preparation import Message, Progress
 from lewm_models.training.prepared import FILE, OFFSETS, PreparedData
@@ -84,6 +88,7 @@ class TrainingRun:
         controllers: as in the card.
         crop: as in the card.
         distance: the settings of the training of the distance; None trains none.
+        states: the states of the data, which a probe is fitted to; None: there are none.
         initial: the model whose weights and action statistics training starts from; None starts
             with new weights, and with the statistics of the data.
         provenance: what the card says about the data, and the command of the run.
@@ -104,6 +109,7 @@ class TrainingRun:
     controllers: tuple[str, ...] = ()
     crop: Crop | None = None
     distance: DistanceTraining | None = None
+    states: StateSpace | None = None
     initial: Checkpoint | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -157,7 +163,8 @@ def train(
     to ``output/metrics.jsonl``, one JSON object per report.
 
     The distance is trained after the world model, and becomes the objective of plan requests if it
-    ranks held-out frames well. With too few frames the model has none.
+    ranks held-out frames well. With too few frames the model has none. If the data have states, a
+    probe is fitted to them.
 
     Args:
         run: the settings.
@@ -254,6 +261,9 @@ def train(
             card = distance.on_card(card, as_default=distance.ranks_well)
         except TooFewFrames as error:
             on_message(f"no distance: {error}")
+    probe = _fit_probe(run, model, card, data, on_message)
+    if probe is not None:
+        card = probe.on_card(card)
     card = replace(card, figures=_figures_of_same_model(folder, model, card))
     reference: LatentReference | None = None
     held_out_frames = sum(len(data.frame_rows(piece)) for piece in held_out_pieces)
@@ -274,8 +284,28 @@ def train(
         reference=reference,
         frames=frames,
         distance=None if distance is None else distance.network,
+        probe=None if probe is None else probe.network,
     )
     return folder
+
+
+def _fit_probe(
+    run: TrainingRun,
+    model: LeWM,
+    card: ModelCard,
+    data: PreparedData,
+    on_message: Message,
+) -> FittedProbe | None:
+    """The probe of the data's states; None if there are none, or too few of them."""
+    if run.states is None or data.states is None:
+        return None
+    pieces = PreparedPieces(data, run.config.image_size)
+    on_message(f"fitting a probe of {', '.join(run.states.names)}")
+    try:
+        return fit_probe_of_model(model, card, pieces, run.states)
+    except TooFewStates as error:
+        on_message(f"no probe: {error}")
+        return None
 
 
 def check_output(output: Path) -> None:

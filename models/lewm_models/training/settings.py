@@ -17,6 +17,7 @@ from lewm_models.config import PRESETS, LeWMConfig
 from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.environments.registry import find_environment
 from lewm_models.preprocessing import CROPS, Crop
+from lewm_models.probe.states import states_of_column, states_of_environment
 from lewm_models.recordings.recording import (
     Column,
     Recording,
@@ -71,6 +72,7 @@ class Choices:
         crop: how frames become square.
         action_rate_limit: "auto", "none", or numbers with commas between them.
         steps: training steps.
+        learning_rate: the highest one.
         action_head: the weight of `ActionHead` in the loss; 0 trains without it.
         distance_steps: training steps of the distance; 0 trains none.
         seed: of the data, the weights and the order of samples.
@@ -83,6 +85,7 @@ class Choices:
     crop: Crop | None = None
     action_rate_limit: str | None = None
     steps: int | None = None
+    learning_rate: float | None = None
     action_head: float | None = None
     distance_steps: int | None = None
     seed: int = 0
@@ -106,6 +109,7 @@ class Choices:
             "--crop": self.crop,
             "--action-rate-limit": self.action_rate_limit,
             "--steps": self.steps,
+            "--learning-rate": self.learning_rate,
             "--action-head": self.action_head,
             "--distance-steps": self.distance_steps,
             "--seed": self.seed,
@@ -152,14 +156,15 @@ def environment_run(
     found = find_environment(environment)
     base = _base(choices, action_dim=found.action_dim, of=f"--env {environment}")
     block = base.config.action_block
-    source = EnvironmentSource(
-        environment=environment,
+    source = EnvironmentSource.for_model(
+        environment,
         episodes=episodes,
         steps=episode_steps,
-        image_size=base.config.image_size,
         seed=choices.seed,
-        frame_every=frame_every or (1 if found.has_fast_frames else block),
+        config=base.config,
     )
+    if frame_every:
+        source = replace(source, frame_every=frame_every)
     if choices.crop is not None:
         raise ValueError("--crop: is for --data")
     if choices.action_rate_limit == AUTO:
@@ -189,6 +194,7 @@ def environment_run(
         controllers=found.controllers,
         crop=None if base.card is None else base.card.crop,
         distance=choices.distance,
+        states=states_of_environment(found),
         initial=base.initial,
         provenance=_provenance(
             environment,
@@ -284,6 +290,7 @@ def recording_run(
         controllers=() if card is None else card.controllers,
         crop=crop,
         distance=choices.distance,
+        states=None if state_column is None else states_of_column(state_column, {}),
         initial=base.initial,
         provenance=_provenance(
             path.resolve().name,
@@ -325,12 +332,13 @@ def _base(choices: Choices, *, action_dim: int, of: str) -> _Base:
                 image_size=choices.image_size or config.image_size,
             )
         )
-    steps = training.steps if choices.steps is None else choices.steps
+    rate = choices.learning_rate
     return _Base(
         config=config,
         training=replace(
             training,
-            steps=steps,
+            steps=training.steps if choices.steps is None else choices.steps,
+            learning_rate=training.learning_rate if rate is None else rate,
             seed=choices.seed,
             action_head_weight=choices.action_head or 0.0,
         ),

@@ -106,16 +106,22 @@ class Key:
         else:
             self.digest = digest
 
-    def start(self, roles: frozenset[Role]) -> None:
-        """Count a request as in progress. The caller must call `finish` when it is answered.
+    def check_roles(self, roles: frozenset[Role]) -> None:
+        """Check that the key has one of the roles.
 
         Raises:
-            Forbidden: the key has none of the roles.
-            RateLimited: the key has too many requests, per second or at once.
+            Forbidden: it has none.
         """
         if not roles & self._roles:
             needed, has = " or ".join(sorted(roles)), ", ".join(sorted(self._roles))
             raise Forbidden(f"the key {self.name} has the roles {has}, expected {needed}")
+
+    def start(self) -> None:
+        """Count a request as in progress. The caller must call `finish` when it is answered.
+
+        Raises:
+            RateLimited: the key has too many requests, per second or at once.
+        """
         self._check_limits()
         self.in_progress += 1
 
@@ -163,18 +169,27 @@ class Keys:
     async def start(self, presented: str | None, roles: frozenset[Role] | None, route: str) -> Key:
         """Start a request with the key that it presents.
 
+        Args, Raises: as of `find`, and RateLimited if the key has too many requests.
+
+        Returns:
+            The key. The caller must call its `finish` when the request is answered.
+        """
+        key = await self.find(presented, roles, route)
+        key.start()
+        return key
+
+    async def find(self, presented: str | None, roles: frozenset[Role] | None, route: str) -> Key:
+        """The key that a request presents.
+
         Args:
             presented: the text that may be a key.
             roles: one of these is needed. None: there is no such route.
             route: the path or method.
 
-        Returns:
-            The key. The caller must call its `finish` when the request is answered.
-
         Raises:
             Unauthenticated: there is no key, or a wrong one.
             Forbidden: the key has none of the roles.
-            RateLimited: the key has too many requests, or too many wrong keys of its id came.
+            RateLimited: too many wrong keys of its id came.
             UnknownRoute: there is no such route.
         """
         self._read_if_changed()
@@ -187,7 +202,7 @@ class Keys:
         await key.verify(presented, hashlib.sha256(presented.encode()).digest())
         if roles is None:
             raise UnknownRoute(f"there is no {shorten(route)}")
-        key.start(roles)
+        key.check_roles(roles)
         return key
 
     def _read_if_changed(self) -> None:

@@ -119,7 +119,7 @@ def read_keys(path: Path) -> list[KeyEntry]:
     """
     try:
         if path.stat().st_mode & OTHERS_MAY_WRITE:
-            raise KeysFileError(f"{path}: others may write to it; expected mode 600 or 644")
+            raise KeysFileError(f"{path}: others may write to it; expected mode 600, 640 or 644")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise KeysFileError(f"{path}: {(error.strerror or str(error)).lower()}") from None
@@ -146,33 +146,44 @@ def changed_keys(path: Path) -> Iterator[list[KeyEntry]]:
     """The entries of a file, which the block may change; then they replace those in the file.
 
     A file that does not exist counts as empty. Readers see the old file or the new one, and two
-    programs that change it wait for each other. Comments are not kept.
+    programs that change it wait for each other. Mode, owner and group stay, comments do not.
 
     Raises:
-        KeysFileError: see `read_keys`.
+        KeysFileError: see `read_keys`. Or this user may not keep the file's owner and group.
         OSError: the folder cannot be written.
     """
     folder = path.absolute().parent
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        entries, mode = [], NEW_FILE_MODE
+        entries, before = [], None
         if path.exists():
-            entries, mode = read_keys(path), stat.S_IMODE(path.stat().st_mode)
+            entries, before = read_keys(path), path.stat()
         yield entries
-        _replace(path, [entry.model_dump_json(exclude_defaults=True) for entry in entries], mode)
+        _replace(path, [entry.model_dump_json(exclude_defaults=True) for entry in entries], before)
     finally:
         os.close(descriptor)
 
 
-def _replace(path: Path, lines: list[str], mode: int) -> None:
-    """Write a file anew, so that readers see the old file or the new one."""
+def _replace(path: Path, lines: list[str], before: os.stat_result | None) -> None:
+    """Write a file anew, so that readers see the old file or the new one.
+
+    A server that may read the old file may read the new one too. Otherwise it would go on with the
+    old keys, also with a revoked one.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
             file.flush()
-            os.fchmod(descriptor, mode)
+            if before is not None:
+                try:
+                    os.fchown(descriptor, before.st_uid, before.st_gid)
+                except PermissionError:
+                    raise KeysFileError(
+                        f"{path}: this user cannot keep its owner and group; expected root"
+                    ) from None
+            os.fchmod(descriptor, NEW_FILE_MODE if before is None else stat.S_IMODE(before.st_mode))
             os.fsync(descriptor)
         Path(temporary).replace(path)
     except BaseException:

@@ -112,6 +112,7 @@ PYDANTIC_ERRORS = {
     "float_type": ("wrong_type", "a number"),
     "string_type": ("wrong_type", "a string"),
     "tuple_type": ("wrong_type", "a list"),
+    "dict_type": ("wrong_type", "an object"),
     "model_type": ("wrong_type", "an object"),
 }
 """Our code and the expectation for each of pydantic's error types."""

@@ -9,12 +9,13 @@ import math
 import re
 import uuid
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     FailFast,
@@ -45,6 +46,14 @@ MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 
 FRAME_SOURCES = ("image", "pixels", "latent", "latent_id")
+GOAL_SOURCES = (*FRAME_SOURCES, "state")
+
+MAX_STATES = 256
+"""The most states that a goal or a region names."""
+
+MAX_REGIONS = 32
+MAX_STATE_VALUE = 1e15
+"""Squares of states up to this fit in float32."""
 
 PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
 """Header values that are safe to repeat in logs and headers."""
@@ -211,6 +220,7 @@ class Frame(RequestModel):
     """
 
     model_config = ConfigDict(json_schema_extra=exactly_one_of(*FRAME_SOURCES))
+    sources: ClassVar[tuple[str, ...]] = FRAME_SOURCES
 
     image: EncodedImage | None = None
     pixels: PixelArray | None = None
@@ -228,16 +238,16 @@ class Frame(RequestModel):
     @property
     def source(self) -> str:
         """The name of the source that is given."""
-        return next(name for name in FRAME_SOURCES if getattr(self, name) is not None)
+        return next(name for name in self.sources if getattr(self, name) is not None)
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> Self:
-        given = [name for name in FRAME_SOURCES if getattr(self, name) is not None]
+        given = [name for name in self.sources if getattr(self, name) is not None]
         if not given:
-            expected = f"one of {', '.join(FRAME_SOURCES)}"
+            expected = f"one of {', '.join(self.sources)}"
             raise refusal("missing_field", expected, received="none of them")
         if len(given) > 1:
-            expected = f"exactly one of {', '.join(FRAME_SOURCES)}"
+            expected = f"exactly one of {', '.join(self.sources)}"
             raise refusal("conflicting_fields", expected, received=" and ".join(given))
         if self.latent is not None:
             _check_latent(self.latent)
@@ -254,6 +264,85 @@ def _check_latent(latent: FloatArray) -> None:
 Name = Annotated[str, Field(strict=True, max_length=256)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+def _check_state_count(value: object) -> object:
+    if isinstance(value, dict) and not 1 <= len(value) <= MAX_STATES:
+        expected = f"1 to {MAX_STATES} states by name"
+        raise refusal("shape_mismatch", expected, received=f"{len(value)} states")
+    return value
+
+
+def _check_range(value: object) -> object:
+    if isinstance(value, list | tuple) and len(value) != 2:
+        raise refusal("shape_mismatch", "[low, high]", received=f"{len(value)} items")
+    return value
+
+
+def _check_order(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if not low < high:
+        expected = "[low, high] with low below high"
+        raise refusal("out_of_range", expected, received=shorten(value))
+    return value
+
+
+StateValue = Annotated[Real, Field(ge=-MAX_STATE_VALUE, le=MAX_STATE_VALUE)]
+StateCount = (
+    BeforeValidator(_check_state_count),
+    Field(json_schema_extra={"minProperties": 1, "maxProperties": MAX_STATES}),
+)
+States = Annotated[dict[Name, StateValue], *StateCount]
+StateRange = Annotated[
+    tuple[StateValue, StateValue], BeforeValidator(_check_range), AfterValidator(_check_order)
+]
+
+
+class Goal(Frame):
+    """What the robot should see at the end, or some of the states that it should have then."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of(*GOAL_SOURCES))
+    sources: ClassVar[tuple[str, ...]] = GOAL_SOURCES
+
+    state: Annotated[
+        States | None,
+        Field(
+            description="some of the states that the model's probe reads, by name, in their units"
+        ),
+    ] = None
+
+
+class Region(RequestModel):
+    """A region of states to avoid: a box or a disc."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [exactly_one_of("state", "centre"), exactly_one_of("state", "radius")]
+        }
+    )
+
+    state: Annotated[
+        Annotated[dict[Name, StateRange], *StateCount] | None,
+        Field(description="a box: [low, high] of each state that it bounds"),
+    ] = None
+    centre: Annotated[States | None, Field(description="the centre of a disc")] = None
+    radius: Annotated[
+        Annotated[Real, Field(gt=0, le=MAX_STATE_VALUE)] | None,
+        Field(description="the radius of a disc, in the unit of its states"),
+    ] = None
+    weight: Annotated[
+        Annotated[Real, Field(gt=0, le=1e6)],
+        Field(description="how much a step inside costs"),
+    ] = 10.0
+
+    @model_validator(mode="after")
+    def _box_or_disc(self) -> Self:
+        given = [name for name in ("state", "centre", "radius") if getattr(self, name) is not None]
+        if given not in (["state"], ["centre", "radius"]):
+            code = "conflicting_fields" if "state" in given else "missing_field"
+            received = " and ".join(given) or "none of them"
+            raise refusal(code, "either state, or centre and radius", received=received)
+        return self
 
 
 def _check_frame_count(value: object) -> object:
@@ -364,11 +453,11 @@ class SolverSettings(RequestModel):
         Field(description="gradient: step length, in standard deviations of the training actions"),
     ] = None
     objective: Annotated[
-        ObjectiveName | None,
+        Literal[ObjectiveName, "state"] | None,
         Field(
             description="what a candidate costs: the squared distance of its last latent from the "
             "goal's, or the mean learned distance of its latents from the goal, if the model has "
-            "one"
+            "one. A goal by states always has the objective state"
         ),
     ] = None
 
@@ -389,6 +478,14 @@ class Fallback(RequestModel):
     state: Annotated[Vector | None, Field(description="the state that the controller needs")] = None
 
 
+def _check_region_count(value: object) -> object:
+    """Refuse lists of impossible length before their regions are read."""
+    if isinstance(value, list) and len(value) > MAX_REGIONS:
+        received = f"more than {MAX_REGIONS}"
+        raise refusal("out_of_range", f"at most {MAX_REGIONS} regions", received=received)
+    return value
+
+
 class PlanRequest(RequestModel):
     """What the robot sees now, and what it should see."""
 
@@ -402,7 +499,16 @@ class PlanRequest(RequestModel):
             "of action_block rows; the plan, `warm_start` and a fallback follow them"
         ),
     ] = None
-    goal: Frame
+    goal: Goal
+    avoid: Annotated[
+        tuple[Region, ...],
+        FailFast(),
+        BeforeValidator(_check_region_count),
+        Field(
+            description="regions of states that the way should not enter",
+            json_schema_extra={"maxItems": MAX_REGIONS},
+        ),
+    ] = ()
     solver: SolverSettings | None = None
     warm_start: Annotated[
         OptionalRows,

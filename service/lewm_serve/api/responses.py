@@ -4,13 +4,19 @@ Axes: T predicted steps, S candidates, D latent_dim, R action rows, A action_dim
 milliseconds, actions in the environment's units.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lewm_serve.constants import FallbackReason, HealthStatus, PlanStatus, ServerState
+from lewm_serve.constants import (
+    FallbackReason,
+    HealthStatus,
+    PlanStatus,
+    ReloadResult,
+    ServerState,
+)
 
 FloatArray = NDArray[np.float32]
 
@@ -79,7 +85,10 @@ class PredictResponse:
 
 @dataclass(frozen=True)
 class LatentIds:
-    """The ids of the request's latents, by which later requests can name them."""
+    """The ids of the request's latents, by which later requests can name them.
+
+    That of a goal by states is empty.
+    """
 
     frames: tuple[str, ...]
     goal: str
@@ -102,6 +111,14 @@ class GoalDistance:
 
 
 @dataclass(frozen=True)
+class PlanStates:
+    """The states that the model imagines before and after the plan, by name, in their units."""
+
+    start: dict[str, float]
+    end: dict[str, float]
+
+
+@dataclass(frozen=True)
 class PlanResponse:
     """A plan: ``actions`` (R, A) inside the model's bounds, and the ``cost`` of exactly these.
 
@@ -109,7 +126,9 @@ class PlanResponse:
     ``trajectory`` (T, D) is there if the request included it. The actions of a fallback have no
     cost, no trajectory and no distance, because they are not rolled out. ``latent_ids`` is None if
     the fallback answered before the latents were known. ``distance`` is None too if the model has
-    no learned distance.
+    no learned distance, or if the goal is given by states. ``states`` is there if the request has
+    such a goal or regions to avoid, ``violations`` are the steps of the trajectory, from 0 on, that
+    lead into a region or are in one.
     """
 
     request_id: str
@@ -131,6 +150,8 @@ class PlanResponse:
     timing_ms: Timing
     trajectory: FloatArray | None = None
     distance: GoalDistance | None = None
+    states: PlanStates | None = None
+    violations: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,8 +162,20 @@ class ServerStatus:
 
 
 @dataclass(frozen=True)
+class OldVersion:
+    """A version that answers only requests that name it, for so many seconds more."""
+
+    name: str
+    version: str
+    seconds_left: float
+
+
+@dataclass(frozen=True)
 class ModelDescription:
-    """A loaded model with its card."""
+    """A loaded model with its card, and the old versions of its name.
+
+    ``seconds_left`` is None for a current model.
+    """
 
     name: str
     version: str
@@ -151,10 +184,36 @@ class ModelDescription:
     device: str
     precision: str
     card: dict[str, Any]
+    old_versions: list[OldVersion] = field(default_factory=list)
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)
 class ModelList:
-    """All loaded models."""
+    """All current models, and what is left of those that were removed."""
 
     models: list[ModelDescription]
+    removed: list[OldVersion]
+
+
+@dataclass(frozen=True)
+class ReloadedModel:
+    """What became of one model when the model folders were read again.
+
+    If it failed, ``old_version`` goes on being served, ``new_version`` is that of the folder if it
+    is known, and ``error`` says why. Without any known name, ``model`` is the folder's.
+    """
+
+    model: str
+    result: ReloadResult
+    old_version: str | None
+    new_version: str | None
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class ReloadReport:
+    """What became of each model when the model folders were read again."""
+
+    models: list[ReloadedModel]

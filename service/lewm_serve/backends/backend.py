@@ -32,7 +32,7 @@ class Backend(Protocol):
     """Runs one model on one device: `TorchBackend`, `OnnxBackend` or `NativeBackend`.
 
     `choice.choose_backend` makes it. The thread that loads the models warms it up and times it;
-    then only the engine's thread calls it.
+    then only the engine calls it.
 
     Axes: N frames, P plans, H context frames, S candidates of a plan, T steps, D latent_dim, A one
     action block.
@@ -105,6 +105,9 @@ class ThreadedBackend(Backend, Protocol):
         number of threads, the number stays as it is, and one warning is logged if the other number
         is found to be faster.
         """
+
+    def renew_threads(self) -> None:
+        """Start other threads, of the priority of the thread that makes the next call."""
 
 
 def encoder_rows(config: LeWMConfig) -> int:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
+from functools import cache, partial
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from lewm_models.card import ModelCard
 from lewm_models.config import LeWMConfig
 from lewm_models.cores import usable_cores
 from lewm_models.lewm import LeWM
-from lewm_serve.backends.backend import MAX_TIME_SHARE, ThreadedBackend
+from lewm_serve.backends.backend import MAX_TIME_SHARE, Backend, ThreadedBackend
 from lewm_serve.backends.comparison import (
     BackendTiming,
     plan_seconds,
@@ -33,11 +33,12 @@ from lewm_serve.backends.comparison import (
     roll_out_once,
     time_options,
 )
-from lewm_serve.backends.native.backend import NativeBackend, native_code
+from lewm_serve.backends.native.backend import NativeBackend, distance_on, native_code
 from lewm_serve.backends.native.build import NativeUnavailable
 from lewm_serve.backends.native.library import cpu_flags
 from lewm_serve.backends.torch import TorchBackend
 from lewm_serve.objectives import Objective
+from lewm_serve.objectives.distance import DistanceObjective
 from lewm_serve.objectives.latent import LATENT
 
 Precision = Literal["float32", "bfloat16"]
@@ -94,6 +95,7 @@ def choose_backend(
     device: torch.device,
     settings: BackendSettings,
     objective: Objective = LATENT,
+    earlier: ThreadedBackend | None = None,
 ) -> BackendChoice:
     """Choose the backend that runs a model on a device, and warm it up.
 
@@ -104,6 +106,8 @@ def choose_backend(
         device: where the model runs.
         settings: what the server's settings ask for.
         objective: what plans usually minimise, for `ranking_overlap`.
+        earlier: the backend of another model of the same architecture. One of the same kind is
+            taken without timing others, unless it ranks candidates too differently.
 
     Raises:
         NoBackend: what the settings ask for cannot run here.
@@ -115,17 +119,38 @@ def choose_backend(
     def plan_s(backend: ThreadedBackend, samples: int) -> float:
         return plan_seconds(backend, card, samples)
 
-    def overlap(backend: ThreadedBackend) -> float:
-        reference = TorchBackend(model, device)
-        return ranking_overlap(backend, reference, card, frames=frames, objective=objective)
+    @cache
+    def overlap(name: str, precision: Precision) -> float:
+        backend, reference = backends.get(name, precision), TorchBackend(model, device)
+        return ranking_overlap(
+            backend,
+            reference,
+            card,
+            frames=frames,
+            objective=distance_on(backend, objective)
+            if isinstance(objective, DistanceObjective)
+            else objective,
+            reference_objective=objective,
+        )
 
+    accept_low_overlap = settings.precision != "auto" or settings.backend == "native"
+    thread_counts = [settings.threads] if settings.threads else sorted({1, all_threads})
+    if earlier is not None and kind_of(earlier) in options:
+        similar = backends.get(*kind_of(earlier))
+        similar.threads = earlier.threads
+        if (
+            accept_low_overlap
+            or similar.precision == "float32"
+            or overlap(*kind_of(similar)) >= REQUIRED_OVERLAP
+        ):
+            options, thread_counts = [kind_of(earlier)], [earlier.threads]
     choice = choose(
         [partial(backends.get, name, precision) for name, precision in options],
-        [settings.threads] if settings.threads else sorted({1, all_threads}),
+        thread_counts,
         samples=card.solver.samples,
         plan_seconds=plan_s,
-        overlap=overlap,
-        accept_low_overlap=settings.precision != "auto" or settings.backend == "native",
+        overlap=lambda backend: overlap(*kind_of(backend)),
+        accept_low_overlap=accept_low_overlap,
     )
     choice.backend.warm_up()
     roll_out_once(choice.backend, card, card.solver.samples)  # the size that most requests have
@@ -135,6 +160,11 @@ def choose_backend(
         problem = native_problem(model.config, device, compile_missing=settings.native_compile)
         return replace(choice, native_problem=problem)
     return choice
+
+
+def kind_of(backend: Backend) -> BackendAndPrecision:
+    """The name and the precision of a backend."""
+    return backend.name, cast(Precision, backend.precision)
 
 
 def runnable_options(

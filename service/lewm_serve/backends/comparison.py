@@ -173,15 +173,18 @@ def ranking_overlap(
     *,
     frames: Tensor | None,
     objective: Objective = LATENT,
+    reference_objective: Objective | None = None,
 ) -> float:
     """How far two backends agree on the best candidates: 0 to 1.
 
     CEM uses the order of the costs only, to find its elites. So this is the share of the
-    reference's 30 best of 300 candidates that are among the backend's 30 best, by ``objective``.
+    reference's 30 best of 300 candidates that are among the backend's 30 best, by ``objective``. If
+    the backend computes that in its own way, ``reference_objective`` is that of the reference.
 
     It is the mean over pairs of start and goal among ``frames`` (N, size, size, 3) uint8, N ≥ 2, or
     among synthetic frames. Each backend encodes the frames itself.
     """
+    reference_objective = reference_objective or objective
     if frames is None:
         frames = synthetic_frames(card.config.image_size)
     frames = frames[: RANKED_PAIRS + 1]
@@ -193,7 +196,9 @@ def ranking_overlap(
         candidates = torch.randn(shape, generator=generator)
         pair = slice(start, start + 2)
         best = _best(backend, latents[pair], candidates, objective)
-        reference_best = _best(reference, reference_latents[pair], candidates, objective)
+        reference_best = _best(
+            reference, reference_latents[pair], candidates, reference_objective or objective
+        )
         overlaps.append(len(best & reference_best) / BEST_CANDIDATES)
     return sum(overlaps) / len(overlaps)
 

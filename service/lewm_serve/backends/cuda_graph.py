@@ -7,6 +7,7 @@ for Python.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ MAX_CUDA_GRAPHS = 64
 """Shapes that are recorded for one function; further shapes run eagerly, with the same results."""
 
 WARM_UP_CALLS = 3
+
+RECORDING = Lock()
+"""Held while a graph is recorded."""
 
 
 class CudaGraphs:
@@ -66,7 +70,12 @@ class _Graph:
                     function(*self._inputs)
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=pool):
+            # Another thread may use the GPU: the engine, or the one that loads models. It must not
+            # record too, because a recording begins with a wait for the whole GPU.
+            with (
+                RECORDING,
+                torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"),
+            ):
                 self._result = function(*self._inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -81,6 +81,11 @@ class OnnxBackend:
         self._encode_threads.choose_by_measurement(all_threads)
         self._torch.adapt_threads(all_threads)
 
+    def renew_threads(self) -> None:
+        """See `ThreadedBackend`."""
+        self._encode_threads.renew()
+        self._rollout_threads.renew()
+
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
 

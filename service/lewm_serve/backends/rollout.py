@@ -281,6 +281,12 @@ class RowThreads:
         self._policy = ThreadPolicy(self.threads, all_threads)
         self._grow_pool(all_threads - 1)
 
+    def renew(self) -> None:
+        """Start other threads, of the priority of the thread that makes the next call."""
+        threads, self._pool_threads = self._pool_threads, 0
+        self._pool = None
+        self._grow_pool(threads)
+
     def map(self, function: Callable[[slice], T], rows: int, *, call: str) -> list[T]:
         """Results of a function for contiguous parts of the rows, in their order.
 

@@ -57,15 +57,16 @@ class TorchBackend:
         self._threads = torch.get_num_threads()
         self._policy: ThreadPolicy | None = None
         self._rollout = SharedContextRollout(TorchKernel(self.model), RowThreads(1))
-        self._encoder_rows = (
-            MAX_GRAPH_FRAMES if device.type == "cuda" else encoder_rows(model.config)
-        )
         self._graphs = device.type == "cuda"
-        self._run_encode: Callable[..., Tensor] = self._encode
+        rows = MAX_GRAPH_FRAMES if self._graphs else encoder_rows(model.config)
+        # Not a method of this object: it would refer to itself, so that its memory would be
+        # released late.
+        self._encoder = TorchEncoder(self.model, rows)
+        self._run_encode: Callable[..., Tensor] = self._encoder
         self._run_rollout: Callable[..., Tensor] = self._rollout
         self._run_predict_newest: Callable[..., Tensor] = self._rollout.predict_newest
         if self._graphs:
-            self._run_encode = CudaGraphs(self._encode, device)
+            self._run_encode = CudaGraphs(self._encoder, device)
             self._run_rollout = CudaGraphs(self._rollout, device)
             self._run_predict_newest = CudaGraphs(self._rollout.predict_newest, device)
 
@@ -83,24 +84,17 @@ class TorchBackend:
         """See `ThreadedBackend`: it only logs a warning."""
         self._policy = ThreadPolicy(self._threads, all_threads)
 
+    def renew_threads(self) -> None:
+        """See `ThreadedBackend`. PyTorch has threads for each thread that calls it."""
+
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
         _set_torch_threads(self._threads)
         if not self._graphs:
-            return self._encode(frames)
+            return self._encoder(frames)
         chunks = torch.split(frames, MAX_GRAPH_FRAMES)
         return torch.cat([self._run_encode(_padded(chunk))[: len(chunk)] for chunk in chunks])
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        chunks = torch.split(frames, self._encoder_rows)
-        return self._project(torch.cat([self.model.features(chunk) for chunk in chunks])).float()
-
-    def _project(self, features: Tensor) -> Tensor:
-        count = len(features)
-        padded = F.pad(features, (0, 0, 0, -count % PROJECTOR_ROWS))
-        groups = torch.split(padded, PROJECTOR_ROWS)
-        return torch.cat([self.model.projector(group) for group in groups])[:count]
 
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
@@ -161,7 +155,7 @@ class TorchBackend:
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
         if not self._graphs and batch_changes_latents(self.encode, self.model.config):
-            self._encoder_rows = 1
+            self._encoder.rows = 1
         warm_up_rollouts(self, self.model.config)
 
     def _timed(self, candidates: Tensor, compute: Callable[[], T]) -> T:
@@ -190,6 +184,25 @@ class TorchBackend:
         seconds, result = _seconds_on(self._threads, compute)
         policy.observe(call, rows, threads=self._threads, seconds=seconds)
         return result
+
+
+class TorchEncoder:
+    """Encodes frames (N, size, size, 3) uint8 to latents (N, D), in passes of ``rows`` frames."""
+
+    def __init__(self, model: LeWM, rows: int) -> None:
+        self.model = model
+        self.rows = rows
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """The latents in float32."""
+        chunks = torch.split(frames, self.rows)
+        return self._project(torch.cat([self.model.features(chunk) for chunk in chunks])).float()
+
+    def _project(self, features: Tensor) -> Tensor:
+        count = len(features)
+        padded = F.pad(features, (0, 0, 0, -count % PROJECTOR_ROWS))
+        groups = torch.split(padded, PROJECTOR_ROWS)
+        return torch.cat([self.model.projector(group) for group in groups])[:count]
 
 
 class TorchKernel(StepwiseKernel[Tensor, "Window"]):

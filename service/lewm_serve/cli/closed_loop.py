@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lewm_client import Driver, PlannerClient, PlanResponse, Setback
-from lewm_models.environments.environment import Environment, Frame
+from lewm_models.environments.environment import Environment, FloatArray, Frame
 from lewm_models.evaluation.episode import Actions, Outcome, Planner, run_episodes
 from lewm_models.evaluation.protocol import Episodes
 from lewm_models.evaluation.report import EvaluationReport
@@ -27,11 +27,24 @@ PLAN_TIMEOUT_S = 600.0
 """The timeout of a call is also its plan's deadline. An evaluation measures complete plans."""
 
 
+MIN_R2 = 0.5
+"""Of a state that is given as a goal, the probe reads at least this share of the variance."""
+
+
 class RemotePlanner:
     """Plans for one robot on its way to one goal; see `lewm_models.evaluation.episode.Planner`.
 
     The robot executes the first ``plan_steps`` actions of each plan; see `lewm_client.Driver`. A
     call that fails ends the episode with its error, because the planner is what is measured.
+
+    Args:
+        client: the server's client.
+        plan_steps: how many actions of each plan are executed.
+        model: the model's name; None: the server's default.
+        solver: settings of the search.
+        include: see `PlannerClient.plan`.
+        goal_states: the names of all states, and None for those that a goal does not give; None:
+            the goal is a frame.
 
     Attributes:
         plans: the server's answers.
@@ -45,12 +58,21 @@ class RemotePlanner:
         model: str | None = None,
         solver: Mapping[str, Any] | None = None,
         include: Sequence[str] = (),
+        goal_states: Sequence[str | None] | None = None,
     ) -> None:
+        self._goal_states = goal_states
+        self._goal_state: dict[str, float] | None = None
         self._client = client
         self._plan_steps = plan_steps
         self._plan_arguments = {"model": model, "solver": solver, "include": include}
         self._driver: Driver | None = None
         self.plans: list[PlanResponse] = []
+
+    def tell_goal(self, state: FloatArray) -> None:
+        """The goal's state (S,), which plans get in place of its frame if it has names."""
+        if self._goal_states is not None:
+            named = zip(self._goal_states, state.tolist(), strict=True)
+            self._goal_state = {name: value for name, value in named if name is not None}
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
         """The next actions and the latency of the plan in seconds.
@@ -62,7 +84,7 @@ class RemotePlanner:
         if self._driver is None:
             self._driver = Driver(
                 self._client,
-                to_png(goal_frame),
+                self._goal_state or to_png(goal_frame),
                 steps=self._plan_steps,
                 timeout_s=PLAN_TIMEOUT_S,
                 local=_raise_error,
@@ -127,8 +149,11 @@ def drive_with_model(
     solver: Mapping[str, Any],
     seed: int,
     robots: int,
+    goal_states: Sequence[str | None] | None = None,
 ) -> tuple[list[Outcome], dict[str, Any]]:
     """Run all episodes with plans of a server, with a progress bar on standard error.
+
+    ``goal_states`` is that of `RemotePlanner`.
 
     Returns:
         The outcomes, and what computed the plans: solver, backend, device and precision.
@@ -136,12 +161,25 @@ def drive_with_model(
     planners: list[RemotePlanner] = []
 
     def make_planner() -> RemotePlanner:
-        planner = RemotePlanner(client, episodes.plan_steps, model=model.name, solver=solver)
+        planner = RemotePlanner(
+            client,
+            episodes.plan_steps,
+            model=model.name,
+            solver=solver,
+            goal_states=goal_states,
+        )
         planners.append(planner)
         return planner
 
     with _progress(episodes) as show:
-        outcomes = run_episodes(make_planner, episodes, seed=seed, robots=robots, on_outcome=show)
+        outcomes = run_episodes(
+            make_planner,
+            episodes,
+            seed=seed,
+            robots=robots,
+            tell_goal=RemotePlanner.tell_goal,
+            on_outcome=show,
+        )
     plan = planners[0].plans[0]
     return outcomes, {
         "solver": plan.solver,
@@ -149,6 +187,23 @@ def drive_with_model(
         "device": model.device,
         "precision": plan.precision,
     }
+
+
+def readable_states(model: ModelDescription, environment: Environment) -> list[str | None]:
+    """The names of an environment's states, and None for those that the model's probe cannot read.
+
+    Raises:
+        ValueError: the model has no probe that reads any of them.
+    """
+    probe = model.card.get("probe") or {"states": [], "r2": []}
+    r2 = dict(zip(probe["states"], probe["r2"], strict=True))
+    names = [name if r2.get(name, 0.0) >= MIN_R2 else None for name in environment.state_names]
+    if not any(names):
+        raise ValueError(
+            f"--goal-by state: {model.name} has no probe that reads states of {environment.name}; "
+            f"fit one with lewm models probe MODEL --env {environment.name}"
+        )
+    return names
 
 
 def drive_with_baseline(

@@ -16,7 +16,6 @@ from lewm_models import checkpoint
 from lewm_models.card import ModelCard
 from lewm_models.distance.loop import TrainingReport
 from lewm_models.distance.run import MIN_RANK_CORRELATION, train_distance
-from lewm_models.environments.registry import find_environment
 from lewm_models.recordings.recording import Recording, choose_action, choose_column, open_recording
 from lewm_models.recordings.usable import usable_episodes
 from lewm_models.training.environment_source import EnvironmentSource
@@ -132,18 +131,14 @@ def _prepare(
 ) -> PreparedData:
     """The recorded steps, with frames at the model's size."""
     bar = ProgressBar(progress, "preparing frames")
-    folder, size = work / DATA_FOLDER, card.config.image_size
-
-    announce = partial(say, progress)
+    folder, announce = work / DATA_FOLDER, partial(say, progress)
     if options.environment is not None:
-        environment = find_environment(options.environment)
-        source = EnvironmentSource(
-            environment=options.environment,
+        source = EnvironmentSource.for_model(
+            options.environment,
             episodes=options.episodes,
             steps=options.episode_steps,
-            image_size=size,
             seed=options.seed,
-            frame_every=1 if environment.has_fast_frames else card.config.action_block,
+            config=card.config,
         )
         return source.prepare(folder, bar, announce)
     assert options.data is not None

@@ -1,4 +1,4 @@
-"""`lewm evaluate`: closed-loop episodes through the public API."""
+"""`lewm evaluate`: closed-loop episodes through the public API, or recorded episodes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,61 @@ import typer
 
 from lewm_serve.cli.messages import describe_error
 from lewm_serve.cli.options import (
+    ActionOption,
     ApiKeyFileOption,
     BudgetOption,
+    CameraOption,
     ElitesOption,
     EnvironmentOption,
+    GoalBy,
     HorizonOption,
     IterationsOption,
     ObjectiveOption,
     OffsetOption,
+    PeriodOption,
     PlannerChoice,
     PlanStepsOption,
     SamplesOption,
     ServerOption,
     SettingOption,
     SolverOption,
+    StateOption,
     TlsCaOption,
     TlsCertOption,
     TlsKeyOption,
     access_settings,
+    one_name,
     solver_settings,
 )
 
+OPTIONS_OF_DATA = ("camera", "action", "state", "period", "plans", "device")
+SHARED_OPTIONS = ("model", "data", "output")
+
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         Path | None,
         typer.Argument(help="model folder, or embedded model; default: that of the environment"),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="judge MODEL on held-out episodes of this recording, or of data that `lewm train` "
+            "prepared; no simulator is needed"
+        ),
+    ] = None,
+    camera: CameraOption = None,
+    action: ActionOption = None,
+    state: StateOption = None,
+    period: PeriodOption = None,
+    plans: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="with --data: plans for each distance of goals; default: 20 to 100"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="with --data: auto, cpu, cuda or cuda:N")] = "auto",
     env: EnvironmentOption = None,
     protocol: Annotated[
         str, typer.Option(help="kind of episodes, one of the environment's")
@@ -49,6 +77,10 @@ def evaluate(
         PlannerChoice,
         typer.Option(help="what is measured; rest and random need no model and no server"),
     ] = PlannerChoice.MODEL,
+    goal_by: Annotated[
+        GoalBy,
+        typer.Option(help="state: goals are the states that the model's probe reads, not frames"),
+    ] = GoalBy.FRAME,
     episodes: Annotated[int, typer.Option(min=1, help="number of episodes")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="seed of the episodes and their plans")] = 0,
     robots: Annotated[int, typer.Option(min=1, help="episodes that run at once")] = 4,
@@ -72,10 +104,14 @@ def evaluate(
         typer.Option("--json", metavar="FILE", help="write the results to this file too"),
     ] = None,
 ) -> None:
-    """Run episodes in an environment over gRPC, with camera frames as the only input.
+    """Run episodes in an environment over gRPC, or judge a model on recorded episodes (--data).
 
-    The model's card gives the solver settings that are left out. `--planner rest` and `--planner
+    In an environment, camera frames are the only input, but for the goals of `--goal-by state`. The
+    model's card gives the solver settings that are left out. `--planner rest` and `--planner
     random` measure what is reached without a model.
+
+    With --data, predictions, plans between recorded frames, latents, states and surprise are
+    measured on held-out episodes, each with an interval and with baselines; see docs/judging.md.
     """
     from rich.console import Console
 
@@ -92,11 +128,28 @@ def evaluate(
         drive_with_baseline,
         drive_with_model,
         find_model,
+        readable_states,
         results_table,
     )
     from lewm_serve.cli.local_server import LocalServerError, local_server
 
     try:
+        _check_options(context, has_data=data is not None)
+        if data is not None:
+            from lewm_serve.cli.judge import JudgeOptions, judge_model
+            from lewm_serve.cli.recorded_data import DataChoice, state_periods
+
+            if model is None:
+                raise ValueError("--data: expected a MODEL too")
+            choice = DataChoice(
+                path=data,
+                camera=one_name(camera, "--camera"),
+                action=one_name(action, "--action"),
+                state=one_name(state, "--state"),
+                periods=state_periods(period),
+            )
+            judge_model(JudgeOptions(resolve_folder(model), choice, plans, device, output))
+            return
         environment = find_environment(env)
         folder = None if model is None else resolve_folder(model)
         if folder is None and not server and planner == PlannerChoice.MODEL:
@@ -119,6 +172,8 @@ def evaluate(
         )
         if planner != PlannerChoice.MODEL and (server or settings):
             raise ValueError(f"--planner: {planner} has no server and no solver")
+        if planner != PlannerChoice.MODEL and goal_by == GoalBy.STATE:
+            raise ValueError(f"--goal-by: {planner} has no goal")
         card = None if folder is None else read_card(folder / checkpoint.CARD_FILE)
         if write and card is None:
             raise ValueError("--write: expected a MODEL whose card can be written")
@@ -142,18 +197,27 @@ def evaluate(
                 loaded = find_model(client, None if card is None else card.name, tasks.environment)
                 if write and folder is not None and loaded.version != checkpoint.version(folder):
                     raise ValueError(f"{target} serves another version of {loaded.name}")
+                by_state = goal_by == GoalBy.STATE
                 outcomes, computed = drive_with_model(
-                    client, loaded, tasks, solver=settings, seed=seed, robots=robots
+                    client,
+                    loaded,
+                    tasks,
+                    solver=settings,
+                    seed=seed,
+                    robots=robots,
+                    goal_states=readable_states(loaded, tasks.environment) if by_state else None,
                 )
-            name, key = loaded.name, tasks.protocol
+            computed["goal_by"] = goal_by.value
+            name = loaded.name
+            key = f"{tasks.protocol}-by-state" if by_state else tasks.protocol
         else:
             baseline = BASELINES[planner](tasks.environment, tasks.plan_steps)
             outcomes, computed = drive_with_baseline(baseline, tasks, seed=seed, robots=robots), {}
             name, key = planner.value, f"{tasks.protocol}-{planner}"
         report = EvaluationReport.from_outcomes(tasks, outcomes)
-        results = report.to_json() | {"planner": planner, "seed": seed, "robots": robots} | computed
-        title = f"{name}, {report.environment}, {report.protocol}"
         has_model = planner == PlannerChoice.MODEL
+        results = report.to_json() | {"planner": planner, "seed": seed, "robots": robots} | computed
+        title = f"{name}, {report.environment}, {key if has_model else report.protocol}"
         Console().print(results_table(title, report, with_latency=has_model))
         if write and folder is not None and card is not None:
             checkpoint.write_card(folder, card.with_figures(**{key: results}))
@@ -162,3 +226,18 @@ def evaluate(
     except (LocalServerError, OSError, PlannerError, ValueError) as error:
         typer.echo(f"lewm evaluate: {describe_error(error)}", err=True)
         raise typer.Exit(1) from None
+
+
+def _check_options(context: typer.Context, *, has_data: bool) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ValueError: the message names the option.
+    """
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        if name not in SHARED_OPTIONS and (name in OPTIONS_OF_DATA) != has_data:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option}: {'cannot be given with' if has_data else 'is for'} --data")

@@ -35,7 +35,8 @@ from lewm_serve.cli.solver_comparison import (
 from lewm_serve.cli.train import training_device
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.frames.decode import frame_from_pixels
-from lewm_serve.registry.registry import ModelLoadError, check_solver
+from lewm_serve.registry.loading import check_solver
+from lewm_serve.registry.registry import ModelLoadError
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lewm_serve.cli.demo import demo
 from lewm_serve.cli.evaluate import evaluate
 from lewm_serve.cli.keys import app as keys
 from lewm_serve.cli.models import app as models
+from lewm_serve.cli.pilot import pilot
 from lewm_serve.cli.serve import serve
 from lewm_serve.cli.train import train
 
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.command("serve")(serve)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("pilot")(pilot)
 app.command("demo")(demo)
 app.add_typer(data, name="data")
 app.add_typer(keys, name="keys")

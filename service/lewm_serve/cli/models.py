@@ -20,11 +20,13 @@ from lewm_serve.cli.options import (
     IterationsOption,
     Objective,
     ObjectiveOption,
+    PeriodOption,
     Preset,
     SamplesOption,
     SettingOption,
     SolverChoice,
     SolverOption,
+    StateOption,
     one_name,
     solver_settings,
 )
@@ -243,7 +245,6 @@ def calibrate(
 
     from lewm_models import checkpoint
     from lewm_models.calibration.calibrate import calibrate as measure
-    from lewm_models.environments.registry import find_environment
     from lewm_models.training.environment_source import EnvironmentSource
     from lewm_serve.cli.image_files import read_episodes, training_data_warnings
     from lewm_serve.cli.train import training_device
@@ -255,14 +256,12 @@ def calibrate(
         loaded = checkpoint.load(path)
         model = loaded.model.to(training_device(device))
         if env is not None:
-            config = loaded.card.config
-            recorded = EnvironmentSource(
-                environment=env,
+            recorded = EnvironmentSource.for_model(
+                env,
                 episodes=episodes,
                 steps=episode_steps,
-                image_size=config.image_size,
                 seed=seed,
-                frame_every=1 if find_environment(env).has_fast_frames else config.action_block,
+                config=loaded.card.config,
             )
             frames, source = Path(collected), asdict(recorded)
             recorded.prepare(frames, lambda done, total: None, lambda line: None)
@@ -356,6 +355,114 @@ def distance(
     _print_table(("distance", "value"), rows)
     default = card.solver.objective or "latent"
     typer.echo(f"plan requests minimise by default: {default} (--objective changes it)")
+
+
+@app.command()
+def probe(
+    folder: Folder,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A recording of any format, or data that `lewm train` prepared."),
+    ] = None,
+    camera: CameraOption = None,
+    action: ActionOption = None,
+    state: StateOption = None,
+    period: PeriodOption = None,
+    env: Annotated[
+        str | None, typer.Option(help="Record episodes in this environment instead.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes to record.")] = 300,
+    episode_steps: Annotated[int, typer.Option(min=15, help="Steps per episode.")] = 150,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the episodes.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Fit the probe that reads the named states from a latent, write it into the model.
+
+    It is fitted to training episodes, and the table shows how good it is on held-out ones. The
+    model itself does not change.
+    """
+    from lewm_models.checkpoint import resolve_folder
+    from lewm_serve.cli.probe import NetworkOptions, fit_into
+    from lewm_serve.cli.recorded_data import state_periods
+
+    with _readable_errors():
+        if (data is None) == (env is None):
+            raise ValueError("probe: expected either DATA or --env")
+        options = NetworkOptions(
+            part="probe",
+            folder=resolve_folder(folder),
+            data=data,
+            camera=one_name(camera, "--camera"),
+            action=one_name(action, "--action"),
+            state=one_name(state, "--state"),
+            periods=state_periods(period),
+            environment=env,
+            episodes=episodes,
+            episode_steps=episode_steps,
+            seed=seed,
+            device=device,
+        )
+        described, version = fit_into(options)
+    typer.echo(f"{options.folder}: version {version}")
+    columns = ("state", "R²", "mean error", "linear: R²", "mean error")
+    values = (described.r2, described.error, described.ridge_r2, described.ridge_error)
+    rows = zip(described.states, *(map(_text, part) for part in values), strict=True)
+    _print_table(columns, rows)
+    typer.echo(f"measured on {described.held_out_frames:,} held-out frames")
+
+
+@app.command()
+def decoder(
+    folder: Folder,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A recording of any format, or data that `lewm train` prepared."),
+    ] = None,
+    camera: CameraOption = None,
+    action: ActionOption = None,
+    env: Annotated[
+        str | None, typer.Option(help="Record episodes in this environment instead.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes to record.")] = 180,
+    episode_steps: Annotated[int, typer.Option(min=15, help="Steps per episode.")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1500,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the episodes and the training.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Train the decoder that shows latents as small pictures, write it into the model.
+
+    The console shows what a plan imagines with it. The model and its version do not change.
+    """
+    from lewm_models.checkpoint import DECODER_FILE, resolve_folder
+    from lewm_models.decoder.run import DecoderTraining
+    from lewm_serve.cli.probe import NetworkOptions, train_decoder_into
+
+    with _readable_errors():
+        if (data is None) == (env is None):
+            raise ValueError("decoder: expected either DATA or --env")
+        options = NetworkOptions(
+            part="decoder",
+            folder=resolve_folder(folder),
+            data=data,
+            camera=one_name(camera, "--camera"),
+            action=one_name(action, "--action"),
+            state=None,
+            periods={},
+            environment=env,
+            episodes=episodes,
+            episode_steps=episode_steps,
+            seed=seed,
+            device=device,
+        )
+        described = train_decoder_into(options, DecoderTraining(steps=steps, seed=seed))
+        size = (options.folder / DECODER_FILE).stat().st_size
+    typer.echo(
+        f"{options.folder / DECODER_FILE}: {size / 1e6:.1f} MB; mean error of a pixel "
+        f"{described.error:.4f} of the full range, {described.mean_frame_error:.4f} by the mean "
+        f"frame; measured on {described.held_out_frames:,} held-out frames"
+    )
 
 
 @app.command()
@@ -453,7 +560,8 @@ def _warn(*warnings: str) -> None:
 
 
 def _check_solver(card: ModelCard) -> None:
-    from lewm_serve.registry.registry import ModelLoadError, check_solver
+    from lewm_serve.registry.loading import check_solver
+    from lewm_serve.registry.registry import ModelLoadError
 
     try:
         check_solver(card)

@@ -38,6 +38,13 @@ class Objective(StrEnum):
     DISTANCE = "distance"
 
 
+class GoalBy(StrEnum):
+    """How the goals of episodes are given."""
+
+    FRAME = "frame"
+    STATE = "state"
+
+
 class Crop(StrEnum):
     """The ways to make frames square, of `lewm_models.preprocessing`."""
 
@@ -112,6 +119,16 @@ StateOption = Annotated[
     list[str] | None,
     typer.Option(
         "--state", metavar="NAME", help="name of the column of states, if there are several"
+    ),
+]
+
+PeriodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--period",
+        metavar="STATE=NUMBER",
+        help="a state that repeats after this number, as an angle does (360, or 6.2832); may be "
+        "repeated",
     ),
 ]
 

@@ -1,7 +1,7 @@
 """`lewm serve`. Its flags are made from the settings, one for each."""
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic.fields import FieldInfo
@@ -14,6 +14,9 @@ from lewm_serve.settings import (
     unknown_variables,
 )
 
+WRONG_SETTING = 2
+"""The exit status if only another setting helps. The unit for systemd does not restart then."""
+
 
 def serve(**flags: Any) -> None:
     """Serve models over REST and gRPC until SIGTERM or SIGINT.
@@ -24,8 +27,7 @@ def serve(**flags: Any) -> None:
     try:
         settings = load_settings(**flags)
     except SettingsError as error:
-        typer.echo(f"lewm serve: {error}", err=True)
-        raise typer.Exit(2) from None
+        _fail(error, WRONG_SETTING)
 
     from lewm_serve.observability.logging import configure_logs
     from lewm_serve.signals import handle_early_signals
@@ -39,9 +41,15 @@ def serve(**flags: Any) -> None:
 
     try:
         run(settings)
+    except SettingsError as error:
+        _fail(error, WRONG_SETTING)
     except StartError as error:
-        typer.echo(f"lewm serve: {error}", err=True)
-        raise typer.Exit(1) from None
+        _fail(error, 1)
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    typer.echo(f"lewm serve: {error}", err=True)
+    raise typer.Exit(status) from None
 
 
 def _warn_of_unknown_variables() -> None:

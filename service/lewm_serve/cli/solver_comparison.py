@@ -19,6 +19,7 @@ from lewm_models.card import ModelCard, SolverConfig
 from lewm_models.lewm import LeWM
 from lewm_serve.backends.backend import Backend
 from lewm_serve.backends.choice import BackendSettings, choose_backend
+from lewm_serve.cli.search import search, search_space
 from lewm_serve.objectives.latent import LATENT
 from lewm_serve.solvers import SOLVERS
 from lewm_serve.solvers.solver import SearchSpace
@@ -106,15 +107,17 @@ def compare_solvers(
     full_s: list[float] = []
     icem_costs: list[float] = []
     icem_s: list[float] = []
-    search(backend, icem, space, latents[0], seed=0)  # what only the first call of a size needs
+    timed_search(
+        backend, icem, space, latents[0], seed=0
+    )  # what only the first call of a size needs
     for seed, pair in enumerate(latents):
-        cost, elapsed_s = search(backend, icem, space, pair, seed=seed)
+        cost, elapsed_s = timed_search(backend, icem, space, pair, seed=seed)
         icem_costs.append(cost)
         icem_s.append(elapsed_s)
-        cost, _ = search(backend, usual_at_equal_time, space, pair, seed=seed)
+        cost, _ = timed_search(backend, usual_at_equal_time, space, pair, seed=seed)
         equal_costs.append(cost)
         if not full_s or sum(full_s) + full_s[-1] <= FULL_SEARCH_LIMIT_S:
-            cost, elapsed_s = search(backend, usual, space, pair, seed=seed)
+            cost, elapsed_s = timed_search(backend, usual, space, pair, seed=seed)
             full_costs.append(cost)
             full_s.append(elapsed_s)
         if progress is not None:
@@ -178,25 +181,7 @@ def within(settings: SolverConfig, budget: int) -> SolverConfig:
     return replace(shorter, samples=samples, elites=min(settings.elites, samples))
 
 
-def search_space(card: ModelCard) -> SearchSpace:
-    """The search space of a plan without a warm start."""
-    low, high = (
-        torch.tensor(bounds, dtype=torch.float32).repeat(card.config.action_block)
-        for bounds in card.zscored_bounds
-    )
-    limit = card.action_rate_limit
-    start = torch.zeros(card.solver.horizon, card.config.block_width)
-    space = SearchSpace(
-        low=low,
-        high=high,
-        start=start,
-        action_dim=card.config.action_dim,
-        max_change=None if limit is None else torch.tensor(limit) / torch.tensor(card.action_std),
-    )
-    return replace(space, start=space.clip(start))
-
-
-def search(
+def timed_search(
     backend: Backend,
     settings: SolverConfig,
     space: SearchSpace,
@@ -207,14 +192,8 @@ def search(
     """The cost of a plan from a start to a goal, latents (2, D), and its seconds."""
     start, goal = pair
     begin = time.perf_counter()
-    solver = SOLVERS[settings.name](settings, space, seed)
-    while not solver.done:
-        asked = solver.ask()
-        past_actions = torch.empty(1, 0, asked.shape[-1])
-        predicted = backend.rollout(start.view(1, 1, -1), past_actions, asked.unsqueeze(0))
-        solver.tell(asked, LATENT(predicted, goal.unsqueeze(0))[0])
-    assert solver.best is not None
-    return solver.best.cost, time.perf_counter() - begin
+    best = search(backend, settings, space, start=start, goal=goal, objective=LATENT, seed=seed)
+    return best.cost, time.perf_counter() - begin
 
 
 def _encode_seconds(backend: Backend, frame: Tensor) -> float:

@@ -85,6 +85,14 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="training steps; default: the preset's")
     ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9,
+            max=1.0,
+            help="the highest learning rate; default: the preset's, or 5e-5 with --from",
+        ),
+    ] = None,
     action_head: Annotated[
         float | None,
         typer.Option(
@@ -155,6 +163,7 @@ def train(
             crop=None if crop is None else crop.value,
             action_rate_limit=action_rate_limit,
             steps=steps,
+            learning_rate=learning_rate,
             action_head=action_head,
             distance_steps=distance_steps,
             seed=seed,
@@ -178,7 +187,7 @@ def train(
                 run = recording_run(
                     recording,
                     choices,
-                    name=name or _name_of(recording.path),
+                    name=name or name_of(recording.path),
                     camera=one_name(camera, "--camera"),
                     action=one_name(action, "--action"),
                     state=one_name(state, "--state"),
@@ -226,7 +235,7 @@ def _check_options(
             raise ValueError(f"{option}: is for {needed}")
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
     """A model's name from the name of a recording."""
     from lewm_models.card import MAX_NAME_LENGTH
 
@@ -259,7 +268,7 @@ def training_device(name: str) -> torch.device:
     Raises:
         ValueError: there is no such device.
     """
-    from lewm_serve.registry.registry import resolve_device
+    from lewm_serve.registry.loading import resolve_device
 
     try:
         device = resolve_device(name)

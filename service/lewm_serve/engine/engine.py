@@ -71,15 +71,19 @@ class Engine:
             self._changed.notify()
         return job.future
 
-    def started_jobs(self, kind: type[Job]) -> int:
-        """The number of jobs of a kind that have started."""
-        return self._scheduler.started_jobs(kind)
+    @property
+    def free_at(self) -> float:
+        """See `Scheduler.free_at`."""
+        return self._scheduler.free_at
+
+    @property
+    def started_plans(self) -> int:
+        """See `Scheduler.started_plans`."""
+        return self._scheduler.started_plans
 
     def take_batches(self) -> Iterator[Batch]:
         """The batches that ran since the last call."""
-        batches = self._scheduler.batches
-        while batches:
-            yield batches.popleft()
+        return self._scheduler.take_batches()
 
     def _run(self) -> None:
         try:

@@ -21,10 +21,12 @@ from lewm_models.card import SolverConfig
 from lewm_serve.backends.backend import Backend
 from lewm_serve.engine.admission import DeadlinePassed
 from lewm_serve.engine.queued_request import QueuedRequest
+from lewm_serve.engine.trace import SearchTrace, TraceRecorder
 from lewm_serve.objectives import ROWS_PER_CALL, Objective
 from lewm_serve.objectives.distance import DistanceObjective
+from lewm_serve.objectives.states import StateObjective, StatePath
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.solver import ScoredSequence, SearchSpace, Solver
+from lewm_serve.solvers.solver import ScoredSequence, SearchSpace, Solver, without_nan
 
 SHORT_PARTS, MIN_PART_SIZE = 4, ROWS_PER_CALL
 """A short part has a fourth of the candidates. With less than 32, a roll-out is not efficient."""
@@ -40,6 +42,9 @@ class EncodeJob:
     future: Future[Tensor] = field(default_factory=Future)
     latents: list[Tensor] = field(default_factory=list)
     encoded: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncodeJob, (self.backend, self.frames, self.queued)
 
     @property
     def finished(self) -> bool:
@@ -102,10 +107,12 @@ class PlanOutcome:
         scored_candidates: the number of scored candidates.
         trajectory: the predicted latents (T, D) of the actions, if the job was to give them.
         distances: how far the goal is; None if the search measures no distance.
+        states: the states on the way; None if the search has to do with none.
         surprise: the distance between the newest context latent and its one-step prediction; None
             with one context frame.
         queue_s: seconds in the queue before the first part was started.
         solve_s: seconds since then.
+        trace: what the search did, if the job was to record it.
     """
 
     status: Literal["completed", "converged", "deadline", "anomalous"]
@@ -115,9 +122,11 @@ class PlanOutcome:
     scored_candidates: int
     trajectory: Tensor | None
     distances: GoalDistances | None
+    states: StatePath | None
     surprise: float | None
     queue_s: float
     solve_s: float
+    trace: SearchTrace | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ class Job(ABC):
        the predicted latents to `take`.
 
     Then it sets ``future`` to `result`. Cancelling the future drops the job. After it is submitted,
-    only the engine's thread touches a job, except for its future.
+    only the engine touches a job, except for its future.
 
     Attributes:
         queued: its place in the queue.
@@ -175,6 +184,19 @@ class Job(ABC):
         self.started_candidates = 0
         self.finished = False
         self.future: Future[Any] = Future()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How another process makes the job. That is possible until the job starts."""
+        return _make_job, (type(self), self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make the job."""
+        return {
+            "backend": self.backend,
+            "queued": self.queued,
+            "latents": self.latents,
+            "past_actions": self.past_actions,
+        }
 
     @property
     def candidates(self) -> Tensor:
@@ -278,6 +300,10 @@ class PredictJob(Job):
         self.parts = self._split(candidates)
         self.predicted: list[Tensor] = []
 
+    def arguments(self) -> dict[str, Any]:
+        """See `Job.arguments`."""
+        return super().arguments() | {"candidates": torch.cat(list(self.parts))}
+
     def next_candidates_in_time(self, now: float) -> bool:
         """See `Job.next_candidates_in_time`."""
         return self._in_time(now)
@@ -324,6 +350,10 @@ class ProbeJob(PredictJob):
         )
         self.objective = objective
 
+    def arguments(self) -> dict[str, Any]:
+        """See `Job.arguments`."""
+        return super().arguments() | {"objective": self.objective}
+
     def run_part(self) -> None:
         """See `Job.run_part`."""
         if self.objective is None or not self.queued.shape.gradients:
@@ -345,7 +375,7 @@ class ProbeJob(PredictJob):
 
 
 class PlanJob(Job):
-    """One search for actions that lead to ``goal`` (D,): ask, roll out, tell, until it is done.
+    """One search for actions that lead to ``goal``: ask, roll out, tell, until it is done.
 
     Args:
         backend: what runs the model.
@@ -353,10 +383,11 @@ class PlanJob(Job):
         latents: the context latents (H, D).
         past_actions: the action blocks (H − 1, A) between them.
         committed_actions: the action blocks (C, A) that are executed before the plan.
-        goal: the goal's latent (D,).
+        goal: the goal's latent (D,); empty if the objective has a goal by states.
         search: what is searched.
         with_trajectory: whether the outcome holds the trajectory.
         max_surprise: the search does not start if the surprise exceeds this.
+        with_trace: whether the outcome holds the trace.
     """
 
     def __init__(
@@ -371,6 +402,7 @@ class PlanJob(Job):
         search: Search,
         with_trajectory: bool = False,
         max_surprise: float | None = None,
+        with_trace: bool = False,
     ) -> None:
         super().__init__(backend, queued, latents=latents, past_actions=past_actions)
         self.committed_actions = committed_actions
@@ -384,7 +416,22 @@ class PlanJob(Job):
         self.costs: list[Tensor] = []
         self.gradients: list[Tensor] = []
         self.best_cost = math.inf
-        self.best_end: Tensor | None = None
+        self.best_path: Tensor | None = None
+        self.recorder: TraceRecorder | None = None
+        if with_trace:
+            counts_elites = "elites" in self.solver_class.own_settings
+            self.recorder = TraceRecorder(search.solver_settings, counts_elites=counts_elites)
+
+    def arguments(self) -> dict[str, Any]:
+        """See `Job.arguments`."""
+        return super().arguments() | {
+            "committed_actions": self.committed_actions,
+            "goal": self.goal,
+            "search": self.search,
+            "with_trajectory": self.with_trajectory,
+            "max_surprise": self.max_surprise,
+            "with_trace": self.recorder is not None,
+        }
 
     @cached_property
     def solver(self) -> Solver:
@@ -395,6 +442,14 @@ class PlanJob(Job):
             if proposed is not None:
                 space = space.starting_with(proposed)
         return self.solver_class(search.solver_settings, space, search.seed)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What candidates cost. It is made when the search starts, as the solver."""
+        objective = self.search.objective
+        if isinstance(objective, StateObjective):
+            return objective.starting_at(self.latents[-1])
+        return objective
 
     def next_candidates_in_time(self, now: float) -> bool:
         """See `Job.next_candidates_in_time`.
@@ -409,6 +464,8 @@ class PlanJob(Job):
         if self.asked is None:
             self.asked = self.solver.ask()
             self.parts = self._split(self.asked)
+            if self.recorder is not None:
+                self.recorder.begin(now)
         trajectory_s = 0.0
         if self.with_trajectory:
             trajectory_s = self.queued.latency.rollout_s(1, self.queued.shape)
@@ -436,24 +493,26 @@ class PlanJob(Job):
             self.past_actions.unsqueeze(0),
             self.candidates.unsqueeze(0),
             goals=self.goal.unsqueeze(0),
-            objective=self.search.objective,
+            objective=self.objective,
         )
         self.gradients.append(gradients[0])
         self._take_costs(costs[0])
 
     def take(self, predicted: Tensor) -> None:
         """See `Job.take`."""
-        costs = self.search.objective(predicted, self.goal)
-        if self.search.distance is not None:
-            self._keep_best_end(predicted, costs)
+        objective = self.objective
+        costs = objective(predicted, self.goal)
+        if self.search.distance is not None or isinstance(objective, StateObjective):
+            self._keep_best_path(predicted, costs)
         self._take_costs(costs)
 
-    def _keep_best_end(self, predicted: Tensor, costs: Tensor) -> None:
-        """Keep the last latent of the best candidate so far, which is the solver's best too."""
-        lowest = int(costs.nan_to_num(nan=math.inf, posinf=math.inf).argmin())
-        cost = float(costs[lowest])
+    def _keep_best_path(self, predicted: Tensor, costs: Tensor) -> None:
+        """Keep the latents (T, D) of the best candidate so far, which is the solver's best too."""
+        costs_without_nan = without_nan(costs)
+        lowest = int(costs_without_nan.argmin())
+        cost = float(costs_without_nan[lowest])
         if cost < self.best_cost:
-            self.best_cost, self.best_end = cost, predicted[lowest, -1].clone()
+            self.best_cost, self.best_path = cost, predicted[lowest].clone()
 
     def _take_costs(self, costs: Tensor) -> None:
         """Keep the costs (S,) of the next candidates. When all are known, tell the solver."""
@@ -463,7 +522,10 @@ class PlanJob(Job):
             return
         assert self.asked is not None
         gradients = torch.cat(self.gradients) if self.gradients else None
-        self.solver.tell(self.asked, torch.cat(self.costs), gradients)
+        all_costs = torch.cat(self.costs)
+        if self.recorder is not None:
+            self.recorder.end(self.asked, all_costs)
+        self.solver.tell(self.asked, all_costs, gradients)
         self.asked, self.costs, self.gradients = None, [], []
         self.started_candidates = 0
         self.queued.completed_iterations += 1
@@ -481,6 +543,7 @@ class PlanJob(Job):
                 scored_candidates=0,
                 trajectory=None,
                 distances=None,
+                states=None,
                 surprise=self.surprise,
                 queue_s=queue_s,
                 solve_s=solve_s,
@@ -499,9 +562,18 @@ class PlanJob(Job):
             scored_candidates=self.solver.scored_candidates,
             trajectory=trajectory,
             distances=self._distances(best),
+            states=self._states(best),
             surprise=self.surprise,
             queue_s=queue_s,
             solve_s=solve_s,
+            trace=self._trace(now),
+        )
+
+    def _trace(self, now: float) -> SearchTrace | None:
+        if self.recorder is None or self.started_at is None:
+            return None
+        return self.recorder.finish(
+            self.started_at, now, latents=self.latents, past_actions=self.past_actions
         )
 
     def _roll_out_best(self, best: ScoredSequence) -> Tensor:
@@ -512,16 +584,30 @@ class PlanJob(Job):
         """How far the goal is before and after the best actions."""
         if self.search.distance is None:
             return None
-        end = self.best_end
-        if end is None:  # gradients come without predicted latents
-            end = self._roll_out_best(best)[-1]
-        start_and_end = torch.stack([self.latents[-1], end]).unsqueeze(0)
+        start_and_end = torch.stack([self.latents[-1], self._path(best)[-1]]).unsqueeze(0)
         return GoalDistances(*self.search.distance.blocks(start_and_end, self.goal)[0].tolist())
+
+    def _states(self, best: ScoredSequence) -> StatePath | None:
+        """The states on the way of the best actions, if the search has to do with states."""
+        objective = self.objective
+        return objective.path(self._path(best)) if isinstance(objective, StateObjective) else None
+
+    def _path(self, best: ScoredSequence) -> Tensor:
+        """The predicted latents (T, D) of the best actions."""
+        if self.best_path is None or self.best_cost != best.cost:
+            # Gradients come without predicted latents. And an iteration that is not complete may
+            # have a better candidate, which the solver does not know.
+            return self._roll_out_best(best)
+        return self.best_path
 
     def _status(self) -> Literal["completed", "converged", "deadline"]:
         if not self.solver.done:
             return "deadline"
         return "converged" if self.solver.converged else "completed"
+
+
+def _make_job(job_type: type[Job], arguments: dict[str, Any]) -> Job:
+    return job_type(**arguments)
 
 
 def roll_out_one_plan(

@@ -13,6 +13,7 @@ import torch
 
 from lewm_models.config import LeWMConfig
 from lewm_serve.backends.backend import Backend
+from lewm_serve.engine.shared_numbers import Row, SharedNumber
 
 MEASURED_ROWS = (8, 32, 128, 512, 2048, 8192)
 """Row counts of the measured roll-outs, as far as more rows increase the throughput."""
@@ -77,6 +78,21 @@ NO_ROLLOUT = RolloutShape(horizon=1)
 """The shape of requests that have no roll-out."""
 
 
+class Measurements(NamedTuple):
+    """What `LatencyModel.measure` found.
+
+    Attributes:
+        curve: rows, and seconds per step of the horizon, of roll-outs, with ascending rows.
+        frame_s: seconds to encode a frame.
+        max_batched_rows, gradient_cost: see `LatencyModel`.
+    """
+
+    curve: Sequence[tuple[int, float]] = ((1, 0.0),)
+    frame_s: float = 0.0
+    max_batched_rows: int = 0
+    gradient_cost: float = GRADIENT_COST_OF_TORCH
+
+
 class LatencyModel:
     """Expected seconds of the work of one model on its backend.
 
@@ -85,9 +101,15 @@ class LatencyModel:
     one it is proportional to them. Each `RolloutShape` has its own running correction, because the
     horizon alone does not determine the time.
 
-    The engine's thread writes the durations of roll-outs and encodes. The event loop and the
-    decoding threads write those of decoding, without a lock: a lost update does no harm. The thread
-    that admits takes probes. Other threads only read.
+    The engine writes the durations of roll-outs and encodes. The event loop and the decoding
+    threads write those of decoding, without a lock: a lost update does no harm. The thread that
+    admits takes probes. Others only read. The engine may run in another process, with a
+    `LatencyModel` of its own, whose corrections are on the same rows.
+
+    Args:
+        curve, encode_s, max_batched_rows: what was measured.
+        clock: gives the time in seconds.
+        new_row: makes the rows of corrections.
 
     Attributes:
         max_batched_rows: rows up to which batching several plans into one roll-out increases the
@@ -101,17 +123,58 @@ class LatencyModel:
         encode_s: float = 0.0,
         max_batched_rows: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        new_row: Callable[[], Row] = Row,
     ) -> None:
         self._clock = clock
+        self._new_row = new_row
         self._curve = list(curve)
         self._frame_s = encode_s
-        self._encode_correction = RunningCorrection(clock)
+        self._encode_correction = self._new_correction()
         self._decode_corrections: dict[str, RunningCorrection] = {}
         self._corrections: dict[RolloutShape, RunningCorrection] = {}
-        self._latest_correction = RunningCorrection(clock)
+        self._latest_correction = self._new_correction()
         self._probed_at = -math.inf
         self.max_batched_rows = max_batched_rows
         self.gradient_cost = GRADIENT_COST_OF_TORCH
+
+    @property
+    def measurements(self) -> Measurements:
+        """What was measured."""
+        return Measurements(
+            tuple(self._curve), self._frame_s, self.max_batched_rows, self.gradient_cost
+        )
+
+    @property
+    def rows(self) -> tuple[Row, Row]:
+        """The rows of its corrections of all encodes and of the latest roll-outs."""
+        return self._encode_correction.row, self._latest_correction.row
+
+    def adopt(self, measurements: Measurements, rows: tuple[Row, Row] | None = None) -> None:
+        """Use what another process has measured, and its ``rows`` if there are some."""
+        curve, self._frame_s, self.max_batched_rows, self.gradient_cost = measurements
+        self._curve = list(curve)
+        if rows is not None:
+            self._encode_correction, self._latest_correction = (
+                RunningCorrection(self._clock, row) for row in rows
+            )
+
+    def share_correction(self, shape: RolloutShape) -> Row:
+        """The row of the correction of roll-outs of this shape."""
+        return self._correction_of(shape).row
+
+    def see_correction(self, shape: RolloutShape, row: Row) -> None:
+        """Use another process's correction of roll-outs of this shape."""
+        self._corrections[shape] = RunningCorrection(self._clock, row)
+
+    def _correction_of(self, shape: RolloutShape) -> RunningCorrection:
+        """The correction of roll-outs of this shape; a new one if there is none."""
+        correction = self._corrections.get(shape)
+        if correction is None:
+            correction = self._corrections[shape] = self._new_correction()
+        return correction
+
+    def _new_correction(self) -> RunningCorrection:
+        return RunningCorrection(self._clock, self._new_row())
 
     def encode_s(self, frames: int) -> float:
         """Expected seconds to encode this many frames."""
@@ -141,15 +204,18 @@ class LatencyModel:
 
     def correction(self, shape: RolloutShape) -> float:
         """How many times longer than at the start roll-outs of this shape take now."""
-        return self._corrections.get(shape, self._latest_correction).factor
+        correction = self._corrections.get(shape)
+        if correction is None or not correction.is_observed:
+            correction = self._latest_correction
+        return correction.factor
 
     def observe_rollout(self, rows: int, shape: RolloutShape, seconds: float) -> None:
         """Learn from the duration of a roll-out."""
         measured_s = self.measured_rollout_s(rows, shape)
         if measured_s > 0:
-            correction = self._corrections.setdefault(shape, RunningCorrection(self._clock))
+            correction = self._correction_of(shape)
             correction.observe(measured_s, seconds)
-            self._latest_correction = correction
+            self._latest_correction.copy(correction)
 
     def observe_encode(self, frames: int, seconds: float) -> None:
         """Learn from the duration of a batch of encoded frames."""
@@ -190,8 +256,8 @@ class LatencyModel:
         frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
         self._frame_s = self._fastest_run_s(lambda: backend.encode(frame))
         self._curve = list(self._measured_curve(backend, config))
-        self._encode_correction = RunningCorrection(self._clock)
-        self._corrections, self._latest_correction = {}, RunningCorrection(self._clock)
+        self._encode_correction = self._new_correction()
+        self._corrections, self._latest_correction = {}, self._new_correction()
         self.gradient_cost = GRADIENT_COST_OF_TORCH if backend.name == "torch" else GRADIENT_COST
         if backend.device == "cpu":
             self.max_batched_rows = 0
@@ -241,14 +307,27 @@ class RunningCorrection:
     """The ratio of observed to expected seconds, averaged with weights that grow with duration.
 
     Attributes:
+        row: its shared numbers.
         observed_at: the time of the newest observation.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    _expected_s = SharedNumber(0, float)
+    _observed_s = SharedNumber(1, float)
+    observed_at = SharedNumber(2, float)
+
+    def __init__(self, clock: Callable[[], float], row: Row | None = None) -> None:
         self._clock = clock
-        self._expected_s = 0.0
-        self._observed_s = 0.0
-        self.observed_at = 0.0
+        self.row = Row() if row is None else row
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether there was an observation."""
+        return self._expected_s > 0
+
+    def copy(self, other: RunningCorrection) -> None:
+        """Take over what another one has observed."""
+        self._expected_s, self._observed_s = other._expected_s, other._observed_s
+        self.observed_at = other.observed_at
 
     @property
     def factor(self) -> float:

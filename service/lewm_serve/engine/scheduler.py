@@ -7,12 +7,12 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, NamedTuple, TypeVar
 
 from lewm_serve.constants import BatchKind
-from lewm_serve.engine.admission import OVERDUE_SHARE
+from lewm_serve.engine.admission import OVERDUE_SHARE, DeadlinePassed
 from lewm_serve.engine.batching import (
     batch_rows,
     can_share_rollout,
@@ -20,7 +20,8 @@ from lewm_serve.engine.batching import (
     encode_batch_size,
     roll_out_batch,
 )
-from lewm_serve.engine.jobs import EncodeJob, Job
+from lewm_serve.engine.jobs import EncodeJob, Job, PlanJob
+from lewm_serve.engine.shared_numbers import Row, SharedNumber
 
 JobT = TypeVar("JobT", EncodeJob, Job)
 
@@ -55,7 +56,7 @@ class Scheduler:
     A turn encodes one batch of waiting frames. Then it runs one part of the most urgent job, or of
     several jobs in one batch where that increases the throughput. Between turns, jobs are added,
     overtaken and cancelled. If a job's deadline comes during the work of others, the job is
-    answered before this work, with the best result so far.
+    answered before this work, with the best result so far, or as too late if there is none.
 
     Best-effort work is done while no urgent work waits. So that it ends some day even under a
     constant stream of urgent work, what has waited for ``overdue_s`` is done meanwhile too, for
@@ -67,27 +68,35 @@ class Scheduler:
     Args:
         clock: gives the time in seconds.
         overdue_s: after this waiting time best-effort work is overdue.
+        row: a new row for ``free_at`` and ``started_plans``; None: only this process needs them.
 
     Attributes:
         free_at: when the run of the model that is in progress is expected to end, or when the last
             one ended.
+        started_plans: how many plans have started and are not answered.
         batches: the batches that ran and were not counted yet; `deque` operations are atomic.
         used_gradients: whether gradients were computed, which leaves much freed memory.
     """
 
+    free_at = SharedNumber(0, float)
+    started_plans = SharedNumber(1, int)
+
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, overdue_s: float = DEFAULT_OVERDUE_S
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        overdue_s: float = DEFAULT_OVERDUE_S,
+        row: Row | None = None,
     ) -> None:
+        self.row = Row() if row is None else row
         self._clock = clock
         self._overdue_s = overdue_s
         self._next_overdue_at = 0.0
         self._urgent_at = -math.inf
         self._paused_until = -math.inf
-        self._follow_ups: dict[int, float] = {}
+        self._follow_ups: dict[tuple[str, int], float] = {}
         self._encode_jobs: list[EncodeJob] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
-        self.free_at = 0.0
         self.batches: deque[Batch] = deque(maxlen=MAX_RECORDED_BATCHES)
         self.used_gradients = False
 
@@ -96,9 +105,11 @@ class Scheduler:
         """Whether no job waits."""
         return not self._encode_jobs and not self._jobs
 
-    def started_jobs(self, kind: type[Job]) -> int:
-        """The number of jobs of a kind that have started."""
-        return sum(isinstance(job, kind) and job.started_at is not None for job in self._jobs)
+    def take_batches(self) -> Iterator[Batch]:
+        """The batches that ran since the last call. Any thread may call it."""
+        with contextlib.suppress(IndexError):  # there are no more
+            while True:
+                yield self.batches.popleft()
 
     def submit(self, job: EncodeJob | Job) -> None:
         """Add a job. Its future will be set."""
@@ -108,20 +119,27 @@ class Scheduler:
             else:
                 job.submitted_at = self._clock()
                 self._jobs.append(job)
-                self._follow_ups.pop(id(job.queued), None)
+                self._follow_ups.pop(job.queued.key, None)
 
     def abandon(self, error: Exception) -> None:
         """Answer all waiting jobs with an error."""
         with self._lock:
             waiting: list[EncodeJob | Job] = [*self._encode_jobs, *self._jobs]
             self._encode_jobs, self._jobs = [], []
+        self._count_started_plans()
         for job in waiting:
             _set_exception(job.future, error)
+
+    def _count_started_plans(self) -> None:
+        self.started_plans = sum(
+            isinstance(job, PlanJob) and job.started_at is not None for job in self._jobs
+        )
 
     def run_turn(self) -> None:
         """Encode one batch of frames, and roll out one batch of candidates."""
         self._run_encode_turn()
         self._run_job_turn()
+        self._count_started_plans()
 
     def pause_s(self) -> float:
         """How long the next turn should wait for urgent work; 0 or less if it should not.
@@ -153,7 +171,7 @@ class Scheduler:
         best_effort = not jobs[0].queued.is_urgent
         start = self._clock()
         self.free_at = start + latency.encode_s(frame_count)
-        self._finish_expired(self.free_at)
+        self._finish_expired(self.free_at, keep=jobs)
         self._encode(jobs)
         self._end_work(jobs, self._clock() - start, best_effort=best_effort)
         for job in jobs:
@@ -165,7 +183,7 @@ class Scheduler:
     def _expect_follow_up(self, job: EncodeJob) -> None:
         if job.queued.is_urgent and job.queued.candidates_per_iteration:
             with self._lock:
-                self._follow_ups[id(job.queued)] = self._clock() + FOLLOW_UP_S
+                self._follow_ups[job.queued.key] = self._clock() + FOLLOW_UP_S
 
     def _in_order(self, jobs: Sequence[JobT]) -> list[JobT]:
         """The jobs that may run now, most urgent first. An overdue job comes before all."""
@@ -228,6 +246,7 @@ class Scheduler:
         self._finish_expired(self.free_at, keep=batch)
         for job in batch:
             job.start_part(start)
+        self._count_started_plans()
         if self._run_parts(batch):
             queued.latency.observe_rollout(rows, queued.shape, self._clock() - start)
             self.batches.append(Batch("rollout", rows))
@@ -236,11 +255,17 @@ class Scheduler:
             if job.finished:
                 self._finish(job)
 
-    def _finish_expired(self, until: float, keep: Sequence[Job] = ()) -> None:
-        """Finish the jobs whose deadline comes before ``until``, except those in ``keep``."""
+    def _finish_expired(self, until: float, keep: Sequence[EncodeJob | Job] = ()) -> None:
+        """Finish the jobs whose deadline comes before ``until``, except those in ``keep``.
+
+        Frames that are not encoded by then are of no use: these jobs fail.
+        """
         for job in self._jobs:
             if job.queued.deadline <= until and job not in keep:
                 self._finish(job)
+        for encode_job in self._encode_jobs:
+            if encode_job.queued.deadline <= until and encode_job not in keep:
+                self._fail(encode_job, DeadlinePassed())
 
     def _next_batch(self) -> list[Job]:
         """The most urgent job that can go on, and the jobs that share its batch.

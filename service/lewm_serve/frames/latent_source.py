@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import os
 import re
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lewm_models.cores import lower_thread_priority
 from lewm_serve.api.requests import Frame
-from lewm_serve.engine.engine import Engine
 from lewm_serve.engine.jobs import EncodeJob
 from lewm_serve.engine.latency_model import LatencyModel
 from lewm_serve.engine.queued_request import QueuedRequest
@@ -37,6 +34,7 @@ from lewm_serve.frames.decode import (
 from lewm_serve.frames.latent_cache import LatentCache
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.registry.registry import LoadedModel
+from lewm_serve.workers.worker import Placement
 
 DECODING_THREADS = 2
 """They bound the memory of the images that are decoded at once."""
@@ -92,16 +90,16 @@ class FrameWithId:
 class LatentSource:
     """Gives each frame of a request its latent. Used only from the event loop."""
 
-    def __init__(
-        self, engine: Engine, cache: LatentCache, *, metrics: Metrics, max_pixels: int
-    ) -> None:
-        self._engine = engine
+    def __init__(self, cache: LatentCache, *, metrics: Metrics, max_pixels: int) -> None:
         self._cache = cache
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._small_frame_decoder = SmallFrameDecoder(max_pixels)
         self._threads = ThreadPoolExecutor(
-            DECODING_THREADS, thread_name_prefix="decode", initializer=_lower_thread_priority
+            DECODING_THREADS,
+            thread_name_prefix="decode",
+            initializer=lower_thread_priority,
+            initargs=(DECODING_NICENESS,),
         )
 
     def close(self) -> None:
@@ -115,6 +113,7 @@ class LatentSource:
         *,
         fields: Sequence[str],
         queued: QueuedRequest,
+        placement: Placement,
         client: str = "",
     ) -> FrameLatents:
         """The latents of frames, in their order.
@@ -124,6 +123,7 @@ class LatentSource:
             model: the model that encodes them.
             fields: the path of each frame in the request, for errors.
             queued: the request's place in the queue.
+            placement: the engine that encodes.
             client: who sent the request, for its share of the cache.
 
         Raises:
@@ -145,8 +145,8 @@ class LatentSource:
             start = time.monotonic()
             batch = await self._decode(model, [missing[latent_id] for latent_id in latent_ids])
             decode_s += time.monotonic() - start
-            job = EncodeJob(backend=model.backend, frames=batch, queued=queued)
-            return tuple(await asyncio.wrap_future(self._engine.submit(job)))
+            job = EncodeJob(backend=placement.backend, frames=batch, queued=queued)
+            return tuple(await asyncio.wrap_future(placement.worker.submit(job)))
 
         latents |= await self._cache.get_or_encode(
             model.version, list(missing), encode, client=client
@@ -334,12 +334,6 @@ def _checked_latent(item: FrameWithId, width: int) -> Tensor:
             expected=f"{width} (the model's latent_dim)",
         )
     return torch.tensor(latent)
-
-
-def _lower_thread_priority() -> None:
-    """Let all other threads of the process go first. On Linux, niceness belongs to a thread."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODING_NICENESS)
 
 
 def _size_in_bytes(frame: Frame) -> int:

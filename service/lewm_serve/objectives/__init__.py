@@ -19,6 +19,9 @@ from lewm_models.card import ObjectiveName
 DEFAULT_OBJECTIVE: ObjectiveName = "latent"
 """The objective of a card that names none."""
 
+STATE_OBJECTIVE = "state"
+"""The objective of goals that are given by states. A card cannot name it."""
+
 ROWS_PER_CALL = 32
 """Candidates that are rolled out or scored in several parts are divided at multiples of this."""
 
@@ -26,7 +29,9 @@ ROWS_PER_CALL = 32
 class Objective(Protocol):
     """A function from predicted latents and goals to costs."""
 
-    name: ObjectiveName
+    @property
+    def name(self) -> str:
+        """Its name, by which its time is measured."""
 
     def __call__(self, predicted: Tensor, goals: Tensor) -> Tensor:
         """Predicted latents (…, S, T, D) and goals (…, D), on one device → costs (…, S)."""

@@ -24,12 +24,15 @@ class DistanceObjective:
     Args:
         network: the distance; a copy is moved to the device.
         device: where the backend computes.
+
+    Attributes:
+        network: the copy.
     """
 
     name: ObjectiveName = "distance"
 
     def __init__(self, network: GoalDistance, device: torch.device) -> None:
-        self._network = copy.deepcopy(network).eval().requires_grad_(False).to(device)
+        self.network = copy.deepcopy(network).eval().requires_grad_(False).to(device)
         self._device = device
 
     def __call__(self, predicted: Tensor, goals: Tensor) -> Tensor:
@@ -38,8 +41,8 @@ class DistanceObjective:
 
     def blocks(self, latents: Tensor, goals: Tensor) -> Tensor:
         """The distances (…, S, T) of latents (…, S, T, D) from goals (…, D)."""
-        network = self._network
-        self._use_one_thread(latents)
+        network = self.network
+        use_one_thread(self._device, latents)
         goals = network.standardise(goals.to(self._device))[..., None, None, :]
         standardised = network.standardise(latents.to(self._device))
         if self._device.type != "cpu":
@@ -49,14 +52,15 @@ class DistanceObjective:
 
     def propose(self, latent: Tensor, goal: Tensor) -> Tensor | None:
         """Z-scored actions (T, A) from a latent (D,) to a goal (D,); None if there are none."""
-        self._use_one_thread(latent)
-        proposed = self._network.propose(latent.to(self._device), goal.to(self._device))
+        use_one_thread(self._device, latent)
+        proposed = self.network.propose(latent.to(self._device), goal.to(self._device))
         return None if proposed is None else proposed.cpu()
 
-    def _use_one_thread(self, latents: Tensor) -> None:
-        if (
-            self._device.type == "cpu"
-            and not latents.requires_grad
-            and torch.get_num_threads() != 1
-        ):
-            torch.set_num_threads(1)  # backends set their own number again
+
+def use_one_thread(device: torch.device, latents: Tensor) -> None:
+    """Make PyTorch use one thread on a CPU, unless there are gradients to compute.
+
+    A product may round differently on more threads. Backends set their own number again.
+    """
+    if device.type == "cpu" and not latents.requires_grad and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

@@ -95,6 +95,12 @@ def flush_logs(timeout_s: float = EXIT_FLUSH_S) -> None:
         _writer.flush(timeout_s)
 
 
+def restart_log_thread() -> None:
+    """Write log lines in this forked process, too."""
+    if _writer is not None:
+        _writer.restart()
+
+
 def dropped_log_lines() -> int:
     """The lines that could not be written since the start."""
     return 0 if _writer is None else _writer.dropped
@@ -158,11 +164,15 @@ class LineWriter:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._line_is_open = False
+        self.dropped = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Start with an empty queue and a new thread: a forked process has no threads."""
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0  # includes what is being written
         self._changed = threading.Condition(threading.RLock())
-        self._line_is_open = False
-        self.dropped = 0
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def write(self, text: str) -> None:

@@ -4,7 +4,7 @@ The label ``code`` is ``ok`` or the code of an error. The values of the other la
 `lewm_serve.constants`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 
 from prometheus_client import (
@@ -29,6 +29,7 @@ from lewm_serve.constants import (
     OK_CODE,
     PLAN_STATUSES,
     PROTOCOLS,
+    RELOAD_RESULTS,
     STAGES,
 )
 from lewm_serve.errors import CODES
@@ -65,6 +66,9 @@ REGISTERED = (
     "lewm_cache_requests_total",
     "lewm_cache_up",
     "lewm_candidates_total",
+    "lewm_engine_memory_bytes",
+    "lewm_engine_processor_seconds",
+    "lewm_engine_restarts_total",
     "lewm_engine_up",
     "lewm_fallbacks_total",
     "lewm_health_total",
@@ -75,6 +79,7 @@ REGISTERED = (
     "lewm_latent_sigreg",
     "lewm_log_lines_dropped_total",
     "lewm_model_info",
+    "lewm_model_reloads_total",
     "lewm_plan_iterations",
     "lewm_plan_status_total",
     "lewm_predictor_tokens_total",
@@ -109,11 +114,19 @@ class Metrics:
         self._define_cache()
         self.model_info = Gauge(
             "lewm_model_info",
-            "A loaded model; always 1",
+            "A loaded version of a model; always 1",
             ("model", "version", "backend", "device", "precision"),
             registry=self.registry,
         )
-        self.registry.register(_DroppedLogLines())
+        self.model_reloads_total = self._counter(
+            "lewm_model_reloads_total",
+            "Models of the folders that were read again, by what became of them",
+            "result",
+        )
+        for result in RELOAD_RESULTS:
+            self.model_reloads_total.labels(result)
+        self.dropped_log_lines_of_engine: Callable[[], int] = lambda: 0
+        self.registry.register(_DroppedLogLines(self))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
 
@@ -158,7 +171,20 @@ class Metrics:
             "endpoint",
         )
         self.engine_up = self._gauge(
-            "lewm_engine_up", "1 while the thread that runs the models is alive, else 0"
+            "lewm_engine_up", "1 while the engine runs, 0 while it is started again", "device"
+        )
+        self.engine_restarts = self._counter(
+            "lewm_engine_restarts_total", "How often a dead engine was started again", "device"
+        )
+        self.engine_memory = self._gauge(
+            "lewm_engine_memory_bytes",
+            "Resident memory of the engine's process; 0 if it has none of its own",
+            "device",
+        )
+        self.engine_processor = self._gauge(
+            "lewm_engine_processor_seconds",
+            "Processor time of the engine's process since it started; 0 if it has none of its own",
+            "device",
         )
         self.held_bytes = self._gauge(
             "lewm_held_bytes",
@@ -266,9 +292,12 @@ class Metrics:
 class _DroppedLogLines(Collector):
     """The log's own count. A counter of the library has a lock that is not reentrant."""
 
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
     def collect(self) -> Iterable[CounterMetricFamily]:
         yield CounterMetricFamily(
             "lewm_log_lines_dropped",
             "Log lines that could not be written: the reader is too slow or gone, or the disk full",
-            value=dropped_log_lines(),
+            value=dropped_log_lines() + self._metrics.dropped_log_lines_of_engine(),
         )

@@ -29,6 +29,7 @@ from lewm_serve.errors import (
     Failed,
     InvalidRequest,
     NonFiniteResult,
+    Restarting,
     ServiceError,
     Unquoted,
 )
@@ -195,7 +196,7 @@ def fallback_reason_or_raise(error: Exception, request_id: str) -> FallbackReaso
         return "anomalous"
     if isinstance(error, DeadlineExceeded):
         return "deadline"
-    if isinstance(error, Failed):
+    if isinstance(error, Failed | Restarting):
         return "engine_failure"
     if isinstance(error, NonFiniteResult):
         log.error("the plan is not finite, its fallback answers", request_id=request_id)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from functools import cached_property
 from random import Random
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from prometheus_client import Gauge
 from torch import Tensor
 
 from lewm_models.calibration.calibrate import SIGREG_WINDOW, fixed_sigreg_directions
@@ -192,20 +191,36 @@ def _reason(what: str, score: float | None, limit: float | None) -> str:
 
 
 class Monitor:
-    """Scores and records the health of every request. Used only from the event loop."""
+    """Scores and records the health of every request. Used only from the event loop.
+
+    Each version of a model has a stream of its own: SIGReg of latents of two models means nothing.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._streams: dict[str, LatentStream] = {}
+        self._streams: WeakKeyDictionary[LoadedModel, LatentStream] = WeakKeyDictionary()
         self._health_metrics: dict[str, HealthMetrics] = {}
+        self._current_versions: dict[str, str] = {}
 
-    def watch(self, model: LoadedModel) -> None:
-        """Start the stream of a model's latents, and show its counters from 0 on."""
-        calibration = model.card.calibration
-        window = (calibration and calibration.sigreg_window) or SIGREG_WINDOW
-        directions = fixed_sigreg_directions(model.card.config.latent_dim)
-        self._streams[model.name] = LatentStream(directions, window)
-        self._health_metrics[model.name] = HealthMetrics(self._metrics, model.name)
+    def watch(self, models: Iterable[LoadedModel]) -> None:
+        """Count the health of the current models from now on, from 0 on.
+
+        The gauges of replaced and removed models disappear.
+        """
+        before = self._current_versions
+        self._current_versions = {}
+        for model in models:
+            self._current_versions[model.name] = model.version
+            if model.name not in self._health_metrics:
+                self._health_metrics[model.name] = HealthMetrics(self._metrics, model.name)
+            if model not in self._streams:
+                calibration = model.card.calibration
+                window = (calibration and calibration.sigreg_window) or SIGREG_WINDOW
+                directions = fixed_sigreg_directions(model.card.config.latent_dim)
+                self._streams[model] = LatentStream(directions, window)
+        for name, version in before.items():
+            if self._current_versions.get(name) != version:
+                self._health_metrics[name].forget_gauges()
 
     def score(
         self, model: LoadedModel, latents: Tensor, frame_count: int | None = None
@@ -228,18 +243,22 @@ class Monitor:
         ``new_frames`` is how many of its newest frames are taken to be new; the others are those of
         earlier requests. A random part of the new ones joins the stream.
         """
-        stream = self._streams[model.name]
+        stream = self._streams[model]
         stream.add(scores.latents, new_frames)
         assessment = assess(model.card.calibration, scores, surprise=surprise, sigreg=stream.sigreg)
-        self._health_metrics[model.name].count(scores, assessment)
+        is_current = self._current_versions.get(model.name) == model.version
+        self._health_metrics[model.name].count(scores, assessment, sets_gauges=is_current)
         return assessment.health
 
 
 class HealthMetrics:
-    """The health metrics of one model. The two gauges appear when they have their first value."""
+    """The health metrics of all versions of one model.
+
+    The two gauges are those of the current version, and appear when they have their first value.
+    """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
-        self._metrics = metrics
+        self._zscore, self._sigreg = metrics.latent_norm_zscore, metrics.latent_sigreg
         self._model = model
         self._norm = metrics.latent_norm.labels(model)
         self._mahalanobis = metrics.latent_mahalanobis.labels(model)
@@ -251,27 +270,26 @@ class HealthMetrics:
             kind: metrics.anomalies_total.labels(model, kind) for kind in ANOMALY_KINDS
         }
 
-    @cached_property
-    def _zscore(self) -> Gauge:
-        return self._metrics.latent_norm_zscore.labels(self._model)
+    def forget_gauges(self) -> None:
+        """Drop the gauges until they have a new value."""
+        self._zscore.remove(self._model)
+        self._sigreg.remove(self._model)
 
-    @cached_property
-    def _sigreg(self) -> Gauge:
-        return self._metrics.latent_sigreg.labels(self._model)
-
-    def count(self, scores: LatentScores, assessment: Assessment) -> None:
+    def count(
+        self, scores: LatentScores, assessment: Assessment, *, sets_gauges: bool = True
+    ) -> None:
         """Count one request."""
         health = assessment.health
         for norm in filter(math.isfinite, scores.norms):  # NaN would stay in the sum for ever
             self._norm.observe(norm)
-        if health.latent_norm_zscore is not None:
-            self._zscore.set(health.latent_norm_zscore)
+        if sets_gauges and health.latent_norm_zscore is not None:
+            self._zscore.labels(self._model).set(health.latent_norm_zscore)
         if health.latent_mahalanobis is not None:
             self._mahalanobis.observe(health.latent_mahalanobis)
         if health.surprise is not None:
             self._surprise.observe(health.surprise)
-        if health.sigreg is not None:
-            self._sigreg.set(health.sigreg)
+        if sets_gauges and health.sigreg is not None:
+            self._sigreg.labels(self._model).set(health.sigreg)
         assert health.status != "unknown"  # these frames were assessed
         self._by_status[health.status].inc()
         for kind in assessment.anomalous_kinds:

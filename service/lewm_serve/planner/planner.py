@@ -6,14 +6,16 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, RequestContext
 from lewm_serve.api.responses import (
@@ -25,8 +27,11 @@ from lewm_serve.api.responses import (
     Health,
     LatentIds,
     ModelDescription,
+    ModelList,
     PlanResponse,
+    PlanStates,
     PredictResponse,
+    ReloadReport,
     Timing,
 )
 from lewm_serve.constants import (
@@ -36,8 +41,8 @@ from lewm_serve.constants import (
     PlanStatus,
     ServerState,
 )
-from lewm_serve.engine.admission import Admission, DeadlinePassed, QueueTooLong
-from lewm_serve.engine.engine import Engine, EngineStopped
+from lewm_serve.engine.admission import DeadlinePassed, QueueTooLong
+from lewm_serve.engine.engine import EngineStopped
 from lewm_serve.engine.jobs import (
     EncodeJob,
     PlanJob,
@@ -48,9 +53,18 @@ from lewm_serve.engine.jobs import (
     Search,
 )
 from lewm_serve.engine.latency_model import RolloutShape
-from lewm_serve.engine.queued_request import QueuedRequest
-from lewm_serve.engine.scheduler import Scheduler
-from lewm_serve.errors import DeadlineExceeded, Draining, Failed, Loading, Overloaded
+from lewm_serve.engine.queued_request import Client, QueuedRequest
+from lewm_serve.errors import (
+    DeadlineExceeded,
+    Draining,
+    Failed,
+    Loading,
+    Overloaded,
+    ReloadFailed,
+    Restarting,
+    ServiceError,
+    UnknownModel,
+)
 from lewm_serve.frames.latent_cache import LatentCache
 from lewm_serve.frames.latent_source import (
     FrameLatents,
@@ -59,17 +73,20 @@ from lewm_serve.frames.latent_source import (
     expected_decode_s,
     frame_fields,
 )
+from lewm_serve.objectives.latent import LATENT
 from lewm_serve.observability.metrics import Metrics
+from lewm_serve.planner.engines import Engines
 from lewm_serve.planner.fallback import (
     NO_FALLBACK,
     AnomalousFrames,
     compute_fallback,
-    controller_names,
     fallback_reason_or_raise,
     finish_in_time,
     search_deadline,
 )
 from lewm_serve.planner.health import LatentScores, Monitor
+from lewm_serve.planner.served_models import ServedModels
+from lewm_serve.planner.state_goals import name_states
 from lewm_serve.planner.validation import (
     require_finite,
     validate_encode,
@@ -79,29 +96,53 @@ from lewm_serve.planner.validation import (
 from lewm_serve.registry.registry import LoadedModel, Registry
 from lewm_serve.settings import Settings
 from lewm_serve.solvers import SOLVERS
+from lewm_serve.workers.thread import ThreadWorker
+from lewm_serve.workers.worker import Placement, Worker
+
+if TYPE_CHECKING:
+    from lewm_serve.planner.history import PlanHistory
+
+VIEWER = "viewer"
+"""The client that rolls out what people look at. No address and no key looks like this."""
 
 MAX_RETRY_AFTER_S = 30.0
 """`Retry-After` is not longer, because requests come and go that the forecast does not know."""
+
+NO_GOAL = torch.empty(0)
+"""The latent of a goal by states."""
 
 EngineResult = TypeVar("EngineResult", PlanOutcome, Prediction)
 
 
 class Planner:
-    """Answers the requests of all transports. Used only from the event loop."""
+    """Answers the requests of all transports. Used only from the event loop.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    Args:
+        settings: the server's settings.
+        metrics: what it measures.
+        workers: the engines; none: one in a thread of this process.
+        history: what keeps the last plans; None: nothing does.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        workers: Sequence[Worker] = (),
+        history: PlanHistory | None = None,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
-        scheduler = Scheduler(overdue_s=settings.default_deadline_ms / 1000)
-        self._engine = Engine(scheduler)
-        self._admission = Admission(settings.max_queue, free_at=lambda: scheduler.free_at)
+        self._history = history
+        workers = workers or [ThreadWorker(settings)]
         self._cache = LatentCache.from_settings(settings, metrics)
-        self._latents = LatentSource(
-            self._engine, self._cache, metrics=metrics, max_pixels=settings.max_pixels
-        )
+        self._latents = LatentSource(self._cache, metrics=metrics, max_pixels=settings.max_pixels)
         self._monitor = Monitor(metrics)
-        self._registry: Registry | None = None
+        self._models = ServedModels(settings, metrics, self._monitor, workers[0])
+        self._engines = Engines(workers, self._models, metrics, settings.max_queue)
+        self._leaving = False
         self._draining = False
+        self._stopped = False
         self._admitted_by_endpoint: dict[Endpoint, set[QueuedRequest]] = defaultdict(set)
         self._no_admitted_requests = asyncio.Event()
         self._no_admitted_requests.set()
@@ -109,103 +150,124 @@ class Planner:
             metrics.queued_requests.labels(endpoint).set_function(
                 partial(self._count_queued, endpoint)
             )
-        metrics.active_plans.set_function(lambda: self._engine.started_jobs(PlanJob))
-        metrics.engine_up.set_function(lambda: not self._engine.failed)
 
     @property
     def state(self) -> ServerState:
         """Where the planner is in its life."""
-        if self._engine.failed:
+        if self._engines.state == "failed":
             return "failed"
         if self._draining:
             return "draining"
-        return "loading" if self._registry is None else "ready"
+        if self._engines.state == "restarting":
+            return "restarting"
+        if self._leaving:
+            return "leaving"
+        return "loading" if self._models.registry is None else "ready"
 
     async def start(self) -> None:
-        """Load and warm up the models, and start the engine.
+        """Start the engines, and let them load and warm up the models.
 
         Raises:
             ModelLoadError: a model, the default model or the device is not available.
         """
         self._cache.start()
-        registry = await asyncio.to_thread(Registry.load, self._settings)
-        for model in registry.all():
-            backend = model.backend
-            self._metrics.model_info.labels(
-                model=model.name,
-                version=model.version,
-                backend=backend.name,
-                device=backend.device,
-                precision=backend.precision,
-            ).set(1)
-            self._metrics.add_fallback_controllers(model.name, controller_names(model))
-            self._monitor.watch(model)
-        self._engine.start()
-        self._registry = registry
+        await self._engines.start()
+
+    async def reload_models(self) -> ReloadReport:
+        """Read the model folders again, and serve what they hold; see `ServedModels.reload`.
+
+        Raises:
+            ReloadFailed: a model could not be loaded. The others are served.
+            Loading, Restarting, Draining, Failed: the planner cannot do that.
+        """
+        if self._draining:
+            raise Draining
+        self._loaded_registry()
+        try:
+            report = await self._models.reload()
+        except EngineStopped:
+            raise self._engine_error() from None
+        if any(model.result == "failed" for model in report.models):
+            raise ReloadFailed([vars(model) for model in report.models])
+        return report
+
+    def leave(self) -> None:
+        """Be unready from now on. Requests are still answered."""
+        self._leaving = True
 
     def drain(self) -> None:
         """Refuse requests from now on."""
         self._draining = True
+        self._engines.close()
+        self._models.close()
 
     async def stop(self, grace_s: float) -> None:
         """Finish the admitted requests, for at most ``grace_s`` seconds, and stop."""
         self.drain()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._no_admitted_requests.wait(), grace_s)
-        await asyncio.to_thread(self._engine.stop, 0)
+        self._stopped = True
+        await self._engines.stop()
         self._latents.close()
         await self._cache.close()
 
     async def wait_failed(self) -> None:
-        """Wait until the engine fails."""
-        await asyncio.wrap_future(self._engine.failure)
+        """Wait until the engine has failed for good."""
+        await self._engines.wait_until("failed")
+
+    async def wait_engine(self, *, up: bool) -> None:
+        """Wait until the engine runs, or until it does not."""
+        await self._engines.wait_until(*(("up",) if up else ("restarting", "failed")))
 
     def count_batches(self) -> None:
         """Count the batches that the engine has run since the last call."""
-        for batch in self._engine.take_batches():
+        for batch in self._engines.take_batches():
             self._metrics.batch_rows.labels(batch.kind).observe(batch.rows)
 
-    def describe_models(self) -> list[ModelDescription]:
+    def describe_models(self) -> ModelList:
         """All models.
 
         Raises:
             Loading, Failed: the planner cannot answer.
         """
-        registry = self._loaded_registry()
-        return [registry.describe(model) for model in registry.all()]
+        return self._registry_to_describe().describe_all()
 
     def describe_model(self, name: str) -> ModelDescription:
-        """One model.
+        """One model, or one version of it.
 
         Raises:
-            UnknownModel: there is none of this name.
+            UnknownModel: there is none of this name and version.
             Loading, Failed: the planner cannot answer.
         """
-        registry = self._loaded_registry()
+        registry = self._registry_to_describe()
         return registry.describe(registry.get(name))
 
     def log_label(self, requested_model: object) -> str | None:
         """What log lines call the model of a request; see `Registry.log_label`."""
-        return None if self._registry is None else self._registry.log_label(requested_model)
+        registry = self._models.registry
+        return None if registry is None else registry.log_label(requested_model)
 
     async def encode(self, request: EncodeRequest, context: RequestContext) -> EncodeResponse:
         """The latents of frames."""
         model = self._loaded_model(request.model)
         validate_encode(request, self._settings)
+        placement = self._engines.place(model, context.client)
         queued = QueuedRequest(
-            model.latency,
+            placement.latency,
             context.received,
-            client=self._admission.client(context.client),
+            client=placement.admission.client(context.client),
             deadline=context.earliest_deadline(),
             frames_to_encode=count_images(request.frames),
             decode_s=expected_decode_s(request.frames, model.latency),
+            row=placement.worker.new_row(),
         )
-        with self._admitted(queued, model, context):
+        with self._admitted(queued, model, context, placement):
             latents = await self._latents.latents_of(
                 request.frames,
                 model,
                 fields=frame_fields(request.frames),
                 queued=queued,
+                placement=placement,
                 client=context.client,
             )
         scores = self._monitor.score(model, latents.values)
@@ -238,33 +300,36 @@ class Planner:
             model, request, self._settings, max_answer_values=context.max_answer_values
         )
         candidate_count, horizon, _ = inputs.candidates.shape
+        placement = self._engines.place(model, context.client)
         queued = QueuedRequest(
-            model.latency,
+            placement.latency,
             context.received,
-            client=self._admission.client(context.client),
+            client=placement.admission.client(context.client),
             deadline=context.earliest_deadline(),
             frames_to_encode=count_images(request.frames),
             decode_s=expected_decode_s(request.frames, model.latency),
+            row=placement.worker.new_row(),
             candidates_per_iteration=(candidate_count,),
             shape=RolloutShape(horizon=horizon, context=len(request.frames)),
         )
-        with self._admitted(queued, model, context):
+        with self._admitted(queued, model, context, placement):
             latents = await self._latents.latents_of(
                 request.frames,
                 model,
                 fields=frame_fields(request.frames),
                 queued=queued,
+                placement=placement,
                 client=context.client,
             )
             queued.mark_frames_ready()
             job = PredictJob(
-                backend=model.backend,
+                backend=placement.backend,
                 queued=queued,
                 latents=latents.values,
                 past_actions=inputs.past_actions,
                 candidates=inputs.candidates,
             )
-            prediction: Prediction = await self._result(self._engine.submit(job))
+            prediction: Prediction = await self._result(placement.worker.submit(job))
         predicted = prediction.latents.numpy()
         frames = zip(frame_fields(request.frames), request.frames, strict=True)
         require_finite("latents", predicted, frames=frames)
@@ -302,12 +367,16 @@ class Planner:
         seed = secrets.randbits(63) if request.seed is None else request.seed
         solver_class = SOLVERS[solver_settings.name]
         deadline = context.earliest_deadline(request.deadline_ms)
-        frames_and_goal = (*request.frames, request.goal)
+        goal_is_frame = request.goal.state is None
+        frames_and_goal = (*request.frames, request.goal) if goal_is_frame else request.frames
         frame_count = len(request.frames)  # without the goal
+        # The console has no picture of a goal by states.
+        history = self._history if goal_is_frame else None
+        placement = self._engines.place(model, context.client)
         queued = QueuedRequest(
-            model.latency,
+            placement.latency,
             context.received,
-            client=self._admission.client(context.client),
+            client=placement.admission.client(context.client),
             deadline=deadline if fallback is None else search_deadline(deadline),
             priority=request.priority,
             frames_to_encode=count_images(frames_and_goal),
@@ -316,6 +385,7 @@ class Planner:
             shape=inputs.shape,
             min_iterations=request.min_iterations,
             search_bytes=solver_class.memory_bytes(solver_settings, model.card.config.block_width),
+            row=placement.worker.new_row(),
         )
         # With a fallback, waiting ends early enough for its answer to arrive in time.
         wait_in_time = partial(
@@ -330,14 +400,17 @@ class Planner:
         actions: FloatArray
         trajectory: FloatArray | None
         distance: GoalDistance | None
+        states: PlanStates | None = None
+        violations: tuple[int, ...] = ()
         try:
-            with self._admitted(queued, model, context):
+            with self._admitted(queued, model, context, placement):
                 latents = await wait_in_time(
                     self._latents.latents_of(
                         frames_and_goal,
                         model,
-                        fields=(*frame_fields(request.frames), "goal"),
+                        fields=_frame_and_goal_fields(request),
                         queued=queued,
+                        placement=placement,
                         client=context.client,
                     )
                 )
@@ -346,24 +419,25 @@ class Planner:
                     scores = self._monitor.score(model, latents.values, frame_count)
                     if scores.anomalies:
                         raise AnomalousFrames
-                searching = self._engine.submit(
+                searching = placement.worker.submit(
                     PlanJob(
-                        backend=model.backend,
+                        backend=placement.backend,
                         queued=queued,
-                        latents=latents.values[:-1],
+                        latents=latents.values[:frame_count],
                         past_actions=inputs.past_actions,
                         committed_actions=inputs.committed_actions,
-                        goal=latents.values[-1],
+                        goal=latents.values[-1] if goal_is_frame else NO_GOAL,
                         search=Search(
                             solver_settings=solver_settings,
                             search_space=inputs.search_space,
                             seed=seed,
                             objective=inputs.objective,
-                            distance=model.distance,
+                            distance=model.distance if goal_is_frame else None,
                             starts_at_proposal=inputs.starts_at_proposal,
                         ),
                         with_trajectory="trajectory" in request.include,
                         max_surprise=None if fallback is None else model.max_surprise,
+                        with_trace=history is not None and history.takes_trace(context),
                     )
                 )
                 if frame_count == 1:
@@ -376,6 +450,11 @@ class Planner:
                 if outcome.status == "anomalous":
                     raise AnomalousFrames
                 actions, trajectory, distance = _finite_plan(model, outcome, request)
+                if outcome.states is not None:
+                    states, violations = (
+                        name_states(model, outcome.states),
+                        outcome.states.violations,
+                    )
         except Exception as error:
             if fallback is None:
                 raise
@@ -390,9 +469,10 @@ class Planner:
         report: FallbackReport | None = None
         status: PlanStatus
         timing = _timing(context, latents, outcome)
+        trace = None if outcome is None else outcome.trace
         if fallback is not None and reason is not None:
             actions, status = fallback.actions, "fallback"
-            trajectory, distance = None, None
+            trajectory, distance, states, violations = None, None, None, ()
             report = FallbackReport(fallback.controller, reason)
             outcome = None  # what the search found, if anything, is not used
         else:
@@ -400,7 +480,7 @@ class Planner:
             assert outcome.status != "anomalous"
             status = outcome.status
         self._count_plan(model, queued.shape, status=status, outcome=outcome, report=report)
-        return PlanResponse(
+        response = PlanResponse(
             request_id=context.request_id,
             model=model.name,
             model_version=model.version,
@@ -414,20 +494,92 @@ class Planner:
             candidates=0 if outcome is None else outcome.scored_candidates,
             solver=solver_class.all_settings(solver_settings),
             seed=seed,
-            latent_ids=None if latents is None else LatentIds(latents.ids[:-1], latents.ids[-1]),
+            latent_ids=None if latents is None else _latent_ids(latents, frame_count),
             health=health,
             fallback=report,
             timing_ms=timing,
             trajectory=trajectory,
             distance=distance,
+            states=states,
+            violations=violations,
         )
+        if history is not None:
+            values = None if latents is None else latents.values
+            history.add(request, context, response, latents=values, trace=trace)
+        return response
+
+    async def imagine(
+        self, name: str, *, latents: Tensor, past_actions: Tensor, candidates: Tensor
+    ) -> Tensor:
+        """Where candidates lead, for pictures: roll-outs after all other work, without records.
+
+        Args:
+            name: of the model, or of one version of it.
+            latents: (H, D) of the context.
+            past_actions: (H − 1, A) between them.
+            candidates: (S, T, A).
+
+        Returns:
+            The latents (S, T, D).
+
+        Raises:
+            ServiceError: the engine has no time, or there is no such model.
+        """
+        model = self._loaded_model(name)
+        now = time.monotonic()
+        context = RequestContext(
+            request_id="", endpoint="predict", protocol="rest", received=now, client=VIEWER
+        )
+        placement = self._engines.place(model, VIEWER)
+        queued = QueuedRequest(
+            placement.latency,
+            now,
+            client=placement.admission.client(VIEWER),
+            priority=0,
+            candidates_per_iteration=(len(candidates),),
+            shape=RolloutShape(horizon=candidates.shape[1], context=len(latents)),
+            row=placement.worker.new_row(),
+        )
+        with self._admitted(queued, model, context, placement):
+            job = PredictJob(
+                backend=placement.backend,
+                queued=queued,
+                latents=latents,
+                past_actions=past_actions,
+                candidates=candidates,
+            )
+            prediction: Prediction = await asyncio.wrap_future(placement.worker.submit(job))
+        return prediction.latents
+
+    def model_and_folder(self, name: str) -> tuple[LoadedModel, Path]:
+        """A current model and its folder.
+
+        Raises:
+            UnknownModel: there is no current one of this name and version.
+            Loading, Failed: the planner cannot answer.
+        """
+        registry = self._registry_to_describe()
+        model = registry.get(name)
+        for folder, loaded in registry.by_folder.items():
+            if loaded is model:
+                return model, folder
+        raise UnknownModel(name, [loaded.pin for loaded in registry.by_folder.values()])
+
+    def _registry_to_describe(self) -> Registry:
+        """The models. They are still there while the engine is started again."""
+        if self._engines.state == "failed":
+            raise Failed
+        return self._loaded_registry(needs_engine=False)
 
     def _loaded_registry(self, *, needs_engine: bool = True) -> Registry:
-        if self._engine.failed and needs_engine:
+        if self._engines.state == "restarting" and needs_engine:
+            raise self._engine_error()
+        if self._engines.state == "failed" and needs_engine:
             raise Failed
-        if self._registry is None:
+        registry = self._models.registry
+        if registry is None:
             raise Loading
-        return self._registry
+        return registry
 
     def _loaded_model(self, name: str | None, *, needs_engine: bool = True) -> LoadedModel:
         """The model of a request. Without ``needs_engine``, a failed engine is no error."""
@@ -437,7 +589,11 @@ class Planner:
 
     @contextmanager
     def _admitted(
-        self, queued: QueuedRequest, model: LoadedModel, context: RequestContext
+        self,
+        queued: QueuedRequest,
+        model: LoadedModel,
+        context: RequestContext,
+        placement: Placement,
     ) -> Iterator[None]:
         """Admit a request for the duration of the block, before any work is done for it.
 
@@ -449,12 +605,12 @@ class Planner:
         if self._draining:
             raise Draining
         try:
-            self._admission.admit(queued)
+            placement.admission.admit(queued)
         except QueueTooLong as error:
             retry_after_s = min(error.retry_after_s, MAX_RETRY_AFTER_S)
             raise Overloaded(retry_after_s, str(error)) from None
         except DeadlinePassed:
-            self._probe(queued, model)
+            self._probe(queued, model, placement)
             raise _deadline_exceeded(context) from None
         admitted = self._admitted_by_endpoint[context.endpoint]
         admitted.add(queued)
@@ -462,39 +618,61 @@ class Planner:
         try:
             yield
         except EngineStopped:
-            raise (Failed if self._engine.failed else Draining) from None
+            raise self._engine_error() from None
         except DeadlinePassed:
             raise _deadline_exceeded(context) from None
         finally:
             admitted.remove(queued)
-            self._admission.leave(queued)
-            if len(self._admission) == 0:
+            placement.admission.leave(queued)
+            if self._engines.is_idle:
                 self._no_admitted_requests.set()
             self.count_batches()
 
-    def _probe(self, refused: QueuedRequest, model: LoadedModel) -> None:
+    def _engine_error(self) -> ServiceError:
+        """Why there is no engine."""
+        if self._stopped:
+            return Draining()
+        if self._engines.state == "failed":
+            return Failed()
+        return Restarting(self.retry_after_s)
+
+    @property
+    def retry_after_s(self) -> float:
+        """In how many seconds an engine that is started again is expected to run."""
+        return min(max(1.0, self._engines.retry_after_s), MAX_RETRY_AFTER_S)
+
+    def _probe(self, refused: QueuedRequest, model: LoadedModel, placement: Placement) -> None:
         """Measure how long a frame and a roll-out of a refused request take now, when due."""
-        config, latency, shape = model.card.config, model.latency, refused.shape
+        config, latency, shape = model.card.config, placement.latency, refused.shape
         if not latency.needs_probe(shape):
             return
         now = time.monotonic()
         with suppress(EngineStopped):
             frame = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
-            queued = QueuedRequest(latency, now, frames_to_encode=1)
-            self._engine.submit(EncodeJob(backend=model.backend, frames=frame, queued=queued))
+            worker, row = placement.worker, placement.worker.new_row
+            client = Client(row=row())
+            queued = QueuedRequest(latency, now, client=client, frames_to_encode=1, row=row())
+            worker.submit(EncodeJob(backend=placement.backend, frames=frame, queued=queued))
             if refused.candidates_per_iteration:
                 candidates = min(refused.max_candidates, refused.max_part_size)
                 queued = QueuedRequest(
-                    latency, now, candidates_per_iteration=(candidates,), shape=shape
+                    latency,
+                    now,
+                    client=client,
+                    candidates_per_iteration=(candidates,),
+                    shape=shape,
+                    row=row(),
                 )
-                self._engine.submit(
+                worker.submit(
                     ProbeJob(
-                        backend=model.backend,
+                        backend=placement.backend,
                         queued=queued,
                         latents=torch.zeros(shape.context, config.latent_dim),
                         past_actions=torch.zeros(shape.context - 1, config.block_width),
                         candidates=torch.zeros(candidates, shape.horizon, config.block_width),
-                        objective=model.objectives.get(shape.objective),
+                        objective=model.objectives.get(
+                            shape.objective, LATENT if shape.gradients else None
+                        ),
                     )
                 )
 
@@ -564,8 +742,10 @@ def _finite_plan(
     assert outcome.cost is not None
     actions = model.to_rows(outcome.actions)
     trajectory = None if outcome.trajectory is None else outcome.trajectory.numpy()
-    fields = (*frame_fields(request.frames), "goal")
-    frames = list(zip(fields, (*request.frames, request.goal), strict=True))
+    # A goal by states is not among them: it has no field and no latent to blame.
+    frames = list(
+        zip(_frame_and_goal_fields(request), (*request.frames, request.goal), strict=False)
+    )
     require_finite("costs", outcome.cost, frames=frames)
     require_finite("actions", actions, frames=frames)
     if trajectory is not None:
@@ -576,6 +756,18 @@ def _finite_plan(
     start, end = steps * outcome.distances.start, steps * outcome.distances.end
     require_finite("distances", np.array([start, end]), frames=frames)
     return actions, trajectory, GoalDistance(start=start, end=end)
+
+
+def _frame_and_goal_fields(request: PlanRequest) -> list[str]:
+    """The paths of the frames in a request, and that of a goal that is a frame."""
+    fields = frame_fields(request.frames)
+    return [*fields, "goal"] if request.goal.state is None else fields
+
+
+def _latent_ids(latents: FrameLatents, frame_count: int) -> LatentIds:
+    """The ids of the frames, and that of a goal that is a frame."""
+    goal = latents.ids[frame_count:]
+    return LatentIds(latents.ids[:frame_count], goal[0] if goal else "")
 
 
 def _deadline_exceeded(context: RequestContext) -> DeadlineExceeded:

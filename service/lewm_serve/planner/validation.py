@@ -29,7 +29,8 @@ from lewm_serve.api.requests import (
 )
 from lewm_serve.engine.latency_model import RolloutShape
 from lewm_serve.errors import FieldProblem, InvalidRequest, NonFiniteResult, Unquoted
-from lewm_serve.objectives import DEFAULT_OBJECTIVE, Objective
+from lewm_serve.objectives import DEFAULT_OBJECTIVE, STATE_OBJECTIVE, Objective
+from lewm_serve.planner.state_goals import state_objective
 from lewm_serve.registry.registry import LoadedModel
 from lewm_serve.settings import Settings
 from lewm_serve.solvers import SOLVERS
@@ -110,8 +111,8 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
     """Check a plan request, and convert it to the engine's inputs.
 
     Raises:
-        InvalidRequest: `frames`, `past_actions`, `committed_actions`, `solver`, `min_iterations`
-            or `warm_start` is wrong.
+        InvalidRequest: `frames`, `past_actions`, `committed_actions`, `goal.state`, `avoid`,
+            `solver`, `min_iterations` or `warm_start` is wrong.
     """
     _check_frame_count(model, len(request.frames))
     past_actions = _past_actions(model, request.past_actions, len(request.frames))
@@ -119,7 +120,9 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
     executed = past_actions
     if committed_actions is not None:
         executed = torch.cat([past_actions, committed_actions])
-    solver_settings = _solver_settings(model, request.solver, settings)
+    solver_settings = _solver_settings(
+        model, request.solver, settings, goal_has_states=request.goal.state is not None
+    )
     min_iterations = request.min_iterations
     if min_iterations is not None and min_iterations > solver_settings.iterations:
         expected = f"at most the solver's iterations, {solver_settings.iterations}"
@@ -127,7 +130,7 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
             "out_of_range", "min_iterations", received=min_iterations, expected=expected
         )
     solver_class = SOLVERS[solver_settings.name]
-    objective = _objective(model, solver_settings.objective)
+    objective = _objective(model, request, solver_settings.objective)
     shape = RolloutShape(
         horizon=solver_settings.horizon,
         context=min(model.card.config.history, 1 + len(executed)),
@@ -147,7 +150,7 @@ def validate_plan(model: LoadedModel, request: PlanRequest, settings: Settings) 
         search_space=_search_space(
             model, solver_settings, warm_start=request.warm_start, executed_actions=executed
         ),
-        starts_at_proposal=objective.name == "distance" and request.warm_start is None,
+        starts_at_proposal=solver_settings.objective == "distance" and request.warm_start is None,
         candidates_per_iteration=candidates_per_iteration,
         shape=shape,
     )
@@ -299,7 +302,11 @@ def _candidates(model: LoadedModel, request: PredictRequest, settings: Settings)
 
 
 def _solver_settings(
-    model: LoadedModel, requested: SolverSettings | None, settings: Settings
+    model: LoadedModel,
+    requested: SolverSettings | None,
+    settings: Settings,
+    *,
+    goal_has_states: bool,
 ) -> SolverConfig:
     """The request's solver settings; the model's card gives what is left out.
 
@@ -308,10 +315,21 @@ def _solver_settings(
     """
     requested_settings = {} if requested is None else requested.model_dump(exclude_none=True)
     solver_settings = replace(model.card.solver, **requested_settings)
+    objective = solver_settings.objective or DEFAULT_OBJECTIVE
+    if goal_has_states:
+        objective = STATE_OBJECTIVE
+        asked = requested_settings.get("objective", objective)
+        if asked != objective:
+            raise InvalidRequest(
+                "conflicting_fields",
+                "solver.objective",
+                received=asked,
+                expected=f"{objective} or nothing, since the goal is given by states",
+            )
     solver_settings = replace(
         solver_settings,
         elites=min(solver_settings.elites, solver_settings.samples),
-        objective=solver_settings.objective or DEFAULT_OBJECTIVE,
+        objective=objective,
     )
     name = solver_settings.name
     if name not in SOLVERS:
@@ -334,8 +352,24 @@ def _solver_settings(
     return solver_settings
 
 
-def _objective(model: LoadedModel, name: str | None) -> Objective:
+def _objective(model: LoadedModel, request: PlanRequest, name: str | None) -> Objective:
+    """What the candidates of a request cost: by default the model's objective of this name."""
+    if request.goal.state is not None:
+        return state_objective(model, request, base=None)
+    if request.avoid:
+        return state_objective(model, request, _model_objective(model, name))
+    return _model_objective(model, name)
+
+
+def _model_objective(model: LoadedModel, name: str | None) -> Objective:
     """The model's objective of this name."""
+    if name == STATE_OBJECTIVE:
+        raise InvalidRequest(
+            "conflicting_fields",
+            "solver.objective",
+            received=name,
+            expected=f"{' or '.join(model.objectives)}, since the goal is not given by states",
+        )
     if name is None or name not in model.objectives:
         raise InvalidRequest(
             "out_of_range",

@@ -1,41 +1,31 @@
-"""The models of the server, by name, and what each of them needs to be served."""
+"""The models of the server, by name and version, and what each of them needs to be served."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lewm_models import checkpoint
 from lewm_models.calibration.reference import LatentReference
-from lewm_models.card import ModelCard, SolverConfig
-from lewm_models.checkpoint import EMBEDDED_MODEL, CheckpointError
-from lewm_serve.api.fields import parse
-from lewm_serve.api.requests import SolverSettings
-from lewm_serve.api.responses import ModelDescription
-from lewm_serve.backends.backend import Backend
-from lewm_serve.backends.choice import (
-    REQUIRED_OVERLAP,
-    BackendChoice,
-    BackendSettings,
-    NoBackend,
-    choose_backend,
-)
+from lewm_models.card import ModelCard
+from lewm_serve.api.responses import ModelDescription, ModelList, OldVersion
+from lewm_serve.backends.backend import ThreadedBackend
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.errors import InvalidRequest, UnknownModel, shorten
 from lewm_serve.objectives import Objective
 from lewm_serve.objectives.distance import DistanceObjective
 from lewm_serve.objectives.latent import LATENT
-from lewm_serve.observability.logging import log
-from lewm_serve.registry.controllers import Controller, load_controllers
-from lewm_serve.settings import Settings
+from lewm_serve.objectives.states import StateReader
+from lewm_serve.registry.controllers import Controller
 from lewm_serve.solvers import SOLVERS
 
 FloatArray = NDArray[np.float32]
@@ -43,6 +33,8 @@ FloatArray = NDArray[np.float32]
 MAX_LOGGED_NAME_CHARACTERS = 40
 """How much of a model name that is unknown to the server a log line repeats."""
 
+VERSION_MARK = "@"
+"""Stands between name and version. No model's name has it."""
 
 MAX_SEARCH_S = 10.0
 """By default a request may take about this much of the engine's time."""
@@ -55,77 +47,152 @@ class ModelLoadError(RuntimeError):
     """A model cannot be loaded. The message says which and why."""
 
 
+class OldModel(NamedTuple):
+    """A model that a reload has replaced or removed; ``until`` is a `time.monotonic()`."""
+
+    model: LoadedModel
+    until: float
+
+
 class Registry:
-    """The loaded models, and which of them answers requests that name none.
+    """The loaded models, and which of them answers requests that name none. It never changes.
+
+    A reload makes another registry, and the planner exchanges the two between two requests. Each
+    request looks up its model once.
+
+    Args:
+        by_folder: the current models, by the folder of each. Their names differ.
+        default: which of them answers requests that name none. None: the only model there is.
+        old: models that answer only requests that name their version, ``name@version``.
 
     Raises:
         ModelLoadError: the default is not among the models.
     """
 
-    def __init__(self, models: Mapping[str, LoadedModel], default: str | None) -> None:
+    def __init__(
+        self,
+        by_folder: Mapping[Path, LoadedModel],
+        default: str | None,
+        old: Sequence[OldModel] = (),
+    ) -> None:
+        models = {model.name: model for model in by_folder.values()}
         if default is not None and default not in models:
             known = ", ".join(models)
             raise ModelLoadError(f"LEWM_DEFAULT_MODEL is {default}: the models are {known}")
+        if default is None and len(models) == 1:
+            default = next(iter(models))
+        self.by_folder = by_folder
+        self.default = default
         self._models = models
-        self._default = next(iter(models)) if len(models) == 1 else default
-
-    @classmethod
-    def load(cls, settings: Settings) -> Registry:
-        """Load and warm up the models that the settings name, and measure their latencies.
-
-        Raises:
-            ModelLoadError: a model, the default model or the device is not available.
-        """
-        models = load_models(settings)
-        registry = cls(models, settings.default_model)
-        for model in models.values():
-            model.latency.measure(model.backend, model.card.config)
-        return registry
+        self.old = tuple(old)
+        self._by_version = {
+            model.pin: model for model in (*(model for model, _ in old), *models.values())
+        }
 
     def all(self) -> list[LoadedModel]:
-        """All models."""
+        """All current models."""
         return list(self._models.values())
 
+    @property
+    def loaded(self) -> list[LoadedModel]:
+        """All models, current and old."""
+        return list(self._by_version.values())
+
     def get(self, name: str | None) -> LoadedModel:
-        """The model of a request.
+        """The model of a request: the current one of a name, or the version ``name@version``.
 
         Raises:
-            UnknownModel: there is no model of this name.
+            UnknownModel: there is no such model or version.
             InvalidRequest: the request names no model and there is no default.
         """
-        name = self._default if name is None else name
+        name = self.default if name is None else name
         if name is None:
             raise InvalidRequest.missing("model", f"one of {', '.join(self._models)}")
-        if name not in self._models:
-            raise UnknownModel(name, self._models)
-        return self._models[name]
+        model = self._models.get(name) or self._by_version.get(name)
+        if model is None:
+            raise UnknownModel(name, self._similar(name))
+        return model
+
+    def current(self, name: str) -> LoadedModel | None:
+        """The current model of a name, if there is one."""
+        return self._models.get(name)
 
     def log_label(self, requested: object) -> str | None:
         """What log lines call the model that a request names; None means the default model.
 
-        Names of models appear as they are. Other names are the client's own text: they are quoted
-        and shortened. The result is None if there is no name.
+        Names of models and of their versions appear as they are. Other names are the client's own
+        text: they are quoted and shortened. The result is None if there is no name.
         """
-        name = self._default if requested is None else requested
+        name = self.default if requested is None else requested
         if not isinstance(name, str):
             return None
-        return name if name in self._models else shorten(name, MAX_LOGGED_NAME_CHARACTERS)
+        is_known = name in self._models or name in self._by_version
+        return name if is_known else shorten(name, MAX_LOGGED_NAME_CHARACTERS)
+
+    def replaced(
+        self, by_folder: Mapping[Path, LoadedModel], default: str | None, *, old_until: float
+    ) -> Registry:
+        """A registry with other current models. Those before stay among the old ones for a time.
+
+        Args:
+            by_folder: the current models, by folder.
+            default: see `Registry`; None: the present default, if it is still there.
+            old_until: until when the models of this registry stay, a `time.monotonic()`.
+
+        Raises:
+            ModelLoadError: the default is not among the models.
+        """
+        current = list(by_folder.values())
+        if default is None and self.default in [model.name for model in current]:
+            default = self.default
+        replaced = [OldModel(model, old_until) for model in self.all() if model not in current]
+        old = [old for old in self.old if old.model not in current]
+        return Registry(by_folder, default, [*old, *replaced])
+
+    def without_expired(self, now: float) -> Registry:
+        """The registry without the old models whose time has come."""
+        old = [old for old in self.old if old.until > now]
+        return Registry(self.by_folder, self.default, old)
 
     def describe(self, model: LoadedModel) -> ModelDescription:
-        """A model as clients see it."""
+        """A model as clients see it, with the old versions of its name."""
         backend = model.backend
+        is_current = self._models.get(model.name) is model
+        described = [_describe_old(old) for old in self.old if old.model.name == model.name]
+        left_s = [old.seconds_left for old in described if old.version == model.version]
         return ModelDescription(
             name=model.name,
             version=model.version,
-            default=model.name == self._default,
+            default=is_current and model.name == self.default,
             backend=backend.name,
             device=backend.device,
             precision=backend.precision,
             card=model.card.to_json(),
+            old_versions=described,
+            seconds_left=None if is_current else max(left_s, default=0.0),
         )
 
+    def describe_all(self) -> ModelList:
+        """All current models as clients see them, and the versions of removed ones."""
+        removed = [old for old in self.old if old.model.name not in self._models]
+        return ModelList(
+            models=[self.describe(model) for model in self.all()],
+            removed=[_describe_old(old) for old in removed],
+        )
 
-@dataclass(frozen=True)
+    def _similar(self, name: str) -> list[str]:
+        """What a client may have meant: versions of the same name if it names one, or names."""
+        model_name, mark, _ = name.rpartition(VERSION_MARK)
+        versions = [pin for pin, model in self._by_version.items() if model.name == model_name]
+        return versions if mark and versions else list(self._models)
+
+
+def _describe_old(old: OldModel) -> OldVersion:
+    left_s = max(0.0, old.until - time.monotonic())
+    return OldVersion(old.model.name, old.model.version, seconds_left=round(left_s, 1))
+
+
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """One model, ready to be served.
 
@@ -141,12 +208,13 @@ class LoadedModel:
         low, high: the bounds (A,) of a z-scored action block.
         reference: the distribution of usual latents; None without a calibration.
         distance: the learned distance; None if the model has none.
+        probe: reads states from latents; None if the model has no probe.
         controllers: the model's fallback controllers by name.
     """
 
     card: ModelCard
     version: str
-    backend: Backend
+    backend: ThreadedBackend
     latency: LatencyModel
     action_mean: Tensor
     action_std: Tensor
@@ -154,12 +222,18 @@ class LoadedModel:
     high: Tensor
     reference: LatentReference | None = None
     distance: DistanceObjective | None = None
+    probe: StateReader | None = None
     controllers: Mapping[str, Controller] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The name that clients use."""
         return self.card.name
+
+    @property
+    def pin(self) -> str:
+        """The name by which clients ask for this version alone."""
+        return f"{self.name}{VERSION_MARK}{self.version}"
 
     @property
     def objectives(self) -> Mapping[str, Objective]:
@@ -233,188 +307,3 @@ class LoadedModel:
     def _bounds(self) -> tuple[FloatArray, FloatArray]:
         low, high = self.card.action_low, self.card.action_high
         return np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
-
-
-def load_models(settings: Settings) -> dict[str, LoadedModel]:
-    """All models in the folders that the settings name, by name; by default the embedded model.
-
-    Raises:
-        ModelLoadError: a folder has no usable model, or two models have the same name.
-    """
-    device = resolve_device(settings.device)
-    backend_settings = BackendSettings(
-        backend=settings.backend,
-        precision=settings.precision,
-        threads=settings.threads,
-        native_compile=settings.native_compile,
-    )
-    models: dict[str, LoadedModel] = {}
-    for folder in _model_folders(settings.models or (EMBEDDED_MODEL,)):
-        model = load_model(folder, device, backend_settings, limits=settings)
-        if model.name in models:
-            raise ModelLoadError(f"{folder}: another model is called {model.name!r} too")
-        models[model.name] = model
-    return models
-
-
-def _model_folders(paths: Iterable[Path]) -> list[Path]:
-    try:
-        return [folder for path in paths for folder in checkpoint.model_folders(path)]
-    except (CheckpointError, OSError) as error:
-        raise ModelLoadError(str(error)) from error
-
-
-def load_model(
-    folder: Path,
-    device: torch.device,
-    settings: BackendSettings,
-    *,
-    limits: Settings | None = None,
-) -> LoadedModel:
-    """Load a model folder, choose its backend and warm that up.
-
-    ``limits`` are the settings with the limits of a search. Defaults of the card beyond them are
-    logged, because requests that give no settings of their own are refused then.
-
-    Raises:
-        ModelLoadError: the folder has no usable model, or no backend that the settings allow can
-            run it.
-    """
-    try:
-        loaded = checkpoint.load(folder)
-    except CheckpointError as error:
-        raise ModelLoadError(str(error)) from error
-    card = loaded.card
-    try:
-        check_solver(card)
-    except ModelLoadError as error:
-        raise ModelLoadError(f"{folder / checkpoint.CARD_FILE}: {error}") from None
-    distance = None
-    if loaded.distance is not None:
-        distance = DistanceObjective(loaded.distance, device)
-    for warning in (*card.warnings, *_beyond_limits(card.solver, limits)):
-        log.warning("model card", model=card.name, warning=warning)
-    try:
-        choice = choose_backend(
-            loaded.model,
-            replace(card, solver=_within_limits(card.solver, limits)),
-            frames=loaded.frames,
-            device=device,
-            settings=settings,
-            objective=LATENT
-            if distance is None or card.solver.objective != "distance"
-            else distance,
-        )
-    except NoBackend as error:
-        raise ModelLoadError(str(error)) from error
-    try:
-        controllers = load_controllers(card.name, card.controllers)
-    except Exception as error:
-        raise ModelLoadError(f"{card.name}: a controller in its card: {error!r}") from error
-    _log_choice(card, choice, "the model's own" if loaded.frames is not None else "synthetic")
-    mean, std, low, high = (
-        torch.tensor(values, dtype=torch.float32)
-        for values in (card.action_mean, card.action_std, card.action_low, card.action_high)
-    )
-    block = card.config.action_block
-    return LoadedModel(
-        card=card,
-        version=loaded.version,
-        backend=choice.backend,
-        latency=LatencyModel(),
-        action_mean=mean,
-        action_std=std,
-        low=((low - mean) / std).repeat(block),
-        high=((high - mean) / std).repeat(block),
-        reference=loaded.reference,
-        distance=distance,
-        controllers=controllers,
-    )
-
-
-def check_solver(card: ModelCard) -> None:
-    """Refuse a card with default solver settings that no request could ask for.
-
-    Raises:
-        ModelLoadError: a setting is impossible.
-    """
-    solver = asdict(card.solver)
-    solver["elites"] = min(solver["elites"], solver["samples"])
-    if solver["name"] not in SOLVERS:
-        known = ", ".join(SOLVERS)
-        raise ModelLoadError(
-            f"solver.name: received {shorten(solver['name'])}, expected one of {known}"
-        )
-    try:
-        parse(SolverSettings, solver)
-    except InvalidRequest as error:
-        raise ModelLoadError(f"solver.{error.detail}") from None
-
-
-def _within_limits(solver: SolverConfig, limits: Settings | None) -> SolverConfig:
-    """The largest search that a request may ask for, up to the card's own."""
-    if limits is None:
-        return solver
-    return replace(
-        solver,
-        samples=min(solver.samples, limits.max_samples),
-        iterations=min(solver.iterations, limits.max_iterations),
-        horizon=min(solver.horizon, limits.max_horizon),
-    )
-
-
-def _beyond_limits(solver: SolverConfig, limits: Settings | None) -> list[str]:
-    """What exceeds the limits of this server in the card's defaults: one sentence each."""
-    within = _within_limits(solver, limits)
-    return [
-        f"solver.{name}: is {getattr(solver, name)}, more than LEWM_MAX_{name.upper()}, "
-        f"{getattr(within, name)}: requests that do not give solver.{name} are refused"
-        for name in ("samples", "iterations", "horizon")
-        if getattr(solver, name) > getattr(within, name)
-    ]
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of this name; `auto` is the GPU if there is one.
-
-    Raises:
-        ModelLoadError: there is no such device.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        name = "cuda" if count else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ModelLoadError(f"LEWM_DEVICE is {name}: there are {count} CUDA devices")
-    return device
-
-
-def _log_choice(card: ModelCard, choice: BackendChoice, frames: str) -> None:
-    backend = choice.backend
-    plan_ms = {
-        f"{option.backend.name} {option.backend.precision} on {option.threads}": round(
-            1000 * option.plan_s, 1
-        )
-        for option in choice.timings
-    }
-    log.info(
-        "backend chosen",
-        model=card.name,
-        backend=backend.name,
-        precision=backend.precision,
-        device=backend.device,
-        threads=backend.threads,
-        plan_ms=plan_ms,
-    )
-    if choice.native_problem is not None:
-        log.warning("no native backend", model=card.name, reason=choice.native_problem)
-    if choice.overlap is None:
-        return
-    ranks_well = backend.precision == "float32" or choice.overlap >= REQUIRED_OVERLAP
-    (log.info if ranks_well else log.warning)(
-        "bfloat16 ranks candidates like float32",
-        model=card.name,
-        top_30_overlap=round(choice.overlap, 3),
-        required=REQUIRED_OVERLAP,
-        frames=frames,
-    )

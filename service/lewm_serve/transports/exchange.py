@@ -1,25 +1,34 @@
-"""One request in both transports: the memory that it takes, its log line, metrics and spans."""
+"""One request in any transport: its work, its memory, its log line, metrics and spans."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lewm_serve.api.requests import RequestContext
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
 from lewm_serve.constants import OK_CODE
-from lewm_serve.errors import Overloaded
+from lewm_serve.errors import Cancelled, Draining, Failed, Loading, Overloaded, Restarting
 from lewm_serve.observability.logging import log
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.observability.traceparent import TraceParent, parse_traceparent
+from lewm_serve.planner.planner import Planner
 
 if TYPE_CHECKING:
+    from lewm_serve.observability.recent_requests import RecentRequests
     from lewm_serve.observability.tracing import RequestTracer
 
 Response = EncodeResponse | PredictResponse | PlanResponse
+
+T = TypeVar("T")
+
+LARGE_DOCUMENT_BYTES = 256 * 1024
+"""Larger documents are read and written in a thread. On the event loop they would delay all other
+requests."""
 
 MEMORY_RETRY_AFTER_S = 1.0
 """`Retry-After` when the requests in progress take all the memory that they may."""
@@ -36,6 +45,7 @@ class Exchange:
         code: how it ended: ``ok`` or the code of an error.
         response: the answer, if it was not refused.
         awaits_body: whether the request has a body that has not been read.
+        is_recorded: False for the head that starts a WebSocket. Its messages are recorded.
         started: when its head arrived, a reading of `time.monotonic()` in seconds.
     """
 
@@ -45,6 +55,7 @@ class Exchange:
     code: str = OK_CODE
     response: Response | None = None
     awaits_body: bool = False
+    is_recorded: bool = True
     started: float = field(default_factory=time.monotonic)
 
     def mark_received(self) -> RequestContext:
@@ -67,11 +78,18 @@ class RequestRecorder:
     Args:
         metrics: where requests are counted.
         tracer: what makes spans. None: there are none.
+        recent: what keeps the last requests. None: nothing does.
     """
 
-    def __init__(self, metrics: Metrics, tracer: RequestTracer | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        tracer: RequestTracer | None = None,
+        recent: RecentRequests | None = None,
+    ) -> None:
         self._metrics = metrics
         self._tracer = tracer
+        self._recent = recent
 
     def record(self, exchange: Exchange, status: int | str) -> None:
         """Record a request that has ended, without any of its content."""
@@ -97,6 +115,8 @@ class RequestRecorder:
             line["robot"] = context.robot
         if exchange.response is not None:
             line |= _response_fields(exchange.response)
+        if self._recent is not None:
+            self._recent.add(line, ended)
         parent: TraceParent | None = None
         if context.traceparent is not None:
             line["traceparent"] = context.traceparent
@@ -179,3 +199,72 @@ class MemoryReservation:
         """Count the bytes no longer."""
         self._memory.total -= self.size
         self.size = 0
+
+
+async def in_thread_if_large(size: int, work: Callable[[], T]) -> T:
+    """The result of the work, in a thread if the document is large. A thread takes time to wake."""
+    return await asyncio.to_thread(work) if size > LARGE_DOCUMENT_BYTES else work()
+
+
+async def cancel_when_gone(wait_gone: Callable[[], Awaitable[object]], work: Awaitable[T]) -> T:
+    """The result of the work. If the client goes away first, the work is cancelled.
+
+    Args:
+        wait_gone: waits until the client goes away.
+        work: what is done for the client.
+
+    Raises:
+        Cancelled: the client went away.
+    """
+    working = asyncio.current_task()
+    assert working is not None
+    has_gone = False
+
+    async def watch() -> None:
+        nonlocal has_gone
+        await wait_gone()
+        has_gone = True
+        working.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not has_gone:
+            raise
+        working.uncancel()
+        raise Cancelled from None
+    finally:
+        watching.cancel()
+
+
+def check_accepts(planner: Planner) -> None:
+    """Refuse a request before its body is read.
+
+    Without an engine, a plan may still get its fallback: then the planner decides.
+
+    Raises:
+        Loading, Draining: the planner takes no requests.
+    """
+    match planner.state:
+        case "loading":
+            raise Loading
+        case "draining":
+            raise Draining
+
+
+def check_ready(planner: Planner) -> None:
+    """Refuse unless clients should send their requests to this server.
+
+    Raises:
+        Loading, Restarting, Draining, Failed: they should not.
+    """
+    match planner.state:
+        case "loading":
+            raise Loading
+        case "restarting":
+            raise Restarting(planner.retry_after_s)
+        case "leaving" | "draining":
+            raise Draining
+        case "failed":
+            raise Failed

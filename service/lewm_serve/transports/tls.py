@@ -16,7 +16,7 @@ import grpc
 
 from lewm_serve.access.file_watch import FileWatch
 from lewm_serve.observability.logging import log
-from lewm_serve.settings import Settings
+from lewm_serve.settings import Settings, SettingsError
 
 
 class TlsError(ValueError):
@@ -118,16 +118,17 @@ def load_certificates(settings: Settings) -> Certificates | None:
     """The certificates that the settings name. None: both ports speak in the clear.
 
     Raises:
-        TlsError: a setting is missing, or a file cannot be used.
+        SettingsError: a setting is missing.
+        TlsError: a file cannot be used.
     """
     certificate, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
     if certificate is not None and key is not None:
         return Certificates(certificate, key, client_ca)
     for name in ("tls_cert", "tls_key", "tls_client_ca"):
         if getattr(settings, name) is not None:
-            raise TlsError(
-                f"LEWM_{name.upper()} is set: expected both LEWM_TLS_CERT and LEWM_TLS_KEY too"
-            )
+            required = {"LEWM_TLS_CERT": certificate, "LEWM_TLS_KEY": key}
+            missing = [other for other, value in required.items() if value is None]
+            raise SettingsError(f"LEWM_{name.upper()} is set, so set {' and '.join(missing)} too")
     return None
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.importing import import_checkpoint
 from lewm_models.importing.state_dict import EXPECTED
+from lewm_models.importing.unpickling import load_without_running
 from tests.lewm_models.examples import import_card, tiny_model
 from tests.lewm_models.importing.public_checkpoints import (
     CLS_TOKEN,
@@ -244,3 +246,35 @@ def test_a_tensor_with_and_without_a_prefix_is_refused(source: Path) -> None:
 
     message = import_error(with_changed_state(source, add_prefix))
     assert message == f"module.{CLS_TOKEN}: is there twice, also as {CLS_TOKEN}"
+
+
+class AsksForMemory:
+    """A tensor of many values on a storage of few, as a damaged file may describe it."""
+
+    def __init__(self, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        self.storage: Any = torch.zeros(4).storage()  # type: ignore[no-untyped-call]
+        self.size, self.stride = size, stride
+
+    def __reduce__(self) -> tuple[object, ...]:
+        arguments: tuple[object, ...] = (
+            self.storage,
+            0,
+            self.size,
+            self.stride,
+            False,
+            OrderedDict(),
+        )
+        return torch._utils._rebuild_tensor_v2, arguments
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"), [((1 << 40,), (1,)), ((2, 2), (1 << 40, 1)), ((5,), (1,)), ((2,), (-1,))]
+)
+def test_a_tensor_that_its_storage_does_not_hold_is_refused(
+    tmp_path: Path, size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    """It would take as much memory as the file says, whatever the size of the file."""
+    file = tmp_path / "weights.pt"
+    torch.save({"a": AsksForMemory(size, stride)}, file)
+    with pytest.raises(ValueError, match=r"needs more than 4 values"):
+        load_without_running(file)

@@ -21,7 +21,7 @@ def main(recording: Path, output: Path) -> None:
     torch.set_num_threads(1)
     preparation.PART_BYTES = 1 << 20
     with open_recording(recording) as opened:
-        run = recording_run(opened, Choices(crop="center"), name="large")
+        run = recording_run(opened, Choices(crop="center", distance_steps=40), name="large")
         small = replace(CONFIG, image_size=16, action_block=run.config.action_block)
         assert isinstance(run.source, RecordingSource)
         source = replace(run.source, image_size=16)

@@ -20,6 +20,8 @@ from lewm_models.config import PRESETS
 from lewm_models.distance.loop import TrainingReport
 from lewm_models.distance.run import MIN_RANK_CORRELATION
 from lewm_models.distance.trainer import DistanceTraining
+from lewm_models.probe import fit
+from lewm_models.probe.network import StateSpace
 from lewm_models.recordings.recording import RecordingError, open_recording
 from lewm_models.recordings.summary import summarise
 from lewm_models.training import run, settings, trainer
@@ -271,6 +273,9 @@ def test_a_trained_model_is_carried_on(robot: Path, tmp_path: Path) -> None:
     more = write_robot(tmp_path / "more.h5", seed=1)
     carried_on = robot_run(more, initial=first, steps=1)
     assert carried_on.crop == "stretch"
+    assert carried_on.training.learning_rate == settings.FINE_TUNING.learning_rate
+    faster = robot_run(more, initial=first, learning_rate=4e-4)
+    assert faster.training.learning_rate == 4e-4
     after = checkpoint.load(train(carried_on, tmp_path / "second", device=CPU))
     for name in ("config", "action_mean", "action_std", "action_low", "action_high", "crop"):
         assert getattr(after.card, name) == getattr(before.card, name)
@@ -425,3 +430,49 @@ def test_few_frames_and_no_steps_give_no_distance(tmp_path: Path) -> None:
     run = short_run(episodes=30, distance_steps=0)
     assert run.distance is None
     assert "--distance-steps 0" in run.provenance["command"]
+
+
+@pytest.fixture
+def _quick_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = fit.ProbeTraining(steps=4, width=8, batch=16)
+    monkeypatch.setattr(fit, "ProbeTraining", lambda: quick)
+
+
+@pytest.mark.usefixtures("_quick_probe")
+def test_a_probe_of_the_states_is_fitted(tmp_path: Path) -> None:
+    folder = train(short_run(episodes=10, distance_steps=0), tmp_path, device=CPU)
+    loaded = checkpoint.load(folder)
+    card = loaded.card.probe
+    assert card is not None
+    assert loaded.probe is not None
+    assert card.network == sha256_of(loaded.probe.to_bytes())
+    assert (card.states, card.periods) == (("x", "y"), (0, 0))
+    assert (card.training_frames, card.held_out_frames) == (9 * 31, 31)
+    states = PreparedData.open(tmp_path / "data").states
+    assert states is not None
+    assert loaded.probe.state_mean.numpy() == pytest.approx(states.mean(axis=0), rel=0.1)
+
+
+@pytest.mark.usefixtures("_quick_probe")
+def test_states_of_a_recording_have_its_names(tmp_path: Path) -> None:
+    frame = np.zeros((32, 32, 3), np.uint8)
+    names = ["shoulder", "elbow"]
+    with Recorder(tmp_path / "arm", rate_hz=10, state_labels=names) as recorder:
+        for step in range(300):
+            action, state = [step % 7], [step % 5, step % 9]
+            recorder.add(frame + step % 250, action, state=state, time_s=step / 10)
+            if step % 60 == 59:
+                recorder.end_episode()
+    run = robot_run(tmp_path / "arm", distance_steps=0)
+    assert run.states == StateSpace(("shoulder", "elbow"), (0, 0))
+    card = checkpoint.load(train(run, tmp_path / "run", device=CPU)).card
+    assert card.probe is not None
+    assert card.probe.states == ("shoulder", "elbow")
+
+
+def test_too_few_states_give_no_probe(tmp_path: Path, robot: Path) -> None:
+    said: list[str] = []
+    folder = train(short_run(), tmp_path, device=CPU, on_message=said.append)
+    assert checkpoint.load(folder).card.probe is None
+    assert "no probe: the training episodes have 93 frames with states, a probe needs 200" in said
+    assert robot_run(robot).states is None

@@ -1,6 +1,8 @@
 """The keys file: what it takes, what it refuses, and how it changes."""
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,34 @@ def test_the_mode_of_the_file_stays(tmp_path: Path) -> None:
     file.chmod(0o644)
     add_key(file, "arm-2", "infer")
     assert file.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_owner_and_the_group_of_the_file_stay(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    add_key(file, "arm-1", "infer")
+    os.chown(file, 10_001, 10_002)
+    file.chmod(0o640)
+    add_key(file, "arm-2", "infer")
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (10_001, 10_002, 0o640)
+
+
+def test_a_file_that_cannot_stay_readable_for_the_server_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    add_key(file, "arm-1", "infer")
+    before = file.read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(KeysFileError, match="keys: this user cannot keep its owner and group"):
+        add_key(file, "arm-2", "infer")
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["keys"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The schemas of the requests accept what the server accepts: null, missing and empty fields."""
 
 import copy
+from itertools import chain
 from typing import Any
 
 import fastjsonschema
@@ -11,9 +12,11 @@ from lewm_serve.api.requests import (
     EncodeRequest,
     Fallback,
     Frame,
+    Goal,
     Pixels,
     PlanRequest,
     PredictRequest,
+    Region,
     SolverSettings,
 )
 from lewm_serve.errors import InvalidRequest
@@ -26,7 +29,13 @@ Document = dict[str, Any]
 REQUESTS: dict[type[RequestModel], Document] = {
     EncodeRequest: {"frames": [pixels()], "encoding": "float"},
     PredictRequest: {"frames": [pixels()], "past_actions": [], "actions": rows(5)},
-    PlanRequest: plan(solver=SMALL_SOLVER, fallback=HOLD, warm_start=rows(5), deadline_ms=1e4),
+    PlanRequest: plan(
+        solver=SMALL_SOLVER,
+        fallback=HOLD,
+        warm_start=rows(5),
+        deadline_ms=1e4,
+        avoid=[{"centre": {"x": 1.0}, "radius": 2.0, "weight": 3.0}],
+    ),
 }
 PLACES: dict[type[RequestModel], tuple[type[RequestModel], tuple[str | int, ...]]] = {
     EncodeRequest: (EncodeRequest, ()),
@@ -35,6 +44,8 @@ PLACES: dict[type[RequestModel], tuple[type[RequestModel], tuple[str | int, ...]
     SolverSettings: (PlanRequest, ("solver",)),
     Fallback: (PlanRequest, ("fallback",)),
     Frame: (EncodeRequest, ("frames", 0)),
+    Goal: (PlanRequest, ("goal",)),
+    Region: (PlanRequest, ("avoid", 0)),
     Pixels: (EncodeRequest, ("frames", 0, "pixels")),
 }
 """A place of each type: a request, and the path in it."""
@@ -71,7 +82,10 @@ def server_accepts(kind: type[RequestModel], document: Document) -> bool:
 
 
 def test_every_type_is_tested() -> None:
-    names = {kind.__name__ for kind in RequestModel.__subclasses__()}
+    kinds = RequestModel.__subclasses__()
+    every = (*kinds, *chain(*(kind.__subclasses__() for kind in kinds)))
+    in_document = [kind for kind in every if kind.__module__.startswith("lewm_serve.api.")]
+    names = {kind.__name__ for kind in in_document}
     assert names == {kind.__name__ for kind in PLACES}
 
 
@@ -96,6 +110,45 @@ def test_null_is_accepted_where_a_field_may_be_left_out(name: str) -> None:
     document = {"frames": [pixels()], name: None}
     assert server_accepts(EncodeRequest, document)
     assert schema_accepts(EncodeRequest, document)
+
+
+@pytest.mark.parametrize(
+    ("region", "accepted"),
+    [
+        ({"state": {"x": [1.0, 2.0]}}, True),
+        ({"state": {"x": [1.0, 2.0]}, "radius": None, "centre": None, "weight": None}, True),
+        ({"state": {"x": [1.0, 2.0]}, "radius": 1.0}, False),
+        ({"state": {"x": [1.0, 2.0]}, "centre": {"x": 1.0}, "radius": 1.0}, False),
+        ({"state": {"x": [1.0]}}, False),
+        ({"state": {"x": 1.0}}, False),
+        ({"state": {}}, False),
+        ({"centre": {"x": 1.0}}, False),
+        ({"radius": 1.0}, False),
+        ({"centre": {}, "radius": 1.0}, False),
+        ({"centre": {"x": 1.0}, "radius": 0.0}, False),
+        ({"weight": 1.0}, False),
+    ],
+)
+def test_regions(region: Document, accepted: bool) -> None:
+    document = plan(avoid=[region])
+    assert server_accepts(PlanRequest, document) == accepted
+    assert schema_accepts(PlanRequest, document) == accepted
+
+
+@pytest.mark.parametrize(
+    ("goal", "accepted"),
+    [
+        ({"state": {"x": 1}}, True),
+        ({"state": {"x": 1.5}, "image": None}, True),
+        ({"state": {}}, False),
+        ({"state": {"x": None}}, False),
+        ({"state": {"x": 1.0}, "latent_id": "a"}, False),
+    ],
+)
+def test_goals_by_states(goal: Document, accepted: bool) -> None:
+    document = plan(goal=goal)
+    assert server_accepts(PlanRequest, document) == accepted
+    assert schema_accepts(PlanRequest, document) == accepted
 
 
 def test_an_unknown_field_is_refused_by_both() -> None:

@@ -248,6 +248,33 @@ def test_an_explicit_precision_wins(model: LeWM) -> None:
     assert choice.overlap is not None
 
 
+@pytest.mark.parametrize(("overlap", "precision"), [(0.95, "bfloat16"), (0.5, "float32")])
+def test_the_kind_of_an_earlier_backend_is_taken_if_it_ranks_alike(
+    model: LeWM, monkeypatch: pytest.MonkeyPatch, overlap: float, precision: str
+) -> None:
+    """Nothing is timed beside a server's plans, and the ranking is measured once."""
+    measured: list[object] = []
+
+    def rank(backend: object, *_: object, **__: object) -> float:
+        measured.append(backend)
+        return overlap
+
+    options = [("torch", "float32"), ("torch", "bfloat16")]
+    monkeypatch.setattr(choosing, "runnable_options", lambda *_: options)
+    monkeypatch.setattr(choosing, "ranking_overlap", rank)
+    choice = choose_backend(
+        model,
+        example_card(model),
+        frames=None,
+        device=CPU,
+        settings=BackendSettings(threads=1),
+        earlier=TorchBackend(model, CPU, torch.bfloat16),
+    )
+    assert (choice.backend.precision, choice.overlap) == (precision, overlap)
+    assert choice.timings == ()
+    assert len(measured) == 1
+
+
 @pytest.mark.parametrize(("threads", "adapted"), [(None, [3]), (1, []), (2, [])])
 def test_threads_are_reconsidered_in_service_unless_their_number_is_set(
     model: LeWM, monkeypatch: pytest.MonkeyPatch, threads: int | None, adapted: list[int]

@@ -1,11 +1,14 @@
 """Rows split among threads, and the choice of one thread or all by what calls take."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lewm_models.cores import lower_thread_priority
 from lewm_serve.backends.rollout import (
     FIRST_TRIAL_CALLS,
     MAX_CALL_SIZES,
@@ -203,3 +206,23 @@ def test_row_threads_follow_what_calls_take(caplog: pytest.LogCaptureFixture) ->
     assert call(15) == 1  # too few rows for two threads
     row_threads.use(1)
     assert {call(100) for _ in range(30)} == {1}
+
+
+def test_renewed_threads_have_the_priority_of_the_caller() -> None:
+    row_threads = RowThreads(2, min_rows=1)
+    both = threading.Barrier(2)
+
+    def niceness_of_rows(_rows: slice) -> int:
+        both.wait(PATIENCE_S)  # each of the two threads has one of the rows
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def niceness() -> list[int]:
+        return row_threads.map(niceness_of_rows, 2, call="test")
+
+    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    lower = min(19, here + 10)
+    with ThreadPoolExecutor(1, initializer=lower_thread_priority, initargs=(lower,)) as loader:
+        assert loader.submit(niceness).result() == [lower, lower]
+    assert niceness() == [here, lower]  # threads inherit the priority, and keep it
+    row_threads.renew()
+    assert niceness() == [here, here]

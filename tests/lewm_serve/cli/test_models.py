@@ -512,7 +512,7 @@ def test_a_file_in_place_of_a_folder_is_named(
 
 def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:
     line = error_line("show", tmp_path / "nowhere")
-    assert line.endswith("nowhere: is no folder and no embedded model (reacher, two-room)")
+    assert line.endswith("nowhere: is no folder and no embedded model (push-t, reacher, two-room)")
 
 
 def test_errors_of_the_operating_system_name_the_file_and_the_reason() -> None:

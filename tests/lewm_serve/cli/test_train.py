@@ -127,8 +127,10 @@ def test_the_same_command_continues(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_here")
 def test_the_command_of_the_card_makes_the_model_again() -> None:
     write_robot(Path("robot.h5"))
-    first = Path(train("--data", "robot.h5", "--action-block", "3").stdout.strip())
+    given = ("--action-block", "3", "--learning-rate", "0.004")
+    first = Path(train("--data", "robot.h5", *given).stdout.strip())
     card = checkpoint.load(first).card
+    assert "--learning-rate 0.004" in card.provenance["command"]
     program, command, *options = shlex.split(card.provenance["command"])
     assert (program, command) == ("lewm", "train")
     again = train(*options, "--output", "again")

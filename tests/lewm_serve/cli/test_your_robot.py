@@ -14,10 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from lewm_models import checkpoint
+from lewm_models.card import SolverConfig
 from lewm_models.distance.trainer import DistanceTraining
+from lewm_models.judging import measure
 from lewm_models.training import settings
 from lewm_models.training.trainer import TrainingConfig
+from lewm_serve.cli import judge, pilot_run
 from lewm_serve.cli.main import app
+from lewm_serve.cli.pilot_checks import EXIT_CODES
 from tests.lewm_models.training.sources import write_robot
 from tests.lewm_serve.support.server_process import ServerProcess
 
@@ -39,13 +43,22 @@ def test_the_document_leads_from_a_recording_to_a_plan(
     monkeypatch.setattr(settings, "PRESET_TRAINING", {"edge": few_steps})
     short_distance = DistanceTraining(steps=4, width=8, batch=16)
     monkeypatch.setattr(settings, "DISTANCE_TRAINING", short_distance)
+    monkeypatch.setattr(measure, "RESAMPLES", 5)
+    for module in (judge, pilot_run):
+        monkeypatch.setattr(module, "default_plans", lambda solver: 2)
+    few_candidates = SolverConfig(samples=8, iterations=1, elites=2)
+    monkeypatch.setattr(settings, "LARGE_ACTION_SOLVER", few_candidates)
     *commands, serve = (shlex.split(command) for command in COMMANDS)
-    assert [command[1] for command in commands] == ["data", "train", "models", "models"]
+    names_of_commands = [command[1] for command in commands]
+    assert names_of_commands == ["data", "train", "models", "models", "evaluate", "pilot"]
     for program, *arguments in commands:
         assert program == "lewm"
         result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 0, (arguments, result.output)
+        # After two steps of training, no model is good enough.
+        expected = EXIT_CODES["no-go"] if arguments[0] == "pilot" else 0
+        assert result.exit_code == expected, (arguments, result.output)
     assert Path("robot.h5-contact.png").is_file()
+    assert "no-go" in Path("pilot/report.html").read_text()
     card = checkpoint.load(Path("runs/robot/model")).card
     assert (card.config.action_dim, card.config.image_size, card.crop) == (3, 64, "pad")
 

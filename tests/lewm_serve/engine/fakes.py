@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lewm_models.card import SolverConfig
-from lewm_serve.engine.jobs import EncodeJob, PlanJob, PredictJob, Search
+from lewm_serve.engine.admission import DeadlinePassed
+from lewm_serve.engine.jobs import EncodeJob, Job, PlanJob, PlanOutcome, PredictJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.engine.queued_request import Client, QueuedRequest
 from lewm_serve.objectives import Objective
@@ -31,10 +32,16 @@ FREE_ROWS = 256
 
 
 class FakeClock:
-    """Its seconds pass only in `advance` and `skip`. Events happen at their times meanwhile."""
+    """Its seconds pass only in `advance` and `skip`. Events happen at their times meanwhile.
+
+    Attributes:
+        now: the time.
+        worked_s: seconds that passed in `advance`.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.worked_s = 0.0
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
 
@@ -48,6 +55,7 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         end = self.now + seconds
+        self.worked_s += seconds
         while self._events and self._events[0][0] <= end:
             self.skip()
         self.now = end
@@ -204,7 +212,7 @@ def plan_job(
     queued = queued_plan(
         latency, search, arrival=arrival, deadline=deadline, priority=priority, client=client
     )
-    queued.guarantee(len(queued.candidates_per_iteration))
+    queued.expect(len(queued.candidates_per_iteration))
     return PlanJob(
         backend=backend,
         queued=queued,
@@ -213,6 +221,63 @@ def plan_job(
         goal=torch.zeros(WIDTH),
         search=search,
     )
+
+
+class TimedJob(Job):
+    """A plan that searches nothing: each iteration only takes its time. So long loads are fast."""
+
+    def __init__(self, backend: FakeBackend, queued: QueuedRequest) -> None:
+        nothing = torch.empty(0, WIDTH)
+        super().__init__(backend, queued, latents=nothing, past_actions=nothing)
+        self._fake = backend
+        self._left = list(reversed(queued.candidates_per_iteration))
+        self._rows = 0
+
+    @property
+    def candidate_count(self) -> int:
+        return min(self._rows, self.queued.max_part_size)
+
+    def next_candidates_in_time(self, now: float) -> bool:
+        self._rows = self._rows or self._left[-1]
+        expected_s = self.queued.latency.rollout_s(self._rows, self.queued.shape)
+        return now + expected_s <= self.queued.deadline
+
+    def start_part(self, now: float) -> None:
+        self.started_at = now if self.started_at is None else self.started_at
+        rows_after = self._rows - self.candidate_count
+        self.queued.started_iterations = (
+            self.queued.completed_iterations + 1 - rows_after / self._left[-1]
+        )
+
+    def run_part(self) -> None:
+        count = self.candidate_count
+        self._fake.clock.advance(self._fake.rollout_s(count, self.queued.shape.horizon))
+        self._rows -= count
+        if self._rows == 0:
+            self._left.pop()
+            self.queued.completed_iterations += 1
+            self.finished = not self._left
+
+    def take(self, predicted: Tensor) -> None:
+        raise NotImplementedError
+
+    def result(self, now: float) -> PlanOutcome:
+        if not self.queued.completed_iterations:
+            raise DeadlinePassed
+        queue_s, solve_s = self._queue_and_solve_s(now)
+        return PlanOutcome(
+            status="deadline" if self._left else "completed",
+            actions=None,
+            cost=None,
+            iterations=self.queued.completed_iterations,
+            scored_candidates=0,
+            trajectory=None,
+            distances=None,
+            states=None,
+            surprise=None,
+            queue_s=queue_s,
+            solve_s=solve_s,
+        )
 
 
 def predict_job(

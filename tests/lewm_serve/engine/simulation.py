@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from lewm_serve.engine.admission import Admission, DeadlinePassed, QueueTooLong
-from lewm_serve.engine.jobs import EncodeJob, PlanJob, PlanOutcome, Search
+from lewm_serve.engine.jobs import EncodeJob, Job, PlanJob, PlanOutcome, Search
 from lewm_serve.engine.queued_request import Client, QueuedRequest
 from lewm_serve.engine.scheduler import Scheduler
 from tests.lewm_serve.engine.fakes import (
     WIDTH,
     FakeBackend,
     FakeClock,
+    TimedJob,
     latency_model,
     queued_plan,
     search,
@@ -74,17 +75,25 @@ class SimulatedPlan:
 class Simulation:
     """A server without threads: plans are admitted, encoded, searched and answered.
 
+    Args:
+        max_batched_rows: see `LatencyModel`.
+        limit: see `Admission`.
+        searches: whether plans are searched; otherwise see `TimedJob`.
+
     Attributes:
         plans: the plans that arrived, by the tags under which the backend knows them.
     """
 
-    def __init__(self, max_batched_rows: int = 0, limit: int = 1000) -> None:
+    def __init__(
+        self, max_batched_rows: int = 0, limit: int = 1000, *, searches: bool = True
+    ) -> None:
         self.clock = FakeClock()
         self.backend = FakeBackend(self.clock, batching_pays=max_batched_rows > 0)
         self.latency = latency_model(max_batched_rows, self.clock)
         self.scheduler = Scheduler(self.clock)
         self.admission = Admission(limit, self.clock, lambda: self.scheduler.free_at)
         self.plans: dict[float, SimulatedPlan] = {}
+        self._searches = searches
         self._tags = itertools.count(1)
         self._futures: dict[int, Future[Any]] = {}
 
@@ -144,14 +153,16 @@ class Simulation:
         on_done: Callable[[Future[Any]], None],
     ) -> None:
         queued.frames_to_encode = 0
-        job = PlanJob(
-            backend=self.backend,
-            queued=queued,
-            latents=torch.full((1, WIDTH), tag),
-            past_actions=torch.empty(0, WIDTH),
-            goal=torch.zeros(WIDTH),
-            search=plan_search,
-        )
+        job: Job = TimedJob(self.backend, queued)
+        if self._searches:
+            job = PlanJob(
+                backend=self.backend,
+                queued=queued,
+                latents=torch.full((1, WIDTH), tag),
+                past_actions=torch.empty(0, WIDTH),
+                goal=torch.zeros(WIDTH),
+                search=plan_search,
+            )
         self._futures[id(plan)] = job.future
         job.future.add_done_callback(on_done)
         self.scheduler.submit(job)

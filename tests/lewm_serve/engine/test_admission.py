@@ -16,7 +16,7 @@ from lewm_serve.engine.admission import (
     QueueTooLong,
 )
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
-from lewm_serve.engine.queued_request import Client, QueuedRequest
+from lewm_serve.engine.queued_request import MAX_EXCESS_S, Client, QueuedRequest
 from tests.lewm_serve.engine.fakes import FRAME_S, FakeClock, latency_model, queued_plan, search
 
 LATENCY = latency_model()
@@ -24,7 +24,7 @@ SEARCH = search(iterations=10)
 """Ten iterations and the final mean."""
 
 ITERATION_S = LATENCY.rollout_s(8, RolloutShape(2))
-PLAN_S = queued_plan(LATENCY, SEARCH).search_s()
+PLAN_S = queued_plan(LATENCY, SEARCH).snapshot().search_s()
 ASKS = len(queued_plan(LATENCY, SEARCH).candidates_per_iteration)
 
 
@@ -57,22 +57,24 @@ def three_iterations() -> QueuedRequest:
 
 def test_expected_seconds_and_iterations_of_a_search(three_iterations: QueuedRequest) -> None:
     queued = three_iterations
-    assert queued.search_s() == pytest.approx(0.06)
-    assert queued.search_s(2) == pytest.approx(0.03)
+    assert queued.snapshot().search_s() == pytest.approx(0.06)
+    assert queued.snapshot().search_s(2) == pytest.approx(0.03)
     times = (-1, 0.0, 0.009, 0.011, 0.031, 1, math.inf)
-    assert [queued.iterations_within(seconds) for seconds in times] == [0, 0, 0, 1, 2, 3, 3]
+    snapshot = queued.snapshot()
+    assert [snapshot.iterations_within(seconds) for seconds in times] == [0, 0, 0, 1, 2, 3, 3]
     complete(queued, 1)
-    assert queued.search_s() == pytest.approx(0.05)
-    assert [queued.iterations_within(seconds) for seconds in (0.0, 0.021, 0.051)] == [1, 2, 3]
-    assert queued.search_s(1) == 0
+    assert queued.snapshot().search_s() == pytest.approx(0.05)
+    snapshot = queued.snapshot()
+    assert [snapshot.iterations_within(seconds) for seconds in (0.0, 0.021, 0.051)] == [1, 2, 3]
+    assert queued.snapshot().search_s(1) == 0
 
 
 def test_expected_work_follows_the_corrected_latency_model(three_iterations: QueuedRequest) -> None:
     queued = three_iterations
     queued.latency.observe_rollout(10, RolloutShape(1), 0.02)
-    assert queued.search_s() == pytest.approx(0.12)
-    assert queued.iterations_within(0.031) == 1
-    assert queued.longest_part_s == pytest.approx(0.06)
+    assert queued.snapshot().search_s() == pytest.approx(0.12)
+    assert queued.snapshot().iterations_within(0.031) == 1
+    assert queued.snapshot().longest_part_s == pytest.approx(0.06)
 
 
 def test_an_iteration_that_runs_is_not_expected_work(three_iterations: QueuedRequest) -> None:
@@ -81,9 +83,10 @@ def test_an_iteration_that_runs_is_not_expected_work(three_iterations: QueuedReq
     assert not queued.started
     queued.started_iterations = 2.5
     assert queued.started
-    assert queued.search_s() == pytest.approx(0.015)
-    assert queued.search_s(2) == 0
-    assert [queued.iterations_within(seconds) for seconds in (0.0, 0.014, 0.016)] == [2, 2, 3]
+    assert queued.snapshot().search_s() == pytest.approx(0.015)
+    assert queued.snapshot().search_s(2) == 0
+    snapshot = queued.snapshot()
+    assert [snapshot.iterations_within(seconds) for seconds in (0.0, 0.014, 0.016)] == [2, 2, 3]
 
 
 def test_work_that_takes_no_time_is_always_done() -> None:
@@ -91,37 +94,37 @@ def test_work_that_takes_no_time_is_always_done() -> None:
     queued = QueuedRequest(
         LatencyModel(), 0.0, candidates_per_iteration=(10, 20), shape=RolloutShape(1)
     )
-    assert (queued.search_s(), queued.search_s(batched_plans=3)) == (0, 0)
-    assert queued.iterations_within(0.0) == 2
-    assert queued.iterations_within(0.0, batched_plans=3) == 2
+    assert (queued.snapshot().search_s(), queued.snapshot().search_s(batched_plans=3)) == (0, 0)
+    assert queued.snapshot().iterations_within(0.0) == 2
+    assert queued.snapshot().iterations_within(0.0, batched_plans=3) == 2
 
 
 def test_plans_that_share_rollouts_wait_for_the_rows_of_the_others() -> None:
     latency = LatencyModel([(1, 0.01), (10, 0.01), (110, 0.11)], clock=FakeClock())
     queued = QueuedRequest(latency, 0.0, candidates_per_iteration=(10, 10), shape=RolloutShape(1))
-    assert queued.search_s() == pytest.approx(0.02)
-    assert queued.search_s(batched_plans=3) == pytest.approx(0.06)
-    assert queued.iterations_within(0.031, batched_plans=3) == 1
+    assert queued.snapshot().search_s() == pytest.approx(0.02)
+    assert queued.snapshot().search_s(batched_plans=3) == pytest.approx(0.06)
+    assert queued.snapshot().iterations_within(0.031, batched_plans=3) == 1
     queued.deadline = 0.05
-    queued.guarantee(2)
+    queued.expect(2)
     assert queued.in_time(0.0)
     assert not queued.in_time(0.0, batched_plans=3)
 
 
 def test_only_frames_that_the_engine_has_not_started_are_expected_work() -> None:
     queued = QueuedRequest(LATENCY, 0.0, frames_to_encode=3)
-    assert queued.frames_s == pytest.approx(3 * FRAME_S)
+    assert queued.snapshot().frames_s == pytest.approx(3 * FRAME_S)
     queued.frames_started = 2
-    assert queued.frames_s == pytest.approx(FRAME_S)
+    assert queued.snapshot().frames_s == pytest.approx(FRAME_S)
     queued.frames_to_encode = 0  # its latents are known now
-    assert queued.frames_s == 0
+    assert queued.snapshot().frames_s == 0
 
 
 def test_a_client_is_not_guaranteed_more_than_it_asked_for() -> None:
     queued = plan(min_iterations=3)
-    queued.guarantee(10)
+    queued.expect(10)
     assert queued.guaranteed_iterations == 3
-    queued.guarantee(2)
+    queued.expect(2)
     assert queued.guaranteed_iterations == 2
 
 
@@ -255,45 +258,136 @@ def test_a_plan_that_has_its_guaranteed_iterations_comes_last(admission: Admissi
     admission.admit(plan(deadline=1.2 * PLAN_S))
 
 
-def busy_client(admission: Admission, clock: FakeClock, name: str, seconds: float) -> Client:
+def test_iterations_that_are_not_guaranteed_do_not_keep_others_out(admission: Admission) -> None:
+    """They are done after all that is guaranteed."""
+    long = search(iterations=1000)
+    deadline = 1.5 * PLAN_S
+    admission.admit(queued_plan(LATENCY, long, deadline=deadline, min_iterations=2))
+    admission.admit(plan(arrival=1e-6, deadline=deadline))
+
+
+def busy_client(admission: Admission, name: str, seconds: float, priority: int = 5) -> Client:
+    """A client for which the engine has just worked."""
     client = admission.client(name)
+    client.priority = priority
     client.observe_use(seconds, best_effort=False)
     return client
 
 
-def test_one_client_is_guaranteed_the_time_that_the_others_leave(
+LONG = search(iterations=1000)
+LONG_S = queued_plan(LATENCY, LONG).snapshot().search_s()
+LONG_DEADLINE = 1.01 * LONG_S
+
+
+def long_plan(admission: Admission, **settings: Any) -> QueuedRequest:
+    """A plan that takes nearly all the time before its deadline."""
+    client = admission.client("hog")
+    return queued_plan(LATENCY, LONG, client=client, **{"deadline": LONG_DEADLINE, **settings})
+
+
+def test_a_lone_client_is_guaranteed_all_the_time(admission: Admission) -> None:
+    alone = long_plan(admission)
+    admission.admit(alone)
+    assert alone.is_urgent
+    assert alone.guaranteed_iterations == len(alone.candidates_per_iteration)
+
+
+def test_a_plan_beyond_its_clients_share_gets_the_time_that_the_others_leave(
+    admission: Admission,
+) -> None:
+    busy_client(admission, "robot", 0.4)
+    beyond = long_plan(admission)
+    admission.admit(beyond)
+    assert not beyond.is_urgent
+    assert beyond.guaranteed_iterations == 0
+    expected = (
+        0.6 * LONG_DEADLINE / (1 + MIN_MARGIN) / LONG_S * len(beyond.candidates_per_iteration)
+    )
+    assert beyond.expected_iterations == pytest.approx(expected, rel=0.02)
+    robot = plan(deadline=1.2 * PLAN_S, client=admission.client("another robot"))
+    admission.admit(robot)
+    assert robot.is_urgent
+
+
+def test_a_plan_beyond_the_share_is_refused_if_the_others_leave_too_little_time(
+    admission: Admission,
+) -> None:
+    busy_client(admission, "robot", 0.4)
+    error = refusal(admission, long_plan(admission, min_iterations=900))
+    assert str(error) == "other clients need a part of the time before the deadline"
+    first = long_plan(admission, min_iterations=300)
+    admission.admit(first)
+    # The second plan has to wait until the first one leaves enough time.
+    wait_s = refusal(admission, long_plan(admission, min_iterations=300)).retry_after_s
+    both_s = 600 * ITERATION_S
+    assert wait_s == pytest.approx(both_s / 0.6 * (1 + MIN_MARGIN) - LONG_DEADLINE, rel=0.01)
+
+
+def test_a_client_that_comes_ends_the_guarantees_beyond_the_new_shares(
+    admission: Admission,
+) -> None:
+    admitted_alone = long_plan(admission)
+    admission.admit(admitted_alone)
+    admission.admit(plan(arrival=1e-6, deadline=1.2 * PLAN_S, client=admission.client("robot")))
+    assert not admitted_alone.is_urgent
+
+
+def test_a_client_that_is_refused_ends_no_guarantees(clock: FakeClock) -> None:
+    free_at = 0.0
+    admission = Admission(10, clock, lambda: free_at)
+    admitted_alone = long_plan(admission)
+    admission.admit(admitted_alone)
+    free_at = 2 * PLAN_S
+    refusal(admission, plan(deadline=1.2 * PLAN_S, client=admission.client("robot")))
+    assert admitted_alone.is_urgent
+
+
+def test_clients_of_lower_priority_have_no_share(admission: Admission) -> None:
+    busy_client(admission, "robot", 0.4, priority=4)
+    important = long_plan(admission)
+    admission.admit(important)
+    assert important.is_urgent
+    client = admission.client("another robot")
+    refusal(admission, plan(deadline=1.2 * PLAN_S, priority=4, client=client))
+    assert important.is_urgent
+
+
+def test_a_plan_beyond_the_share_is_refused_if_urgent_plans_need_its_time(
+    admission: Admission,
+) -> None:
+    important = long_plan(admission, priority=9)
+    admission.admit(important)
+    beyond = queued_plan(
+        LATENCY, LONG, deadline=0.8 * LONG_DEADLINE, client=admission.client("robot")
+    )
+    wait_s = refusal(admission, beyond).retry_after_s
+    assert 0.2 * LONG_DEADLINE <= wait_s <= LONG_DEADLINE
+
+
+def test_a_client_beyond_its_share_is_within_it_again_after_a_pause(
     admission: Admission, clock: FakeClock
 ) -> None:
-    """Its plan may still become complete, in time that nobody else needs."""
-    long = search(iterations=1000)
-    deadline = 100.0
-    alone = queued_plan(LATENCY, long, deadline=deadline, client=admission.client("hog"))
-    admission.admit(alone)
-    assert alone.guaranteed_iterations == len(alone.candidates_per_iteration)
-    admission.leave(alone)
-    needed_s = alone.search_s()
-    deadline = 1.05 * needed_s
-    for _ in range(2):
-        busy_client(admission, clock, "robot", 0.2)
-    beside_robot = queued_plan(LATENCY, long, deadline=deadline, client=admission.client("hog"))
-    admission.admit(beside_robot)
-    expected = 0.6 * deadline / needed_s * len(alone.candidates_per_iteration)
-    assert beside_robot.guaranteed_iterations == pytest.approx(expected, rel=0.02)
-    admission.admit(queued_plan(LATENCY, SEARCH, deadline=2 * PLAN_S))
-    error = refusal(
-        admission,
-        queued_plan(
-            LATENCY, long, deadline=deadline, client=admission.client("hog"), min_iterations=900
-        ),
-    )
-    assert str(error) == "other clients need a part of the time before the deadline"
+    hog = busy_client(admission, "hog", 2.0)
+    busy_client(admission, "robot", 0.4)
+
+    def is_urgent_now() -> bool:
+        queued = plan(deadline=clock.now + 2 * PLAN_S, client=hog)
+        admission.admit(queued)
+        admission.leave(queued)
+        return queued.is_urgent
+
+    assert not is_urgent_now()
+    clock.advance(0.5 * MAX_EXCESS_S)
+    assert not is_urgent_now()
+    clock.advance(1.5 * MAX_EXCESS_S)
+    assert is_urgent_now()
 
 
 def test_a_small_plan_is_guaranteed_whatever_other_clients_use(
     admission: Admission, clock: FakeClock
 ) -> None:
     for number in range(50):
-        busy_client(admission, clock, f"client {number}", 1.0)
+        busy_client(admission, f"client {number}", 1.0)
     robot = queued_plan(
         LATENCY, SEARCH, deadline=1.2 * PLAN_S, client=admission.client("robot"), min_iterations=5
     )
@@ -305,7 +399,7 @@ def test_clients_that_left_are_forgotten(admission: Admission, clock: FakeClock)
     kept = admission.client("kept")
     admission.admit(queued_plan(LATENCY, SEARCH, client=kept))
     for number in range(1000):
-        busy_client(admission, clock, f"client {number}", 0.001)
+        busy_client(admission, f"client {number}", 0.001)
         clock.advance(1.0)
     assert admission.client("kept") is kept
     assert len(admission._clients) < 100
@@ -415,7 +509,7 @@ def test_batched_plans_run_at_the_same_time() -> None:
     latency = latency_model(max_batched_rows=256)
     admission = Admission(100, FakeClock())
     wide = search(samples=64, iterations=10)
-    deadline = 1.5 * queued_plan(latency, wide).search_s()
+    deadline = 1.5 * queued_plan(latency, wide).snapshot().search_s()
     for _ in range(4):
         admission.admit(queued_plan(latency, wide, deadline=deadline))
     refusal(admission, queued_plan(latency, wide, deadline=deadline))

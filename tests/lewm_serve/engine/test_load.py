@@ -45,6 +45,42 @@ def test_throughput_does_not_collapse_under_overload(seed: int, bias: float) -> 
     assert in_time >= 0.95 * admitted
 
 
+@pytest.mark.parametrize("clients", [2, 8, 40])
+def test_throughput_does_not_collapse_if_all_clients_ask_for_too_much(clients: int) -> None:
+    """The mean over three seeds, because which plans meet is a matter of luck."""
+    throughputs = [throughput_of_clients_that_ask_for_too_much(clients, seed) for seed in (1, 2, 3)]
+    assert np.mean(throughputs) >= 0.6
+
+
+def throughput_of_clients_that_ask_for_too_much(clients: int, seed: int) -> float:
+    """The complete plans in time, of those that the engine could do.
+
+    Poisson arrivals at 3 times the capacity, with deadlines of 5 plan durations.
+    """
+    simulation, generator = Simulation(searches=False), np.random.default_rng(seed)
+    plans: list[SimulatedPlan] = []
+
+    def send(name: str) -> None:
+        client = simulation.admission.client(name)
+        plans.append(
+            SimulatedPlan(
+                deadline_s=5 * PLAN_S,
+                samples=SAMPLES,
+                iterations=ITERATIONS,
+                frame_count=1,
+                client=client,
+            )
+        )
+        simulation.arrive(plans[-1])
+
+    for time in np.cumsum(generator.exponential(PLAN_S / 3, 450)):
+        name = f"client {generator.integers(clients)}"
+        simulation.clock.at(float(time), partial(send, name))
+    simulation.run()
+    in_time = sum(plan.completed_in_time for plan in plans)
+    return in_time * PLAN_S / simulation.clock.now
+
+
 def test_clients_in_closed_loops_get_the_latency_of_a_queue() -> None:
     simulation = Simulation()
     simulation.backend.noise = noise(3)

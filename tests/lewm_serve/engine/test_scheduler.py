@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from lewm_serve.engine.scheduler import (
     Batch,
     Scheduler,
 )
+from lewm_serve.engine.shared_numbers import RowTable
 from tests.lewm_serve.engine.fakes import (
     FRAME_S,
     ROW_S,
@@ -258,7 +260,7 @@ def test_best_effort_work_waits_for_the_search_of_encoded_frames(engine: FakeEng
     queued = queued_plan(engine.latency, SHORT_SEARCH, deadline=1.0, frames_to_encode=1)
     assert engine.scheduler.pause_s() <= 0
     frames = torch.zeros(1, 2, 2, WIDTH, dtype=torch.uint8)
-    queued.guarantee(4)
+    queued.expect(4)
     engine.scheduler.submit(EncodeJob(engine.backend, frames, queued))
     engine.run(turns=1)
     assert 0 < engine.scheduler.pause_s() <= FOLLOW_UP_S
@@ -269,9 +271,30 @@ def test_best_effort_work_waits_for_the_search_of_encoded_frames(engine: FakeEng
     engine.run()
 
 
+def test_the_search_may_come_with_another_object_for_the_same_request(engine: FakeEngine) -> None:
+    """Each message makes its own, with an engine in a process of its own."""
+    table = RowTable(1)
+    queued = queued_plan(engine.latency, SHORT_SEARCH, deadline=1.0, frames_to_encode=1)
+    numbers, queued.row = list(queued.row.numbers), table.take()
+    for index, number in enumerate(numbers):
+        queued.row.numbers[index] = number
+    queued.expect(4)
+    frames = torch.zeros(1, 2, 2, WIDTH, dtype=torch.uint8)
+    engine.scheduler.submit(EncodeJob(engine.backend, frames, queued))
+    engine.run(turns=1)
+    assert engine.scheduler.pause_s() > 0
+    job = plan_job(engine.backend, engine.latency, 1, SHORT_SEARCH)
+    job.queued = copy(queued)
+    assert job.queued is not queued
+    engine.scheduler.submit(job)
+    job.future.cancel()  # so that no time passes
+    engine.run()
+    assert engine.scheduler.pause_s() <= 0
+
+
 def test_a_search_that_does_not_follow_is_not_waited_for_long(engine: FakeEngine) -> None:
     queued = queued_plan(engine.latency, SHORT_SEARCH, deadline=1.0, frames_to_encode=1)
-    queued.guarantee(4)
+    queued.expect(4)
     frames = torch.zeros(1, 2, 2, WIDTH, dtype=torch.uint8)
     engine.scheduler.submit(EncodeJob(engine.backend, frames, queued))
     engine.run(turns=1)
@@ -542,7 +565,7 @@ def test_batching_makes_no_plan_late(batching_engine: FakeEngine) -> None:
     batching_engine.latency.max_batched_rows = 256
     batching_engine.backend.batching_pays = False
     wide = search(samples=64)
-    needed_s = queued_plan(batching_engine.latency, wide).search_s()
+    needed_s = queued_plan(batching_engine.latency, wide).snapshot().search_s()
     tight = batching_engine.plan(1, wide, deadline=1.2 * needed_s)
     batching_engine.plan(2, wide)
     batching_engine.run()
@@ -553,9 +576,9 @@ def test_batching_makes_no_plan_late(batching_engine: FakeEngine) -> None:
 def test_started_jobs_and_batches_are_counted(engine: FakeEngine) -> None:
     jobs = [engine.plan(tag, arrival=tag) for tag in (1, 2)]
     engine.encode(1)
-    assert engine.scheduler.started_jobs(PlanJob) == 0
+    assert engine.scheduler.started_plans == 0
     engine.run(turns=1)
-    assert engine.scheduler.started_jobs(PlanJob) == 1
+    assert engine.scheduler.started_plans == 1
     assert [job.queued.started for job in jobs] == [True, False]
     assert engine.batches == [Batch("encode", 1), Batch("rollout", 8)]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lewm_serve.api.requests import Frame
-from lewm_serve.engine.engine import Engine
+from lewm_serve.engine.admission import Admission
 from lewm_serve.engine.jobs import EncodeJob
 from lewm_serve.engine.latency_model import LatencyModel
 from lewm_serve.engine.queued_request import QueuedRequest
@@ -37,6 +37,7 @@ from lewm_serve.frames.latent_source import (
 )
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.registry.registry import LoadedModel
+from lewm_serve.workers.worker import Placement, Worker
 from tests.lewm_serve.support.frames import encoded, image, latent, picture, pixels
 
 MAX_PIXELS = 1 << 22
@@ -119,16 +120,27 @@ class MeanEngine:
         return job.future
 
 
+ENGINE = MeanEngine()
+PLACEMENT = Placement(
+    worker=cast(Worker, ENGINE),
+    admission=Admission(100),
+    backend=MODEL.backend,
+    latency=MODEL.latency,
+)
+
+
 @pytest.fixture
 def engine() -> MeanEngine:
-    return MeanEngine()
+    """The engine, which has encoded nothing yet."""
+    ENGINE.requests.clear()
+    return ENGINE
 
 
 @pytest.fixture
-def source(engine: MeanEngine) -> Iterator[LatentSource]:
+def source() -> Iterator[LatentSource]:
     metrics = Metrics()
     cache = LatentCache(MemoryTier(100, 60.0), MemoryTier(100, 60.0), redis=None, metrics=metrics)
-    source = LatentSource(cast(Engine, engine), cache, metrics=metrics, max_pixels=MAX_PIXELS)
+    source = LatentSource(cache, metrics=metrics, max_pixels=MAX_PIXELS)
     yield source
     source.close()
 
@@ -156,7 +168,9 @@ def latents(source: LatentSource, frames: list[Frame]) -> FrameLatents:
     """The latents of a request's frames."""
     request = QueuedRequest(MODEL.latency, 0.0)
     return asyncio.run(
-        source.latents_of(frames, MODEL, fields=frame_fields(frames), queued=request)
+        source.latents_of(
+            frames, MODEL, fields=frame_fields(frames), queued=request, placement=PLACEMENT
+        )
     )
 
 
@@ -260,7 +274,10 @@ def test_frames_count_for_the_request_that_has_them_encoded(
 ) -> None:
     request = QueuedRequest(MODEL.latency, 0.0, frames_to_encode=2)
     frames = jpegs(2)
-    asyncio.run(source.latents_of(frames, MODEL, fields=frame_fields(frames), queued=request))
+    fields = frame_fields(frames)
+    asyncio.run(
+        source.latents_of(frames, MODEL, fields=fields, queued=request, placement=PLACEMENT)
+    )
     assert engine.requests == [request]
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,7 @@ from lewm_serve.constants import (
     OK_CODE,
     PLAN_STATUSES,
     PROTOCOLS,
+    RELOAD_RESULTS,
     STAGES,
 )
 from lewm_serve.errors import CODES
@@ -33,6 +35,9 @@ from lewm_serve.observability.metrics import REGISTERED, Metrics
 from tests.lewm_serve.support.drivers import Driver, GrpcDriver, RestDriver, raw_call
 from tests.lewm_serve.support.faulty_lewm import FAILING_HORIZON, FAULTY_LEWM
 from tests.lewm_serve.support.frames import image, pixels
+from tests.lewm_serve.support.inexpressible import Inexpressible
+from tests.lewm_serve.support.inference_protocol import OipGrpcDriver, OipHttpDriver
+from tests.lewm_serve.support.openpi import OpenpiDriver, openpi
 from tests.lewm_serve.support.random_model import MODEL_NAME
 from tests.lewm_serve.support.redis_process import RedisProcess
 from tests.lewm_serve.support.requests import HOLD, WAYPOINT, plan, predict, rows
@@ -61,7 +66,12 @@ EXPECTED_LABELS: dict[str, list[Labels]] = {
     "lewm_request_duration_seconds": combinations(endpoint=ENDPOINTS, protocol=PROTOCOLS),
     "lewm_stage_duration_seconds": combinations(stage=STAGES),
     "lewm_batch_rows": combinations(kind=BATCH_KINDS),
+    "lewm_engine_up": combinations(device=["cpu"]),
+    "lewm_engine_memory_bytes": combinations(device=["cpu"]),
+    "lewm_engine_processor_seconds": combinations(device=["cpu"]),
+    "lewm_engine_restarts_total": combinations(device=["cpu"]),
     "lewm_queued_requests": combinations(endpoint=INFERENCE_ENDPOINTS),
+    "lewm_model_reloads_total": combinations(result=RELOAD_RESULTS),
     "lewm_plan_status_total": combinations(status=PLAN_STATUSES),
     "lewm_latent_norm": combinations(model=MODELS),
     "lewm_latent_norm_zscore": combinations(model=MODELS),
@@ -209,6 +219,17 @@ def send_traffic(server: ServerProcess) -> None:
         for driver in drivers:
             for method, document in requests():
                 driver.send(method, document)
+        with openpi(server) as connection:
+            others: tuple[Any, ...] = (
+                OpenpiDriver(connection),
+                OipHttpDriver(rest),
+                OipGrpcDriver(rpc),
+            )
+            for other in others:
+                for method, document in requests():
+                    with suppress(Inexpressible):
+                        other.send(method, document)
+            connection.infer({uuid4().hex: 1})
         send_unusual_http(rest)
         send_unusual_grpc(rpc)
 
@@ -220,7 +241,13 @@ def send_unusual_http(rest: httpx.Client) -> None:
         ("GET", "/models"),
         ("GET", f"/models/{MODEL_NAME}"),
         ("GET", f"/models/{name}"),
+        ("POST", f"/admin/models/reload?{name}"),
+        ("POST", f"/admin/{name}"),
         ("GET", f"/{name}"),
+        ("GET", "/v2"),
+        ("GET", "/v2/models/" + MODEL_NAME),
+        ("GET", f"/v2/models/{name}/ready"),
+        ("POST", f"/v2/models/{name}/versions/{name}/infer"),
         ("GET", f"/plan/{name}"),
         ("POST", f"/v1/models/{name}"),
         ("POST", f"/{name}/plan"),

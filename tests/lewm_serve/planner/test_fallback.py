@@ -5,7 +5,6 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
 from threading import Event
@@ -341,14 +340,14 @@ async def test_a_dead_engine(model_folder: Path, monkeypatch: pytest.MonkeyPatch
         raise Death
 
     async with running_planner(model_folder) as running:
-        assert running.metric("lewm_engine_up") == 1
+        assert running.metric("lewm_engine_up", device="cpu") == 1
         failing = asyncio.create_task(running.planner.wait_failed())
         monkeypatch.setattr(TorchBackend, "encode", die)
         first = await running.plan(fallback=HOLD)
         await asyncio.wait_for(failing, PATIENCE_S)
         assert running.planner.state == "failed"
         later = await running.plan(fallback=HOLD)
-        assert running.metric("lewm_engine_up") == 0
+        assert running.metric("lewm_engine_up", device="cpu") == 0
         with pytest.raises(Failed):
             await running.plan()
         with pytest.raises(Failed):
@@ -447,12 +446,8 @@ class BrokenController:
 async def test_a_broken_controller_fails_only_requests_that_need_it(
     running: RunningPlanner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_of = running.planner._loaded_model
-
-    def model_with_broken_controller(*arguments: Any, **options: Any) -> LoadedModel:
-        return replace(model_of(*arguments, **options), controllers={"broken": BrokenController()})
-
-    monkeypatch.setattr(running.planner, "_loaded_model", model_with_broken_controller)
+    controllers: Any = running.planner._loaded_model(None).controllers
+    monkeypatch.setitem(controllers, "broken", BrokenController())
     broken = {"controller": "broken", "state": [1.0]}
     before = running.metric("lewm_plan_status_total", status="fallback")
     assert (await running.plan(fallback=broken)).status == "completed"

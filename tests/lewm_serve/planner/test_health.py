@@ -25,7 +25,8 @@ from lewm_serve.planner.health import (
     exceeds,
     score_latents,
 )
-from lewm_serve.registry.registry import LoadedModel, load_model
+from lewm_serve.registry.loading import load_model
+from lewm_serve.registry.registry import LoadedModel
 
 NORMS_ONLY = Calibration(frames=100, norm_mean=10.0, norm_std=2.0, zscore_limit=3.0)
 ALL_LIMITS = replace(NORMS_ONLY, mahalanobis_limit=6.0, surprise_limit=4.0, sigreg_limit=8.0)
@@ -248,7 +249,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def monitor(metrics: Metrics, model: LoadedModel) -> Monitor:
     monitor = Monitor(metrics)
-    monitor.watch(model)
+    monitor.watch([model])
     return monitor
 
 
@@ -327,7 +328,7 @@ def _all_latents_join(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_all_latents_join")
 def test_a_stream_of_one_frame_degrades(metrics: Metrics, model: LoadedModel) -> None:
     monitor = Monitor(metrics)
-    monitor.watch(model)
+    monitor.watch([model])
     # Only the newest frame of each history joins the stream.
     for _ in range(3):
         assert monitored(monitor, model, 10.0, 10.0, 10.0).sigreg is None
@@ -341,7 +342,7 @@ def test_all_frames_of_an_encode_request_join_the_stream(
     metrics: Metrics, model: LoadedModel
 ) -> None:
     monitor = Monitor(metrics)
-    monitor.watch(model)
+    monitor.watch([model])
     assert monitored(monitor, model, 9.0, 10.0, 11.0, 12.0, new_frames=4).sigreg is not None
 
 
@@ -349,7 +350,7 @@ def test_the_metrics_of_a_model_without_a_calibration(
     metrics: Metrics, uncalibrated: LoadedModel
 ) -> None:
     monitor = Monitor(metrics)
-    monitor.watch(uncalibrated)
+    monitor.watch([uncalibrated])
     health = monitored(monitor, uncalibrated, 9.0, surprise=2.0)
     assert (health.status, health.latent_norm, health.surprise) == ("uncalibrated", 9.0, 2.0)
     assert metric(metrics, "lewm_latent_norm_sum", uncalibrated) == 9

@@ -8,7 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from lewm_models.checkpoint import CARD_FILE
-from lewm_serve.registry.registry import ModelLoadError, Registry
+from lewm_serve.registry.loading import load_registry
+from lewm_serve.registry.registry import ModelLoadError
 from lewm_serve.settings import Settings
 from tests.lewm_serve.support.random_model import write_random_model
 
@@ -30,7 +31,7 @@ def test_a_card_with_solver_settings_that_no_request_may_have_is_refused(
     card = json.loads((folder / CARD_FILE).read_text())
     (folder / CARD_FILE).write_text(json.dumps(card | {"solver": solver}))
     with pytest.raises(ModelLoadError, match=rf"random/model\.json: solver\.{message}"):
-        Registry.load(Settings(models=(folder,)))
+        load_registry(Settings(models=(folder,)))
 
 
 def test_a_default_search_beyond_the_limits_of_the_server_is_said(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_a_default_search_beyond_the_limits_of_the_server_is_said(tmp_path: Path
         max_horizon=2,
     )
     with capture_logs() as logs:
-        Registry.load(limits)
+        load_registry(limits)
     warnings = [line["warning"] for line in logs if line["event"] == "model card"]
     assert [warning.partition(":")[0] for warning in warnings] == [
         "action_mean",

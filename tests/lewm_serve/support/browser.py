@@ -3,8 +3,11 @@
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.patience import PATIENCE_S
 
@@ -14,20 +17,44 @@ PAGE_TIME_MS = 20_000
 while the page waits for the network."""
 
 
-def open_page(url: str) -> tuple[str, list[str]]:
-    """The document of a page after its scripts have run, and what the console shows."""
+FLAGS = (
+    "--no-sandbox",  # which root cannot have
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+
+def find_program() -> str:
+    """The browser that is installed."""
     program = next(filter(shutil.which, PROGRAMS), None)
     if program is None:
         pytest.fail(f"{PROGRAMS[0]} is missing: `make setup`, as root on Debian, installs it")
+    return program
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """A browser that a test clicks and types in.
+
+    Meanwhile, the thread has an event loop, so tests with loops of their own cannot run.
+    """
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which(find_program()), args=list(FLAGS)
+        )
+        yield browser
+        browser.close()
+
+
+def open_page(url: str) -> tuple[str, list[str]]:
+    """The document of a page after its scripts have run, and what the console shows."""
+    program = find_program()
     with tempfile.TemporaryDirectory() as profile:
         process = subprocess.run(
             [
                 program,
-                "--headless",
-                "--no-sandbox",  # which root cannot have
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+                *("--headless", *FLAGS),
                 f"--user-data-dir={profile}",
                 "--enable-logging=stderr",
                 f"--virtual-time-budget={PAGE_TIME_MS}",

@@ -36,11 +36,13 @@ class Authority:
         """Its own certificate, in PEM form."""
         return self._authority.cert_pem.bytes()
 
-    def issue(self, *, expired: bool = False) -> Identity:
-        """A certificate for this machine."""
+    def issue(self, *names: str, expired: bool = False) -> Identity:
+        """A certificate for this machine, and for other host names."""
         end = LONG_AGO if expired else None
         start = LONG_AGO - datetime.timedelta(days=365) if expired else None
-        return Identity.of(self._authority.issue_cert(HOST, not_before=start, not_after=end))
+        return Identity.of(
+            self._authority.issue_cert(HOST, *names, not_before=start, not_after=end)
+        )
 
 
 class CertificateFiles(NamedTuple):

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -47,6 +48,10 @@ class Answer:
     request_id: str
     detail: str
     document: dict[str, Any]
+
+
+DRIVERS = ("rest", "grpc")
+"""The names of the drivers that can say everything."""
 
 
 class Driver(Protocol):
@@ -140,10 +145,8 @@ def _to_message_bytes(kind: type[Message], document: dict[str, Any]) -> bytes:
             for item in value if field.is_repeated else [value]:
                 part = getattr(message, name)
                 part = part.add() if field.is_repeated else part
-                is_tensor = part_kind is pb.Tensor
-                part.MergeFromString(
-                    _to_tensor_bytes(item) if is_tensor else _to_message_bytes(part_kind, item)
-                )
+                to_bytes = TO_BYTES.get(part_kind, partial(_to_message_bytes, part_kind))
+                part.MergeFromString(to_bytes(item))
                 part.SetInParent()
     return message.SerializeToString() + unknown
 
@@ -153,12 +156,33 @@ def _to_tensor_bytes(rows: Any) -> bytes:
     return pb.Tensor(shape=array.shape, data=array.tobytes()).SerializeToString()
 
 
+def _to_states_bytes(states: dict[str, float]) -> bytes:
+    return pb.States(values=states).SerializeToString()
+
+
+def _to_box_bytes(ranges: dict[str, list[float]]) -> bytes:
+    box = pb.StateBox()
+    for name, (low, high) in ranges.items():
+        box.ranges[name].CopyFrom(pb.StateRange(low=low, high=high))
+    return box.SerializeToString()
+
+
+TO_BYTES: dict[type[Message], Callable[[Any], bytes]] = {
+    pb.Tensor: _to_tensor_bytes,
+    pb.States: _to_states_bytes,
+    pb.StateBox: _to_box_bytes,
+}
+"""How messages are made whose documents have no fields of their names."""
+
+
 def to_document(message: Message) -> dict[str, Any]:
     """A message as the document that REST would send. Fields that are left out are None."""
     document: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        if field.is_repeated:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            document[field.name] = dict(value)
+        elif field.is_repeated:
             document[field.name] = [_to_plain(item) for item in value]
         else:
             is_present = not field.has_presence or message.HasField(field.name)

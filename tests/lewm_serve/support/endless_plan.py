@@ -24,8 +24,9 @@ def endless_plan(
 ) -> Iterator[grpc.Future[pb.PlanResponse]]:
     """Keep the engine of an idle server busy with a plan of the highest priority.
 
-    The search has started when the block is entered. It ends when its client goes away: at the end
-    of the block, or earlier by `cancel`.
+    Plans of other clients run in between, because clients take turns. For a queue that stands
+    still, see `ServerProcess.paused_engine`. The search has started when the block is entered. It
+    ends when its client goes away: at the end of the block, or earlier by `cancel`.
     """
     with PlannerClient(server.target) as client:
         request = pb.PlanRequest(

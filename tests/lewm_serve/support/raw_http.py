@@ -68,12 +68,16 @@ class RawConnection:
         status_line, *fields = head.decode("ascii").split("\r\n")[:-2]
         names_and_values = (field.split(": ", 1) for field in fields)
         headers = {name.lower(): value for name, value in names_and_values}
-        size = int(headers.get("content-length", 0))
+        body = self.read(int(headers.get("content-length", 0)))
+        return RawAnswer(int(status_line.split()[1]), headers, body)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
         while len(self._received) < size:
             self._receive()
-        body = bytes(self._received[:size])
+        data = bytes(self._received[:size])
         del self._received[:size]
-        return RawAnswer(int(status_line.split()[1]), headers, body)
+        return data
 
     def is_closed(self) -> bool:
         """Wait until the server closes the connection; False if it sends something before."""
@@ -85,10 +89,7 @@ class RawConnection:
     def _read_until(self, end: bytes) -> bytes:
         while end not in self._received:
             self._receive()
-        size = self._received.index(end) + len(end)
-        head = bytes(self._received[:size])
-        del self._received[:size]
-        return head
+        return self.read(self._received.index(end) + len(end))
 
     def _receive(self) -> None:
         part = self.socket.recv(65536)

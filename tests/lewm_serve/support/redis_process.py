@@ -2,13 +2,13 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 from typing import Self
 
 import pytest
 from redis import ConnectionError, Redis
 
+from tests.lewm_serve.support.ports import free_port
 from tests.patience import PATIENCE_S, wait_until
 
 PASSWORD = "correct-horse"
@@ -20,8 +20,7 @@ class RedisProcess:
     def __init__(self) -> None:
         if shutil.which("redis-server") is None:
             pytest.fail("redis-server is missing: `make setup`, as root on Debian, installs it")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.admin = Redis(port=self.port, password=PASSWORD, socket_timeout=PATIENCE_S)
         self.start()
 

@@ -11,6 +11,7 @@ from lewm_serve.api.requests import EncodeRequest, PlanRequest, RequestContext
 from lewm_serve.api.responses import EncodeResponse, PlanResponse
 from lewm_serve.constants import Endpoint
 from lewm_serve.observability.metrics import Metrics
+from lewm_serve.planner.history import PlanHistory
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from tests.lewm_serve.support.requests import plan
@@ -49,11 +50,18 @@ def _context(endpoint: Endpoint, client: str) -> RequestContext:
 
 
 @asynccontextmanager
-async def running_planner(folder: Path) -> AsyncIterator[RunningPlanner]:
-    """A planner of one model. No choice depends on timing, so two of them can be compared."""
-    settings = Settings(models=(folder,), threads=1, backend="torch", precision="float32")
+async def running_planner(
+    folder: Path, history: PlanHistory | None = None, **changes: Any
+) -> AsyncIterator[RunningPlanner]:
+    """A planner of a folder's models, with changed settings.
+
+    No choice depends on timing, so two of them can be compared.
+    """
+    settings = Settings(
+        models=(folder,), threads=1, backend="torch", precision="float32", **changes
+    )
     metrics = Metrics()
-    planner = Planner(settings, metrics)
+    planner = Planner(settings, metrics, history=history)
     await planner.start()
     yield RunningPlanner(planner, metrics)
     await planner.stop(PATIENCE_S)

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
+from benchmarks.processes import forget_peaks, server_memory_mib
 from tests.patience import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -23,6 +25,8 @@ FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
 BACKEND = ("--backend", "onnx")
 """Two servers that are compared must run alike, not each with its own fastest backend."""
 
+PATIENT_WATCH = {"LEWM_ENGINE_TIMEOUT_S": "600"}
+"""An engine may stand still for as long as a test on a busy machine takes."""
 
 LONG_PLANS = ("--max-candidate-steps", str(1 << 40))
 """Plans of any length are admitted, because tests need a plan that lasts as long as they do."""
@@ -60,7 +64,7 @@ class ServerProcess:
             self.process = subprocess.Popen(
                 [*command, *FREE_PORTS, *flags],
                 cwd=ROOT,
-                env=os.environ | environment,
+                env=os.environ | PATIENT_WATCH | environment,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -79,10 +83,10 @@ class ServerProcess:
 
     def wait_listening(self) -> Self:
         """Wait until its ports are open, which is before it is ready."""
-        wait_until(lambda: self._events("listening") or self.process.poll() is not None)
-        if not self._events("listening"):
+        wait_until(lambda: self.events("listening") or self.process.poll() is not None)
+        if not self.events("listening"):
             raise RuntimeError(f"the server did not start:\n{self.errors()}")
-        (self.ready,) = self._events("listening")
+        (self.ready,) = self.events("listening")
         return self
 
     def wait_ready(self) -> Self:
@@ -124,7 +128,8 @@ class ServerProcess:
         complete, _, _ = self.errors().rpartition("\n")  # the last line may still be written
         return [json.loads(line) for line in complete.splitlines() if line.startswith("{")]
 
-    def _events(self, event: str) -> list[dict[str, Any]]:
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The log lines of an event."""
         return [line for line in self.log_lines() if line["event"] == event]
 
     def wait_logged(self, request_id: str, count: int = 1) -> list[dict[str, Any]]:
@@ -148,18 +153,32 @@ class ServerProcess:
         (value,) = (line.split()[-1] for line in lines if line.startswith(f"{series} "))
         return float(value)
 
+    def engine_pid(self) -> int:
+        """The process of its engine that started last."""
+        pid: int = self.events("engine started")[-1]["pid"]
+        return pid
+
+    @contextmanager
+    def paused_engine(self) -> Iterator[Callable[[], None]]:
+        """Stop the engine's process, so that requests stay in the queue.
+
+        A long plan could not hold them there, because the clients take turns. The engine goes on at
+        the end of the block, or earlier by a call of what the block is given.
+        """
+        pid = self.engine_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield lambda: os.kill(pid, signal.SIGCONT)
+        finally:
+            with suppress(ProcessLookupError):  # it has ended with the server
+                os.kill(pid, signal.SIGCONT)
+
     def memory_growth_mib(self, work: Callable[[], object]) -> int:
-        """The most MiB by which its memory grows while the work is done."""
-        process = Path("/proc", str(self.process.pid))
-        (process / "clear_refs").write_text("5")  # VmHWM starts again at the present value
-
-        def memory_mib(field: str) -> int:
-            lines = (process / "status").read_text().splitlines()
-            return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(field))
-
-        before = memory_mib("VmRSS")
+        """The most MiB by which the memory of its processes grows while the work is done."""
+        forget_peaks(self.process.pid)
+        before = server_memory_mib(self.process.pid)
         work()
-        return memory_mib("VmHWM") - before
+        return server_memory_mib(self.process.pid, peak=True) - before
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""

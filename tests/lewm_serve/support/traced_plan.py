@@ -7,7 +7,6 @@ backend. Server and client share the process; the client is the standard library
 import asyncio
 import json
 import os
-import socket
 import sys
 import threading
 import urllib.request
@@ -19,6 +18,7 @@ from lewm_serve.observability.logging import configure_logs
 from lewm_serve.server import Server
 from lewm_serve.settings import load_settings
 from tests.lewm_serve.support.frames import image
+from tests.lewm_serve.support.ports import free_port
 from tests.lewm_serve.support.server_process import ROOT
 
 PACKAGES = ("service", "models", "client")
@@ -45,15 +45,9 @@ def _send_plan(port: int, seed: int) -> None:
         assert json.load(response)["status"] == "completed"
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
-
-
 async def _main(backend: str) -> None:
     global _is_tracing
-    port = _free_port()
+    port = free_port()
     settings = load_settings(
         backend=backend, threads=1, http_port=port, grpc_port=0, log_format="json"
     )

@@ -78,6 +78,10 @@ def refused(
     return Case(name, method, request, code, http_status, only=only)
 
 
+GOAL_STATE: Document = {"state": {"x": 40.0, "y": 120.5}}
+BOX: Document = {"state": {"x": [60.0, 90.0], "y": [30.0, 50.0]}, "weight": 2.0}
+DISC: Document = {"centre": {"x": 75.0, "y": 40.0}, "radius": 20.0}
+
 GOOD = [
     encode("pixels", pixels()),
     encode("png", image("PNG")),
@@ -139,6 +143,26 @@ GOOD = [
         actions=rows(7) + rows(18, 0.0),
     ),
     planned("trajectory", plan(include=["trajectory"])),
+    planned("goal-state", plan(goal=GOAL_STATE)),
+    planned("goal-angle", plan(goal={"state": {"angle": 900.0}})),
+    *(planned(f"goal-state-{name}", plan_by(name) | {"goal": GOAL_STATE}) for name in SOLVERS),
+    planned("goal-state-objective", plan_with_solver(objective="state") | {"goal": GOAL_STATE}),
+    planned("avoid", plan(avoid=[BOX, DISC])),
+    planned("avoid-on-the-way-to-a-state", plan(goal=GOAL_STATE, avoid=[BOX, DISC])),
+    planned("avoid-by-gradients", plan_by("gradient") | {"goal": GOAL_STATE, "avoid": [BOX, DISC]}),
+    planned(
+        "avoid-everything",
+        plan(avoid=[{"state": {"x": [-1e6, 1e6]}}]),
+        violations=[0, 1, 2, 3, 4],
+    ),
+    planned("avoid-what-is-far-away", plan(avoid=[{"state": {"x": [1e6, 2e6]}}]), violations=[]),
+    planned("avoid-nothing", plan(avoid=[])),
+    planned(
+        "states-when-it-is-too-late",
+        plan(goal=GOAL_STATE, avoid=[BOX], fallback=HOLD, deadline_ms=1e-6),
+        status="fallback",
+        actions=rows(25, 0.0),
+    ),
 ]
 
 _PNG = encoded("PNG")
@@ -251,6 +275,48 @@ BAD_PLANS = [
     refused("empty-goal", "plan", plan(goal={}), "missing_field"),
     refused("goal-type", "plan", plan(goal=[]), "wrong_type", only="rest"),
     refused("goal-id", "plan", plan(goal={"latent_id": "x"}), "unknown_latent", 404),
+    refused(
+        "two-goals", "plan", plan(goal=pixels() | GOAL_STATE), "conflicting_fields", only="rest"
+    ),
+    refused("state-of-a-frame", "plan", plan(frames=[GOAL_STATE]), "unknown_field"),
+    refused("no-states", "plan", plan(goal={"state": {}}), "shape_mismatch"),
+    refused("unknown-state", "plan", plan(goal={"state": {"z": 1.0}}), "invalid_choice"),
+    refused("state-out-of-range", "plan", plan(goal={"state": {"x": 300.0}}), "out_of_range"),
+    refused("vast-state", "plan", plan(goal={"state": {"angle": 1e40}}), "out_of_range"),
+    refused("nan-state", "plan", plan(goal={"state": {"x": math.nan}}), "not_finite"),
+    refused("state-type", "plan", plan(goal={"state": [1.0]}), "wrong_type", only="rest"),
+    refused("text-state", "plan", plan(goal={"state": {"x": "1"}}), "wrong_type", only="rest"),
+    refused(
+        "states-by-the-latent",
+        "plan",
+        plan_with_solver(objective="latent") | {"goal": GOAL_STATE},
+        "conflicting_fields",
+    ),
+    refused("frame-by-states", "plan", plan_with_solver(objective="state"), "conflicting_fields"),
+    refused("avoid-half-a-disc", "plan", plan(avoid=[{"radius": 1.0}]), "missing_field"),
+    refused("avoid-box-and-disc", "plan", plan(avoid=[BOX | DISC]), "conflicting_fields"),
+    refused("avoid-without-region", "plan", plan(avoid=[{}]), "missing_field"),
+    refused("avoid-no-states", "plan", plan(avoid=[{"state": {}}]), "shape_mismatch"),
+    refused("avoid-unknown", "plan", plan(avoid=[{"state": {"z": [0.0, 1.0]}}]), "invalid_choice"),
+    refused("avoid-backwards", "plan", plan(avoid=[{"state": {"x": [9.0, 1.0]}}]), "out_of_range"),
+    refused("avoid-no-radius", "plan", plan(avoid=[DISC | {"radius": 0.0}]), "out_of_range"),
+    refused("avoid-no-weight", "plan", plan(avoid=[BOX | {"weight": 0.0}]), "out_of_range"),
+    refused("avoid-nan", "plan", plan(avoid=[DISC | {"radius": math.nan}]), "not_finite"),
+    refused("avoid-field", "plan", plan(avoid=[BOX | {"colour": 1}]), "unknown_field"),
+    refused(
+        "avoid-all-angles",
+        "plan",
+        plan(avoid=[{"state": {"angle": [0.0, 360.0]}}]),
+        "out_of_range",
+    ),
+    refused("avoid-many", "plan", plan(avoid=[BOX] * 33), "out_of_range"),
+    refused(
+        "avoid-range",
+        "plan",
+        plan(avoid=[{"state": {"x": [1.0]}}]),
+        "shape_mismatch",
+        only="rest",
+    ),
     refused("past-without-frames", "plan", plan(past_actions=rows(ACTION_BLOCK)), "shape_mismatch"),
     refused(
         "short-past",

@@ -15,7 +15,7 @@ import pytest
 from lewm_models.card import SolverConfig
 from lewm_serve.solvers import SOLVERS
 from tests.lewm_serve.support.frames import ACTION_BLOCK, ACTION_DIM, LATENT_DIM
-from tests.lewm_serve.support.random_model import MODEL_NAME
+from tests.lewm_serve.support.random_model import MODEL_NAME, STATES
 from tests.lewm_serve.support.requests import Document
 
 LATENT_ID = re.compile(r"[0-9a-f]{32}")
@@ -68,6 +68,8 @@ def resolved_solver(request: Document) -> Document:
     """All settings of a plan's search: those of the request, the card and the solver."""
     requested = given(request.get("solver"))
     settings = CARD_SOLVER | requested
+    if "state" in request["goal"]:
+        settings["objective"] = "state"
     settings = OWN_SETTINGS[settings["name"]] | settings
     if "elites" in settings:
         settings["elites"] = min(settings["elites"], settings["samples"])
@@ -109,7 +111,7 @@ def check_predict(request: Document, answer: Document) -> None:
 def check_plan(request: Document, answer: Document) -> None:
     """Actions inside the bounds, with their cost, the settings of the search and latent ids."""
     assert answer.get("distance") is None  # the random model has no learned distance
-    assert answer.keys() - {"trajectory"} == PLAN_FIELDS
+    assert answer.keys() - {"trajectory", "states", "violations"} == PLAN_FIELDS
     solver = resolved_solver(request)
     check_array(answer["actions"], (solver["horizon"] * ACTION_BLOCK, ACTION_DIM))
     assert np.abs(answer["actions"]).max() <= 1
@@ -139,12 +141,33 @@ def check_search(request: Document, answer: Document, solver: Document) -> None:
         assert answer["candidates"] == sum(candidates)
     latent_ids = answer["latent_ids"]
     assert len(latent_ids["frames"]) == len(request["frames"])
-    assert all(map(LATENT_ID.fullmatch, [*latent_ids["frames"], latent_ids["goal"]]))
+    assert all(map(LATENT_ID.fullmatch, latent_ids["frames"]))
+    if "state" in request["goal"]:
+        assert latent_ids["goal"] == ""
+    else:
+        assert LATENT_ID.fullmatch(latent_ids["goal"])
+    check_states(request, answer, solver["horizon"])
     if "trajectory" in request.get("include", []):
         check_array(answer["trajectory"], (solver["horizon"], LATENT_DIM))
     else:
         assert answer.get("trajectory") is None
     assert answer["timing_ms"]["solve"] > 0
+
+
+def check_states(request: Document, answer: Document, horizon: int) -> None:
+    """The states at both ends of the plan, and the steps inside regions, if the request has any."""
+    if "state" not in request["goal"] and not request.get("avoid"):
+        assert answer.get("states") is None
+        assert not answer.get("violations")
+        return
+    for end in ("start", "end"):
+        states = answer["states"][end]
+        assert set(states) == set(STATES.states)
+        assert all(map(math.isfinite, states.values()))
+        assert abs(states["angle"]) <= 180
+    assert set(answer["violations"]) <= set(range(horizon))
+    if not request.get("avoid"):
+        assert answer["violations"] == []
 
 
 def check_fallback(request: Document, answer: Document) -> None:
@@ -153,6 +176,7 @@ def check_fallback(request: Document, answer: Document) -> None:
     controller = request["fallback"]["controller"]
     assert answer["fallback"] == {"controller": controller, "reason": "deadline"}
     assert (answer["cost"], answer["latent_ids"], answer.get("trajectory")) == (None, None, None)
+    assert answer.get("states") is None
     assert (answer["iterations"], answer["candidates"]) == (0, 0)
 
 

@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 import grpc
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 from lewm_client import PlannerError
 from tests.lewm_serve.support.certificates import Authority, CertificateFiles
+from tests.lewm_serve.support.inference_protocol import (
+    OipHttpDriver,
+    binary_outputs,
+    translate,
+)
 from tests.lewm_serve.support.keys import add_key, bearer, metadata
+from tests.lewm_serve.support.openpi import OBSERVATION, openpi
 from tests.lewm_serve.support.requests import plan
 from tests.lewm_serve.support.server_process import ROOT, ServerProcess
 from tests.patience import PATIENCE_S, wait_until
@@ -180,6 +188,92 @@ def test_keys_over_grpc(keyed: KeyedServer) -> None:
         assert line["key"] == "arm-1"
 
 
+def test_keys_over_openpi(keyed: KeyedServer) -> None:
+    with openpi(keyed.process, keyed.keys["arm-1"]) as connection:
+        answer = connection.infer(OBSERVATION)
+        (line,) = keyed.process.wait_logged(answer["request_id"])
+        assert (line["key"], line["protocol"], line["endpoint"]) == ("arm-1", "openpi", "plan")
+    for key, status in ((None, 401), ("wrong", 401), (keyed.keys["monitor"], 403)):
+        with pytest.raises(InvalidStatus, match=str(status)), openpi(keyed.process, key):
+            pass
+    text = keyed.get("/metrics", bearer(keyed.keys["monitor"])).text
+    assert 'lewm_requests_total{code="forbidden",endpoint="plan",protocol="openpi"} 1.0' in text
+
+
+def test_browsers_open_no_websocket_with_a_password(keyed: KeyedServer) -> None:
+    basic = base64.b64encode(f"me:{keyed.keys['arm-1']}".encode()).decode()
+    headers = {"Authorization": f"Basic {basic}"}
+    url = f"ws://127.0.0.1:{keyed.process.http_port}"
+    with (
+        pytest.raises(InvalidStatus, match="401"),
+        connect(url, additional_headers=headers, proxy=None),
+    ):
+        pass
+
+
+def test_each_observation_counts_for_the_limits_of_its_key(keyed: KeyedServer) -> None:
+    key = add_key(keyed.file, "slow-openpi", "infer", rate_per_s=0.001)
+    wait_until(lambda: accepts(keyed, key))
+    with openpi(keyed.process, key) as connection, openpi(keyed.process, key) as another:
+        assert connection.infer(OBSERVATION)["status"] == "completed"
+        for limited in (connection.infer(OBSERVATION), another.infer(OBSERVATION)):
+            assert limited.startswith("rate_limited: the key slow-openpi may send 0.001 requests")
+            assert "; try again in " in limited
+
+
+def test_a_revoked_key_ends_its_connection(keyed: KeyedServer) -> None:
+    key = add_key(keyed.file, "arm-8", "infer")
+    wait_until(lambda: accepts(keyed, key))
+    with openpi(keyed.process, key) as connection:
+        assert connection.infer(OBSERVATION)["status"] == "completed"
+        assert lewm("keys", "revoke", "arm-8", "--file", str(keyed.file)).returncode == 0
+        wait_until(lambda: not accepts(keyed, key))
+        assert connection.infer(OBSERVATION).startswith("unauthenticated: the key is wrong or has")
+        with pytest.raises(ConnectionClosed, match="1011"):
+            connection.receive()
+
+
+def accepts(keyed: KeyedServer, key: str) -> bool:
+    """Whether the server knows a key. The question does not count for its limits."""
+    try:
+        with openpi(keyed.process, key):
+            return True
+    except InvalidStatus:
+        return False
+
+
+def test_a_batch_counts_as_so_many_requests(keyed: KeyedServer) -> None:
+    request = translate("plan", plan())
+    pair = {
+        name: raw._replace(shape=[2, *raw.shape[1:]], data=2 * raw.data)
+        for name, raw in request.inputs.items()
+    }
+    for name, code in (("arm-1", "ok"), ("one-at-once", "rate_limited")):
+        headers = bearer(keyed.keys[name])
+        with httpx.Client(base_url=keyed.process.url, headers=headers) as client:
+            driver = OipHttpDriver(client)
+            answer = driver.infer(request._replace(inputs=pair))
+            if code == "ok":
+                assert binary_outputs(answer)["actions"].shape[0] == 2
+            else:
+                assert (answer.status_code, answer.json()["code"]) == (429, code)
+            assert driver.infer(request).status_code == 200  # nothing is counted any more
+
+
+def test_keys_of_the_open_inference_protocol(keyed: KeyedServer) -> None:
+    with httpx.Client(base_url=keyed.process.url) as client:
+        refused = OipHttpDriver(client).infer(translate("plan", plan()))
+        assert (refused.status_code, refused.headers["connection"]) == (401, "close")
+        assert refused.json()["error"].startswith("unauthenticated: expected a key")
+    with grpc.insecure_channel(keyed.process.target) as channel:
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")  # type: ignore[call-arg]
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", metadata=(("x-request-id", "oip without"),))
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        (line,) = keyed.process.wait_logged("oip without")
+        assert (line["protocol"], line["endpoint"]) == ("oip", "plan")
+
+
 def lewm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The result of a `lewm` command."""
     return subprocess.run(
@@ -209,10 +303,11 @@ def test_a_key_of_the_command_is_accepted_until_it_is_revoked(keyed: KeyedServer
 def test_a_broken_file_keeps_the_keys_and_is_logged(keyed: KeyedServer) -> None:
     text = keyed.file.read_text()
     keyed.file.write_text(text + "broken\n")
+    line = text.count("\n") + 1
 
     def is_logged() -> bool:
         assert keyed.post(plan(), bearer(keyed.keys["arm-1"])).status_code == 200
-        return "line 5: the line: Invalid JSON" in keyed.process.errors()
+        return f"line {line}: the line: Invalid JSON" in keyed.process.errors()
 
     wait_until(is_logged)
     keyed.file.write_text(text)
@@ -258,7 +353,7 @@ def test_a_server_does_not_start_with_an_unusable_file(
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_other_machines_are_not_served_without_a_check(host: str) -> None:
     result = lewm("serve", "--host", host, "--http-port", "0", "--grpc-port", "0")
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"lewm serve: LEWM_HOST (--host) is {host}, so other machines reach")
     for name in ("LEWM_KEYS_FILE", "LEWM_TLS_CLIENT_CA", "LEWM_INSECURE=1"):

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from lewm_client import PlannerClient
-from lewm_serve.constants import PROTOCOLS
 from lewm_serve.solvers import SOLVERS
-from tests.lewm_serve.support.drivers import Driver, GrpcDriver, RestDriver
+from tests.lewm_serve.support.drivers import DRIVERS, Driver, GrpcDriver, RestDriver
 from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels
 from tests.lewm_serve.support.requests import plan, plan_by, plan_with_solver, rows
 from tests.lewm_serve.transports.contract_cases import CASES, Case
@@ -15,7 +14,7 @@ from tests.lewm_serve.transports.contract_checks import CHECKS, given
 
 PROTOCOLS_AND_CASES = [
     pytest.param(protocol, case, id=f"{protocol}-{case}")
-    for protocol in PROTOCOLS
+    for protocol in DRIVERS
     for case in CASES
     if case.only in (None, protocol)
 ]

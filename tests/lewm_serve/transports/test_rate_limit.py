@@ -10,9 +10,8 @@ import pytest
 from lewm_client import PlannerClient
 from lewm_models import checkpoint
 from lewm_models.card import ModelCard
-from lewm_serve.constants import PROTOCOLS
 from lewm_serve.solvers import SOLVERS
-from tests.lewm_serve.support.drivers import Driver, GrpcDriver, RestDriver
+from tests.lewm_serve.support.drivers import DRIVERS, Driver, GrpcDriver, RestDriver
 from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels
 from tests.lewm_serve.support.random_model import write_random_model
 from tests.lewm_serve.support.requests import plan_by
@@ -46,7 +45,7 @@ def limited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
         yield process.wait_ready()
 
 
-@pytest.fixture(scope="module", params=PROTOCOLS)
+@pytest.fixture(scope="module", params=DRIVERS)
 def driver(request: pytest.FixtureRequest, limited_server: ServerProcess) -> Iterator[Driver]:
     if request.param == "rest":
         with httpx.Client(base_url=limited_server.url, timeout=PATIENCE_S) as client:

@@ -15,7 +15,7 @@ from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
 from lewm_client import frame
 from lewm_serve.access import file_watch
-from lewm_serve.settings import Settings
+from lewm_serve.settings import Settings, SettingsError
 from lewm_serve.transports.tls import Certificates, TlsError, load_certificates
 from tests.lewm_serve.support.certificates import (
     Authority,
@@ -308,10 +308,17 @@ def test_files_that_cannot_be_used(files: CertificateFiles, tmp_path: Path) -> N
         Certificates(files.certificate, files.key, None)
 
 
-@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tls_client_ca"])
-def test_a_setting_that_is_missing(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("tls_cert", "LEWM_TLS_KEY"),
+        ("tls_key", "LEWM_TLS_CERT"),
+        ("tls_client_ca", "LEWM_TLS_CERT and LEWM_TLS_KEY"),
+    ],
+)
+def test_a_setting_that_is_missing(name: str, missing: str) -> None:
     settings = Settings.model_validate({name: "/some/file"})
-    with pytest.raises(TlsError, match=f"LEWM_{name.upper()} is set: expected both"):
+    with pytest.raises(SettingsError, match=f"^LEWM_{name.upper()} is set, so set {missing} too$"):
         load_certificates(settings)
 
 

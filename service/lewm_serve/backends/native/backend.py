@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lewm_models.config import ACTIVATIONS, LeWMConfig
-from lewm_models.export.weights import Affine, LayerWeights, PredictorWeights, fold_modules
-from lewm_models.lewm import LeWM, PredictorLayer
+from lewm_models.config import LeWMConfig
+from lewm_models.distance.network import GoalDistance
+from lewm_models.lewm import LeWM
 from lewm_serve.backends.backend import (
+    Backend,
     ThreadedBackend,
     threads_change_rollouts,
     warm_up_rollouts,
@@ -25,20 +25,16 @@ from lewm_serve.backends.native.build import NativeUnavailable
 from lewm_serve.backends.native.weights import (
     HALF_MATRIX_BLOCK,
     MATRIX_BLOCK,
-    PackedFloatMap,
-    PackedMaps,
-    identity,
+    PackedDistance,
+    PackedPredictor,
     padded,
-    side_by_side,
 )
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 from lewm_serve.objectives import Objective
+from lewm_serve.objectives.distance import DistanceObjective
 
 MAX_WIDTH, MAX_HISTORY = 4096, 16
 """The limits of layers.h: `MAX_WIDTH` and `MAX_TOKENS`."""
-
-MAPS_PER_LAYER = 5
-"""The linear maps of `library.LayerMaps`; see `_layer_maps`."""
 
 Window = list[Tensor]
 """For each token its keys and values (L, panels, R, 32). A panel holds 32 columns, keys first, then
@@ -99,6 +95,11 @@ class NativeBackend:
             self._row_threads.choose_by_measurement(all_threads)
         self._float32_backend.adapt_threads(all_threads)
 
+    def renew_threads(self) -> None:
+        """See `ThreadedBackend`."""
+        self._row_threads.renew()
+        self._float32_backend.renew_threads()
+
     def encode(self, frames: Tensor) -> Tensor:
         """See `Backend.encode`."""
         return self._float32_backend.encode(frames)
@@ -148,26 +149,8 @@ class NativeKernel:
         self._layers = config.predictor_depth
         self._latent_dim = config.latent_dim
         self._inner = config.predictor_heads * config.predictor_head_dim
-        weights = PredictorWeights(model)
-        self._positions = torch.from_numpy(weights.positions).contiguous()
-        self._action_first = PackedFloatMap(weights.action_maps[0])
-        self._input_projection = (
-            None if weights.input_map is None else PackedFloatMap(weights.input_map)
-        )
-        layer_maps = [
-            linear for layer in weights.layers for linear in _layer_maps(layer, self._inner)
-        ]
-        self._packed = PackedMaps(
-            [
-                weights.action_maps[1],
-                *_modulation_maps(model),
-                *layer_maps,
-                weights.head.first,
-                *([] if weights.head.second is None else [weights.head.second]),
-            ]
-        )
-        self._head_norm = None if weights.head.norm is None else _head_norm(weights.head.norm)
-        self._model = self._pack(config, weights, use_tiles=use_tiles)
+        self._packed = PackedPredictor(model, use_tiles=use_tiles and has_tiles(code))
+        self._model = self._packed.predictor
 
     def begin(self, latents: Sequence[Tensor], actions: Tensor) -> tuple[Tensor, Window]:
         """See `Kernel`."""
@@ -220,58 +203,44 @@ class NativeKernel:
         """Memory for predicted latents, which the code writes in blocks of `MATRIX_BLOCK`."""
         return torch.empty(*shape, padded(self._latent_dim))
 
-    def _pack(
-        self, config: LeWMConfig, weights: PredictorWeights, *, use_tiles: bool
-    ) -> library.PredictorModel:
-        """The struct that the code reads; it points into memory that this object owns."""
-        layers = self._layers
-        action_second, *maps = self._packed.maps
-        modulations, maps = maps[:layers], maps[layers:]
-        maps_of_layers, head_maps = (
-            maps[: MAPS_PER_LAYER * layers],
-            maps[MAPS_PER_LAYER * layers :],
-        )
-        layer_maps = []
-        for index, layer in enumerate(weights.layers):
-            first = MAPS_PER_LAYER * index
-            key_value, query, out, mlp_first, mlp_second = maps_of_layers[
-                first : first + MAPS_PER_LAYER
-            ]
-            layer_maps.append(
-                library.LayerMaps(
-                    key_value=key_value,
-                    query=query,
-                    out=out,
-                    mlp_first=mlp_first,
-                    mlp_second=mlp_second,
-                    epsilons=(ctypes.c_float * 4)(*layer.epsilons),
-                )
+
+class NativeDistance(DistanceObjective):
+    """The learned distance, computed in bfloat16. Gradients are those of PyTorch, in float32."""
+
+    def __init__(self, network: GoalDistance, code: ctypes.CDLL, *, use_tiles: bool = True) -> None:
+        super().__init__(network, torch.device("cpu"))
+        self._code = code
+        self._packed = PackedDistance(network, use_tiles=use_tiles and has_tiles(code))
+
+    def blocks(self, latents: Tensor, goals: Tensor) -> Tensor:
+        """See `DistanceObjective`."""
+        if latents.requires_grad:
+            return super().blocks(latents, goals)
+        latents, goals = latents.contiguous(), goals.contiguous()
+        blocks = torch.empty(latents.shape[:-1])
+        goal_count = goals[..., 0].numel()
+        rows = blocks.numel() // goal_count
+        for index in range(goal_count):  # a plan each
+            self._code.goal_distances(
+                self._packed.network,
+                latents.data_ptr() + index * rows * latents.shape[-1] * latents.element_size(),
+                rows,
+                goals.data_ptr() + index * goals.shape[-1] * goals.element_size(),
+                blocks.data_ptr() + index * rows * blocks.element_size(),
             )
-        projection = library.FloatMap()  # without weights
-        if self._input_projection is not None:
-            projection = self._input_projection.map
-        return library.PredictorModel(
-            layer_maps=(library.LayerMaps * layers)(*layer_maps),
-            modulations=(library.LinearMap * layers)(*modulations),
-            positions=self._positions.data_ptr(),
-            layers=layers,
-            history=config.history,
-            latent=config.latent_dim,
-            width=config.predictor_width,
-            heads=config.predictor_heads,
-            head_width=config.predictor_head_dim,
-            action_first=self._action_first.map,
-            input_projection=projection,
-            action_second=action_second,
-            head_first=head_maps[0],
-            head_second=library.LinearMap() if len(head_maps) == 1 else head_maps[1],
-            head_norm=None if self._head_norm is None else self._head_norm.data_ptr(),
-            head_hidden=len(weights.head.first.bias),
-            head_norm_epsilon=weights.head.norm_epsilon,
-            head_activation=ACTIVATIONS.index(weights.head.activation),
-            epsilon=weights.final_epsilon,
-            use_tiles=use_tiles and bool(self._code.tiles_available()),
-        )
+        return blocks
+
+
+def distance_on(backend: Backend, distance: DistanceObjective) -> DistanceObjective:
+    """The learned distance as it is computed beside a backend: natively beside the native one."""
+    if not isinstance(backend, NativeBackend):
+        return distance
+    return NativeDistance(distance.network, backend.code)
+
+
+def has_tiles(code: ctypes.CDLL) -> bool:
+    """Whether the processor has AMX tiles, and this process may use them."""
+    return bool(code.tiles_available())
 
 
 def native_code(
@@ -318,11 +287,6 @@ def supports_head_norm(config: LeWMConfig) -> bool:
     return config.pred_proj_mlp <= MAX_WIDTH and config.pred_proj_mlp % HALF_MATRIX_BLOCK == 0
 
 
-def _head_norm(norm: Affine) -> Tensor:
-    """Scales and then offsets (2, hidden) of the LayerNorm in ``pred_proj``."""
-    return torch.stack([torch.from_numpy(norm.weight), torch.from_numpy(norm.bias)])
-
-
 def _keep_torch_on_one_thread() -> None:
     """Make PyTorch use one thread: its threads would compete with those of `RowThreads`.
 
@@ -330,22 +294,6 @@ def _keep_torch_on_one_thread() -> None:
     """
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
-
-
-def _layer_maps(layer: LayerWeights, inner: int) -> list[Affine]:
-    """The maps of a layer in the order in which they are used."""
-    key_value = side_by_side(layer.key, layer.value)
-    out = identity(inner) if layer.attention_out is None else layer.attention_out
-    return [key_value, layer.query, out, layer.mlp_first, layer.mlp_second]
-
-
-def _modulation_maps(model: LeWM) -> list[Affine]:
-    """Each layer's map from the condition to the modulations.
-
-    `PredictorWeights` adds 1 to the scales before it rounds them; the code adds it afterwards.
-    """
-    layers = (cast(PredictorLayer, layer) for layer in model.predictor.transformer.layers)
-    return [fold_modules(cast(nn.Linear, layer.adaLN_modulation[1])) for layer in layers]
 
 
 def _known_token(keys_values: Tensor) -> library.KnownToken:

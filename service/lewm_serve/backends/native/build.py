@@ -26,7 +26,9 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("vectors.h", "product.h", "layers.h", "predictor.cpp"))
+SOURCES = tuple(
+    FOLDER / name for name in ("vectors.h", "product.h", "layers.h", "distance.h", "predictor.cpp")
+)
 
 PLATFORM = "linux-x86_64"
 COMPILERS = ("c++", "g++", "clang++")

@@ -1,5 +1,5 @@
-// The parts of a predictor layer besides its products: layer norms, attention, and what is done
-// with the results of a product.
+// The parts of a predictor layer besides its products: layer norms, attention, small maps, and what
+// is done with the results of a product.
 //
 // Rows are candidates; the rows of several tokens lie token by token. Widths are those of the
 // model.
@@ -46,6 +46,22 @@ class Scratch {
 
    private:
     std::vector<T> memory_;
+};
+
+// A small linear map in float32.
+struct FloatMap {
+    const float* weight;      // (inputs, outputs)
+    const float* bias;        // (outputs,)
+    int64_t inputs, outputs;  // outputs are a multiple of 32
+
+    void operator()(const float* x, float* out) const {
+        for (int64_t output = 0; output < outputs; output += LANES) {
+            Floats total = load(bias + output);
+            for (int64_t i = 0; i < inputs; ++i)
+                total += x[i] * load(weight + i * outputs + output);
+            store(out + output, total);
+        }
+    }
 };
 
 // What a layer norm subtracts and multiplies by, repeated in all lanes.
@@ -217,6 +233,17 @@ inline auto add_gated(Panels<float> x, int64_t width, ConstPanels modulations,
         if (output < width)
             store(residual + LANES,
                   load(residual + LANES) + load(modulations.at(row, gate_column + output)) * high);
+    };
+}
+
+// Adds the products of an activation function of the results with weights (outputs,) to totals
+// (rows, 16), whose lanes are summed afterwards.
+template <Floats (*activation)(Floats)>
+auto add_weighted(float* totals, const float* weights) {
+    return [=](int64_t row, int64_t output, Floats low, Floats high) {
+        float* total = totals + row * LANES;
+        store(total, load(total) + activation(low) * load(weights + output) +
+                         activation(high) * load(weights + output + LANES));
     };
 }
 

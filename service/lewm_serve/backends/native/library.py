@@ -193,8 +193,8 @@ def read_ticks(code: ctypes.CDLL) -> tuple[int, dict[str, int]]:
     return now, dict(zip(WORK_KINDS, ticks, strict=True))
 
 
-# The structs that are passed to the code have the same names and fields in product.h (`LinearMap`)
-# and predictor.cpp.
+# The structs that are passed to the code have the same names and fields in product.h (`LinearMap`),
+# layers.h (`FloatMap`), distance.h (`DistanceNetwork`) and predictor.cpp.
 
 
 class LinearMap(ctypes.Structure):
@@ -264,7 +264,23 @@ class KnownToken(ctypes.Structure):
     )
 
 
-SHARED_STRUCTS = (LinearMap, FloatMap, LayerMaps, PredictorModel, KnownToken)
+class DistanceNetwork(ctypes.Structure):
+    """A learned distance from a goal."""
+
+    _fields_ = (
+        ("mean", ctypes.c_void_p),
+        ("inverse_std", ctypes.c_void_p),
+        ("latent_dim", ctypes.c_int64),
+        ("goal", FloatMap),
+        ("latent", LinearMap),
+        ("hidden", LinearMap),
+        ("output", ctypes.c_void_p),
+        ("output_bias", ctypes.c_float),
+        ("use_tiles", ctypes.c_int32),
+    )
+
+
+SHARED_STRUCTS = (LinearMap, FloatMap, LayerMaps, PredictorModel, KnownToken, DistanceNetwork)
 
 
 def check_structs(code: ctypes.CDLL) -> None:
@@ -312,3 +328,11 @@ def _declare_functions(code: ctypes.CDLL) -> None:
         pointer,  # predicted
     )
     code.roll_out.restype = None
+    code.goal_distances.argtypes = (
+        ctypes.POINTER(DistanceNetwork),
+        pointer,  # latents
+        size,  # rows
+        pointer,  # goal
+        pointer,  # out
+    )
+    code.goal_distances.restype = None

@@ -12,25 +12,9 @@
 
 #include <cstring>
 
-#include "layers.h"
+#include "distance.h"
 
 namespace {
-
-// A small linear map in float32.
-struct FloatMap {
-    const float* weight;      // (inputs, outputs)
-    const float* bias;        // (outputs,)
-    int64_t inputs, outputs;  // outputs are a multiple of 32
-
-    void operator()(const float* x, float* out) const {
-        for (int64_t output = 0; output < outputs; output += LANES) {
-            Floats total = load(bias + output);
-            for (int64_t i = 0; i < inputs; ++i)
-                total += x[i] * load(weight + i * outputs + output);
-            store(out + output, total);
-        }
-    }
-};
 
 // The activations of pred_proj, in the order of `lewm_models.config.ACTIVATIONS`.
 enum Activation { GELU, RELU, SILU };
@@ -242,7 +226,7 @@ struct SharedStruct {
 constexpr SharedStruct SHARED_STRUCTS[] = {
     {"LinearMap", sizeof(LinearMap)},   {"FloatMap", sizeof(FloatMap)},
     {"LayerMaps", sizeof(LayerMaps)},   {"PredictorModel", sizeof(PredictorModel)},
-    {"KnownToken", sizeof(KnownToken)},
+    {"KnownToken", sizeof(KnownToken)}, {"DistanceNetwork", sizeof(DistanceNetwork)},
 };
 
 }  // namespace
@@ -321,6 +305,12 @@ void roll_out(const PredictorModel* model, const KnownToken* shared, int64_t con
         if (grows) window.push_back({keys_values, rows, layer_stride});
         latents.push_back({out, stride});
     }
+}
+
+// The distances of latents (R, D), one row after the other, from a goal (D,) -> out (R,).
+void goal_distances(const DistanceNetwork* network, const float* latents, int64_t rows,
+                    const float* goal, float* out) {
+    compute_distances(*network, latents, rows, goal, out);
 }
 
 }  // extern "C"

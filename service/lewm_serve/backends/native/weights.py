@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections.abc import Sequence
+from itertools import islice
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lewm_models.export.weights import Affine
+from lewm_models.config import ACTIVATIONS
+from lewm_models.distance.network import GoalDistance
+from lewm_models.export.weights import Affine, LayerWeights, PredictorWeights, fold_modules
+from lewm_models.lewm import LeWM, PredictorLayer
 from lewm_serve.backends.native import library
 
 MATRIX_BLOCK = 32
 """Rows, inputs and outputs are multiplied in blocks of this size; `MATRIX_BLOCK` in product.h."""
 
 HALF_MATRIX_BLOCK = MATRIX_BLOCK // 2
+
+MAPS_PER_LAYER = 5
+"""The linear maps of `library.LayerMaps`, which are its first fields; see `_layer_maps`."""
+
 HUGE_PAGE_BYTES = 1 << 21
 
 
@@ -57,6 +67,92 @@ class PackedFloatMap:
             bias=self._bias.data_ptr(),
             inputs=inputs,
             outputs=padded(outputs),
+        )
+
+
+class PackedPredictor:
+    """A model's predictor. ``predictor`` points into memory that this object owns.
+
+    ``use_tiles``: multiply by AMX tiles, and not by AVX-512 dot products.
+    """
+
+    def __init__(self, model: LeWM, *, use_tiles: bool) -> None:
+        config = model.config
+        inner = config.predictor_heads * config.predictor_head_dim
+        weights = PredictorWeights(model)
+        self._positions = torch.from_numpy(weights.positions).contiguous()
+        self._action_first = PackedFloatMap(weights.action_maps[0])
+        self._input_projection = (
+            None if weights.input_map is None else PackedFloatMap(weights.input_map)
+        )
+        layers = config.predictor_depth
+        head_second = [] if weights.head.second is None else [weights.head.second]
+        self._packed = PackedMaps(
+            [
+                weights.action_maps[1],
+                *_modulation_maps(model),
+                *(linear for layer in weights.layers for linear in _layer_maps(layer, inner)),
+                weights.head.first,
+                *head_second,
+            ]
+        )
+        self._head_norm = None if weights.head.norm is None else _head_norm(weights.head.norm)
+        maps = iter(self._packed.maps)
+        action_second = next(maps)
+        modulations = tuple(islice(maps, layers))
+        layer_maps = [
+            library.LayerMaps(*islice(maps, MAPS_PER_LAYER), (ctypes.c_float * 4)(*layer.epsilons))
+            for layer in weights.layers
+        ]
+        projection = library.FloatMap()  # without weights
+        if self._input_projection is not None:
+            projection = self._input_projection.map
+        self.predictor = library.PredictorModel(
+            layer_maps=(library.LayerMaps * layers)(*layer_maps),
+            modulations=(library.LinearMap * layers)(*modulations),
+            positions=self._positions.data_ptr(),
+            layers=layers,
+            history=config.history,
+            latent=config.latent_dim,
+            width=config.predictor_width,
+            heads=config.predictor_heads,
+            head_width=config.predictor_head_dim,
+            action_first=self._action_first.map,
+            input_projection=projection,
+            action_second=action_second,
+            head_first=next(maps),
+            head_second=next(maps, library.LinearMap()),
+            head_norm=None if self._head_norm is None else self._head_norm.data_ptr(),
+            head_hidden=len(weights.head.first.bias),
+            head_norm_epsilon=weights.head.norm_epsilon,
+            head_activation=ACTIVATIONS.index(weights.head.activation),
+            epsilon=weights.final_epsilon,
+            use_tiles=use_tiles,
+        )
+
+
+class PackedDistance:
+    """A learned distance. ``network`` points into memory that this object owns."""
+
+    def __init__(self, distance: GoalDistance, *, use_tiles: bool) -> None:
+        latent, goal, hidden = map(fold_modules, (distance.latent, distance.goal, distance.hidden))
+        self._mean = distance.mean.float().contiguous()
+        self._inverse_std = 1 / distance.std.float()
+        self._goal = PackedFloatMap(Affine(goal.weight, latent.bias))
+        self._packed = PackedMaps([latent, hidden])
+        self._output = torch.zeros(padded(len(hidden.bias)))
+        self._output[: len(hidden.bias)] = distance.output.weight[0]
+        latent_map, hidden_map = self._packed.maps
+        self.network = library.DistanceNetwork(
+            mean=self._mean.data_ptr(),
+            inverse_std=self._inverse_std.data_ptr(),
+            latent_dim=distance.latent_dim,
+            goal=self._goal.map,
+            latent=latent_map,
+            hidden=hidden_map,
+            output=self._output.data_ptr(),
+            output_bias=float(distance.output.bias),
+            use_tiles=use_tiles,
         )
 
 
@@ -110,3 +206,24 @@ def _huge_pages(size: int) -> Tensor:
     values = torch.frombuffer(memory, dtype=torch.bfloat16)
     begin = -values.data_ptr() % HUGE_PAGE_BYTES // 2
     return values[begin : begin + size]
+
+
+def _layer_maps(layer: LayerWeights, inner: int) -> list[Affine]:
+    """The maps of a layer in the order in which they are used."""
+    key_value = side_by_side(layer.key, layer.value)
+    out = identity(inner) if layer.attention_out is None else layer.attention_out
+    return [key_value, layer.query, out, layer.mlp_first, layer.mlp_second]
+
+
+def _modulation_maps(model: LeWM) -> list[Affine]:
+    """Each layer's map from the condition to the modulations.
+
+    `PredictorWeights` adds 1 to the scales before it rounds them; the code adds it afterwards.
+    """
+    layers = (cast(PredictorLayer, layer) for layer in model.predictor.transformer.layers)
+    return [fold_modules(cast(nn.Linear, layer.adaLN_modulation[1])) for layer in layers]
+
+
+def _head_norm(norm: Affine) -> Tensor:
+    """Scales and then offsets (2, hidden) of the LayerNorm in ``pred_proj``."""
+    return torch.stack([torch.from_numpy(norm.weight), torch.from_numpy(norm.bias)])

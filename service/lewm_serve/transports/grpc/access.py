@@ -16,6 +16,7 @@ from lewm_serve.constants import Endpoint
 from lewm_serve.errors import ServiceError
 from lewm_serve.transports.exchange import Exchange, RequestRecorder
 from lewm_serve.transports.grpc.calls import (
+    INFERENCE_SERVICE,
     KEY_OF_CALL,
     SERVICE,
     abort,
@@ -28,12 +29,22 @@ from lewm_serve.transports.grpc.transfers import Call
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 """The only service that needs no key."""
 
+OPEN_METHODS = (
+    f"/{INFERENCE_SERVICE}/ServerLive",
+    f"/{INFERENCE_SERVICE}/ServerReady",
+)
+"""The methods of other services that need no key either."""
+
 METHODS: dict[str, tuple[Endpoint, frozenset[Role]]] = {
     f"/{SERVICE}/Encode": ("encode", INFER),
     f"/{SERVICE}/Predict": ("predict", INFER),
     f"/{SERVICE}/Plan": ("plan", INFER),
     f"/{SERVICE}/ListModels": ("models", INFER | READ),
     f"/{SERVICE}/GetModel": ("models", INFER | READ),
+    f"/{INFERENCE_SERVICE}/ServerMetadata": ("models", INFER | READ),
+    f"/{INFERENCE_SERVICE}/ModelMetadata": ("models", INFER | READ),
+    f"/{INFERENCE_SERVICE}/ModelReady": ("models", INFER | READ),
+    f"/{INFERENCE_SERVICE}/ModelInfer": ("plan", INFER),
     f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": ("other", READ),
 }
 """The endpoint of each method, and the roles of which any opens it. A method that is not listed
@@ -59,7 +70,7 @@ class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """The handler of a call."""
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
-        if method.startswith(f"/{HEALTH_SERVICE}/"):
+        if method.startswith(f"/{HEALTH_SERVICE}/") or method in OPEN_METHODS:
             return handler
         if handler.stream_unary is not None:
             return handler._replace(stream_unary=self._checked(method, handler.stream_unary))
@@ -73,7 +84,8 @@ class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 key = await self._keys.start(presented, roles, method)
             except ServiceError as error:
-                context = call_context(call, endpoint)
+                is_inference = method.startswith(f"/{INFERENCE_SERVICE}/")
+                context = call_context(call, endpoint, "oip" if is_inference else "grpc")
                 operation = operation_of("_OTHER" if roles is None else method.removeprefix("/"))
                 exchange = Exchange(context, operation, code=error.code)
                 self._recorder.record(exchange, error.grpc_status)

@@ -11,11 +11,12 @@ import grpc
 
 from lewm_serve.access.keys import Key, client_of
 from lewm_serve.api.requests import RequestContext, printable_or_none, request_id_from
-from lewm_serve.constants import Endpoint
+from lewm_serve.constants import Endpoint, Protocol
 from lewm_serve.errors import ServiceError
 from lewm_serve.transports.grpc.transfers import Call
 
 SERVICE = "lewm.v1.PlannerService"
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
 
 MAX_DETAIL_CHARACTERS = 1000
 """gRPC sends details in a header, which must stay small."""
@@ -24,7 +25,7 @@ KEY_OF_CALL: ContextVar[Key | None] = ContextVar("key_of_call", default=None)
 """The key of the call that this task answers."""
 
 
-def call_context(call: Call, endpoint: Endpoint) -> RequestContext:
+def call_context(call: Call, endpoint: Endpoint, protocol: Protocol = "grpc") -> RequestContext:
     """The context of a call that has just arrived."""
     now = time.monotonic()
     remaining_s = call.time_remaining()
@@ -37,7 +38,7 @@ def call_context(call: Call, endpoint: Endpoint) -> RequestContext:
     return RequestContext(
         request_id=request_id_from(headers.get("x-request-id")),
         endpoint=endpoint,
-        protocol="grpc",
+        protocol=protocol,
         received=now,
         deadline=deadline,
         traceparent=printable_or_none(headers.get("traceparent")),

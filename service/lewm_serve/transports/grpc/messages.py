@@ -7,9 +7,11 @@ would hold, with arrays instead of nested lists, and is validated in the same wa
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.descriptor import Descriptor
@@ -25,6 +27,9 @@ MAX_TENSOR_AXES = 4
 
 MAX_LIST_ITEMS = MAX_FRAMES_PER_REQUEST + 1
 """Longer lists are refused in any case, so the rest of them is not read."""
+
+
+T = TypeVar("T")
 
 
 class _Field(NamedTuple):
@@ -80,7 +85,16 @@ def to_document(message: Message, path: str = "") -> dict[str, Any]:
 def _to_value(value: Any, path: str) -> Any:
     if isinstance(value, pb.Tensor):
         return to_array(value, path)
+    if isinstance(value, pb.States):
+        return dict(_first(value.values.items()))
+    if isinstance(value, pb.StateBox):
+        return {name: [item.low, item.high] for name, item in _first(value.ranges.items())}
     return to_document(value, path) if isinstance(value, Message) else value
+
+
+def _first(items: Iterable[T]) -> Iterator[T]:
+    """As many items as can be used, and one more, which is refused."""
+    return islice(items, MAX_LIST_ITEMS)
 
 
 def to_array(tensor: pb.Tensor, field: str) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The methods of `PlannerService`, from the bytes of a call to the bytes of its answer.
+"""The methods of a service, from the bytes of a call to the bytes of its answer.
 
 Messages are parsed here and not by the gRPC library, so that bytes that are not a message, unknown
 methods and unexpected errors end like every other error: with a code and a request id.
@@ -26,7 +26,7 @@ from lewm_serve.api.requests import (
     request_id_from,
 )
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
-from lewm_serve.constants import Endpoint
+from lewm_serve.constants import Endpoint, Protocol
 from lewm_serve.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -57,8 +57,16 @@ RequestT = TypeVar("RequestT", bound=RequestModel)
 ResponseT = TypeVar("ResponseT", EncodeResponse, PredictResponse, PlanResponse)
 
 
-class PlannerMethods:
-    """The handlers of all methods."""
+class Methods:
+    """What the methods of a service share: from the bytes of a call to those of its answer.
+
+    Attributes:
+        service: the full name of the service.
+        protocol: what it is called in metrics.
+    """
+
+    service: str
+    protocol: Protocol
 
     def __init__(
         self,
@@ -74,6 +82,69 @@ class PlannerMethods:
         self.memory = memory
         self.recorder = recorder
         self.transfers = transfers
+
+    def handler(
+        self,
+        method: str,
+        endpoint: Endpoint,
+        answer: Callable[[bytes, Exchange], Awaitable[Message]],
+    ) -> Handler:
+        """A handler that sends the errors of ``answer`` to the client and records the call."""
+        operation = operation_of(f"{self.service}/{method}")
+
+        async def handle(_messages: object, call: Call) -> bytes:
+            started = time.monotonic()
+            error: ServiceError | None = None
+            try:
+                try:
+                    data = await self.transfers.receive(call)
+                finally:
+                    context = call_context(call, endpoint, self.protocol)
+                    exchange = Exchange(context, operation, started=started)
+                with self.memory.reserve() as reservation:
+                    reservation.add(len(data))
+                    message = await answer(data, exchange)
+                call.set_trailing_metadata((("request_id", context.request_id),))
+                return self._serialize(message, call)
+            except ServiceError as service_error:
+                error = service_error
+            except asyncio.CancelledError:
+                remaining_s = call.time_remaining()
+                expired = remaining_s is not None and remaining_s <= 0
+                error = DeadlineExceeded("the call's deadline") if expired else Cancelled()
+                raise
+            except Exception:
+                log.exception("internal error", request_id=context.request_id)
+                error = Internal(context.request_id)
+            finally:
+                self._record_later(exchange, error)
+            # Only a refused call gets here: a success has returned, a cancelled one has raised.
+            await abort(call, error, context.request_id)
+
+        return handle
+
+    def _record_later(self, exchange: Exchange, error: ServiceError | None) -> None:
+        """Record the call in the event loop's next round, so that the answer is sent first."""
+        status = "OK"
+        if error is not None:
+            exchange.code, status = error.code, error.grpc_status
+        if error is None and not exchange.is_recorded:
+            return
+        asyncio.get_running_loop().call_soon(self.recorder.record, exchange, status)
+
+    def _serialize(self, message: Message, call: Call) -> bytes:
+        started = time.monotonic()
+        data = message.SerializeToString()
+        self.metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
+        self.transfers.hold_answer(call, len(data))
+        return data
+
+
+class PlannerMethods(Methods):
+    """The handlers of `PlannerService`."""
+
+    service = SERVICE
+    protocol = "grpc"
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
         """gRPC's handler of each method, by the method's name."""
@@ -103,15 +174,10 @@ class PlannerMethods:
                 work=planner.plan,
                 response_message=pb.PlanResponse,
             ),
-            "ListModels": self._handler("ListModels", "models", self._list_models),
-            "GetModel": self._handler("GetModel", "models", self._get_model),
+            "ListModels": self.handler("ListModels", "models", self._list_models),
+            "GetModel": self.handler("GetModel", "models", self._get_model),
         }
-        # The library would call a handler of a single message only when it has the whole message.
-        # On the wire there is no difference.
-        return {
-            name: grpc.stream_unary_rpc_method_handler(handler)
-            for name, handler in handlers.items()
-        }
+        return of_bytes(handlers)
 
     def _inference_handler(
         self,
@@ -132,12 +198,11 @@ class PlannerMethods:
             exchange.response = response
             return response_message(**to_message_fields(response))
 
-        return self._handler(method, endpoint, answer)
+        return self.handler(method, endpoint, answer)
 
     async def _list_models(self, data: bytes, _exchange: Exchange) -> Message:
         to_document(parse_message(pb.ListModelsRequest, data))
-        models = [pb.Model(**to_message_fields(model)) for model in self.planner.describe_models()]
-        return pb.ListModelsResponse(models=models)
+        return pb.ListModelsResponse(**to_message_fields(self.planner.describe_models()))
 
     async def _get_model(self, data: bytes, exchange: Exchange) -> Message:
         request = parse_message(pb.GetModelRequest, data)
@@ -145,60 +210,6 @@ class PlannerMethods:
         to_document(request)
         model = self.planner.describe_model(request.name)
         return pb.GetModelResponse(model=pb.Model(**to_message_fields(model)))
-
-    def _handler(
-        self,
-        method: str,
-        endpoint: Endpoint,
-        answer: Callable[[bytes, Exchange], Awaitable[Message]],
-    ) -> Handler:
-        """A handler that sends the errors of ``answer`` to the client and records the call."""
-        operation = operation_of(f"{SERVICE}/{method}")
-
-        async def handle(_messages: object, call: Call) -> bytes:
-            started = time.monotonic()
-            error: ServiceError | None = None
-            try:
-                try:
-                    data = await self.transfers.receive(call)
-                finally:
-                    context = call_context(call, endpoint)
-                    exchange = Exchange(context, operation, started=started)
-                with self.memory.reserve() as reservation:
-                    reservation.add(len(data))
-                    message = await answer(data, exchange)
-                call.set_trailing_metadata((("request_id", context.request_id),))
-                return self._serialize(message, call)
-            except ServiceError as service_error:
-                error = service_error
-            except asyncio.CancelledError:
-                remaining_s = call.time_remaining()
-                expired = remaining_s is not None and remaining_s <= 0
-                error = DeadlineExceeded("the call's deadline") if expired else Cancelled()
-                raise
-            except Exception:
-                log.exception("internal error", request_id=context.request_id)
-                error = Internal(context.request_id)
-            finally:
-                self._record_later(exchange, error)
-            # Only a refused call gets here: a success has returned, a cancelled one has raised.
-            await abort(call, error, context.request_id)
-
-        return handle
-
-    def _record_later(self, exchange: Exchange, error: ServiceError | None) -> None:
-        """Record the call in the event loop's next round, so that the answer is sent first."""
-        status = "OK"
-        if error is not None:
-            exchange.code, status = error.code, error.grpc_status
-        asyncio.get_running_loop().call_soon(self.recorder.record, exchange, status)
-
-    def _serialize(self, message: Message, call: Call) -> bytes:
-        started = time.monotonic()
-        data = message.SerializeToString()
-        self.metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
-        self.transfers.hold_answer(call, len(data))
-        return data
 
 
 class LibraryMethods(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -217,7 +228,11 @@ class LibraryMethods(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def answer_once(_messages: object, call: Call) -> Any:
             async with self._refusing(call):
                 message = handler.request_deserializer(await self.transfers.receive(call))
-                response = await handler.unary_unary(message, call)
+                try:
+                    response = await handler.unary_unary(message, call)
+                except NotImplementedError:  # a method such as List, which the library only names
+                    method = shorten(handler_call_details.method)
+                    raise UnknownRoute(f"there is no {method}") from None
                 self.transfers.hold_answer(call, response.ByteSize())
                 return response
 
@@ -287,6 +302,17 @@ class UnknownMethods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             await abort(call, error, context.request_id)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def of_bytes(handlers: dict[str, Handler]) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
+    """gRPC's handler of each method, by the method's name.
+
+    The library would call a handler of a single message only when it has the whole message. On the
+    wire there is no difference.
+    """
+    return {
+        name: grpc.stream_unary_rpc_method_handler(handler) for name, handler in handlers.items()
+    }
 
 
 def parse_message(kind: type[MessageT], data: bytes) -> MessageT:

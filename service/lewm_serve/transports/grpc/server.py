@@ -18,7 +18,8 @@ from lewm_serve.settings import Settings
 from lewm_serve.transports.addresses import join, listen
 from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
 from lewm_serve.transports.grpc.access import HEALTH_SERVICE, KeyCheck
-from lewm_serve.transports.grpc.calls import SERVICE
+from lewm_serve.transports.grpc.calls import INFERENCE_SERVICE, SERVICE
+from lewm_serve.transports.grpc.inference_protocol import InferenceProtocolMethods
 from lewm_serve.transports.grpc.methods import LibraryMethods, PlannerMethods, UnknownMethods
 from lewm_serve.transports.grpc.transfers import Transfers
 from lewm_serve.transports.tls import Certificates
@@ -82,19 +83,20 @@ class GrpcServer:
                 ("grpc.server_handshake_timeout_ms", round(1000 * settings.receive_s)),
             ),
         )
-        methods = PlannerMethods(
-            planner,
-            metrics=metrics,
-            memory=memory,
-            recorder=recorder,
-            transfers=self._transfers,
-        )
-        generic = grpc.method_handlers_generic_handler(SERVICE, methods.handlers())
-        self._server.add_generic_rpc_handlers((generic,))
+        for kind in (PlannerMethods, InferenceProtocolMethods):
+            methods = kind(
+                planner,
+                metrics=metrics,
+                memory=memory,
+                recorder=recorder,
+                transfers=self._transfers,
+            )
+            generic = grpc.method_handlers_generic_handler(kind.service, methods.handlers())
+            self._server.add_generic_rpc_handlers((generic,))
         self._health = health.HealthServicer()
         add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
+            (SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
         )
         self._server.add_generic_rpc_handlers((UnknownMethods(recorder),))
         assert pb.DESCRIPTOR.services_by_name["PlannerService"].full_name == SERVICE
@@ -130,10 +132,10 @@ class GrpcServer:
         self._transfers.relieve(self._max_connections)
 
     async def set_ready(self, ready: bool) -> None:
-        """Set what the health service says about the whole server and the planner's service."""
+        """Set what the health service says about the whole server and its services."""
         serving = health_pb2.HealthCheckResponse.SERVING
         status = serving if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE):
+        for name in ("", SERVICE, INFERENCE_SERVICE):
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:

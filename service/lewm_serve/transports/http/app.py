@@ -6,8 +6,12 @@ Every error is an `application/problem+json` document (RFC 9457), also on unknow
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from collections.abc import Callable
+from functools import partial
 from http import HTTPMethod
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -19,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lewm_serve.access.keys import Keys
 from lewm_serve.api.requests import RequestContext, printable_or_none, request_id_from
-from lewm_serve.constants import ENDPOINTS, Endpoint
+from lewm_serve.constants import ENDPOINTS, Endpoint, Protocol
 from lewm_serve.errors import (
     Cancelled,
     Forbidden,
@@ -35,8 +39,11 @@ from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
 from lewm_serve.transports.exchange import Exchange, RequestMemory, RequestRecorder, exchange_of
-from lewm_serve.transports.http import docs, openapi
-from lewm_serve.transports.http.access import KeyMiddleware
+from lewm_serve.transports.http import docs, home, openapi
+from lewm_serve.transports.http.access import CONSOLE_PATH, OPEN_PATHS, KeyMiddleware
+from lewm_serve.transports.http.admin import admin_routes
+from lewm_serve.transports.http.inference_protocol import InferenceProtocolRoutes
+from lewm_serve.transports.http.openpi import OpenpiRoute
 from lewm_serve.transports.http.problems import problem_response
 from lewm_serve.transports.http.proxies import (
     MONITORING_PATHS,
@@ -49,18 +56,28 @@ from lewm_serve.transports.http.routes import (
     model_routes,
     operation_routes,
 )
+from lewm_serve.transports.http.websocket import OFFER, WEBSOCKET_PATH, WebSocketConnection
+from lewm_serve.transports.inference_protocol.service import InferenceService
+from lewm_serve.transports.openpi.session import OpenpiService
+
+if TYPE_CHECKING:
+    from lewm_serve.transports.http.console.data import ConsoleData
 
 TITLE = "LeWM planner"
 API_VERSION = "1"
 
 UNRECORDED_PATHS = (
     *MONITORING_PATHS,
+    *OPEN_PATHS,
     "/openapi.json",
     docs.DOCS_PATH,
     *docs.ASSET_PATHS,
+    CONSOLE_PATH,
 )
 """Not logged and not counted: they are for operators and monitoring, which requests some of them
-every few seconds."""
+every few seconds. Nor is what the console's pages ask for, except the plans that they make."""
+
+CONSOLE_PLANS = re.compile(f"{CONSOLE_PATH}/api/plans/[^/]+/replay")
 
 KEY_REFUSALS = (Unauthenticated.code, Forbidden.code)
 """The codes of refusals that are recorded on every path."""
@@ -88,10 +105,13 @@ def create_app(
     memory: RequestMemory,
     recorder: RequestRecorder,
     keys: Keys | None,
+    is_local: Callable[[], bool] = lambda: False,
+    console: ConsoleData | None = None,
 ) -> tuple[ASGIApp, ASGIApp]:
     """The application that serves a planner over HTTP, and the one for monitoring alone.
 
-    None for keys: clients need none.
+    None for keys: clients need none. ``is_local`` says whether only this machine can reach the
+    server. None for ``console``: there is no console.
     """
     app = FastAPI(
         title=TITLE,
@@ -99,18 +119,49 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=lambda route: route.name,
         telemetry=NO_TELEMETRY,
     )
     inference = InferenceRoutes(planner, settings, metrics=metrics, memory=memory)
-    for router in (inference.router(), model_routes(planner)):
+    admin = admin_routes(
+        planner,
+        cors_origins=settings.cors_origins,
+        is_local=is_local if keys is None else None,
+    )
+    for router in (inference.router(), model_routes(planner), admin):
         app.include_router(router)
         app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(operation_routes(planner, metrics))
+    oip = InferenceProtocolRoutes(
+        InferenceService(planner), settings, metrics=metrics, memory=memory
+    )
+    app.include_router(oip.router())
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_exception)
+    openpi = OpenpiService(planner, metrics=metrics, recorder=recorder, keys=keys)
+    make_connection = partial(
+        WebSocketConnection,
+        memory=memory,
+        max_message_bytes=settings.max_body_bytes,
+        receive_s=settings.receive_s,
+    )
+    app.router.routes.append(OpenpiRoute(openpi, make_connection, settings.cors_origins))
     openapi.install(app, needs_key=keys is not None)
     docs.install(app)
+    home.install(
+        app,
+        planner,
+        has_console=console is not None,
+        has_metrics=settings.metrics_port is None,
+    )
+    if console is not None:
+        from lewm_serve.transports.http.console import install as install_console
+
+        install_console(
+            app, planner, console, metrics=metrics, memory=memory, recorder=recorder, keys=keys
+        )
     checked = app if keys is None else KeyMiddleware(app, keys)
     if settings.metrics_port is None:
         main: ASGIApp = checked
@@ -133,12 +184,13 @@ class ExchangeMiddleware:
             return
         headers = Headers(scope=scope)
         request_id = request_id_from(headers.get("x-request-id"))
-        endpoint = _endpoint_of(scope["path"])
+        protocol = _protocol_of(scope)
+        endpoint = "plan" if protocol == "openpi" else _endpoint_of(scope["path"])
         exchange = Exchange(
             RequestContext(
                 request_id=request_id,
                 endpoint=endpoint,
-                protocol="rest",
+                protocol=protocol,
                 received=time.monotonic(),
                 traceparent=printable_or_none(headers.get("traceparent")),
                 robot=printable_or_none(headers.get("lewm-robot")),
@@ -168,12 +220,37 @@ class ExchangeMiddleware:
             # `_on_exception` has answered the client. Only the log gets the cause.
             log.exception("internal error", request_id=request_id)
         finally:
-            if scope["path"] not in UNRECORDED_PATHS or exchange.code in KEY_REFUSALS:
+            is_recorded = exchange.is_recorded and _is_recorded(scope["path"], protocol)
+            if is_recorded or exchange.code in KEY_REFUSALS:
                 exchange.operation = _operation(scope)
                 self.recorder.record(exchange, status)
 
 
+def _is_recorded(path: str, protocol: Protocol) -> bool:
+    if path == home.HOME_PATH:
+        return protocol == "openpi"
+    if path.startswith(f"{CONSOLE_PATH}/"):
+        return CONSOLE_PLANS.fullmatch(path) is not None
+    return path not in UNRECORDED_PATHS
+
+
+def _protocol_of(scope: Scope) -> Protocol:
+    path = scope["path"]
+    if OFFER in scope and path == WEBSOCKET_PATH:
+        return "openpi"
+    return "oip" if _is_inference_protocol(path) else "rest"
+
+
+def _is_inference_protocol(path: str) -> bool:
+    return path == "/v2" or path.startswith("/v2/")
+
+
 def _endpoint_of(path: str) -> Endpoint:
+    """What a path asks for. An inference request of `/v2` says so later, in its body."""
+    if _is_inference_protocol(path):
+        return "plan" if path.endswith("/infer") else "models"
+    if CONSOLE_PLANS.fullmatch(path):
+        return "plan"
     first_part = path.removeprefix("/v1").strip("/").partition("/")[0]
     return next((endpoint for endpoint in ENDPOINTS if endpoint == first_part), "other")
 

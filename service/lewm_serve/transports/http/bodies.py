@@ -11,13 +11,15 @@ import base64
 import codecs
 import re
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 from pydantic_core import from_json
 from starlette.requests import Request
+from starlette.responses import Response as HttpResponse
+from starlette.types import Receive, Scope, Send
 
 from lewm_serve.api.responses import EncodeResponse, PlanResponse, PredictResponse
 from lewm_serve.constants import JSON_MEDIA_TYPE
@@ -28,7 +30,12 @@ from lewm_serve.errors import (
     UnsupportedMediaType,
     shorten,
 )
-from lewm_serve.transports.exchange import MemoryReservation, Response
+from lewm_serve.transports.exchange import MemoryReservation, RequestMemory, Response
+
+BINARY_MEDIA_TYPE = "application/octet-stream"
+
+JSON_BYTES_PER_VALUE = 12
+"""The approximate size of a float32 in JSON."""
 
 MAX_JSON_VALUES = 300_000
 """A parsed number takes up to 30 times the bytes of its text. Larger arrays belong on gRPC."""
@@ -48,18 +55,24 @@ GZIP_PIECE_BYTES = 128 * 1024
 
 
 async def read_body(
-    request: Request, *, limit: int, timeout_s: float, memory: MemoryReservation
+    request: Request,
+    *,
+    limit: int,
+    timeout_s: float,
+    memory: MemoryReservation,
+    media_types: Sequence[str] = (JSON_MEDIA_TYPE,),
 ) -> bytearray:
     """The whole body. Its bytes are counted in ``memory``.
 
     Raises:
-        UnsupportedMediaType: it is not declared as JSON, or has an encoding other than gzip.
+        UnsupportedMediaType: it is not declared as one of the media types (an empty one stands for
+            no declaration), or has an encoding other than gzip.
         BodyTooLarge: it has more than ``limit`` bytes, before or after it is decompressed.
         MalformedJson: it is declared as gzip, and is not.
         RequestTimeout: it does not arrive within ``timeout_s`` seconds.
         Overloaded: the server holds too many bytes already.
     """
-    is_gzip = _check_media_type(request)
+    is_gzip = _check_media_type(request, media_types)
     announced = request.headers.get("content-length", "0")
     if int(announced) > limit:
         raise BodyTooLarge(f"body: received {announced} bytes, expected at most {limit}")
@@ -98,6 +111,12 @@ async def _decompressed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             await asyncio.sleep(0)
     if not decompressor.eof:
         raise MalformedJson("body: received gzip data without its end")
+
+
+async def disconnected(request: Request) -> None:
+    """Wait until the client disconnects."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def parse_json(body: bytearray) -> object:
@@ -151,8 +170,11 @@ def response_to_json(response: Response, latent_encoding: str) -> bytes:
         document["latents"] = [
             vars(item) | {"latent": _to_base64(item.latent)} for item in response.latents
         ]
-    if isinstance(response, PlanResponse) and response.trajectory is None:
-        del document["trajectory"]
+    if isinstance(response, PlanResponse):
+        if response.trajectory is None:
+            del document["trajectory"]
+        if response.states is None:
+            del document["states"], document["violations"]
     # orjson passes arrays that are not C-contiguous to `tolist`, which is slower.
     return orjson.dumps(document, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY)
 
@@ -169,20 +191,50 @@ def count_values(response: Response) -> int:
             return response.actions.size + (0 if trajectory is None else trajectory.size)
 
 
+class LargeResponse(HttpResponse):
+    """An answer whose bytes count as held by the server until the client has read most of them."""
+
+    def __init__(
+        self,
+        content: bytes,
+        memory: RequestMemory,
+        *,
+        media_type: str = JSON_MEDIA_TYPE,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(content, media_type=media_type, headers=headers)
+        self._memory = memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer.
+
+        Raises:
+            Overloaded: the server holds too many bytes already.
+        """
+        with self._memory.reserve() as reservation:
+            reservation.add(len(self.body))
+            head = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **head})
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            # Waits until the client has read what was sent before.
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def _to_base64(latent: np.ndarray[Any, Any]) -> str:
     return base64.b64encode(latent.astype("<f4").tobytes()).decode("ascii")
 
 
-def _check_media_type(request: Request) -> bool:
+def _check_media_type(request: Request, media_types: Sequence[str]) -> bool:
     """Whether the body is gzip data.
 
     Raises:
-        UnsupportedMediaType: it is neither JSON nor JSON in gzip.
+        UnsupportedMediaType: it is of none of the media types, or compressed otherwise.
     """
     received = request.headers.get("content-type", "")
-    if received.partition(";")[0].strip().lower() != JSON_MEDIA_TYPE:
+    if received.partition(";")[0].strip().lower() not in media_types:
+        expected = " or ".join(filter(None, media_types))
         raise UnsupportedMediaType(
-            f"content-type: received {shorten(received)}, expected {JSON_MEDIA_TYPE}"
+            f"content-type: received {shorten(received)}, expected {expected}"
         )
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip"):

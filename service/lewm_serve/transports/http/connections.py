@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from lewm_serve.transports.http.access import OPEN_PATHS
+
 PROBE_CONNECTIONS = 32
 """Connections beyond the limit. They get answers from `PROBE_PATHS` alone, so that a server whose
 connections are all in use does not seem to be dead."""
@@ -13,7 +15,7 @@ MIN_WAITING_S = 1.0
 """How long a connection must have waited before it is closed for a new one. A robot that plans
 every second keeps its connection, however many others connect."""
 
-PROBE_PATHS = (b"/healthz", b"/readyz", b"/metrics")
+PROBE_PATHS = tuple(path.encode() for path in (*OPEN_PATHS, "/metrics"))
 
 
 class Connection(Protocol):
@@ -71,10 +73,10 @@ class Connections:
     Attributes:
         slots: for all requests.
         probe_slots: for probes, when all other slots are in use.
-        draining: whether each connection is closed after its next answer.
+        closing: whether each connection is closed after its next answer.
     """
 
     def __init__(self, limit: int) -> None:
         self.slots = ConnectionSlots(limit, MIN_WAITING_S)
         self.probe_slots = ConnectionSlots(PROBE_CONNECTIONS, 0.0)
-        self.draining = False
+        self.closing = False

@@ -83,6 +83,16 @@ REQUESTS: dict[InferenceEndpoint, dict[str, Document]] = {
             "solver": {"objective": "distance"},
             "seed": 7,
         },
+        "states": {
+            "frames": [{"image": START_FRAME}],
+            "goal": {"state": {"x": 160, "y": 60}},
+            "avoid": [
+                {"state": {"x": [125, 150], "y": [80, 120]}},
+                {"centre": {"x": 60, "y": 60}, "radius": 15, "weight": 5},
+            ],
+            "solver": {"samples": 64, "iterations": 3, "elites": 8},
+            "seed": 7,
+        },
     },
 }
 """Requests by endpoint and name. The first one of an endpoint is the one to begin with."""
@@ -90,7 +100,7 @@ REQUESTS: dict[InferenceEndpoint, dict[str, Document]] = {
 PLAN_RESPONSE: Document = {
     "request_id": REQUEST_ID,
     "model": MODEL,
-    "model_version": "366379f44db5f58f",
+    "model_version": "b5819e1ba8d64a0a",
     "backend": "onnx",
     "precision": "float32",
     "actions": [
@@ -142,6 +152,15 @@ PLAN_RESPONSE: Document = {
 }
 """The answer to the first example of a plan request."""
 
+RELOAD_FAILURE: Document = {
+    "model": MODEL,
+    "result": "failed",
+    "old_version": "b5819e1ba8d64a0a",
+    "new_version": None,
+    "seconds": 0.0,
+    "error": "two-room/model.safetensors: there is no such file",
+}
+
 MALFORMED_HTTP = errors.MalformedHttp(
     "received bytes that are not an HTTP/1.1 request: Invalid method encountered"
 )
@@ -164,8 +183,10 @@ ERRORS: tuple[ServiceError, ...] = (
     errors.RateLimited(0.5, "the key arm-1 may send 20 requests per second"),
     errors.Internal(REQUEST_ID),
     errors.NonFiniteResult("latents"),
+    errors.ReloadFailed([RELOAD_FAILURE]),
     errors.Loading(),
     errors.Draining(),
+    errors.Restarting(),
     errors.Failed(),
     errors.DeadlineExceeded(
         "deadline: it leaves no time for the iterations that the request needs; choose a later one "
@@ -244,7 +265,7 @@ INVALID_REQUESTS: tuple[tuple[InferenceEndpoint | None, InvalidRequest], ...] = 
 
 def inference_errors(endpoint: InferenceEndpoint) -> list[ServiceError]:
     """The errors that an endpoint can answer. Only a plan has a deadline over HTTP."""
-    never = [errors.UnknownRoute, errors.MethodNotAllowed]
+    never = [errors.UnknownRoute, errors.MethodNotAllowed, errors.ReloadFailed]
     if endpoint != "plan":
         never.append(errors.DeadlineExceeded)
     return [

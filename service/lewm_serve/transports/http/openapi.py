@@ -40,6 +40,19 @@ the refused fields. Send `X-Request-ID` to find a request in the logs; every ans
 same service is available over gRPC.
 """
 
+TAGS = [
+    {"name": "inference", "description": "Frames to latents, predictions and plans."},
+    {"name": "models", "description": "The models that are served, and their cards."},
+    {"name": "operation", "description": "What monitoring and orchestrators ask for."},
+    {"name": "admin", "description": "What needs the role `admin`."},
+]
+
+REQUEST_DESCRIPTIONS: dict[InferenceEndpoint, str] = {
+    "encode": "the frames to turn into latents",
+    "predict": "frames, and the actions whose outcome is predicted",
+    "plan": "what the robot sees now, and what it should see",
+}
+
 REQUEST_HEADERS = {
     "X-Request-ID": "the request's id in the answer, in logs and in traces; left out: a new one",
     "Lewm-Robot": "the robot's name, for logs and traces alone",
@@ -53,6 +66,9 @@ KEY_SCHEME = {
     "scheme": "bearer",
     "description": "a key of this server, made with `lewm keys add`",
 }
+
+KEY_ERRORS = (errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
+"""The errors of requests that need a key."""
 
 NOT_OVER_HTTP = (errors.MalformedMessage.code, errors.Cancelled.code)
 """Codes of gRPC, and of clients that are gone."""
@@ -82,7 +98,10 @@ PROBLEM_SCHEMA = {
                 "type": "object",
                 "required": ["field", "code", "received", "expected"],
                 "properties": {
-                    "field": {"type": "string", "examples": ["frames[0].pixels.shape"]},
+                    "field": {
+                        "type": "string",
+                        "description": "a path such as `frames[0].pixels.shape`",
+                    },
                     "code": STRING,
                     "received": STRING,
                     "expected": STRING,
@@ -128,6 +147,15 @@ def _describe_arrays(schemas: dict[str, Any]) -> None:
     plan = schemas["PlanResponse"]["properties"]
     plan["actions"] = ROWS | {"description": "horizon · action_block rows of action_dim numbers"}
     plan["trajectory"] = ROWS | {"description": "horizon × latent_dim, if the request included it"}
+    plan["states"] = {
+        "allOf": [{"$ref": SCHEMA_PATH + "PlanStates"}],
+        "description": "the imagined states before and after the plan, if the request has a goal "
+        "by states or regions to avoid",
+    }
+    plan["violations"] |= {
+        "description": "with `states`: the steps of the trajectory, from 0 on, that lead into a "
+        "region to avoid or are in one"
+    }
 
 
 def component_schemas() -> dict[str, Any]:
@@ -196,7 +224,11 @@ def describe_inference(endpoint: InferenceEndpoint, response_type: type) -> dict
     return {
         "openapi_extra": {
             "parameters": _header_parameters(),
-            "requestBody": {"required": True, "content": content},
+            "requestBody": {
+                "description": REQUEST_DESCRIPTIONS[endpoint],
+                "required": True,
+                "content": content,
+            },
         },
         "responses": {200: _ok_response(response_type.__name__)}
         | _problem_responses(examples.inference_errors(endpoint)),
@@ -232,6 +264,7 @@ def install(app: FastAPI, *, needs_key: bool) -> None:
                 version=app.version,
                 description=DESCRIPTION,
                 routes=app.routes,
+                tags=app.openapi_tags,
                 # Relative to the document, so that it also holds behind a proxy with a path prefix.
                 servers=[{"url": ".", "description": "this server"}],
             )
@@ -241,7 +274,7 @@ def install(app: FastAPI, *, needs_key: bool) -> None:
             if needs_key:
                 components["securitySchemes"] = {"key": KEY_SCHEME}
                 document["security"] = [{"key": []}]
-                for path in OPEN_PATHS:
+                for path in document["paths"].keys() & set(OPEN_PATHS):
                     document["paths"][path]["get"]["security"] = []
             app.openapi_schema = document
         return app.openapi_schema

@@ -12,6 +12,7 @@ from lewm_serve.errors import (
     Loading,
     Overloaded,
     RequestTimeout,
+    Restarting,
     ServiceError,
     Unauthenticated,
     retry_after_header,
@@ -22,6 +23,7 @@ BODY_REFUSALS = (
     BodyTooLarge,
     Forbidden,
     Loading,
+    Restarting,
     Overloaded,
     RequestTimeout,
     Unauthenticated,
@@ -46,5 +48,8 @@ def problem_response(request: Request, error: ServiceError) -> Response:
         headers["WWW-Authenticate"] = "Bearer" + ', Basic realm="lewm"' * offers_basic
     if isinstance(error, Draining) or (exchange.awaits_body and isinstance(error, BODY_REFUSALS)):
         headers["Connection"] = "close"
-    body = orjson.dumps(error.problem(exchange.context.request_id))
+    problem = error.problem(exchange.context.request_id)
+    if exchange.context.protocol == "oip":
+        problem["error"] = f"{error.code}: {error.detail}"
+    body = orjson.dumps(problem)
     return Response(body, status_code=error.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)

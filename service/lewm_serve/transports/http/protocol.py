@@ -42,6 +42,12 @@ from lewm_serve.settings import Settings
 from lewm_serve.transports.exchange import Exchange, RequestRecorder
 from lewm_serve.transports.http.connections import PROBE_PATHS, Connections, ConnectionSlots
 from lewm_serve.transports.http.framing import RequestFraming
+from lewm_serve.transports.http.websocket import (
+    OFFER,
+    WebSocketConnection,
+    WebSocketOffer,
+    handshake,
+)
 
 CONNECTION_RETRY_AFTER_S = 1.0
 """`Retry-After` when there are too many connections."""
@@ -86,6 +92,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._dropped_bytes = 0
         self._is_lingering = False
         self._refusal: ServiceError | None = None
+        self._offer: WebSocketOffer | None = None
         self._state_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -119,13 +126,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._give_up_request()
         self._set_state_timer(self._settings.receive_s, self.transport.abort)
 
-    def drain(self) -> None:
-        """Close the connection if it is idle, otherwise after its next answer."""
-        if self.cycle is None:
-            return
-        if not self.cycle.response_complete:
+    def close_after_answer(self) -> None:
+        """Close the connection after the answer to the request in progress, if there is one."""
+        if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
-        elif self._framing.in_head and not self._framing.head_bytes:
+
+    def close_if_idle(self) -> None:
+        """Close the connection if it waits for another request."""
+        is_between = self.cycle is not None and self.cycle.response_complete
+        if is_between and self._framing.in_head and not self._framing.head_bytes:
             self._close()
 
     def evict(self) -> None:
@@ -186,7 +195,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(self._refusal or MalformedHttp(detail))
 
     def _feed_parser(self, piece: memoryview) -> None:
-        """Parse a piece. An offer to change the protocol is ignored.
+        """Parse a piece. An offer to change the protocol waits for a route that accepts it.
 
         After a head with an `Upgrade` offer, the parser takes all that follows for bytes of the
         other protocol. Then a new parser gets the same head without the offer.
@@ -194,12 +203,29 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-            lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+            method, version = self.parser.get_method(), self.parser.get_http_version()
+            accepting = handshake(method, version, self.headers)
+            if accepting is not None:
+                self._offer = WebSocketOffer(accepting, self._switch)
+            lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
             lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
             self._framing.start_head()
             self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+
+    def _switch(self, connection: WebSocketConnection) -> bool:
+        """Let the connection be a WebSocket from now on. False: it is closed already."""
+        if self._is_closed or self.cycle.disconnected:
+            return False
+        self._stop_state_timer()
+        self._slots.release(self)
+        self.connections.discard(self)
+        self.cycle.response_started = self.cycle.response_complete = True
+        self.transport.set_protocol(connection)
+        connection.start(self.transport, self._all_connections, self.server_state)
+        connection.data_received(bytes(self._pipelined))
+        self._pipelined.clear()
+        return True
 
     def _hold(self, data: bytes) -> None:
         """Keep the bytes of later requests, up to a limit.
@@ -244,9 +270,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._reject(self._too_many_connections())
         if self.cycle is not None and not self.cycle.response_complete:
             self._reject(MalformedHttp("head: it does not start on a line of its own"))
+        if self._offer is not None:
+            self.scope[OFFER] = self._offer  # type: ignore[literal-required]
+            self._offer = None
         super().on_headers_complete()
         self.cycle.transport = _AnswerTransport(self.transport, self._finish)
-        if self._all_connections.draining or self._is_probe_connection:
+        if self._all_connections.closing or self._is_probe_connection:
             self.cycle.keep_alive = False
         self._framing.end_head()
         self._stop_state_timer()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from functools import partial
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import Receive, Scope, Send
 
 from lewm_serve.api.fields import RequestModel, parse
 from lewm_serve.api.requests import EncodeRequest, PlanRequest, PredictRequest, RequestContext
@@ -28,43 +28,47 @@ from lewm_serve.api.responses import (
 )
 from lewm_serve.constants import JSON_MEDIA_TYPE
 from lewm_serve.errors import (
-    Cancelled,
     Draining,
     Failed,
-    Forbidden,
     Loading,
-    RateLimited,
-    Unauthenticated,
+    Restarting,
     UnknownModel,
 )
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.planner.planner import Planner
 from lewm_serve.settings import Settings
-from lewm_serve.transports.exchange import MemoryReservation, RequestMemory, exchange_of
+from lewm_serve.transports.exchange import (
+    LARGE_DOCUMENT_BYTES,
+    MemoryReservation,
+    RequestMemory,
+    cancel_when_gone,
+    check_accepts,
+    check_ready,
+    exchange_of,
+    in_thread_if_large,
+)
 from lewm_serve.transports.http.bodies import (
+    JSON_BYTES_PER_VALUE,
+    LargeResponse,
     count_values,
+    disconnected,
     parse_json,
     read_body,
     response_to_json,
 )
-from lewm_serve.transports.http.openapi import describe_inference, error_responses
+from lewm_serve.transports.http.openapi import (
+    KEY_ERRORS,
+    describe_inference,
+    error_responses,
+)
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
 ResponseT = TypeVar("ResponseT", EncodeResponse, PredictResponse, PlanResponse)
-T = TypeVar("T")
 
-LARGE_DOCUMENT_BYTES = 256 * 1024
-"""Larger documents are read and written in a thread. On the event loop they would delay all other
-requests."""
-
-KEY_ERRORS = (Unauthenticated, Forbidden, RateLimited)
-"""The errors of requests that need a key."""
+ModelPath = Annotated[str, Path(description="its name, or `name@version`")]
 
 RENDERING_SHARE = 0.1
 """The largest share of the event loop's time in which metrics are rendered."""
-
-JSON_BYTES_PER_VALUE = 12
-"""The approximate size of a float32 in JSON."""
 
 
 class InferenceRoutes:
@@ -107,14 +111,12 @@ class InferenceRoutes:
     ) -> Response:
         exchange = exchange_of(http_request.scope)
         exchange.awaits_body = True
-        match self._planner.state:
-            case "loading":
-                raise Loading
-            case "draining":
-                raise Draining
+        check_accepts(self._planner)
         with self._memory.reserve() as reservation:
             request = await self._read_request(http_request, request_type, reservation)
-            response = await _cancel_on_disconnect(http_request, work(request, exchange.context))
+            response = await cancel_when_gone(
+                partial(disconnected, http_request), work(request, exchange.context)
+            )
         exchange.response = response
         encoding = request.encoding if isinstance(request, EncodeRequest) else "float"
         return await self._write_response(response, encoding)
@@ -140,40 +142,18 @@ class InferenceRoutes:
                 exchange.model = self._planner.log_label(document.get("model"))
             return parse(request_type, document)
 
-        return await _in_thread_if_large(len(body), parse_body)
+        return await in_thread_if_large(len(body), parse_body)
 
     async def _write_response(self, response: ResponseT, latent_encoding: str) -> Response:
         started = time.monotonic()
-        content = await _in_thread_if_large(
+        content = await in_thread_if_large(
             JSON_BYTES_PER_VALUE * count_values(response),
             lambda: response_to_json(response, latent_encoding),
         )
         self._metrics.stage_duration.labels("serialize").observe(time.monotonic() - started)
         if len(content) > LARGE_DOCUMENT_BYTES:
-            return _LargeResponse(content, self._memory)
+            return LargeResponse(content, self._memory)
         return Response(content, media_type=JSON_MEDIA_TYPE)
-
-
-class _LargeResponse(Response):
-    """An answer whose bytes count as held by the server until the client has read most of them."""
-
-    def __init__(self, content: bytes, memory: RequestMemory) -> None:
-        super().__init__(content, media_type=JSON_MEDIA_TYPE)
-        self._memory = memory
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer.
-
-        Raises:
-            Overloaded: the server holds too many bytes already.
-        """
-        with self._memory.reserve() as reservation:
-            reservation.add(len(self.body))
-            head = {"status": self.status_code, "headers": self.raw_headers}
-            await send({"type": "http.response.start", **head})
-            await send({"type": "http.response.body", "body": self.body, "more_body": True})
-            # Waits until the client has read what was sent before.
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def model_routes(planner: Planner) -> APIRouter:
@@ -181,15 +161,15 @@ def model_routes(planner: Planner) -> APIRouter:
     router = APIRouter(tags=["models"])
 
     @router.get("/models", responses=error_responses(*KEY_ERRORS, Loading, Failed))
-    async def models() -> ModelList:
-        """All models."""
-        return ModelList(planner.describe_models())
+    async def list_models() -> ModelList:
+        """All current models, and what is left of removed ones."""
+        return planner.describe_models()
 
     @router.get(
         "/models/{name}", responses=error_responses(*KEY_ERRORS, UnknownModel, Loading, Failed)
     )
-    async def model(name: str, http_request: Request) -> ModelDescription:
-        """One model, with its card."""
+    async def get_model(name: ModelPath, http_request: Request) -> ModelDescription:
+        """One model, or one version of it (`name@version`), with its card."""
         exchange_of(http_request.scope).model = planner.log_label(name)
         return planner.describe_model(name)
 
@@ -215,22 +195,16 @@ def operation_routes(planner: Planner, metrics: Metrics) -> APIRouter:
         return ServerStatus(planner.state)
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", responses=error_responses(Loading, Draining, Failed))
+    @router.get("/readyz", responses=error_responses(Loading, Restarting, Draining, Failed))
     async def readyz() -> ServerStatus:
-        """Whether requests are being served: 503 while loading or draining."""
-        match planner.state:
-            case "loading":
-                raise Loading
-            case "draining":
-                raise Draining
-            case "failed":
-                raise Failed
+        """Whether requests are being served: 503 while loading, restarting, leaving or draining."""
+        check_ready(planner)
         return ServerStatus(planner.state)
 
     @router.get(
         "/metrics", response_class=PlainTextResponse, responses=error_responses(*KEY_ERRORS)
     )
-    async def prometheus_metrics() -> Response:
+    async def get_metrics() -> Response:
         """The metrics that Prometheus collects."""
         return Response(await scrapes.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -264,37 +238,3 @@ class SharedRendering:
         spent_s = time.thread_time() - started
         self._may_start = loop.time() + spent_s * (1 / RENDERING_SHARE - 1)
         return text
-
-
-async def _in_thread_if_large(size: int, work: Callable[[], T]) -> T:
-    """The result of the work, in a thread if the document is large. A thread takes time to wake."""
-    return await asyncio.to_thread(work) if size > LARGE_DOCUMENT_BYTES else work()
-
-
-async def _cancel_on_disconnect(http_request: Request, work: Awaitable[T]) -> T:
-    """The result of the work. If the client disconnects first, the work is cancelled.
-
-    Raises:
-        Cancelled: the client disconnected.
-    """
-    working = asyncio.current_task()
-    assert working is not None
-    disconnected = False
-
-    async def watch() -> None:
-        nonlocal disconnected
-        while (await http_request.receive())["type"] != "http.disconnect":
-            pass
-        disconnected = True
-        working.cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not disconnected:
-            raise
-        working.uncancel()
-        raise Cancelled from None
-    finally:
-        watching.cancel()

@@ -86,12 +86,21 @@ class HttpServer:
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.005)
 
+    def leave(self) -> None:
+        """Close each connection after its next answer."""
+        self._connections.closing = True
+        for connection in self._open_connections():
+            connection.close_after_answer()
+
     def drain(self) -> None:
         """Close idle connections, and the others after their next answer."""
-        self._connections.draining = True
-        for connection in list(self._server.server_state.connections):
-            assert isinstance(connection, BoundedHttpProtocol)
-            connection.drain()
+        self.leave()
+        for connection in self._open_connections():
+            connection.close_if_idle()
+
+    def _open_connections(self) -> list[BoundedHttpProtocol]:
+        connections: Any = self._server.server_state.connections
+        return list(connections)
 
     async def stop(self, grace_s: float) -> None:
         """Finish the requests in progress within the grace period, then close."""

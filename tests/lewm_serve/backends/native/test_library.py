@@ -23,7 +23,8 @@ from lewm_serve.backends.native.library import (
     load_library,
 )
 from lewm_serve.backends.torch import TorchBackend
-from lewm_serve.registry.registry import ModelLoadError, load_models
+from lewm_serve.registry.loading import load_models
+from lewm_serve.registry.registry import ModelLoadError
 from lewm_serve.settings import load_settings
 from tests.lewm_models.examples import tiny_model
 

@@ -155,6 +155,12 @@ def test_health_and_reflection(rpc: PlannerClient) -> None:
     assert {"lewm.v1.PlannerService", "grpc.health.v1.Health"} <= set(services)
 
 
+def test_a_method_that_the_library_only_names(rpc: PlannerClient, server: ServerProcess) -> None:
+    status, metadata = refusal(rpc, b"", "/grpc.health.v1.Health/List")
+    assert (status, metadata["code"]) == (grpc.StatusCode.UNIMPLEMENTED, "unknown_route")
+    assert "NotImplementedError" not in server.errors()
+
+
 def test_models(server: ServerProcess, rest: httpx.Client, rpc: PlannerClient) -> None:
     (model,) = rpc.models()
     described = rest.get(f"/models/{model.name}").json()

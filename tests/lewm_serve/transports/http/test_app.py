@@ -42,6 +42,8 @@ async def client_of(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
     [
         ("loading", 200, 503, "loading"),
         ("ready", 200, 200, None),
+        ("restarting", 200, 503, "restarting"),
+        ("leaving", 200, 503, "draining"),
         ("draining", 200, 503, "draining"),
         ("failed", 503, 503, "failed"),
     ],
@@ -49,10 +51,13 @@ async def client_of(**planner: Any) -> AsyncIterator[httpx.AsyncClient]:
 async def test_the_probes_show_the_state_of_the_planner(
     state: str, healthz: int, readyz: int, code: str | None
 ) -> None:
-    async with client_of(state=state) as client:
+    async with client_of(state=state, retry_after_s=3.0) as client:
         alive, ready = await client.get("/healthz"), await client.get("/readyz")
+        v2_live = await client.get("/v2/health/live")
+        v2_ready = await client.get("/v2/health/ready")
     assert (alive.status_code, ready.status_code) == (healthz, readyz)
-    assert ready.json().get("code") == code
+    assert (v2_live.status_code, v2_ready.status_code) == (healthz, readyz)
+    assert ready.json().get("code") == v2_ready.json().get("code") == code
     if healthz == 200:
         assert alive.json() == {"status": state}
     if readyz == 200:
@@ -86,15 +91,45 @@ async def test_an_unexpected_error_is_logged_and_not_shown() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("/plan", plan()),
+        (
+            "/v2/models/two-room/infer",
+            {
+                "inputs": [
+                    {"name": "frame_ids", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]},
+                    {"name": "goal_id", "datatype": "BYTES", "shape": [1], "data": ["b"]},
+                ]
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("state", ["failed", "restarting"])
+async def test_without_an_engine_the_planner_decides(
+    state: str, path: str, document: dict[str, Any]
+) -> None:
+    """A plan may name a fallback, which needs no engine."""
+
+    async def refuse(*_: object) -> None:
+        raise Overloaded(retry_after_s=2.3)
+
+    async with client_of(state=state, plan=refuse) as client:
+        response = await client.post(path, json=document)
+    assert (response.status_code, response.json()["code"]) == (429, "overloaded")
+
+
 @pytest.mark.parametrize("state", ["loading", "draining"])
 async def test_requests_are_refused_before_their_body_is_read(state: str) -> None:
     async with client_of(state=state) as client:
         response = await client.post("/plan", content=b"{")
+        inference = await client.post("/v2/models/two-room/infer", content=b"{")
         probe = await client.get("/readyz")
-    for answer in (response, probe):
+    for answer in (response, inference, probe):
         assert (answer.status_code, answer.json()["code"]) == (503, state)
         assert answer.headers["retry-after"]
-    assert response.headers["connection"] == "close"
+    assert response.headers["connection"] == inference.headers["connection"] == "close"
     assert ("connection" in probe.headers) is (state == "draining")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lewm_serve.transports.http.connections import PROBE_CONNECTIONS, ConnectionSlots
 from lewm_serve.transports.http.protocol import MAX_PIPELINED_BYTES
-from tests.lewm_serve.support.endless_plan import ENDLESS_SOLVER, endless_plan
+from tests.lewm_serve.support.endless_plan import ENDLESS_SOLVER
 from tests.lewm_serve.support.frames import pixels
 from tests.lewm_serve.support.raw_http import RawConnection, chunked, get, post, post_head
 from tests.lewm_serve.support.requests import plan
@@ -108,7 +108,7 @@ def test_pipelined_requests_are_answered_in_order(server: ServerProcess) -> None
 
 def test_thousands_of_pipelined_requests_take_no_memory(server: ServerProcess) -> None:
     """Their connection is closed after the answer that is due."""
-    with ExitStack() as stack, endless_plan(server) as running:
+    with ExitStack() as stack, server.paused_engine() as resume:
         connections = [stack.enter_context(RawConnection(server)) for _ in range(8)]
 
         def pipeline() -> None:
@@ -118,7 +118,7 @@ def test_thousands_of_pipelined_requests_take_no_memory(server: ServerProcess) -
             wait_until(lambda: server.metric(queued) == len(connections))
 
         assert server.memory_growth_mib(pipeline) < 8
-        running.cancel()
+        resume()
         for connection in connections:
             answer = connection.read_answer()
             assert (answer.status, answer.headers["connection"]) == (200, "close")
@@ -127,10 +127,10 @@ def test_thousands_of_pipelined_requests_take_no_memory(server: ServerProcess) -
 
 def test_requests_that_wait_are_answered_up_to_a_limit(server: ServerProcess) -> None:
     count = MAX_PIPELINED_BYTES // len(get("/healthz")) - 10
-    with RawConnection(server) as connection, endless_plan(server) as running:
+    with RawConnection(server) as connection, server.paused_engine() as resume:
         connection.send(post("/plan", plan()), get("/healthz") * count)
         wait_until(lambda: server.metric('lewm_queued_requests{endpoint="plan"}') == 1)
-        running.cancel()
+        resume()
         answers = [connection.read_answer().status for _ in range(1 + count)]
     assert answers == [200] * (1 + count)
 
@@ -216,7 +216,7 @@ def test_probes_are_answered_when_all_connections_are_in_use(crowded: ServerProc
         for upload in uploads:
             upload.send(post_head("/encode", 100), b"{")
         wait_until(lambda: crowded.metric("lewm_held_bytes") == len(uploads))
-        for path in ("/healthz", "/readyz", "/metrics"):
+        for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"):
             with RawConnection(crowded) as probe:
                 probe.send(get(path))
                 answer = probe.read_answer()
@@ -259,7 +259,7 @@ def test_a_server_that_drains_closes_its_connections(tmp_path: Path, model_folde
     with (
         ServerProcess(tmp_path / "log", *flags).wait_ready() as server,
         ExitStack() as stack,
-        endless_plan(server) as running,
+        server.paused_engine() as resume,
     ):
         idle, admitted, uploading, late, chunks = (
             stack.enter_context(RawConnection(server)) for _ in range(5)
@@ -283,7 +283,7 @@ def test_a_server_that_drains_closes_its_connections(tmp_path: Path, model_folde
             assert answer.headers["connection"] == "close"
             assert answer.headers["retry-after"]
             assert connection.is_closed()
-        running.cancel()
+        resume()
         answer = admitted.read_answer()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert admitted.is_closed()

@@ -15,6 +15,7 @@ from tests.patience import PATIENCE_S
 
 PREFIX = "/fleet/planner"
 OPERATIONS = {
+    "/admin/models/reload",
     "/encode",
     "/predict",
     "/plan",
@@ -157,7 +158,7 @@ def test_a_browser_without_the_internet_shows_the_operations(embedded: ServerPro
 
 
 def test_a_browser_sends_a_plan_through_a_path_prefix(proxy: PrefixProxy) -> None:
-    document, console = open_page(f"{proxy.url}/docs#/inference/plan_plan_post")
+    document, console = open_page(f"{proxy.url}/docs#/inference/plan")
     assert not [line for line in console if "Deprecated: escaping deep link" not in line]
     assert set(re.findall(r'data-path="([^"]+)"', document)) == OPERATIONS
     assert f"{PREFIX}/plan" in proxy.paths

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lewm_serve.settings import Settings
-from lewm_serve.transports.http.routes import LARGE_DOCUMENT_BYTES, _in_thread_if_large
+from lewm_serve.transports.exchange import LARGE_DOCUMENT_BYTES, in_thread_if_large
 from tests.lewm_serve.support.endless_plan import ENDLESS_SOLVER
 from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels
 from tests.lewm_serve.support.requests import plan, rows
@@ -62,9 +62,9 @@ def assert_serving(rest: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "unknown_route"),
+        ("POST", "/", 405, "method_not_allowed"),
         ("GET", "/nowhere", 404, "unknown_route"),
-        ("POST", "/v2/plan", 404, "unknown_route"),
+        ("POST", "/v3/plan", 404, "unknown_route"),
         ("POST", "/plan/", 404, "unknown_route"),
         ("GET", "/%ff%00/../../etc/passwd", 404, "unknown_route"),
         ("GET", "/plan", 405, "method_not_allowed"),
@@ -247,7 +247,7 @@ def test_large_bodies_and_answers(rest: httpx.Client) -> None:
     ("size", "in_thread"), [(LARGE_DOCUMENT_BYTES, False), (LARGE_DOCUMENT_BYTES + 1, True)]
 )
 async def test_large_documents_are_handled_in_a_thread(size: int, in_thread: bool) -> None:
-    thread = await _in_thread_if_large(size, threading.get_ident)
+    thread = await in_thread_if_large(size, threading.get_ident)
     assert (thread != threading.get_ident()) is in_thread
 
 

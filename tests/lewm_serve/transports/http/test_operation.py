@@ -12,7 +12,8 @@ from tests.lewm_serve.support.server_process import ServerProcess
 
 def test_models(server: ServerProcess, rest: httpx.Client) -> None:
     document = rest.get("/models").json()
-    assert document.keys() == {"models"}
+    assert document.keys() == {"models", "removed"}
+    assert document["removed"] == []
     (model,) = document["models"]
     name = server.ready["models"][0]
     assert rest.get(f"/models/{name}").json() == model
@@ -25,6 +26,8 @@ def test_models(server: ServerProcess, rest: httpx.Client) -> None:
         "device",
         "precision",
         "card",
+        "old_versions",
+        "seconds_left",
     }
     assert (model["name"], model["default"]) == (name, True)
     assert (model["backend"], model["device"], model["precision"]) == ("onnx", "cpu", "float32")

@@ -1,0 +1,1 @@
+"""Judging a model on recorded episodes that it has not seen, without a simulator."""

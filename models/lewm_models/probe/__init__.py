@@ -1,0 +1,1 @@
+"""Probes: what the named states of a robot are, read from a latent."""

@@ -1,0 +1,62 @@
+"""Which states a recording or an environment has, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lewm_models.card import ModelCard
+from lewm_models.environments.environment import Environment
+from lewm_models.environments.registry import find_environment
+from lewm_models.probe.network import StateSpace
+from lewm_models.recordings.recording import Column
+from lewm_models.training.prepared import PreparedData
+
+
+def states_of_column(column: Column, periods: Mapping[str, float]) -> StateSpace:
+    """The states of a column of a recording.
+
+    Without names of their own they have the column's name, and numbers if there are several.
+
+    Raises:
+        ValueError: a period belongs to no state.
+    """
+    return StateSpace.of(column.labels or _numbered(column.name, column.shape[0]), periods)
+
+
+def states_of_environment(
+    environment: Environment, periods: Mapping[str, float] | None = None
+) -> StateSpace:
+    """The states of an environment.
+
+    Raises:
+        ValueError: a period belongs to no state.
+    """
+    names = environment.state_names or _numbered("state", environment.state_dim)
+    return StateSpace.of(names, {**environment.state_periods, **(periods or {})})
+
+
+def states_of_prepared_data(
+    data: PreparedData, card: ModelCard, periods: Mapping[str, float]
+) -> StateSpace | None:
+    """The states of prepared data; None if there are none.
+
+    Prepared data of a recording do not hold the names of states. They are those of the card's
+    probe, if it has as many.
+
+    Raises:
+        ValueError: a period belongs to no state.
+    """
+    if data.states is None:
+        return None
+    count = data.states.shape[1]
+    if (environment := data.made_from.get("environment")) is not None:
+        return states_of_environment(find_environment(str(environment)), periods)
+    if card.probe is not None and len(card.probe.states) == count:
+        known = dict(zip(card.probe.states, card.probe.periods, strict=True))
+        known = {name: period for name, period in known.items() if period}
+        return StateSpace.of(card.probe.states, {**known, **periods})
+    return StateSpace.of(_numbered(str(data.made_from.get("state")), count), periods)
+
+
+def _numbered(name: str, count: int) -> tuple[str, ...]:
+    return (name,) if count == 1 else tuple(f"{name}_{number}" for number in range(count))

@@ -1,0 +1,1 @@
+"""openpi's protocol: observations in, actions out, each as msgpack on a WebSocket."""

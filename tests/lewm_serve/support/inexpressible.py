@@ -1,0 +1,5 @@
+"""What some protocols cannot say."""
+
+
+class Inexpressible(Exception):
+    """The protocol of a driver has no form for a request."""
