@@ -1,7 +1,8 @@
 """Render the chart and check what it makes: `python -m deploy.helm.check`, a part of `make check`.
 
 Objects of Kubernetes are held to its own schemas, strictly: unknown fields are errors, too. Rules
-are checked by promtool, where it is installed.
+are checked by promtool, where it is installed. A chart cannot read files outside of its folder, so
+it has copies of the rules, which must be the same as the originals.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import yaml
 
 FOLDER = Path(__file__).parent
 CHART = FOLDER / "lewm-serve"
+RULES = FOLDER.parent / "prometheus"
 VALUE_FILES = sorted((FOLDER / "values").glob("*.yaml"))
 
 KUBERNETES_VERSIONS = ("1.27", "1.33", "1.37")
@@ -85,8 +87,23 @@ def _check_rules(rules: Object) -> None:
         raise ChartError(done.stdout + done.stderr)
 
 
+def check_copies(folder: Path) -> None:
+    """Check that the copies in a folder are the same as the rules of Prometheus.
+
+    Raises:
+        ChartError: one of them differs.
+    """
+    for copy in sorted(folder.iterdir()):
+        if copy.read_bytes() != (RULES / copy.name).read_bytes():
+            raise ChartError(f"{copy} differs from {RULES / copy.name}: copy it again")
+
+
 def main() -> None:
-    """Check what the chart makes of each file of values."""
+    """Check the copies, and what the chart makes of each file of values."""
+    try:
+        check_copies(CHART / "files")
+    except ChartError as error:
+        sys.exit(str(error))
     for file in VALUE_FILES:
         try:
             objects = render(yaml.safe_load(file.read_text()))

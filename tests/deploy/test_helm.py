@@ -3,12 +3,14 @@
 import copy
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from deploy.helm.check import CHART, VALUE_FILES, ChartError, check, render
+from deploy.helm.check import CHART, VALUE_FILES, ChartError, check, check_copies, render
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.server import FLUSH_S
 from lewm_serve.settings import Settings
@@ -234,3 +236,14 @@ def test_prometheus_finds_the_servers_and_their_rules(fleet: dict[str, Any]) -> 
     there = "https://wiki.example.org/lewm/runbooks"
     assert alerts == yaml.safe_load(text.replace("{{ $externalURL }}/user/runbooks.html", there))
     assert there + "#lewmdown" in str(alerts)
+
+
+def test_a_copy_that_differs_from_the_rules_is_an_error(tmp_path: Path) -> None:
+    check_copies(CHART / "files")
+    shutil.copytree(CHART / "files", tmp_path / "files")
+    with (tmp_path / "files/alerts.yml").open("a") as copied:
+        copied.write("# changed\n")
+    with pytest.raises(
+        ChartError, match=r"files/alerts\.yml differs from .*prometheus/alerts\.yml"
+    ):
+        check_copies(tmp_path / "files")
