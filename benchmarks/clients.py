@@ -19,6 +19,7 @@ from PIL import Image
 
 from lewm_models.environments import two_room
 from lewm_serve.cli.local_server import HOST, LocalServer
+from lewm_serve.cli.robot_load import NUMBER_BYTES, numbered_jpeg
 
 Picture = NDArray[np.uint8]
 """A frame (224, 224, 3)."""
@@ -29,7 +30,6 @@ Document = dict[str, Any]
 FRAME_SIZE = 224
 PICTURE_COUNT = 8
 JPEG_QUALITY = 90
-NUMBER_BYTES = 8
 PNG_HEADER_END = 33
 """Bytes of a PNG's signature and of its first chunk."""
 
@@ -102,12 +102,6 @@ def new_jpegs(pictures: Sequence[Picture]) -> Iterator[bytes]:
     images = [encode_picture(picture, "JPEG") for picture in pictures]
     for number in itertools.count():
         yield numbered_jpeg(images[number % len(images)], number)
-
-
-def numbered_jpeg(jpeg: bytes, number: int) -> bytes:
-    """A JPEG image with a comment that holds a number below 2⁶⁴."""
-    comment = b"\xff\xfe" + (2 + NUMBER_BYTES).to_bytes(2, "big")
-    return jpeg[:2] + comment + number.to_bytes(NUMBER_BYTES, "big") + jpeg[2:]
 
 
 def new_pngs(pictures: Sequence[Picture]) -> Iterator[bytes]:

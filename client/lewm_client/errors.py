@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 TEMPORARY_STATUSES = (
@@ -65,6 +67,10 @@ class PlannerError(Exception):
         self.retry_after_s = None if after_ms is None else float(after_ms) / 1000
         super().__init__(f"{self.code}: {self.detail}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How pickle makes the error again, for example after a call in another process."""
+        return _restore, (type(self), self.args, vars(self))
+
     @property
     def temporary(self) -> bool:
         """Whether the same request may succeed later. If not, the request itself is wrong."""
@@ -88,3 +94,11 @@ def _explain(detail: str) -> str:
             if part in detail:
                 return f"{meaning} ({detail})"
     return detail
+
+
+def _restore(
+    kind: type[PlannerError], arguments: tuple[Any, ...], attributes: dict[str, Any]
+) -> PlannerError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(attributes)
+    return error

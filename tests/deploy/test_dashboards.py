@@ -108,7 +108,7 @@ class PrometheusProcess:
         rules = Path(shutil.copytree(RULES, folder / "rules"))
         config = rules / "prometheus.yml"
         text = config.read_text().replace("127.0.0.1:8000", target)
-        config.write_text(text.replace("interval: 15s", "interval: 500ms"))
+        config.write_text(text.replace("interval: 15s", "interval: 1s"))
         port = free_port()
         flags = (
             f"--config.file={config}",

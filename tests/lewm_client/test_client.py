@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import pickle
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import AsyncPlannerClient, EncodeResponse, PlannerClient, PlannerError
+from lewm_client.errors import PlanOverdue
 from tests.lewm_serve.support.random_model import write_random_model
 from tests.lewm_serve.support.server_process import ServerProcess
 from tests.patience import PATIENCE_S
@@ -134,6 +136,28 @@ def test_error_of_the_server() -> None:
     assert (error.detail, error.retry_after_s) == ("the queue is full", 0.25)
     assert str(error) == "overloaded: the queue is full"
     assert error.temporary
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PlannerError(
+            FakeRpcError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "the queue is full",
+                **{"code": "overloaded", "request_id": "abc", "retry-after-ms": "1500"},
+            )  # type: ignore[arg-type]
+        ),
+        PlanOverdue(),
+    ],
+    ids=["of the server", "overdue"],
+)
+def test_an_error_of_another_process_is_the_same(error: PlannerError) -> None:
+    restored = pickle.loads(pickle.dumps(error))
+    assert type(restored) is type(error)
+    assert str(restored) == str(error)
+    assert vars(restored) == vars(error)
+    assert restored.temporary == error.temporary
 
 
 def test_error_without_the_servers_metadata() -> None:

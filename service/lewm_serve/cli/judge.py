@@ -17,6 +17,7 @@ from lewm_models.card import SolverConfig
 from lewm_models.judging.judge import Judgement, judge
 from lewm_models.judging.measure import Measure
 from lewm_serve.cli.closed_loop import check_writable
+from lewm_serve.cli.messages import WIDTH_WITHOUT_TERMINAL
 from lewm_serve.cli.recorded_data import DataChoice, OpenedData, open_data
 from lewm_serve.cli.search import DefaultSearch
 from lewm_serve.cli.train import ProgressBar, training_device, training_progress
@@ -26,9 +27,6 @@ MIN_PLANS, MAX_PLANS = 20, 100
 CANDIDATE_STEPS = 1_000_000
 """By default so many plans are made that they have about this many candidates × blocks in all,
 within the numbers above."""
-
-WIDTH_WITHOUT_TERMINAL = 1000
-"""Columns of the table in a file or a pipe: one line per measure."""
 
 SECTIONS = {
     "prediction_error": "prediction error (blocks)",

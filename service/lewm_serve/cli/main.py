@@ -15,6 +15,7 @@ import typer.core
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from lewm_serve.cli.capacity import capacity
 from lewm_serve.cli.data import app as data
 from lewm_serve.cli.demo import demo
 from lewm_serve.cli.evaluate import evaluate
@@ -51,6 +52,7 @@ app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("pilot")(pilot)
 app.command("demo")(demo)
+app.command("capacity")(capacity)
 app.add_typer(data, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")

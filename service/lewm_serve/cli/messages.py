@@ -1,4 +1,7 @@
-"""How the commands name what went wrong."""
+"""How the commands speak to people."""
+
+WIDTH_WITHOUT_TERMINAL = 1000
+"""Columns of a table in a file or a pipe: one line per row."""
 
 
 def describe_error(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import time
@@ -17,6 +16,14 @@ from numpy.typing import NDArray
 from lewm_client import PlannerClient, PlannerError
 from lewm_models.card import ModelCard
 from lewm_serve.cli.local_server import LocalServer, local_server
+from lewm_serve.cli.process_usage import (
+    NO_ENERGY,
+    energy_j,
+    joules_between,
+    peak_mib,
+    process_tree,
+    processor_s,
+)
 from lewm_serve.solvers import SOLVERS
 
 WARM_UP_PLANS = 5
@@ -25,9 +32,6 @@ MAX_SECONDS, MIN_PLANS = 60.0, 5
 """A slow solver makes fewer plans: as many as take this long, and at least some."""
 
 DEADLINE_STEP_S = 0.005
-
-RAPL = Path("/sys/class/powercap")
-"""Where Linux counts the energy of Intel's and AMD's processors."""
 
 Frames = NDArray[np.uint8]
 
@@ -137,7 +141,7 @@ def measure_machine(
                     raise
                 notes.append(f"{name} was not measured: {error}")
             progress(number, len(names))
-        peak_memory_mib = sum(map(_peak_mib, _tree(server.pid)))
+        peak_memory_mib = sum(map(peak_mib, process_tree(server.pid)))
     default, *others = costs
     period_s = 1 / rate_hz
     chosen = default
@@ -146,10 +150,7 @@ def measure_machine(
     step = 1000 * DEADLINE_STEP_S
     deadline_ms = math.ceil(2000 * chosen.p99_s / step) * step
     if default.energy_j is None:
-        notes.append(
-            f"The energy is not readable: {RAPL} has no counter that this user may read, and there "
-            "is no NVIDIA device that counts it."
-        )
+        notes.append(NO_ENERGY)
     if chosen is not default:
         notes.append(f"The judgement is of {default.solver}, and not of {chosen.solver}.")
     return Machine(
@@ -177,7 +178,7 @@ def _cost(
     plans: int,
 ) -> SolverCost:
     settings = None if name == card.solver.name else {"name": name}
-    processor_s, energy_j = sum(map(_processor_s, _tree(server.pid))), _energy_j()
+    used_before_s, before_j = sum(map(processor_s, process_tree(server.pid))), energy_j()
     seconds: list[float] = []
     while len(seconds) < plans and (len(seconds) < MIN_PLANS or sum(seconds) < MAX_SECONDS):
         seconds.append(
@@ -185,8 +186,8 @@ def _cost(
                 lambda: client.plan([next(frames)], goal, solver=settings, timeout_s=TIMEOUT_S)
             )
         )
-    used_s = sum(map(_processor_s, _tree(server.pid))) - processor_s
-    energy_after_j = _energy_j()
+    used_s = sum(map(processor_s, process_tree(server.pid))) - used_before_s
+    plans_j = joules_between(before_j, energy_j())
     candidates = sum(SOLVERS[name].candidates_per_ask(card.solver))
     return SolverCost(
         solver=name,
@@ -194,7 +195,7 @@ def _cost(
         p50_s=float(np.quantile(seconds, 0.5)),
         p99_s=float(np.quantile(seconds, 0.99)),
         processor_s=max(used_s, 1e-6) / len(seconds),
-        energy_j=_difference(energy_j, energy_after_j, len(seconds)),
+        energy_j=None if plans_j is None else plans_j / len(seconds),
         predictor_tokens=candidates * card.solver.horizon,
     )
 
@@ -213,79 +214,3 @@ def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def _tree(pid: int) -> list[int]:
-    """A process and those that descend from it."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        parents[int(status.parent.name)] = int(fields[1])
-    tree = [pid]
-    for known in tree:
-        tree += [child for child, parent in parents.items() if parent == known]
-    return tree
-
-
-def _processor_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _peak_mib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) // 1024
-    return 0
-
-
-def _difference(before_j: float | None, after_j: float | None, plans: int) -> float | None:
-    """Joules a plan; None if they are not counted, or the counter began anew in between."""
-    if before_j is None or after_j is None or after_j < before_j:
-        return None
-    return (after_j - before_j) / plans
-
-
-def _energy_j() -> float | None:
-    """Joules that processors and NVIDIA devices have used so far; None if neither is counted."""
-    counted = [found for found in (_processors_j(), _devices_j()) if found is not None]
-    return sum(counted) if counted else None
-
-
-def _processors_j() -> float | None:
-    """Joules of all processors, by RAPL."""
-    counters = [
-        zone / "energy_uj" for zone in RAPL.glob("intel-rapl:*") if zone.name.count(":") == 1
-    ]
-    try:
-        return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None
-    except OSError:
-        return None
-
-
-def _devices_j() -> float | None:
-    """Joules of all NVIDIA devices, by NVML's counter, which newer devices have."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
-    count, total = ctypes.c_uint(), 0.0
-    if nvml.nvmlInit_v2() != 0:
-        return None
-    try:
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0 or not count.value:
-            return None
-        for number in range(count.value):
-            device, used_mj = ctypes.c_void_p(), ctypes.c_ulonglong()
-            if (
-                nvml.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(device)) != 0
-                or nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(used_mj)) != 0
-            ):
-                return None
-            total += used_mj.value / 1e3
-    finally:
-        nvml.nvmlShutdown()
-    return total

@@ -1,6 +1,7 @@
 """Expected work of a request, and which requests are admitted when durations are known."""
 
 import math
+from collections import Counter
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from lewm_serve.engine.admission import (
     MARGIN_AFTER_MISS,
     MAX_SEARCH_BYTES,
+    MIN_CLIENT_SHARE,
     MIN_MARGIN,
     Admission,
     DeadlinePassed,
@@ -272,6 +274,38 @@ def busy_client(admission: Admission, name: str, seconds: float, priority: int =
     client.priority = priority
     client.observe_use(seconds, best_effort=False)
     return client
+
+
+def test_the_clients_of_a_fleet_are_looked_at_once_in_a_while(
+    admission: Admission, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robots = [busy_client(admission, f"robot {number}", 0.004) for number in range(300)]
+    looked_at: Counter[str] = Counter()
+    for name in ("is_active", "excess_s"):
+        look = getattr(Client, name).fget
+
+        def counted(client: Client, name: str = name, look: Any = look) -> Any:
+            looked_at[name] += 1
+            return look(client)
+
+        monkeypatch.setattr(Client, name, property(counted))
+
+    def admit(robot: int) -> QueuedRequest:
+        client = admission.client(f"robot {robot}")
+        queued = plan(deadline=clock.now + 2 * PLAN_S, client=client)
+        admission.admit(queued)
+        admission.leave(queued)
+        return queued
+
+    clock.advance(0.04 / MIN_CLIENT_SHARE)  # none has used more than its share
+    for robot in range(20):
+        assert admit(robot).is_urgent
+        assert robots[robot].share == MIN_CLIENT_SHARE
+    assert looked_at["is_active"] < len(robots) + 5 * 20
+    assert looked_at["excess_s"] < 5 * 20
+    clock.advance(20.0)
+    admit(0)
+    assert robots[0].share == 1.0
 
 
 LONG = search(iterations=1000)

@@ -96,20 +96,21 @@ def test_a_plan_that_needs_more_than_others_leave_is_refused(
     """The plan of another client takes all the time until its own deadline.
 
     Without `min_iterations` there are fewer iterations. On a busy machine the requests themselves
-    take some of the time, or a single iteration takes more than is left.
+    take some of the time, or one iteration takes more than is left: then there is more time.
     """
     for scale in (1, 4, 16):
         request = plan(solver=LONG_SOLVER, deadline_ms=2000 * scale)
-        alone = driver.send("plan", request).document["iterations"]
+        alone = driver.send("plan", request).document.get("iterations", 0)
         needed = max(2, 4 * alone // 5)
         with robot_with_plan(server, solver=LONG_SOLVER, deadline_ms=1500 * scale, priority=9):
             refused = driver.send("plan", request | {"min_iterations": needed})
             admitted = driver.send("plan", request)
-        if (refused.code, admitted.code) == ("overloaded", "ok"):
+        iterations = admitted.document.get("iterations", 0)
+        if (refused.code, admitted.code) == ("overloaded", "ok") and iterations < alone:
             break
     assert (refused.status, refused.code) == (driver.status(429), "overloaded")
     assert (admitted.code, admitted.document.get("status")) == ("ok", "deadline")
-    assert 1 <= admitted.document["iterations"] < alone
+    assert 1 <= iterations < alone
 
 
 def test_a_plan_without_time_for_its_min_iterations_is_refused(driver: Driver) -> None:

@@ -36,26 +36,29 @@ def load_library(*, compile_missing: bool = False) -> ctypes.CDLL:
         NativeUnavailable: there is no library, or it would not run.
     """
     loaded = _load_or_reason(compile_missing)
-    if isinstance(loaded, NativeUnavailable):
-        raise loaded
+    if isinstance(loaded, str):
+        raise NativeUnavailable(loaded)
     return loaded
 
 
 @cache
-def _load_or_reason(compile_missing: bool) -> ctypes.CDLL | NativeUnavailable:
-    """The native code, or why there is none. Cached, so that a failing compiler runs only once."""
+def _load_or_reason(compile_missing: bool) -> ctypes.CDLL | str:
+    """The native code, or why there is none. Cached, so that a failing compiler runs only once.
+
+    The reason is a text: an error that is raised again holds the frames of all its callers.
+    """
     missing = [flag for flag in build.REQUIRED_CPU_FLAGS if flag not in cpu_flags()]
     if missing:
-        return NativeUnavailable(f"the processor has no {', '.join(missing)}")
+        return f"the processor has no {', '.join(missing)}"
     try:
         return _load(find_library(build.FOLDER))
     except (NativeUnavailable, OSError) as error:
         if not compile_missing:
-            return NativeUnavailable(str(error))
+            return str(error)
     try:
         return _load_compiled(cache_folder())
     except (NativeUnavailable, OSError) as error:
-        return NativeUnavailable(str(error))
+        return str(error)
 
 
 def find_library(folder: Path) -> Path:

@@ -5,7 +5,9 @@ import os
 import shutil
 import signal
 import stat
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -326,6 +328,21 @@ def test_a_processor_without_the_instructions(
     for compile_missing in (False, True):
         with pytest.raises(NativeUnavailable, match=f"^the processor has no {missing}$"):
             load_library(compile_missing=compile_missing)
+
+
+def test_the_reason_holds_none_of_its_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_cpu_flags(tmp_path, monkeypatch, "avx2")
+
+    def call() -> weakref.ref[torch.nn.Module]:
+        model = tiny_model()
+        with suppress(NativeUnavailable):
+            load_library()
+        return weakref.ref(model)
+
+    assert call()() is None
+    assert call()() is None  # the reason is known now
 
 
 def test_models_that_are_not_supported() -> None:

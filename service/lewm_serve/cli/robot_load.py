@@ -1,0 +1,241 @@
+"""Robots that ask a server for plans, each at its own pace, from a process of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lewm_client import AsyncPlannerClient, PlannerError
+
+ResultT = TypeVar("ResultT")
+
+COMPLETE = ("completed", "converged")
+"""The status of a plan that got all its iterations."""
+
+MAX_CONNECTIONS = 128
+"""More robots share connections, so that the load needs few descriptors."""
+
+CALL_TIMEOUT_S = 120.0
+"""The timeout of a call that has no deadline: a dead server ends the load."""
+
+MARGIN_S = 1.0
+"""A call with a deadline is given up this long after it: the server did not answer at all."""
+
+JPEG_QUALITY = 90
+NUMBER_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the plans of a load.
+
+    Attributes:
+        asked: how many plans were due.
+        in_time: how many got all their iterations and arrived by their deadline.
+        latencies_s: the seconds of each answered plan from the moment at which it was due.
+        seconds: how long the load took.
+        error: the text of one refusal or failure, if there was one.
+    """
+
+    asked: int
+    in_time: int
+    latencies_s: tuple[float, ...]
+    seconds: float
+    error: str | None
+
+    @property
+    def in_time_share(self) -> float:
+        """The share of plans that were complete and in time."""
+        return self.in_time / self.asked if self.asked else 0.0
+
+
+@dataclass(frozen=True)
+class RobotLoad:
+    """The plans that robots ask for.
+
+    Attributes:
+        target: the server's gRPC address.
+        images: JPEG files. Each plan sends one of them as a new frame.
+        solver: what differs from the card's solver settings; None: nothing.
+    """
+
+    target: str
+    images: tuple[bytes, ...]
+    solver: dict[str, Any] | None = None
+
+    def paced(self, robots: int, rate_hz: float, deadline_s: float, seconds: float) -> Outcome:
+        """Robots that send a plan every ``1 / rate_hz`` seconds, each at times of its own.
+
+        A robot whose last plan is not answered when the next is due sends it afterwards. Its
+        latency counts from the moment at which it was due. Plans of the first period, and of the
+        first second, do not count.
+        """
+        return asyncio.run(self._paced(robots, 1 / rate_hz, deadline_s, seconds))
+
+    def unpaced(self, robots: int, seconds: float, max_plans: int) -> Outcome:
+        """Robots that send the next plan as soon as the last is answered, at least one each."""
+        return asyncio.run(self._unpaced(robots, seconds, max_plans))
+
+    async def _paced(
+        self, robots: int, period_s: float, deadline_s: float, seconds: float
+    ) -> Outcome:
+        plans = _Plans(self)
+        async with AsyncExitStack() as stack:
+            clients = await plans.connect(stack, robots)
+            began = time.perf_counter()
+            counted_from = began + max(1.0, period_s)
+            end = counted_from + seconds
+
+            async def robot(number: int) -> None:
+                due = began + period_s * number / robots
+                while due < end:
+                    await asyncio.sleep(due - time.perf_counter())
+                    await plans.ask(
+                        clients[number % len(clients)],
+                        due,
+                        deadline_s,
+                        counts=due >= counted_from,
+                    )
+                    due += period_s
+
+            await asyncio.gather(*map(robot, range(robots)))
+        return plans.outcome(end - counted_from)
+
+    async def _unpaced(self, robots: int, seconds: float, max_plans: int) -> Outcome:
+        plans = _Plans(self)
+        async with AsyncExitStack() as stack:
+            clients = await plans.connect(stack, robots)
+            began = time.perf_counter()
+
+            async def robot(number: int) -> None:
+                is_first = True
+                while is_first or (
+                    time.perf_counter() < began + seconds and plans.asked < max_plans
+                ):
+                    await plans.ask(clients[number % len(clients)], time.perf_counter())
+                    is_first = False
+
+            await asyncio.gather(*map(robot, range(robots)))
+            ended = time.perf_counter()
+        return plans.outcome(ended - began)
+
+
+class _Plans:
+    """Sends plans and counts what becomes of them."""
+
+    def __init__(self, load: RobotLoad) -> None:
+        self._load = load
+        self._goal = ""
+        self.asked = 0
+        self._in_time = 0
+        self._latencies_s: list[float] = []
+        self._error: str | None = None
+
+    async def connect(self, stack: AsyncExitStack, robots: int) -> list[AsyncPlannerClient]:
+        """Open connections and have the goal encoded."""
+        clients = [
+            await stack.enter_async_context(AsyncPlannerClient(self._load.target, retries=0))
+            for _ in range(min(robots, MAX_CONNECTIONS))
+        ]
+        goal = await clients[0].encode([_new_image(self._load.images)])
+        self._goal = goal.latents[0].latent_id
+        # The first call on a connection takes longer than the others.
+        await asyncio.gather(*(client.models() for client in clients))
+        return clients
+
+    async def ask(
+        self,
+        client: AsyncPlannerClient,
+        due: float,
+        deadline_s: float | None = None,
+        *,
+        counts: bool = True,
+    ) -> None:
+        """Ask for a plan by the deadline, ``deadline_s`` after the moment at which it is due."""
+        self.asked += counts
+        left_s = None if deadline_s is None else due + deadline_s - time.perf_counter()
+        if left_s is not None and left_s <= 0:
+            return  # the robot was still waiting for its last plan
+        try:
+            answer = await client.plan(
+                [_new_image(self._load.images)],
+                self._goal,
+                solver=self._load.solver,
+                deadline_ms=None if left_s is None else 1000 * left_s,
+                timeout_s=CALL_TIMEOUT_S if left_s is None else left_s + MARGIN_S,
+            )
+        except PlannerError as error:
+            self._error = self._error or str(error)
+            return
+        latency_s = time.perf_counter() - due
+        if counts:
+            self._latencies_s.append(latency_s)
+            is_late = deadline_s is not None and latency_s > deadline_s
+            self._in_time += answer.status in COMPLETE and not is_late
+
+    def outcome(self, seconds: float) -> Outcome:
+        """What became of all plans."""
+        return Outcome(self.asked, self._in_time, tuple(self._latencies_s), seconds, self._error)
+
+
+class LoadProcess:
+    """Another process that puts load on a server.
+
+    Attributes:
+        pid: the process.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+        self.pid: int = self.run(os.getpid)
+
+    def run(self, work: Callable[..., ResultT], /, *arguments: Any, **named: Any) -> ResultT:
+        """Do some work there, such as `RobotLoad.paced`, and return its result."""
+        return self._pool.submit(partial(work, *arguments, **named)).result()
+
+
+@contextmanager
+def load_process() -> Iterator[LoadProcess]:
+    """The process, for the duration of the block."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield LoadProcess(pool)
+
+
+_image_numbers = itertools.count()
+
+
+def _new_image(images: Sequence[bytes]) -> bytes:
+    """The next image. No two that this process sends have the same bytes."""
+    number = next(_image_numbers)
+    return numbered_jpeg(images[number % len(images)], number)
+
+
+def numbered_jpeg(jpeg: bytes, number: int) -> bytes:
+    """A JPEG image with a comment that holds a number below 2⁶⁴.
+
+    It makes an image that no cache knows, at no cost for the client.
+    """
+    comment = b"\xff\xfe" + (2 + NUMBER_BYTES).to_bytes(2, "big")
+    return jpeg[:2] + comment + number.to_bytes(NUMBER_BYTES, "big") + jpeg[2:]
+
+
+def encode_jpeg(picture: NDArray[np.uint8], size: tuple[int, int] | None = None) -> bytes:
+    """A picture (H, W, 3) as a JPEG file, resized to ``size`` (width, height) if it is given."""
+    image = Image.fromarray(picture)
+    buffer = io.BytesIO()
+    (image if size is None else image.resize(size)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
