@@ -1,5 +1,6 @@
 """The console of a server behind nginx, below a path prefix."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from playwright.sync_api import expect
@@ -18,7 +19,7 @@ COMMENTED = ("location ~ ^/planner-1/", "    proxy_pass https://192.0.2.11:8000/
 class NginxWithConsole(Nginx):
     """nginx with the location of a console, which is a comment in the configuration."""
 
-    def replacements(self, server_ports: list[int]) -> dict[str, str]:
+    def replacements(self, server_ports: Sequence[int]) -> dict[str, str]:
         """See `Proxy.replacements`."""
         uncommented = {f"#{line}": line for line in COMMENTED}
         return uncommented | super().replacements(server_ports)

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -78,14 +79,24 @@ def test_planning_again_gives_the_same_plan_or_another_one(console: Console) -> 
 
 
 def test_a_search_that_was_not_recorded_is_recorded_by_planning_again(console: Console) -> None:
-    numbers = [console.number_of(console.plan()) for _ in range(8)]
-    summaries = console.get(f"plans?after={numbers[0] - 1}").json()["plans"]
-    missing = next(one["number"] for one in summaries if not one["traced"])
-    shown = console.get(f"plans/{missing}").json()
+    missing: list[int] = []
+
+    def finds_one() -> bool:
+        with ThreadPoolExecutor(8) as robots:
+            ids = list(robots.map(lambda _: console.plan(), range(16)))
+        summaries = console.get("plans").json()["plans"]
+        missing.extend(
+            one["number"] for one in summaries if one["request_id"] in ids and not one["traced"]
+        )
+        return bool(missing)
+
+    wait_until(finds_one)
+    number = missing[0]
+    shown = console.get(f"plans/{number}").json()
     assert shown["costs"] is None
     assert shown["imagined_by"] == "decoder"  # the best plan is rolled out all the same
     assert len(shown["plane"]["best"]) == shown["solver"]["horizon"]
-    again = console.post(f"api/plans/{missing}/replay", {}).json()["number"]
+    again = console.post(f"api/plans/{number}/replay", {}).json()["number"]
     repeated = console.get(f"plans/{again}").json()
     assert repeated["actions"] == shown["actions"]
     assert [part["scored"] for part in repeated["costs"]] == [16, 12]

@@ -95,7 +95,7 @@ def test_a_plan_is_found_scrubbed_and_planned_again(console: Console, page: Page
     expect(again.locator(".fan")).to_be_visible()
     expect(page.locator("input[name=samples]")).to_have_value("16")
     page.select_option("select[name=name]", "cem")
-    expect(page.locator(".settings")).to_contain_text("general ones of cem")
+    expect(page.locator("form.settings")).to_contain_text("general ones of cem")
     for name, value in (("samples", "300"), ("iterations", "30"), ("elites", "30")):
         expect(page.locator(f"input[name={name}]")).to_have_value(value)
     page.select_option("select[name=name]", "mppi")
@@ -214,8 +214,8 @@ def test_every_word_that_a_view_explains_has_a_meaning(console: Console, page: P
     number = console.number_of(console.plan("all-words"))
     seen = 0
     for view in ("live", f"replay/{number}", "drive", "fleet"):
+        page.goto("about:blank")
         page.goto(f"{console.page}#{view}")
-        expect(page.locator("nav a[aria-current]")).to_be_visible()
         page.wait_for_selector(".term", state="attached")
         for word in page.locator(".term").all():
             assert len(word.get_attribute("title") or "") > 20, word.text_content()

@@ -61,7 +61,7 @@ export function statusBadge(plan, isInList = false) {
 
 // A table of plans, the newest first, whose rows are filled by planRow. ◉: its search is recorded.
 export function plansTable(rows) {
-  const titles = ["", "time", "robot", "status", "health", "ms"].map((name) => h("th", {}, name));
+  const titles = ["", "time", "robot", "answer", "ms"].map((name) => h("th", {}, name));
   return h("table", { class: "plans" }, h("thead", {}, h("tr", {}, titles)), rows);
 }
 
@@ -73,8 +73,7 @@ export function planRow(plan, { chosen = false, open }) {
     h("td", { class: "recorded", title: plan.traced ? "the search is recorded" : null }, plan.traced ? "◉" : ""),
     h("td", {}, timeOf(plan.answered_at)),
     h("td", {}, h("a", { href: `#replay/${plan.number}` }, sourceOf(plan))),
-    h("td", {}, statusBadge(plan, true)),
-    h("td", {}, healthBadge(plan.health)),
+    h("td", {}, statusBadge(plan, true), " ", healthBadge(plan.health)),
     h("td", { class: "number" }, milliseconds(plan.total_ms)),
   );
 }

@@ -107,12 +107,14 @@ export function drive(main, { server, say }) {
     shown = robot;
     picture.src = robot.frame;
     goalPicture.hidden = !robot.goal;
-    ghost.hidden = !robot.goal || robot.reached;
+    ghost.hidden = !robot.goal || robot.reached || robot.controls.fault !== "";
     if (robot.goal) {
       ghost.src = robot.goal;
       goalPicture.replaceChildren(h("img", { src: robot.goal, alt: "the goal", width: 112, height: 112 }), h("figcaption", {}, "the goal"));
     }
-    world.disabled = !about.takes_points || !server.may_plan || robot.ended !== null;
+    const isOver = !server.may_plan || robot.ended !== null;
+    world.disabled = isOver || !about.takes_points;
+    for (const control of panel.querySelectorAll(".goals button, .settings :is(button, input, select)")) control.disabled = isOver;
     describe(robot);
     remember(robot.plan);
   }
@@ -123,7 +125,7 @@ export function drive(main, { server, say }) {
       : "Choose a picture: the robot starts where it can reach it.";
     goals.replaceChildren(
       ...about.goals.map((url, task) =>
-        h("button", { type: "button", disabled: !server.may_plan, title: `goal ${task + 1}`, onclick: () => change({ task }) },
+        h("button", { type: "button", title: `goal ${task + 1}`, onclick: () => change({ task }) },
           h("img", { src: url, alt: `goal ${task + 1}`, width: 64, height: 64 })),
       ),
     );
@@ -140,7 +142,6 @@ export function drive(main, { server, say }) {
     fallback.value = robot.controls.fallback;
     const stopping = h("button", { type: "button", id: "stop", onclick: () => change({ is_stopped: !shown.controls.is_stopped }) }, "Stop the robot");
     const end = h("button", { type: "button", onclick: () => change({ end: true }) }, "End the drive");
-    for (const control of [fault, delay, fallback, stopping, end]) control.disabled = !server.may_plan;
     controls.replaceChildren(
       h("label", {}, h("span", {}, "fault of the camera"), fault),
       h("label", { class: "check" }, delay, h("span", {}, `${robot.delay_ms} ms of latency`)),

@@ -71,11 +71,7 @@ export class PlanView {
       : empty(
           plan.fallback
             ? "A fallback answered: there is no search to show."
-            : "The search of this plan was not recorded: the server records two a second. ",
-          plan.fallback
-            ? null
-            : h("a", { href: `#replay/${plan.number}` }, "Plan again in Replay"),
-          plan.fallback ? null : ": that gives the same plan, and records its search.",
+            : ["The search of this plan was not recorded: the server records two a second. ", planAgain(plan), " gives the same plan, and records its search."],
         );
     return h(
       "section",
@@ -121,6 +117,11 @@ export class PlanView {
     );
     this.costs.replaceChildren(costPlot(plan, iteration, scales));
   }
+}
+
+function planAgain(plan) {
+  if (location.hash.startsWith("#replay")) return "“Plan again”, above,";
+  return h("a", { href: `#replay/${plan.number}` }, "“Plan again” in Replay");
 }
 
 function nameOf(plan, iteration) {
@@ -207,7 +208,7 @@ function health(plan) {
   return h(
     "div",
     {},
-    h("p", {}, HEALTH[plan.health.status]),
+    h("p", { class: "muted" }, HEALTH[plan.health.status]),
     rows.length ? h("table", { class: "scores" }, h("tbody", {}, rows)) : null,
     reasons.length ? h("ul", { class: "reasons" }, reasons.map((reason) => h("li", {}, reason))) : null,
   );

@@ -54,7 +54,7 @@ export function fanPlot(plan, iteration, { map }) {
 }
 
 function axisName(plane, axis) {
-  return plane.by === "probe" ? plane.axes[axis] : term("out of", plane.axes[axis]);
+  return plane.by === "probe" ? plane.axes[axis] : term("component", plane.axes[axis]);
 }
 
 // A goal that leaves one coordinate open is a line.
@@ -123,7 +123,7 @@ export function costPlot(plan, iteration, { costs: [low, high], time: last }) {
     svg("path", { d: "M" + line.join("L"), class: "best-cost" }),
     label(42, y(low) + 4, number(low), "end"),
     label(42, y(high) + 4, number(high), "end"),
-    label(46, HEIGHT - 5, "0", "middle"),
+    x(end) > 100 ? label(46, HEIGHT - 5, "0", "middle") : null,
     label(Math.min(x(end), WIDTH - 26), HEIGHT - 5, milliseconds(end), "middle"),
     deadlineMark(plan, x),
   );

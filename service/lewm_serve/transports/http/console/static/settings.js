@@ -18,7 +18,7 @@ export function showSettings(form, plan, { server, planAgain }) {
   const sizes = h("div", { class: "settings" });
   const origin = h("p", { class: "muted" });
   const objective = select("objective", objectivesOf(plan, model), plan.solver.objective);
-  const seed = h("input", { name: "seed", value: plan.seed, pattern: "[0-9]{1,19}", size: 12, required: true });
+  const seed = h("input", { name: "seed", value: plan.seed, pattern: "[0-9]{1,19}", size: 20, required: true });
   const button = h("button", { type: "submit", class: "primary" }, "Plan again");
   const problem = h("p", { class: "problem", role: "alert" });
 
