@@ -69,6 +69,19 @@ def test_live_shows_a_plan_as_it_comes(console: Console, page: Page) -> None:
     expect(page.locator("article.plan h2")).to_have_text("newer")
 
 
+def test_the_way_to_the_goal_is_drawn_with_its_scale(console: Console, page: Page) -> None:
+    for _ in range(3):
+        console.plan("on-its-way")
+    page.goto(f"{console.page}#live")
+    page.select_option("#robot", "on-its-way")
+    line = page.locator(".to-go")
+    expect(line).to_contain_text(
+        re.compile(r"on-its-way, last 3 plans: [\d.]+ steps to go, between [\d.]+ and [\d.]+")
+    )
+    expect(line.locator("svg text")).to_have_text([re.compile(r"[\d.]+"), "0"])
+    expect(page.locator("#notice")).to_be_hidden()
+
+
 def test_names_of_robots_are_text(console: Console, page: Page) -> None:
     name = "<img src=x onerror=alert(1)>"
     console.plan(name)
@@ -103,6 +116,7 @@ def test_a_plan_is_found_scrubbed_and_planned_again(console: Console, page: Page
     page.select_option("select[name=name]", "cem")
     page.fill("input[name=samples]", "40")
     page.fill("input[name=iterations]", "6")
+    page.fill("input[name=elites]", "4")
     page.get_by_role("button", name="Plan again").click()
     expect(page.locator(".compare")).to_contain_text("other actions")
     expect(again).to_contain_text("6 iterations, 241 candidates")

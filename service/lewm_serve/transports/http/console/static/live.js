@@ -86,15 +86,15 @@ export function live(main, { say }) {
     if (plan.number !== shown) await show(plan.number);
   }
 
-  async function show(number) {
-    shown = number;
+  async function show(wanted) {
+    shown = wanted;
     try {
-      const plan = await get(`plans/${number}`);
-      if (stopped || shown !== number) return;
+      const plan = await get(`plans/${wanted}`);
+      if (stopped || shown !== wanted) return;
       view.show(plan);
       mark();
       const distances = plans
-        .filter((one) => sourceOf(one) === sourceOf(plan) && one.distance && one.number <= number)
+        .filter((one) => sourceOf(one) === sourceOf(plan) && one.distance && one.number <= wanted)
         .map((one) => one.distance.start);
       spark.replaceChildren();
       if (distances.length > 2) {

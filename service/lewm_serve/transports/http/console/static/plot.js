@@ -136,7 +136,8 @@ export function costPlot(plan, iteration, { costs: [low, high], time: last }) {
       {},
       legend("best", "best so far"),
       legend("elite", term("elites")),
-      legend("candidate", "other ", term("candidates"), ", the highest ones on the upper edge"),
+      legend("candidate", "other ", term("candidates")),
+      h("span", {}, "the highest ones are on the upper edge"),
     ),
   );
 }
