@@ -47,7 +47,7 @@ export function fanPlot(plan, iteration, { map }) {
       legend("best", plan.fallback ? "the fallback's actions" : "plan"),
       plane.regions.length ? legend("region", "to avoid") : null,
       elites ? legend("elite", term("elites")) : null,
-      candidates.length ? legend("candidate", "other ", term("candidates")) : null,
+      candidates.length > elites ? legend("candidate", "other ", term("candidates")) : null,
       h("span", {}, "across: ", axisName(plane, 0), ", down: ", axisName(plane, 1)),
     ),
   );
