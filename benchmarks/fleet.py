@@ -54,7 +54,7 @@ from lewm_serve.solvers import SOLVERS
 
 ROBOTS, RATE_HZ, PLANS_A_GOAL = 10_000, 2.0, 20
 QUICK_ROBOTS = 100
-SECONDS, WARM_UP_S = 4.0, 1.0
+SECONDS, WARM_UP_S = 2.0, 1.0
 LOADS = (0.7, 0.9)
 """The shares of their capacity that servers are asked for."""
 
@@ -117,7 +117,6 @@ POLICIES = (
     Policy("random"),
     Policy("random", redis=True),
     Policy("robot"),
-    Policy("two", redis=True),
     Policy("two", redis=True, age_s=STALE_S),
     Policy("all", redis=True),
     Policy("all", redis=True, age_s=STALE_S),

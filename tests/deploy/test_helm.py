@@ -92,6 +92,7 @@ def test_what_kubernetes_would_refuse_is_found(path: tuple[Any, ...], value: Any
         (OPEN | {"replica": 2}, "replica"),
         (OPEN | {"settings": {"THREADS": 2}}, "THREADS"),
         (OPEN | {"gpus": -1}, "gpus"),
+        (OPEN | {"console": "on"}, "console"),
         (OPEN | {"autoscaling": {"kind": "vpa"}}, "kind"),
     ],
 )
@@ -210,6 +211,13 @@ def test_a_fleet_grows_by_its_queue_and_slow_plans(fleet: dict[str, Any]) -> Non
         names = set(re.findall(r"lewm_[a-z_]+", query))
         assert names
         assert all(f"# TYPE {re.sub('_(bucket|count)$', '', name)} " in known for name in names)
+
+
+def test_a_console_is_there_when_it_is_asked_for() -> None:
+    assert "LEWM_CONSOLE" not in variables(render(OPEN))
+    objects = render(OPEN | {"console": True})
+    assert variables(objects)["LEWM_CONSOLE"] == "1"
+    check(objects)
 
 
 def test_gpus_get_an_engine_each() -> None:

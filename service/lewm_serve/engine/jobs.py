@@ -573,7 +573,11 @@ class PlanJob(Job):
         if self.recorder is None or self.started_at is None:
             return None
         return self.recorder.finish(
-            self.started_at, now, latents=self.latents, past_actions=self.past_actions
+            self.started_at,
+            now,
+            iterations=self.solver.iterations,
+            latents=self.latents,
+            past_actions=self.past_actions,
         )
 
     def _roll_out_best(self, best: ScoredSequence) -> Tensor:

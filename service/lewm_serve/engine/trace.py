@@ -30,6 +30,8 @@ class TracedIteration:
         costs: their costs (K,).
         elites: how many of them, from the first on, are elites.
         scored: how many candidates it had.
+        is_final_mean: whether it is none of the search's iterations: after them, CEM scores its
+            final mean alone.
         ended_s: when it ended, in seconds since the start of the search.
     """
 
@@ -37,6 +39,7 @@ class TracedIteration:
     costs: Tensor
     elites: int
     scored: int
+    is_final_mean: bool
     ended_s: float
 
 
@@ -85,9 +88,15 @@ class TraceRecorder:
         self._kept.append((candidates[kept], costs[kept], len(candidates)))
 
     def finish(
-        self, started: float, ended: float, *, latents: Tensor, past_actions: Tensor
+        self,
+        started: float,
+        ended: float,
+        *,
+        iterations: int,
+        latents: Tensor,
+        past_actions: Tensor,
     ) -> SearchTrace:
-        """The trace of a search that was started and ended at these times."""
+        """The trace of a search of so many iterations that was started and ended at these times."""
         ends = [*self._began[1:], ended]
         return SearchTrace(
             latents=latents,
@@ -98,8 +107,11 @@ class TraceRecorder:
                     costs=costs,
                     elites=min(self._elites, (len(candidates) + 1) // 2),
                     scored=scored,
+                    is_final_mean=index >= iterations,
                     ended_s=max(0.0, end - started),
                 )
-                for (candidates, costs, scored), end in zip(self._kept, ends, strict=False)
+                for index, ((candidates, costs, scored), end) in enumerate(
+                    zip(self._kept, ends, strict=False)
+                )
             ),
         )

@@ -12,7 +12,7 @@ MAX_REQUESTS = 4096
 """The most requests that are kept."""
 
 WINDOW_S = 300.0
-"""Older requests do not count."""
+"""Older requests do not count. A full table may reach less far back."""
 
 RATE_WINDOW_S = 60.0
 """Rates are those of this time, or since the first request that is kept."""
@@ -132,10 +132,12 @@ def summarise(requests: Sequence[RecentRequest]) -> dict[str, Any]:
         source = ("robot", request.robot) if request.robot else ("key", request.key or "")
         sources.setdefault(source, SourceSummary()).add(request, now)
     first_at = min((request.at for request in requests), default=now)
-    rate_window_s = min(RATE_WINDOW_S, max(1.0, now - first_at))
+    kept_s = max(1.0, now - first_at)
+    rate_window_s = min(RATE_WINDOW_S, kept_s)
     busiest = sorted(sources.items(), key=lambda item: -item[1].requests)
     return {
-        "window_s": WINDOW_S,
+        "window_s": round(min(WINDOW_S, kept_s), 1) if len(requests) == MAX_REQUESTS else WINDOW_S,
+        "rate_window_s": round(rate_window_s, 1),
         "total": total.to_json(now, rate_window_s),
         "robots": [
             {"kind": kind, "name": name, **summary.to_json(now, rate_window_s)}

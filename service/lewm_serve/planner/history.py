@@ -34,7 +34,7 @@ class PlanRecord:
         request: what the client asked for, with its frames as they were sent.
         context: where the request came from.
         response: the answer.
-        latents: (N, D) of the frames and, last, of the goal; None if a fallback answered before.
+        latents: (N, D) of the `encoded_frames`; None if a fallback answered before.
         trace: what the search did; None: it was not recorded.
         replay_of: the number of the plan that this one repeats; None: it repeats none.
     """
@@ -56,6 +56,12 @@ class PlanRecord:
             self.size_in_bytes += 4 * self.latents.numel()
         if self.trace is not None:
             self.size_in_bytes += self.trace.size_in_bytes
+
+    @property
+    def encoded_frames(self) -> tuple[Frame, ...]:
+        """The frames and, last, the goal, unless it is given by states."""
+        frames, goal = self.request.frames, self.request.goal
+        return (*frames, goal) if goal.state is None else frames
 
 
 class PlanHistory:

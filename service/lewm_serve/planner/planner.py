@@ -370,8 +370,7 @@ class Planner:
         goal_is_frame = request.goal.state is None
         frames_and_goal = (*request.frames, request.goal) if goal_is_frame else request.frames
         frame_count = len(request.frames)  # without the goal
-        # The console has no picture of a goal by states.
-        history = self._history if goal_is_frame else None
+        history = self._history
         placement = self._engines.place(model, context.client)
         queued = QueuedRequest(
             placement.latency,

@@ -52,6 +52,7 @@ def test_a_trace_has_each_iteration_with_its_best_candidates_first() -> None:
     assert outcome.trace is not None
     parts = outcome.trace.iterations
     assert [part.scored for part in parts] == [8, 8, 8, 1]  # the last one is the final mean
+    assert [part.is_final_mean for part in parts] == [False, False, False, True]
     assert [part.elites for part in parts] == [2, 2, 2, 1]
     assert [part.candidates.shape for part in parts] == [(8, 2, WIDTH)] * 3 + [(1, 2, WIDTH)]
     for part in parts:
@@ -69,6 +70,7 @@ def test_solvers_without_elites_have_one_best_candidate() -> None:
     outcome = outcome_of("mppi", with_trace=True)
     assert outcome.trace is not None
     assert [part.elites for part in outcome.trace.iterations] == [1, 1, 1]
+    assert not any(part.is_final_mean for part in outcome.trace.iterations)
 
 
 def test_a_long_search_keeps_fewer_candidates_of_each_iteration() -> None:
@@ -78,7 +80,9 @@ def test_a_long_search_keeps_fewer_candidates_of_each_iteration() -> None:
     for _ in range(200):
         recorder.begin(0.0)
         recorder.end(candidates, candidates[:, 0, 0])
-    made = recorder.finish(0.0, 1.0, latents=torch.zeros(1, 4), past_actions=torch.zeros(0, 10))
+    made = recorder.finish(
+        0.0, 1.0, iterations=200, latents=torch.zeros(1, 4), past_actions=torch.zeros(0, 10)
+    )
     kept = [len(part.candidates) for part in made.iterations]
     assert kept == [trace.MIN_KEPT] * 200
     assert made.size_in_bytes < 4 * (200 * trace.MIN_KEPT * (50 * 10 + 1) + 100)

@@ -56,6 +56,19 @@ def test_the_table_is_bounded_and_forgets(monkeypatch: pytest.MonkeyPatch) -> No
     assert "arm" not in [request.robot for request in recent.newest()]
 
 
+def test_a_full_table_says_how_far_back_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_requests, "MAX_REQUESTS", 3)
+    recent = RecentRequests(most=3)
+    now = time.monotonic()
+    recent.add(line(), now - 100)
+    recent.add(line(), now - 1)
+    assert summarise(recent.newest())["window_s"] == recent_requests.WINDOW_S
+    recent.add(line(), now)
+    counted = summarise(recent.newest())
+    assert counted["window_s"] == pytest.approx(100, abs=20)
+    assert counted["rate_window_s"] == recent_requests.RATE_WINDOW_S
+
+
 def test_without_requests_there_is_nothing_to_divide_by() -> None:
     counted = summarise([])
     assert counted["robots"] == []

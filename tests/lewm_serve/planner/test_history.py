@@ -42,17 +42,21 @@ async def test_a_fallback_is_kept_without_a_search(model_folder: Path) -> None:
         assert record.trace is None
 
 
-async def test_a_goal_by_states_is_not_kept_and_takes_no_trace(tmp_path: Path) -> None:
-    """There is no picture of it."""
+async def test_a_goal_by_states_is_kept_with_its_trace_and_has_no_latent(tmp_path: Path) -> None:
     history = PlanHistory()
     async with running_planner(write_random_model(tmp_path / "random", probe=True), history) as r:
-        for _ in range(int(history_module.BURST) + 1):
-            assert (await r.plan(goal={"state": {"x": 100.0}})).states is not None
-        assert history.newest == 0
-        await r.plan()
+        response = await r.plan(frames=[pixels(3)], goal={"state": {"x": 100.0}})
         record = history.get(1)
         assert record is not None
+        assert record.encoded_frames == record.request.frames
+        assert record.latents is not None
+        assert record.latents.shape == (1, 128)
         assert record.trace is not None
+        assert len(record.trace.iterations) == response.iterations + 1
+        await r.plan()
+        record = history.get(2)
+        assert record is not None
+        assert record.encoded_frames == (*record.request.frames, record.request.goal)
 
 
 async def test_pictures_of_where_candidates_lead_are_not_counted(model_folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -15,9 +15,11 @@ from pydantic import BeforeValidator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lewm_models.card import SolverConfig
 from lewm_serve.access.keys import INFER, Keys
 from lewm_serve.api.fields import RequestModel, refusal
 from lewm_serve.api.requests import MAX_SEED, Fallback, PlanRequest, SolverSettings
+from lewm_serve.api.responses import ModelDescription
 from lewm_serve.errors import UnknownRoute, shorten
 from lewm_serve.observability.metrics import Metrics
 from lewm_serve.observability.recent_requests import summarise
@@ -29,6 +31,7 @@ from lewm_serve.solvers.solver import COMMON_SETTINGS
 from lewm_serve.transports.exchange import RequestMemory, check_accepts, exchange_of
 from lewm_serve.transports.http.access import CONSOLE_PATH, KEY_OF_REQUEST
 from lewm_serve.transports.http.console.data import ConsoleData
+from lewm_serve.transports.http.console.drive_models import drivers
 from lewm_serve.transports.http.console.requests import answer, check_page, read_document
 from lewm_serve.transports.http.console.viewer import Viewer
 from lewm_serve.transports.http.console.views import summary_of
@@ -43,6 +46,12 @@ FLEET_EVERY_S = 1.0
 
 FLEET_SERIES = ("lewm_queued_requests", "lewm_cache_requests_total", "lewm_held_bytes")
 """The metrics on the page of the fleet."""
+
+SIZES = ("samples", "iterations", "horizon")
+"""The settings of every solver that the form of Replay has."""
+
+GRADIENT_SAMPLES = 16
+"""A candidate with its gradients costs as much as 30 without."""
 
 MAX_SEED_DIGITS = len(str(MAX_SEED))
 
@@ -99,25 +108,9 @@ class ConsoleApi:
     async def server(self, request: Request) -> Response:
         """What the pages need to know first: the models, the solvers, and what the key may do."""
         key = request.scope.get(KEY_OF_REQUEST)
-        models = []
+        models: list[ModelDescription] = []
         if self._planner.state not in ("loading", "failed"):
-            for model in self._planner.describe_models().models:
-                card = model.card
-                models.append(
-                    {
-                        "name": model.name,
-                        "version": model.version,
-                        "default": model.default,
-                        "backend": model.backend,
-                        "device": model.device,
-                        "solver": card["solver"],
-                        "parts": [
-                            part
-                            for part in ("calibration", "distance", "probe", "decoder")
-                            if card.get(part) is not None
-                        ],
-                    }
-                )
+            models = self._planner.describe_models().models
         return answer(
             {
                 "version": self._version,
@@ -125,8 +118,8 @@ class ConsoleApi:
                 "key": None if key is None else key.name,
                 "may_plan": key is None or bool(INFER & set(key.entry.roles)),
                 "needs_key": self._keys is not None,
-                "models": models,
-                "solvers": {name: dict(kind.own_settings) for name, kind in SOLVERS.items()},
+                "models": [_describe(model) for model in models],
+                "drivers": drivers(models),
             }
         )
 
@@ -194,6 +187,40 @@ class ConsoleApi:
         if record is None:
             raise UnknownRoute(f"no plan of the number {shorten(text)} is kept")
         return record
+
+
+def _describe(model: ModelDescription) -> dict[str, Any]:
+    """What the pages need to know of a model."""
+    card = model.card
+    return {
+        "name": model.name,
+        "version": model.version,
+        "default": model.default,
+        "backend": model.backend,
+        "device": model.device,
+        "card_solver": card["solver"]["name"],
+        "solvers": {name: _usual_settings(card["solver"], name) for name in SOLVERS},
+        "parts": [
+            part
+            for part in ("calibration", "distance", "probe", "decoder")
+            if card.get(part) is not None
+        ],
+    }
+
+
+def _usual_settings(of_card: Mapping[str, Any], name: str) -> dict[str, int]:
+    """The settings that a form begins with when this solver is chosen.
+
+    They are those of the model's card for its own solver. For another one, the card has the
+    horizon only, and the rest is what the solver has in general.
+    """
+    settings = dict(of_card)
+    if name != of_card["name"]:
+        general = SolverConfig()
+        settings |= {"iterations": general.iterations, "elites": general.elites}
+        settings["samples"] = GRADIENT_SAMPLES if name == "gradient" else general.samples
+    has_elites = "elites" in SOLVERS[name].own_settings
+    return {field: settings[field] for field in (*SIZES, *(["elites"] if has_elites else []))}
 
 
 def _number(text: str) -> int | None:

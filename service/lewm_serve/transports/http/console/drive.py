@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from lewm_models.cores import lower_thread_priority
 from lewm_serve.api.requests import Fallback, Frame, Goal, PlanRequest, RequestContext
 from lewm_serve.api.responses import PlanResponse
-from lewm_serve.errors import Internal, InvalidRequest, ServiceError
+from lewm_serve.errors import Internal, ServiceError
 from lewm_serve.observability.logging import log
 from lewm_serve.planner.planner import Planner
 from lewm_serve.registry.registry import LoadedModel
@@ -181,7 +181,7 @@ class Controls:
     fault: str = ""
     is_delayed: bool = False
     fallback: str = "hold"
-    is_held: bool = False
+    is_stopped: bool = False
 
 
 @dataclass
@@ -291,7 +291,7 @@ class Drive:
             _, pictures = await self._simulation.do(do="look")
             self.shown.frame = pictures[0]
             while time.monotonic() - self._watched_at < UNWATCHED_S:
-                if self._goal is None or self.is_at_rest or self.controls.is_held:
+                if self._goal is None or self.is_at_rest or self.controls.is_stopped:
                     await asyncio.sleep(PAUSE_S)
                 else:
                     await self._plan_and_go()
@@ -423,46 +423,6 @@ class Drive:
             "fallbacks": shown.fallbacks,
             "problem": shown.problem,
         }
-
-
-def model_for(planner: Planner, environment: str, wanted: str | None) -> LoadedModel:
-    """The model to drive with: the wanted one, or the one that was made for the environment.
-
-    Raises:
-        InvalidRequest: there is none.
-        UnknownModel: there is no such model.
-    """
-    if wanted is None:
-        models = planner.describe_models().models
-        for model in models:
-            if environment in (model.name, model.card["provenance"].get("trained_on")):
-                wanted = model.name
-                break
-        else:
-            raise InvalidRequest(
-                "out_of_range",
-                "environment",
-                received=environment,
-                expected="one that a model of this server was made for: "
-                f"{', '.join(model.name for model in models)}; `lewm serve --models {environment}` "
-                "serves an embedded one, if there is one",
-            )
-    return planner.model_and_folder(wanted)[0]
-
-
-def check_actions(model: LoadedModel, environment: str, action_dim: int) -> None:
-    """Refuse a model of other actions than the environment's.
-
-    Raises:
-        InvalidRequest: it is one.
-    """
-    if model.card.config.action_dim != action_dim:
-        raise InvalidRequest(
-            "shape_mismatch",
-            "model",
-            received=model.name,
-            expected=f"a model of {action_dim} actions, as {environment} has",
-        )
 
 
 def _jpeg_url(picture: Picture) -> str:

@@ -12,7 +12,6 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lewm_models.environments.registry import environment_names
 from lewm_serve.api.fields import RequestModel
 from lewm_serve.errors import InvalidRequest, Unquoted
 from lewm_serve.planner.planner import Planner
@@ -27,9 +26,8 @@ from lewm_serve.transports.http.console.drive import (
     Drive,
     Simulation,
     SimulationError,
-    check_actions,
-    model_for,
 )
+from lewm_serve.transports.http.console.drive_models import check_actions, check_driver
 from lewm_serve.transports.http.console.requests import answer, check_page, read_document
 
 PATH = f"{CONSOLE_PATH}/api/drive"
@@ -38,10 +36,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DriveStart(RequestModel):
-    """Which robot is to be driven, and by which model; left out: the one made for it."""
+    """Which robot is to be driven, and by which model."""
 
     environment: Annotated[str, Field(max_length=64)]
-    model: Annotated[str | None, Field(max_length=256)] = None
+    model: Annotated[str, Field(max_length=256)]
 
 
 class DriveControls(RequestModel):
@@ -53,7 +51,7 @@ class DriveControls(RequestModel):
     fault: Annotated[str | None, Field(max_length=64)] = None
     is_delayed: bool | None = None
     fallback: Literal["none", "hold", "tail"] | None = None
-    is_held: bool | None = None
+    is_stopped: bool | None = None
     end: bool = False
 
 
@@ -81,8 +79,7 @@ class DriveApi:
         key = request.scope.get(KEY_OF_REQUEST)
         if self._drive is not None:
             self._drive.watch(None if key is None else key.name)
-        drive = None if self._drive is None else await self._drive.to_json()
-        return answer({"environments": environment_names(), "drive": drive})
+        return answer({"drive": None if self._drive is None else await self._drive.to_json()})
 
     async def goals(self, _request: Request) -> Response:
         """What does not change while a robot drives: the goals to choose from, the faults."""
@@ -95,14 +92,9 @@ class DriveApi:
         check_page(request)
         check_accepts(self._planner)
         wanted = await read_document(request, DriveStart, self._memory)
-        if wanted.environment not in (known := environment_names()):
-            raise InvalidRequest(
-                "invalid_choice",
-                "environment",
-                received=wanted.environment,
-                expected=f"one of {', '.join(known)}",
-            )
-        model = model_for(self._planner, wanted.environment, wanted.model)
+        described = self._planner.describe_models().models
+        check_driver(described, wanted.environment, wanted.model)
+        model, _ = self._planner.model_and_folder(wanted.model)
         async with self._starting:
             if self._drive is not None:
                 self._drive.end("another drive has begun")
@@ -111,7 +103,12 @@ class DriveApi:
             except SimulationError as error:
                 raise _refused("environment", wanted.environment, error) from None
             try:
-                check_actions(model, wanted.environment, about["action_dim"])
+                check_actions(
+                    model.name,
+                    wanted.environment,
+                    model_actions=model.card.config.action_dim,
+                    actions=about["action_dim"],
+                )
             except BaseException:
                 simulation.stop()
                 raise
@@ -146,7 +143,7 @@ class DriveApi:
                 await drive.set_fault(wanted.fault)
         except SimulationError as error:
             raise _refused("drive", drive.environment, error) from None
-        for name in ("is_delayed", "fallback", "is_held"):
+        for name in ("is_delayed", "fallback", "is_stopped"):
             if (value := getattr(wanted, name)) is not None:
                 setattr(controls, name, value)
         if wanted.end:

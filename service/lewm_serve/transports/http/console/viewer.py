@@ -97,8 +97,7 @@ class Viewer:
         except ServiceError as error:
             problem = error.detail
         known = self._known_frames(record, parts)
-        # A repetition is drawn where the plan itself is, so that both can be compared.
-        plane = None if record.replay_of is None else self._planes.get(record.replay_of)
+        plane = await self._plane_of_original(record)
 
         def render() -> tuple[bytes, Plane | None]:
             document, used = detail_of(
@@ -118,6 +117,14 @@ class Viewer:
             self._keep(record.number, view, used)
         return view
 
+    async def _plane_of_original(self, record: PlanRecord) -> Plane | None:
+        """Where the plan is drawn that this one repeats, so that both can be compared."""
+        original = None if record.replay_of is None else self._history.get(record.replay_of)
+        if original is None:
+            return None
+        await self.view(original)
+        return self._planes.get(original.number)
+
     def _known_frames(self, record: PlanRecord, parts: ViewingParts | None) -> list[KnownFrame]:
         """Frames of kept plans of the same model, if there is no decoder."""
         if parts is not None and parts.decoder is not None:
@@ -128,9 +135,7 @@ class Viewer:
             KnownFrame(frame, latent)
             for plan in plans
             if plan.latents is not None and plan.response.model_version == version
-            for frame, latent in zip(
-                (*plan.request.frames, plan.request.goal), plan.latents, strict=True
-            )
+            for frame, latent in zip(plan.encoded_frames, plan.latents, strict=True)
         ]
 
     def _keep(self, number: int, view: bytes, plane: Plane | None) -> None:

@@ -66,7 +66,7 @@ class Candidates:
             self.blocks = torch.cat([*kept, best])
             self._counts = [len(candidates) for candidates in kept]
             return
-        self.latents = record.latents[:-1]
+        self.latents = record.latents[: len(request.frames)]
         rows = request.past_actions
         empty = torch.empty(0, best.shape[-1])
         self.past_actions = empty if rows is None or not len(rows) else model.to_blocks(rows)
@@ -111,10 +111,11 @@ def detail_of(
     """
     response, request = record.response, record.request
     latents = record.latents
-    frames = [
+    pictures_of_frames = [
         picture_of_frame(frame, None if latents is None else latents[index], parts)
-        for index, frame in enumerate((*request.frames, request.goal))
+        for index, frame in enumerate(record.encoded_frames)
     ]
+    goal_is_frame = request.goal.state is None
     document = (
         summary_of(record)
         | {
@@ -130,8 +131,14 @@ def detail_of(
             },
             "health": asdict(response.health),
             "limits": None if model is None else _limits(model),
-            "frames": frames[:-1],
-            "goal": frames[-1],
+            "frames": pictures_of_frames[: len(request.frames)],
+            "goal": pictures_of_frames[-1] if goal_is_frame else None,
+            "goal_state": request.goal.state,
+            "avoid": [
+                region.model_dump(exclude_none=True, exclude={"weight"}) for region in request.avoid
+            ],
+            "states": None if response.states is None else asdict(response.states),
+            "violations": list(response.violations),
             "costs": _costs(record),
             "imagined": None,
             "imagined_by": None,
@@ -145,16 +152,25 @@ def detail_of(
         if pictures is not None:
             document["imagined"], document["imagined_by"] = pictures
         ends = [part[:, -1] for part in by_iteration]
-        placed = torch.cat([candidates.latents[-1:], latents[-1:], best, *ends])
+        goal = latents[-1:] if goal_is_frame else latents[:0]
+        placed = torch.cat([candidates.latents[-1:], goal, best, *ends])
         probe = None if parts is None else parts.probe
         states = () if model is None or model.card.probe is None else model.card.probe.states
         plane = plane or Plane.of(placed, probe, states)
+        path = plane.points(best)
         document["plane"] = {
             "by": "probe" if plane.probe is not None else "components",
             "axes": plane.axes,
             "start": _rounded(plane.points(candidates.latents[-1])),
-            "goal": _rounded(plane.points(latents[-1])),
-            "best": _rounded(plane.points(best)),
+            "goal": _rounded(plane.points(latents[-1]))
+            if request.goal.state is None
+            else plane.place_goal(request.goal.state, path[-1]),
+            "regions": [
+                outline
+                for region in request.avoid
+                if (outline := plane.place_region(region, path[0])) is not None
+            ],
+            "best": _rounded(path),
             "iterations": [_rounded(plane.points(part)) for part in by_iteration],
         }
     return document, plane
@@ -180,6 +196,7 @@ def _costs(record: PlanRecord) -> list[Document] | None:
             "ended_ms": round(start_ms + 1000 * iteration.ended_s, 3),
             "scored": iteration.scored,
             "elites": iteration.elites,
+            "is_final_mean": iteration.is_final_mean,
             "costs": [_finite(cost) for cost in iteration.costs.tolist()],
         }
         for iteration in record.trace.iterations

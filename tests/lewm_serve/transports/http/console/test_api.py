@@ -79,19 +79,73 @@ def test_planning_again_gives_the_same_plan_or_another_one(console: Console) -> 
 
 
 def test_a_search_that_was_not_recorded_is_recorded_by_planning_again(console: Console) -> None:
-    with ThreadPoolExecutor(8) as pool:  # one after another, all may be recorded
-        answers = list(pool.map(lambda _: console.plan(), range(24)))
-    first = min(console.number_of(answer) for answer in answers)
-    summaries = console.get(f"plans?after={first - 1}").json()["plans"]
-    missing = next(one["number"] for one in summaries if not one["traced"])
-    shown = console.get(f"plans/{missing}").json()
+    missing: list[int] = []
+
+    def finds_one() -> bool:
+        with ThreadPoolExecutor(8) as robots:
+            ids = list(robots.map(lambda _: console.plan(), range(16)))
+        summaries = console.get("plans").json()["plans"]
+        missing.extend(
+            one["number"] for one in summaries if one["request_id"] in ids and not one["traced"]
+        )
+        return bool(missing)
+
+    wait_until(finds_one)
+    number = missing[0]
+    shown = console.get(f"plans/{number}").json()
     assert shown["costs"] is None
     assert shown["imagined_by"] == "decoder"  # the best plan is rolled out all the same
     assert len(shown["plane"]["best"]) == shown["solver"]["horizon"]
-    again = console.post(f"api/plans/{missing}/replay", {}).json()["number"]
+    again = console.post(f"api/plans/{number}/replay", {}).json()["number"]
     repeated = console.get(f"plans/{again}").json()
     assert repeated["actions"] == shown["actions"]
     assert [part["scored"] for part in repeated["costs"]] == [16, 12]
+
+
+def test_the_final_mean_is_no_iteration(console: Console) -> None:
+    solver = {"name": "cem", "samples": 20, "iterations": 3}
+    shown = console.get(f"plans/{console.number_of(console.plan(solver=solver))}").json()
+    if shown["costs"] is None:  # two searches a second are recorded
+        again = console.post(f"api/plans/{shown['number']}/replay", {}).json()["number"]
+        shown = console.get(f"plans/{again}").json()
+    assert shown["iterations"] == 3
+    parts = [(part["scored"], part["is_final_mean"]) for part in shown["costs"]]
+    assert parts == [(20, False), (20, False), (20, False), (1, True)]
+
+
+def test_a_goal_by_states_and_regions_to_avoid_are_shown(console: Console) -> None:
+    box = {"state": {"x": [100.0, 130.0], "y": [40.0, 60.0]}}
+    disc = {"centre": {"x": 60.0, "y": 60.0}, "radius": 12.0}
+    goal = {"state": {"x": 180.0, "y": 60.0}}
+    number = console.number_of(console.plan(goal=goal, avoid=[box, disc]))
+    again = console.post(f"api/plans/{number}/replay", {"solver": {"samples": 24}}).json()
+    for one in (number, again["number"]):
+        shown = console.get(f"plans/{one}").json()
+        assert (shown["goal"], shown["goal_state"]) == (None, goal["state"])
+        assert shown["avoid"] == [box, disc]
+        assert shown["states"]["end"].keys() == {"x", "y"}
+        assert shown["solver"]["objective"] == "state"
+        assert shown["imagined_by"] == "decoder"
+        plane = shown["plane"]
+        assert (plane["by"], plane["goal"]) == ("probe", [180.0, 60.0])
+        assert [region["kind"] for region in plane["regions"]] == ["box", "disc"]
+        assert plane["regions"][0] | {"kind": ""} == {
+            "kind": "",
+            "centre": [115.0, 50.0],
+            "sizes": [15.0, 10.0],
+        }
+    assert [part["scored"] for part in shown["costs"]] == [24, 19]
+
+
+def test_the_form_of_replay_begins_with_settings_of_each_solver(console: Console) -> None:
+    (model,) = console.get("server").json()["models"]
+    assert model["card_solver"] == "icem"
+    solvers = model["solvers"]
+    # Those of the card for its own solver, and of LeWM's paper for another one.
+    assert solvers["icem"] == {"samples": 16, "iterations": 2, "horizon": 5, "elites": 4}
+    assert solvers["cem"] == {"samples": 300, "iterations": 30, "horizon": 5, "elites": 30}
+    assert solvers["mppi"] == {"samples": 300, "iterations": 30, "horizon": 5}
+    assert solvers["gradient"]["samples"] < 32
 
 
 @pytest.mark.parametrize(
@@ -204,7 +258,8 @@ def test_a_session_is_a_cookie_that_scripts_and_other_sites_cannot_use(
     assert (server["key"], server["may_plan"]) == ("viewer", False)
     operator = keyed_console.get("server", key=keyed_console.keys["operator"]).json()
     assert (operator["key"], operator["may_plan"]) == ("operator", True)
-    refused = keyed_console.post("api/drive", {"environment": "two-room"}, key=value)
+    start = {"environment": "two-room", "model": "random"}
+    refused = keyed_console.post("api/drive", start, key=value)
     assert refused.status_code == 403
     with httpx.Client(cookies={COOKIE: value}, timeout=PATIENCE_S) as client:
         ended = client.delete(f"{keyed_console.page}/session", headers={PAGE_HEADER: "1"})

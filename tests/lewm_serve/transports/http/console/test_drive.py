@@ -8,9 +8,12 @@ import pytest
 
 from lewm_models.checkpoint import EMBEDDED_MODEL
 from lewm_serve.api.requests import RequestContext
+from lewm_serve.api.responses import ModelDescription
+from lewm_serve.errors import InvalidRequest
 from lewm_serve.transports.exchange import RequestRecorder
 from lewm_serve.transports.http.console import drive as drive_module
 from lewm_serve.transports.http.console.drive import Drive, Simulation, SimulationError
+from lewm_serve.transports.http.console.drive_models import check_driver, drivers
 from lewm_serve.transports.http.console.pictures import Picture
 from tests.lewm_serve.support.frames import picture
 from tests.lewm_serve.support.running_planner import RunningPlanner, running_planner
@@ -19,13 +22,13 @@ from tests.patience import PATIENCE_S
 
 
 def test_what_cannot_be_driven_is_named(console: Console) -> None:
-    unknown = console.post("api/drive", {"environment": "chess"})
+    unknown = console.post("api/drive", {"environment": "chess", "model": "two-room"})
     assert unknown.status_code == 422
     assert unknown.json()["errors"][0]["field"] == "environment"
     assert "two-room" in unknown.json()["detail"]
-    other = console.post("api/drive", {"environment": "push-t"})
+    other = console.post("api/drive", {"environment": "push-t", "model": "two-room"})
     assert other.status_code == 422
-    assert "one that a model of this server was made for: two-room" in other.json()["detail"]
+    assert "one that can drive push-t: none is served" in other.json()["detail"]
     console.post("api/drive/controls", {"end": True})
     without = console.post("api/drive/controls", {"task": 1})
     assert without.status_code == 422
@@ -33,7 +36,8 @@ def test_what_cannot_be_driven_is_named(console: Console) -> None:
 
 
 def test_wrong_controls_are_named(console: Console) -> None:
-    assert console.post("api/drive", {"environment": "two-room"}).status_code == 200
+    start = {"environment": "two-room", "model": "two-room"}
+    assert console.post("api/drive", start).status_code == 200
     for document, field in (
         ({"task": 99}, "drive"),
         ({"fault": "rust"}, "drive"),
@@ -46,6 +50,30 @@ def test_wrong_controls_are_named(console: Console) -> None:
     ended = console.post("api/drive/controls", {"end": True}).json()
     assert ended["ended"] == "the driver has ended it"
     assert console.get("drive").json()["drive"]["ended"] == ended["ended"]
+
+
+def described(name: str, trained_on: str | None, *, actions: int = 2) -> ModelDescription:
+    """A served model."""
+    provenance = {} if trained_on is None else {"trained_on": trained_on}
+    card = {"provenance": provenance, "action_low": [-1.0] * actions}
+    return ModelDescription(name, "1", False, "torch", "cpu", "float32", card)
+
+
+def test_robots_are_driven_by_models_that_were_made_for_them_or_do_not_say() -> None:
+    models = [
+        described("imported", None),
+        described("arm", "push-t"),
+        described("large", "a recording", actions=5),
+        described("reacher", None),
+    ]
+    found = drivers(models)
+    assert found["two-room"] == ["imported"]
+    assert found["push-t"] == ["arm", "imported"]
+    assert found["cube"] == ["large"]
+    assert found["reacher"] == ["reacher", "imported"]
+    check_driver(models, "push-t", "imported")
+    with pytest.raises(InvalidRequest, match="arm, imported"):
+        check_driver(models, "push-t", "reacher")
 
 
 class FakeSimulation:

@@ -11,7 +11,7 @@ from PIL import Image
 from lewm_models.checkpoint import ViewingParts
 from lewm_models.decoder.network import FRAME_SIDE, FrameDecoder
 from lewm_models.probe.network import StateProbe
-from lewm_serve.api.requests import Frame
+from lewm_serve.api.requests import Frame, Region
 from lewm_serve.transports.http.console.pictures import (
     KnownFrame,
     Picture,
@@ -63,17 +63,53 @@ def test_equal_latents_are_drawn_at_one_point() -> None:
     assert np.allclose(plane.points(torch.ones(3, DIM)), 0)
 
 
-def test_a_probe_draws_latents_at_their_states() -> None:
+def probe_of(mean: list[float], periods: list[float]) -> StateProbe:
+    """A probe that reads the same states from every latent."""
     probe = StateProbe(
         torch.zeros(DIM),
         torch.ones(DIM),
-        state_mean=torch.tensor([10.0, 20.0, 30.0]),
-        state_std=torch.ones(3),
-        periods=torch.zeros(3),
+        state_mean=torch.tensor(mean),
+        state_std=torch.ones(len(mean)),
+        periods=torch.tensor(periods),
         width=4,
     ).eval()
     torch.nn.init.zeros_(probe.output.weight)
     torch.nn.init.zeros_(probe.output.bias)
+    return probe
+
+
+def test_a_goal_by_states_is_drawn_where_the_probe_would_draw_it() -> None:
+    plane = Plane.of(
+        torch.randn(6, DIM), probe_of([1.0, 2.0, 3.0], [0.0, 360.0, 0.0]), ("x", "turn", "z")
+    )
+    near = np.array([0.0, 350.0])
+    assert plane.place_goal({"x": 7.0, "turn": 10.0}, near) == [7.0, 370.0]
+    assert plane.place_goal({"turn": 340.0, "z": 1.0}, near) == [None, 340.0]
+    assert plane.place_goal({"z": 1.0}, near) is None
+    assert Plane.of(torch.randn(6, DIM), None, ()).place_goal({"x": 7.0}, near) is None
+
+
+def test_regions_of_the_two_drawn_states_have_an_outline() -> None:
+    plane = Plane.of(torch.randn(6, DIM), probe_of([1.0, 2.0, 3.0], [0.0] * 3), ("x", "y", "z"))
+    near = np.zeros(2)
+    box = Region(state={"y": (10.0, 30.0), "x": (0.0, 4.0)})
+    assert plane.place_region(box, near) == {
+        "kind": "box",
+        "centre": [2.0, 20.0],
+        "sizes": [2.0, 10.0],
+    }
+    disc = Region(centre={"x": 5.0, "y": 6.0}, radius=3.0)
+    assert plane.place_region(disc, near) == {
+        "kind": "disc",
+        "centre": [5.0, 6.0],
+        "sizes": [3.0, 3.0],
+    }
+    for other in (Region(state={"x": (0.0, 4.0)}), Region(centre={"x": 5.0, "z": 6.0}, radius=3.0)):
+        assert plane.place_region(other, near) is None
+
+
+def test_a_probe_draws_latents_at_their_states() -> None:
+    probe = probe_of([10.0, 20.0, 30.0], [0.0] * 3)
     plane = Plane.of(torch.randn(6, DIM), probe, ("x", "y", "z"))
     assert plane.axes == ("x", "y")
     assert np.allclose(plane.points(torch.randn(2, 3, DIM)), [10.0, 20.0])

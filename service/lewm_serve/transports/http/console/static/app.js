@@ -14,6 +14,8 @@ const keys = document.getElementById("keys");
 const leave = document.getElementById("leave");
 
 let server = null;
+let asked = 0; // how many views were asked for: only the last one is shown
+let retry = null; // the timer of another try to show the view
 let current = null; // what the view returned: { stop, onKey }
 
 function say(text) {
@@ -29,7 +31,9 @@ function stop() {
 async function show() {
   const [name, ...rest] = location.hash.slice(1).split("/");
   const view = VIEWS[name] ? name : "live";
+  const number = ++asked;
   stop();
+  clearTimeout(retry);
   say(null);
   for (const link of document.querySelectorAll("nav a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
@@ -38,14 +42,20 @@ async function show() {
   try {
     server = await get("server");
   } catch (error) {
-    if (!main.querySelector("form.key")) {
+    if (number === asked && !main.querySelector("form.key")) {
       say(error.message);
-      setTimeout(() => (current ? null : show()), 2000);
+      retry = setTimeout(show, 2000);
     }
     return;
   }
+  if (number !== asked) return;
   describeServer();
   main.replaceChildren();
+  if (server.state === "loading") {
+    main.replaceChildren(h("p", { class: "empty" }, "The server loads its models."));
+    retry = setTimeout(show, 1000);
+    return;
+  }
   current = VIEWS[view](main, { server, say, argument: decodeURIComponent(rest.join("/")) });
 }
 

@@ -59,9 +59,9 @@ export function statusBadge(plan, isInList = false) {
   return h("span", { class: "badge" }, plan.status);
 }
 
-// A table of plans, the newest first, whose rows are filled by planRow.
+// A table of plans, the newest first, whose rows are filled by planRow. ◉: its search is recorded.
 export function plansTable(rows) {
-  const titles = ["time", "robot", "status", "health", "ms"].map((name) => h("th", {}, name));
+  const titles = ["", "time", "robot", "answer", "ms"].map((name) => h("th", {}, name));
   return h("table", { class: "plans" }, h("thead", {}, h("tr", {}, titles)), rows);
 }
 
@@ -70,10 +70,10 @@ export function planRow(plan, { chosen = false, open }) {
   return h(
     "tr",
     { "data-number": plan.number, class: chosen ? "chosen" : null, onclick: open },
+    h("td", { class: "recorded", title: plan.traced ? "the search is recorded" : null }, plan.traced ? "◉" : ""),
     h("td", {}, timeOf(plan.answered_at)),
     h("td", {}, h("a", { href: `#replay/${plan.number}` }, sourceOf(plan))),
-    h("td", {}, statusBadge(plan, true)),
-    h("td", {}, healthBadge(plan.health)),
+    h("td", {}, statusBadge(plan, true), " ", healthBadge(plan.health)),
     h("td", { class: "number" }, milliseconds(plan.total_ms)),
   );
 }

@@ -2,9 +2,15 @@
 
 import { get, post } from "./api.js";
 import { empty, h, healthBadge, milliseconds, number, statusBadge } from "./dom.js";
+import { legendOf, term } from "./words.js";
 
 const EVERY_MS = 150;
 const IDLE_MS = 1000;
+const FALLBACKS = {
+  hold: "hold: the neutral action",
+  tail: "tail: the rest of the last plan",
+  none: "none: an error instead",
+};
 
 export function drive(main, { server, say }) {
   let timer = null;
@@ -14,14 +20,13 @@ export function drive(main, { server, say }) {
   let about = null;
   let plans = [];
 
-  const environment = h("select", { id: "environment" });
-  const model = h(
-    "select",
-    { id: "model" },
-    h("option", { value: "" }, "the model made for it"),
-    server.models.map((one) => h("option", { value: one.name }, one.name)),
-  );
-  const start = h("button", { type: "submit", class: "primary" }, "Start");
+  const robots = Object.entries(server.drivers);
+  const idle = robots.filter(([, models]) => !models.length).map(([name]) => name);
+  const environment = h("select", { id: "environment", onchange: listModels },
+    robots.map(([name, models]) => h("option", { value: name, disabled: !models.length }, name)));
+  environment.value = robots.find(([, models]) => models.length)?.[0] ?? "";
+  const model = h("select", { id: "model" });
+  const start = h("button", { type: "submit", class: "primary", disabled: idle.length === robots.length }, "Start");
   const problem = h("p", { class: "problem", role: "alert" });
   const form = h(
     "form",
@@ -37,6 +42,9 @@ export function drive(main, { server, say }) {
     h("label", { for: "model" }, "planned by "),
     model,
     start,
+    idle.length
+      ? h("p", { class: "muted" }, `No served model was made for ${idle.join(", ")}. `, h("code", {}, "lewm serve --models NAME"), " serves another model.")
+      : null,
   );
   const picture = h("img", { class: "world", alt: "What the robot's camera shows", width: 448, height: 448 });
   const ghost = h("img", { class: "ghost", alt: "", hidden: true });
@@ -59,7 +67,8 @@ export function drive(main, { server, say }) {
       h("section", {},
         h("h3", {}, "Last plans"),
         h("table", { class: "plans" },
-          h("thead", {}, h("tr", {}, ["status", "health", "waited", "to go"].map((name) => h("th", {}, name)))), log))),
+          h("thead", {}, h("tr", {}, ["status", "health", term("answered after"), term("to go")].map((name) => h("th", {}, name)))), log),
+        legendOf("fallback", "anomalous"))),
   );
   const intro = empty("Choose a simulated robot and start it. Then choose a goal: the robot plans from its camera's pictures alone, and goes there.");
   main.replaceChildren(server.may_plan ? form : empty("Driving needs a key with the role infer. You can watch a robot that somebody else drives."), problem, intro, panel);
@@ -80,11 +89,11 @@ export function drive(main, { server, say }) {
     if (!stopped) timer = setTimeout(poll, wait);
   }
 
-  async function show({ environments, drive: robot }) {
-    if (!environment.options.length) {
-      environment.replaceChildren(...environments.map((name) => h("option", { value: name }, name)));
-      if (environments.includes("two-room")) environment.value = "two-room";
-    }
+  function listModels() {
+    model.replaceChildren(...(server.drivers[environment.value] ?? []).map((name) => h("option", { value: name }, name)));
+  }
+
+  async function show({ drive: robot }) {
     panel.hidden = !robot;
     intro.hidden = robot !== null;
     if (!robot) return;
@@ -98,12 +107,14 @@ export function drive(main, { server, say }) {
     shown = robot;
     picture.src = robot.frame;
     goalPicture.hidden = !robot.goal;
-    ghost.hidden = !robot.goal || robot.reached;
+    ghost.hidden = !robot.goal || robot.reached || robot.controls.fault !== "";
     if (robot.goal) {
       ghost.src = robot.goal;
       goalPicture.replaceChildren(h("img", { src: robot.goal, alt: "the goal", width: 112, height: 112 }), h("figcaption", {}, "the goal"));
     }
-    world.disabled = !about.takes_points || !server.may_plan || robot.ended !== null;
+    const isOver = !server.may_plan || robot.ended !== null;
+    world.disabled = isOver || !about.takes_points;
+    for (const control of panel.querySelectorAll(".goals button, .settings :is(button, input, select)")) control.disabled = isOver;
     describe(robot);
     remember(robot.plan);
   }
@@ -114,7 +125,7 @@ export function drive(main, { server, say }) {
       : "Choose a picture: the robot starts where it can reach it.";
     goals.replaceChildren(
       ...about.goals.map((url, task) =>
-        h("button", { type: "button", disabled: !server.may_plan, title: `goal ${task + 1}`, onclick: () => change({ task }) },
+        h("button", { type: "button", title: `goal ${task + 1}`, onclick: () => change({ task }) },
           h("img", { src: url, alt: `goal ${task + 1}`, width: 64, height: 64 })),
       ),
     );
@@ -127,29 +138,28 @@ export function drive(main, { server, say }) {
     const delay = h("input", { id: "delay", type: "checkbox", onchange: () => change({ is_delayed: delay.checked }) });
     delay.checked = robot.controls.is_delayed;
     const fallback = h("select", { id: "fallback", onchange: () => change({ fallback: fallback.value }) },
-      ["hold", "tail", "none"].map((name) => h("option", { value: name }, name)));
+      Object.entries(FALLBACKS).map(([name, text]) => h("option", { value: name }, text)));
     fallback.value = robot.controls.fallback;
-    const held = h("button", { type: "button", id: "hold", onclick: () => change({ is_held: !shown.controls.is_held }) }, "Hold");
-    const end = h("button", { type: "button", onclick: () => change({ end: true }) }, "End");
-    for (const control of [fault, delay, fallback, held, end]) control.disabled = !server.may_plan;
+    const stopping = h("button", { type: "button", id: "stop", onclick: () => change({ is_stopped: !shown.controls.is_stopped }) }, "Stop the robot");
+    const end = h("button", { type: "button", onclick: () => change({ end: true }) }, "End the drive");
     controls.replaceChildren(
       h("label", {}, h("span", {}, "fault of the camera"), fault),
       h("label", { class: "check" }, delay, h("span", {}, `${robot.delay_ms} ms of latency`)),
       h("label", {}, h("span", {}, "fallback"), fallback),
-      held,
+      stopping,
       end,
     );
   }
 
   function describe(robot) {
     const { plan } = robot;
-    const held = document.getElementById("hold");
-    if (held) held.textContent = robot.controls.is_held ? "Go on" : "Hold";
+    const stopping = document.getElementById("stop");
+    if (stopping) stopping.textContent = robot.controls.is_stopped ? "Let it go on" : "Stop the robot";
     const what = sentence(robot);
     state.replaceChildren(
       h("p", { class: robot.reached ? "reached" : "" }, robot.reached ? "✓ " : "", what),
       plan ? h("p", { class: "badges" }, statusBadge(plan), " ", healthBadge(plan.health)) : "",
-      plan ? h("p", { class: "muted" }, `last plan: ${milliseconds(plan.waited_ms)} of ${robot.deadline_ms} ms until the deadline`) : "",
+      plan ? h("p", { class: "muted" }, `last answer after ${milliseconds(plan.waited_ms)}; the deadline is at ${robot.deadline_ms} ms`) : "",
       robot.fallbacks ? h("p", {}, `${robot.fallbacks} plans were answered by the fallback.`) : "",
       plan?.reasons.length ? h("ul", { class: "reasons" }, plan.reasons.map((reason) => h("li", {}, reason))) : "",
       robot.problem ? h("p", { class: "problem" }, robot.problem) : "",
@@ -174,8 +184,7 @@ export function drive(main, { server, say }) {
     start.textContent = "Starting …";
     problem.textContent = "";
     try {
-      const chosen = model.value ? { model: model.value } : {};
-      await post("drive", { environment: environment.value, ...chosen });
+      await post("drive", { environment: environment.value, model: model.value });
     } catch (error) {
       problem.textContent = error.message;
     } finally {
@@ -203,6 +212,7 @@ export function drive(main, { server, say }) {
     });
   }
 
+  listModels();
   poll();
   return {
     stop() {
@@ -211,7 +221,7 @@ export function drive(main, { server, say }) {
     },
     onKey(event) {
       if (event.key !== " " || !shown || shown.ended || !server.may_plan) return false;
-      change({ is_held: !shown.controls.is_held });
+      change({ is_stopped: !shown.controls.is_stopped });
       return true;
     },
   };
@@ -222,5 +232,5 @@ function sentence(robot) {
   if (robot.reached) return `Goal reached after ${robot.steps} actions. Choose another one.`;
   if (robot.gave_up) return `Not reached within ${robot.steps} actions. Choose another goal.`;
   if (!robot.goal) return "The robot waits for a goal.";
-  return robot.controls.is_held ? "Held." : `On its way: ${robot.steps} actions so far.`;
+  return robot.controls.is_stopped ? "Stopped." : `On its way: ${robot.steps} actions so far.`;
 }

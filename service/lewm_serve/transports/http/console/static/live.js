@@ -1,9 +1,10 @@
 // Live: plans as they come.
 
 import { get } from "./api.js";
-import { empty, h, planRow, plansTable, sourceOf } from "./dom.js";
+import { empty, h, number, planRow, plansTable, sourceOf } from "./dom.js";
 import { PlanView } from "./plan.js";
 import { sparkline } from "./plot.js";
+import { legendOf, term } from "./words.js";
 
 const EVERY_MS = 1000;
 const KEPT = 240;
@@ -12,22 +13,23 @@ const LISTED = 30;
 export function live(main, { say }) {
   let timer = null;
   let stopped = false;
-  let isHeld = false;
+  let isPaused = false;
   let newest = null;
   let plans = [];
   let shown = null;
 
   const filter = h("select", { id: "robot", onchange: () => choose(true) }, h("option", { value: "" }, "all robots"));
-  const hold = h("button", { type: "button", onclick: () => setHeld(!isHeld) }, "Hold");
-  const panel = h("article", { class: "card plan" });
+  const pause = h("button", { type: "button", onclick: () => setPaused(!isPaused) }, "Pause");
+  // Who works with a plan keeps it: a newer one would take the place of what is in use.
+  const panel = h("article", { class: "card plan", onfocusin: () => setPaused(true) });
   const list = h("tbody");
   const spark = h("div", { class: "to-go" });
   const view = new PlanView(panel);
   const table = plansTable(list);
   panel.append(nothing());
   main.replaceChildren(
-    h("div", { class: "toolbar" }, h("label", { for: "robot" }, "Robot "), filter, hold),
-    h("div", { class: "with-list" }, h("div", {}, spark, panel), h("aside", { class: "card" }, h("h2", {}, "Newest plans"), table)),
+    h("div", { class: "toolbar" }, h("label", { for: "robot" }, "Robot "), filter, pause),
+    h("div", { class: "with-list" }, h("div", {}, spark, panel), h("aside", { class: "card" }, h("h2", {}, "Newest plans"), legendOf("recorded", "fallback", "anomalous"), table)),
   );
 
   function nothing() {
@@ -40,10 +42,10 @@ export function live(main, { say }) {
     );
   }
 
-  function setHeld(held) {
-    isHeld = held;
-    hold.textContent = held ? "Go on" : "Hold";
-    hold.classList.toggle("primary", held);
+  function setPaused(paused) {
+    isPaused = paused;
+    pause.textContent = paused ? "Resume" : "Pause";
+    pause.classList.toggle("primary", paused);
   }
 
   async function poll() {
@@ -62,7 +64,7 @@ export function live(main, { say }) {
         plans = [...plans, ...answer.plans.filter((plan) => plan.replay_of === null)].slice(-KEPT);
         listRobots();
         listPlans();
-        if (!isHeld) await choose(false);
+        if (!isPaused) await choose(false);
       } catch (error) {
         if (!stopped) say(error.message);
       }
@@ -84,21 +86,29 @@ export function live(main, { say }) {
     if (plan.number !== shown) await show(plan.number);
   }
 
-  async function show(number) {
-    shown = number;
+  async function show(wanted) {
+    shown = wanted;
     try {
-      const plan = await get(`plans/${number}`);
-      if (stopped || shown !== number) return;
+      const plan = await get(`plans/${wanted}`);
+      if (stopped || shown !== wanted) return;
       view.show(plan);
       mark();
       const distances = plans
-        .filter((one) => sourceOf(one) === sourceOf(plan) && one.distance && one.number <= number)
+        .filter((one) => sourceOf(one) === sourceOf(plan) && one.distance && one.number <= wanted)
         .map((one) => one.distance.start);
       spark.replaceChildren();
       if (distances.length > 2) {
         spark.append(
-          h("span", { class: "muted" }, `${sourceOf(plan)}: distance to go, last ${distances.length} plans`),
-          sparkline(distances, "Distance to go of the last plans"),
+          h(
+            "span",
+            { class: "muted" },
+            `${sourceOf(plan)}, last ${distances.length} plans: `,
+            h("b", {}, `${number(distances.at(-1))} steps`),
+            " ",
+            term("to go"),
+            `, between ${number(Math.min(...distances))} and ${number(Math.max(...distances))}`,
+          ),
+          sparkline(distances, "Steps to go of the last plans"),
         );
       }
     } catch (error) {
@@ -123,7 +133,7 @@ export function live(main, { say }) {
       ...plans.filter(matches).slice(-LISTED).reverse().map((plan) =>
         planRow(plan, {
           open: () => {
-            setHeld(true);
+            setPaused(true);
             show(plan.number);
           },
         }),
@@ -143,10 +153,10 @@ export function live(main, { say }) {
       clearTimeout(timer);
     },
     onKey(event) {
-      if (event.key === " ") setHeld(!isHeld);
+      if (event.key === " ") setPaused(!isPaused);
       else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
         if (!view.plan) return false;
-        setHeld(true);
+        setPaused(true);
         return view.go(view.iteration + (event.key === "ArrowLeft" ? -1 : 1));
       } else if (event.key === "r" && shown) location.hash = `replay/${shown}`;
       else return false;

@@ -3,8 +3,8 @@
 import { get, post } from "./api.js";
 import { empty, h, milliseconds, number, planRow, plansTable } from "./dom.js";
 import { PlanView } from "./plan.js";
-
-const COMMON = ["samples", "iterations", "horizon"];
+import { showSettings } from "./settings.js";
+import { legendOf } from "./words.js";
 
 export function replay(main, { server, say, argument }) {
   let stopped = false;
@@ -28,19 +28,18 @@ export function replay(main, { server, say, argument }) {
     h("button", { type: "submit" }, "Find"),
   );
   const views = [
-    new PlanView(before, { onIteration: (iteration) => views[1].plan && views[1].go(iteration) }),
+    new PlanView(before, { onIteration: (iteration) => views[1].go(iteration) }),
     new PlanView(again, { onIteration: (iteration) => views[0].go(iteration) }),
   ];
   const aside = h(
     "aside",
     { class: "card" },
     h("h2", {}, "Kept plans"),
+    legendOf("recorded", "fallback", "anomalous"),
     plansTable(list),
   );
-  main.replaceChildren(
-    find,
-    h("div", { class: "with-list" }, h("div", {}, form, note, h("div", { class: "beside" }, before, again)), aside),
-  );
+  const columns = h("div", { class: "with-list" }, h("div", {}, form, note, h("div", { class: "beside" }, before, again)), aside);
+  main.replaceChildren(find, columns);
   before.append(empty("Choose a plan of the list, or find one by its request id: every answer has it, and so does the log."));
 
   async function listPlans() {
@@ -81,58 +80,25 @@ export function replay(main, { server, say, argument }) {
       const plan = await get(`plans/${planNumber}`);
       if (stopped) return;
       views[0].show(plan);
-      showForm(plan);
+      form.hidden = false;
+      showSettings(form, plan, { server, planAgain: (settings) => planAgain(plan, settings) });
     } catch (error) {
       if (stopped) return;
       before.replaceChildren(empty(error.status === 404 ? "This plan is not kept any more: the server keeps the last ones only." : error.message));
     }
   }
 
-  function showForm(plan) {
-    form.hidden = false;
-    if (!server.may_plan) {
-      form.replaceChildren(empty("Planning again needs a key with the role infer."));
-      return;
-    }
-    const solver = h("select", { name: "name" },
-      Object.keys(server.solvers).map((name) => h("option", { value: name, selected: name === plan.solver.name }, name)));
-    const inputs = COMMON.map((name) =>
-      h("input", { name, type: "number", min: "1", value: String(plan.solver[name]), required: true }));
-    const parts = server.models.find((model) => model.name === plan.model)?.parts ?? [];
-    const objective = h("select", { name: "objective" },
-      ["latent", ...(parts.includes("distance") ? ["distance"] : [])].map((name) =>
-        h("option", { value: name, selected: name === plan.solver.objective }, name)));
-    const seed = h("input", { name: "seed", value: plan.seed, pattern: "[0-9]{1,19}", size: 12, required: true });
-    const button = h("button", { type: "submit", class: "primary" }, "Plan again");
-    const problem = h("p", { class: "problem", role: "alert" });
-    form.onsubmit = async (event) => {
-      event.preventDefault();
-      button.disabled = true;
-      problem.textContent = "";
-      const settings = { name: solver.value, objective: objective.value };
-      COMMON.forEach((name, index) => (settings[name] = Number(inputs[index].value)));
-      try {
-        const made = await post(`plans/${plan.number}/replay`, { solver: settings, seed: seed.value });
-        const repeated = await get(`plans/${made.number}`);
-        if (stopped) return;
-        again.hidden = false;
-        views[1].show(repeated);
-        note.replaceChildren(compare(plan, repeated));
-        listPlans();
-      } catch (error) {
-        problem.textContent = error.message;
-      } finally {
-        button.disabled = false;
-      }
-    };
-    form.replaceChildren(
-      labelled("solver", solver),
-      ...COMMON.map((name, index) => labelled(name, inputs[index])),
-      labelled("objective", objective),
-      labelled("seed", seed),
-      button,
-      problem,
-    );
+  // The same plan with other settings, beside the first one.
+  async function planAgain(plan, settings) {
+    const made = await post(`plans/${plan.number}/replay`, settings);
+    const repeated = await get(`plans/${made.number}`);
+    if (stopped) return;
+    again.hidden = false;
+    columns.classList.add("compares");
+    views[0].show(plan, [repeated]);
+    views[1].show(repeated, [plan]);
+    note.replaceChildren(compare(plan, repeated));
+    listPlans();
   }
 
   function compare(plan, repeated) {
@@ -157,15 +123,9 @@ export function replay(main, { server, say, argument }) {
     onKey(event) {
       if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return false;
       if (!views[0].plan) return false;
-      const step = event.key === "ArrowLeft" ? -1 : 1;
-      const open = views.filter((view) => view.plan);
-      const iteration = Math.max(...open.map((view) => view.iteration));
-      for (const view of open) view.go(iteration + step);
+      const iteration = Math.max(...views.map((view) => view.iteration));
+      for (const view of views) view.go(iteration + (event.key === "ArrowLeft" ? -1 : 1));
       return true;
     },
   };
-}
-
-function labelled(name, control) {
-  return h("label", {}, h("span", {}, name), control);
 }
