@@ -32,7 +32,7 @@ BENCHMARKS = {
     "states": "goals by coordinates, and a disc on the way, in Two-Room (twenty minutes)",
     "dino_wm": "LeWM against DINO-WM's shapes: tokens a frame and time a plan",
     "gpu_plan": "plans on a GPU: one, 8 and 32 clients",
-    "fleet": "10,000 robots on simulated servers, by the way that servers are chosen (half an hour)",
+    "fleet": "10,000 robots on simulated servers, by who answers which (half an hour)",
     "startup": "time to ready, first and second start",
     "profile": "where the time of a plan goes",
 }
