@@ -18,10 +18,11 @@ from gevent.event import Event
 from gevent.pool import Pool
 from locust import User, constant_pacing, task
 
-from benchmarks.clients import Document, image_document, numbered_jpeg
+from benchmarks.clients import Document, image_document
 from benchmarks.load import poisson_schedule
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import frame
+from lewm_serve.cli.robot_load import numbered_jpeg
 from loadtests.bad_requests import bad_grpc_requests, bad_rest_requests
 from loadtests.calls import Call
 from loadtests.clients import (

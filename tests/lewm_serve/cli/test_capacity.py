@@ -72,7 +72,9 @@ def test_the_largest_number_of_robots_is_found(carries: int, rate_hz: float) -> 
         assert found.tried - found.robots <= max(1, math.ceil((STEP - 1) * found.tried))
     assert len(set(trials.tried)) == len(trials.tried)
     if found.robots:
-        assert (found.p50_s, found.p99_s) == (0.1, pytest.approx(0.1, abs=0.31))
+        assert found.p50_s == 0.1
+        assert found.p99_s is not None
+        assert 0.1 <= found.p99_s <= 0.4
         assert found.processor_s == pytest.approx(0.1 / rate_hz)
 
 
