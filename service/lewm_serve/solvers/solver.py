@@ -256,7 +256,7 @@ def coloured_noise(
     if steps == 1:
         white = generator.standard_normal((samples, horizon, width), dtype=np.float32)
         return torch.from_numpy(white)
-    amplitudes = _amplitudes(steps, exponent)
+    amplitudes = noise_amplitudes(steps, exponent)
     shape = (samples, space.action_dim, len(amplitudes))
     spectrum = generator.standard_normal(shape) + 1j * generator.standard_normal(shape)
     # The constant part is real. It gets the power that other parts share between two values.
@@ -268,7 +268,7 @@ def coloured_noise(
 
 
 @lru_cache(maxsize=64)
-def _amplitudes(steps: int, exponent: float) -> NDArray[np.float64]:
+def noise_amplitudes(steps: int, exponent: float) -> NDArray[np.float64]:
     """The amplitude of each frequency of ``steps`` time steps, lowest frequency first."""
     frequencies = np.fft.rfftfreq(steps)
     frequencies[0] = 1 / steps
