@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,22 @@ cost of launching operations; more tokens than fit in the processor's cache cost
 (measured: frames of 17 tokens are fastest 32 at a time, frames of 257 tokens one at a time)."""
 
 
+@dataclass(eq=False)
+class DeviceRollouts:
+    """Roll-outs for searches that stay on the device of a model.
+
+    Attributes:
+        roll_out: `Backend.rollout` of tensors on the device. It never waits for the device, and the
+            content of tensors does not decide what it does.
+        device: the device.
+        searches: what the engine keeps there for its searches, until the backend is released.
+    """
+
+    roll_out: Callable[[Tensor, Tensor, Tensor], Tensor]
+    device: torch.device
+    searches: dict[Any, Any] = field(default_factory=dict)
+
+
 class Backend(Protocol):
     """Runs one model on one device: `TorchBackend`, `OnnxBackend` or `NativeBackend`.
 
@@ -46,6 +63,10 @@ class Backend(Protocol):
     """The precision of latents, which may be higher than that of roll-outs."""
     rows_are_independent: bool
     """Whether the bits of a candidate's roll-out do not depend on the candidates beside it."""
+
+    @property
+    def device_rollouts(self) -> DeviceRollouts | None:
+        """For searches that stay on the device; None: solvers run on the host."""
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode frames (N, size, size, 3) uint8 to latents (N, D).

@@ -7,8 +7,9 @@ for Python.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ WARM_UP_CALLS = 3
 
 RECORDING = Lock()
 """Held while a graph is recorded."""
+
+T = TypeVar("T")
 
 
 class CudaGraphs:
@@ -45,6 +48,41 @@ class CudaGraphs:
         return self._graphs[key](inputs)
 
 
+class StepGraphs:
+    """Calls a function on a GPU with a tensor that is there; its results stay there.
+
+    The function is one step of a computation whose state it updates on the GPU. It takes a tensor
+    and a number, and an input of zeros must leave the state as it is: the calls before a recording
+    have such inputs. Otherwise the conditions are those of `CudaGraphs`. Results are valid until
+    the next call.
+    """
+
+    def __init__(self, function: Callable[[Tensor, int], T], device: torch.device) -> None:
+        self._function = function
+        self._device = device
+        self._graphs: dict[tuple[Any, ...], tuple[Tensor, _Recording[Any]]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, step: Tensor, size: int) -> Any:
+        """The function's result for these inputs."""
+        key = step.shape, size
+        if key not in self._graphs:
+            if len(self._graphs) == MAX_CUDA_GRAPHS:
+                return self._function(step, size)
+            recorded = torch.zeros_like(step)
+            recording = _Recording(
+                partial(self._function, recorded, size), self._device, self._pool
+            )
+            self._graphs[key] = recorded, recording
+        recorded, recording = self._graphs[key]
+        recorded.copy_(step)
+        return recording.replay()
+
+    def forget(self) -> None:
+        """Drop all recordings, because the state is in other memory now."""
+        self._graphs.clear()
+
+
 class _Graph:
     """The recorded kernels of one shape, with the GPU memory of its inputs and its result.
 
@@ -60,6 +98,18 @@ class _Graph:
         pool: Any,
     ) -> None:
         self._inputs = [tensor.to(device) for tensor in inputs]
+        self._recording = _Recording(partial(function, *self._inputs), device, pool)
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        for recorded, tensor in zip(self._inputs, inputs, strict=True):
+            recorded.copy_(tensor)
+        return self._recording.replay().cpu()
+
+
+class _Recording(Generic[T]):
+    """The kernels that a function launches, and its result, which each replay overwrites."""
+
+    def __init__(self, function: Callable[[], T], device: torch.device, pool: Any) -> None:
         with torch.cuda.device(device):
             # Libraries choose kernels and allocate memory in their first calls, which must not be
             # recorded.
@@ -67,7 +117,7 @@ class _Graph:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP_CALLS):
-                    function(*self._inputs)
+                    function()
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             # Another thread may use the GPU: the engine, or the one that loads models. It must not
@@ -76,10 +126,9 @@ class _Graph:
                 RECORDING,
                 torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"),
             ):
-                self._result = function(*self._inputs)
+                self._result = function()
 
-    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        for recorded, tensor in zip(self._inputs, inputs, strict=True):
-            recorded.copy_(tensor)
+    def replay(self) -> T:
+        """Launch the kernels; the result is valid until the next replay."""
         self._graph.replay()
-        return self._result.cpu()
+        return self._result

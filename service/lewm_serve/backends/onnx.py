@@ -48,6 +48,7 @@ class OnnxBackend:
     name = "onnx"
     precision = encode_precision = "float32"
     rows_are_independent = True
+    device_rollouts = None
 
     def __init__(self, model: LeWM, device: torch.device) -> None:
         self.model = model

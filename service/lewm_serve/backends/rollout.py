@@ -192,7 +192,8 @@ class SharedContextRollout(Generic[W]):
         windows = self._windows(latents, past_actions, horizon)
         actions = candidates.reshape(plans * samples, horizon, width).transpose(0, 1)
         newest = latents[:, -1]
-        plan_of_row = torch.arange(plans, device=latents.device).repeat_interleave(samples)
+        plan_of_row = torch.arange(plans, device=latents.device).unsqueeze(1)
+        plan_of_row = plan_of_row.expand(plans, samples).flatten()
 
         def roll(rows: slice) -> Tensor:
             plan = plan_of_row[rows]

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lewm_models.lewm import LeWM, PredictorLayer
-from lewm_serve.backends.backend import batch_changes_latents, encoder_rows, warm_up_rollouts
+from lewm_serve.backends.backend import (
+    DeviceRollouts,
+    batch_changes_latents,
+    encoder_rows,
+    warm_up_rollouts,
+)
 from lewm_serve.backends.cuda_graph import CudaGraphs
 from lewm_serve.backends.rollout import (
     RowThreads,
@@ -43,13 +48,24 @@ class TorchBackend:
     """A LeWM in PyTorch. It takes and returns float32 latents, whatever its own precision.
 
     The bits of its results depend on the number of threads, so `adapt_threads` never changes it.
+
+    Args:
+        model: in ``eval()`` mode.
+        device: where it runs.
+        precision: of weights and of roll-outs.
+        searches_on_device: whether the engine's searches stay on the device; None: on a GPU.
     """
 
     name = "torch"
     rows_are_independent = False
 
     def __init__(
-        self, model: LeWM, device: torch.device, precision: torch.dtype = torch.float32
+        self,
+        model: LeWM,
+        device: torch.device,
+        precision: torch.dtype = torch.float32,
+        *,
+        searches_on_device: bool | None = None,
     ) -> None:
         self.model = in_precision(model.eval().requires_grad_(False), precision).to(device)
         self.device = str(device)
@@ -69,6 +85,9 @@ class TorchBackend:
             self._run_encode = CudaGraphs(self._encoder, device)
             self._run_rollout = CudaGraphs(self._rollout, device)
             self._run_predict_newest = CudaGraphs(self._rollout.predict_newest, device)
+        self.device_rollouts: DeviceRollouts | None = None
+        if self._graphs if searches_on_device is None else searches_on_device:
+            self.device_rollouts = DeviceRollouts(self._rollout, device)
 
     @property
     def threads(self) -> int:

@@ -60,6 +60,7 @@ def can_share_rollout(first: Job, second: Job) -> bool:
         first.can_be_batched
         and second.can_be_batched
         and first.backend is second.backend
+        and first.batch_key == second.batch_key
         and first.queued.shape.context == second.queued.shape.context
         and first.queued.shape.horizon == second.queued.shape.horizon
     )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -165,6 +166,9 @@ class Job(ABC):
     can_be_batched = True
     """Whether its roll-outs may be batched with those of other jobs."""
 
+    batch_key: Hashable = None
+    """Only jobs with the same key may share a batch."""
+
     short_parts = False
     """Whether the next iteration is rolled out in short parts, since urgent requests may come."""
 
@@ -242,6 +246,10 @@ class Job(ABC):
     def take(self, predicted: Tensor) -> None:
         """Take the predicted latents (S, T, D) of the next candidates and advance."""
 
+    def parts_in_turn(self, now: float, part_s: float) -> int:
+        """How many parts that take ``part_s`` may run before other work has its turn again."""
+        return 1
+
     @abstractmethod
     def result(self, now: float) -> object:
         """The result of the work so far: final after the last part, otherwise the best so far.
@@ -275,13 +283,26 @@ class Job(ABC):
 
     def _in_time(self, now: float, further_s: float = 0.0) -> bool:
         """Whether the rest of this iteration, and ``further_s``, are expected to end in time."""
-        rows = sum(map(len, self.parts))
-        expected_s = self.queued.latency.rollout_s(rows, self.queued.shape)
+        expected_s = self.queued.latency.rollout_s(self._rows_left(), self.queued.shape)
         return now + expected_s + further_s <= self.queued.deadline
+
+    def _rows_left(self) -> int:
+        """How many candidates of this iteration are not rolled out yet."""
+        return sum(map(len, self.parts))
 
     def _queue_and_solve_s(self, now: float) -> tuple[float, float]:
         started_at = now if self.started_at is None else self.started_at
         return started_at - self.submitted_at, now - started_at
+
+
+class SearchProgress(NamedTuple):
+    """How far a search is; see `Solver` for the attributes."""
+
+    best: ScoredSequence | None
+    iterations: int
+    scored_candidates: int
+    converged: bool
+    done: bool
 
 
 class PredictJob(Job):
@@ -436,12 +457,17 @@ class PlanJob(Job):
     @cached_property
     def solver(self) -> Solver:
         """The solver. It is made when the search starts, because some allocate a lot."""
+        search = self.search
+        return self.solver_class(search.solver_settings, self.start_space(), search.seed)
+
+    def start_space(self) -> SearchSpace:
+        """The search space, which starts at the proposed actions if it shall."""
         search, space = self.search, self.search.search_space
         if search.starts_at_proposal and search.distance is not None:
             proposed = search.distance.propose(self.latents[-1], self.goal)
             if proposed is not None:
                 space = space.starting_with(proposed)
-        return self.solver_class(search.solver_settings, space, search.seed)
+        return space
 
     @cached_property
     def objective(self) -> Objective:
@@ -461,15 +487,19 @@ class PlanJob(Job):
             if self.anomalous:
                 return False
         self._commit()
+        self._make_candidates(now)
+        trajectory_s = 0.0
+        if self.with_trajectory:
+            trajectory_s = self.queued.latency.rollout_s(1, self.queued.shape)
+        return self._in_time(now, trajectory_s)
+
+    def _make_candidates(self, now: float) -> None:
+        """Make the candidates of the next iteration, unless they wait already."""
         if self.asked is None:
             self.asked = self.solver.ask()
             self.parts = self._split(self.asked)
             if self.recorder is not None:
                 self.recorder.begin(now)
-        trajectory_s = 0.0
-        if self.with_trajectory:
-            trajectory_s = self.queued.latency.rollout_s(1, self.queued.shape)
-        return self._in_time(now, trajectory_s)
 
     def _commit(self) -> None:
         """Make the predicted latents after the committed actions the newest of the context."""
@@ -548,18 +578,19 @@ class PlanJob(Job):
                 queue_s=queue_s,
                 solve_s=solve_s,
             )
-        best = self.solver.best
+        progress = self._progress()
+        best = progress.best
         if best is None:
             raise DeadlinePassed
         trajectory = None
         if self.with_trajectory:
             trajectory = self._roll_out_best(best)
         return PlanOutcome(
-            status=self._status(),
+            status=_status(progress),
             actions=best.actions,
             cost=best.cost,
-            iterations=self.solver.iterations,
-            scored_candidates=self.solver.scored_candidates,
+            iterations=progress.iterations,
+            scored_candidates=progress.scored_candidates,
             trajectory=trajectory,
             distances=self._distances(best),
             states=self._states(best),
@@ -567,6 +598,17 @@ class PlanJob(Job):
             queue_s=queue_s,
             solve_s=solve_s,
             trace=self._trace(now),
+        )
+
+    def _progress(self) -> SearchProgress:
+        """How far the search is."""
+        solver = self.solver
+        return SearchProgress(
+            best=solver.best,
+            iterations=solver.iterations,
+            scored_candidates=solver.scored_candidates,
+            converged=solver.converged,
+            done=solver.done,
         )
 
     def _trace(self, now: float) -> SearchTrace | None:
@@ -604,10 +646,11 @@ class PlanJob(Job):
             return self._roll_out_best(best)
         return self.best_path
 
-    def _status(self) -> Literal["completed", "converged", "deadline"]:
-        if not self.solver.done:
-            return "deadline"
-        return "converged" if self.solver.converged else "completed"
+
+def _status(progress: SearchProgress) -> Literal["completed", "converged", "deadline"]:
+    if not progress.done:
+        return "deadline"
+    return "converged" if progress.converged else "completed"
 
 
 def _make_job(job_type: type[Job], arguments: dict[str, Any]) -> Job:

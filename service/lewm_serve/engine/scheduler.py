@@ -20,6 +20,7 @@ from lewm_serve.engine.batching import (
     encode_batch_size,
     roll_out_batch,
 )
+from lewm_serve.engine.device_jobs import DevicePlanJob, on_device, run_on_device
 from lewm_serve.engine.jobs import EncodeJob, Job, PlanJob
 from lewm_serve.engine.shared_numbers import Row, SharedNumber
 
@@ -117,6 +118,8 @@ class Scheduler:
             if isinstance(job, EncodeJob):
                 self._encode_jobs.append(job)
             else:
+                if isinstance(job, PlanJob) and job.backend.device_rollouts is not None:
+                    job = on_device(job)
                 job.submitted_at = self._clock()
                 self._jobs.append(job)
                 self._follow_ups.pop(job.queued.key, None)
@@ -242,14 +245,16 @@ class Scheduler:
         self.used_gradients |= batch[0].queued.shape.gradients
         start = self._clock()
         queued, rows = batch[0].queued, batch_rows([job.candidate_count for job in batch])
-        self.free_at = start + queued.latency.rollout_s(rows, queued.shape)
+        part_s = queued.latency.rollout_s(rows, queued.shape)
+        parts = min(job.parts_in_turn(start, part_s) for job in batch)
+        self.free_at = start + parts * part_s
         self._finish_expired(self.free_at, keep=batch)
         for job in batch:
             job.start_part(start)
         self._count_started_plans()
-        if self._run_parts(batch):
-            queued.latency.observe_rollout(rows, queued.shape, self._clock() - start)
-            self.batches.append(Batch("rollout", rows))
+        if self._run_parts(batch, parts):
+            queued.latency.observe_rollout(rows, queued.shape, (self._clock() - start) / parts)
+            self.batches.extend([Batch("rollout", rows)] * parts)
         self._end_work(batch, self._clock() - start, best_effort=best_effort)
         for job in batch:
             if job.finished:
@@ -311,17 +316,23 @@ class Scheduler:
         now = self._clock()
         return all(batched.queued.in_time(now, batched_plans=len(joined)) for batched in joined)
 
-    def _run_parts(self, batch: Sequence[Job]) -> bool:
+    def _run_parts(self, batch: Sequence[Job], parts: int) -> bool:
         """Roll out the next candidates of a batch in one run of the model.
 
-        If that fails, each job runs alone. Returns whether the one run succeeded.
+        Searches on the device run ``parts`` iterations. If the run fails, each job runs alone.
+        Returns whether the one run succeeded.
         """
-        if len(batch) == 1:
+        on_device = isinstance(batch[0], DevicePlanJob)
+        if len(batch) == 1 and not on_device:
             return self._run_one_by_one(batch, lambda job: job.run_part())
         try:
+            if on_device:
+                run_on_device(batch, parts)
+                return True
             predicted = roll_out_batch(batch)
         except Exception:  # only the job that makes the batch fail gets the error
-            self._run_one_by_one(batch, lambda job: job.run_part())
+            left = [job for job in batch if not job.finished]
+            self._run_one_by_one(left, lambda job: job.run_part())
             return False
         for job, latents in zip(batch, predicted, strict=True):
             try:

@@ -45,6 +45,7 @@ class FakeBackend:
     precision: str = "float32"
     encode_precision: str = "float32"
     rows_are_independent: bool = True
+    device_rollouts: None = None
     threads: int = 0
 
 

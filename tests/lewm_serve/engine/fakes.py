@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lewm_models.card import SolverConfig
+from lewm_serve.backends.backend import DeviceRollouts
 from lewm_serve.engine.admission import DeadlinePassed
 from lewm_serve.engine.jobs import EncodeJob, Job, PlanJob, PlanOutcome, PredictJob, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
@@ -94,6 +95,7 @@ class FakeBackend:
     precision: str = "float32"
     encode_precision: str = "float32"
     rows_are_independent: bool = True
+    device_rollouts: DeviceRollouts | None = None
 
     def encode(self, frames: Tensor) -> Tensor:
         self.calls.append(("encode", tuple(frames[:, 0, 0, 0].tolist())))

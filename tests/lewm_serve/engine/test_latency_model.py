@@ -26,6 +26,7 @@ class TimedBackend:
 
     name, precision, encode_precision = "timed", "float32", "float32"
     rows_are_independent = True
+    device_rollouts = None
 
     def __init__(self, clock: FakeClock, device: str = "cpu", free_rows: int = 0) -> None:
         self.clock = clock

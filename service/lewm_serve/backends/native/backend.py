@@ -60,6 +60,7 @@ class NativeBackend:
     name = "native"
     precision = "bfloat16"
     rows_are_independent = True
+    device_rollouts = None
 
     def __init__(
         self, model: LeWM, float32_backend: ThreadedBackend, *, compile_missing: bool = False

@@ -16,7 +16,7 @@ context frames, D latent_dim, K elites that are kept, M = S + K.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,10 @@ Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 predicted latents (P, S, T, D) and costs (P, S)."""
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""The fields of a plan's row in their order, and their shapes."""
+
+
 class SearchShape(NamedTuple):
     """What plans of one table have in common. ``limits_change``: whether any change of an action
     from one time step to the next is limited."""
@@ -76,14 +80,14 @@ class Step(NamedTuple):
     Attributes:
         row: its row of the tables.
         iteration: which iteration of its search this is, from 0 on.
-        count: how many candidates it has.
+        candidates: how many candidates it has.
         with_mean: whether candidate 0 is the mean.
         learns: whether it learns from the costs. CEM does not from that of its final mean.
     """
 
     row: int = PADDING_ROW
     iteration: int = 0
-    count: int = 0
+    candidates: int = 0
     with_mean: bool = False
     learns: bool = False
 
@@ -150,7 +154,7 @@ def solver_schedule(settings: SolverConfig) -> list[Step]:
     return [
         Step(
             iteration=iteration,
-            count=count,
+            candidates=count,
             with_mean=settings.name != "icem" or iteration in (0, last),
             learns=iteration <= last,
         )
@@ -176,30 +180,30 @@ class DeviceSearch:
         self._device = device
         kept = ICEM_KEPT_ELITES if shape.solver == "icem" else 0
         plan, width, dim = (shape.horizon, shape.block_width), shape.block_width, shape.action_dim
-        self._problem_shapes = Problem(
-            low=(width,),
-            high=(width,),
-            basis=(basis_size(shape.steps), shape.steps),
-            elites=(),
-            momentum=(),
-            temperature=(),
-            max_change=(dim,),
-            first_low=(dim,),
-            first_high=(dim,),
-            latents=(shape.context, shape.latent_dim),
-            past_actions=(shape.context - 1, width),
-            goal=(shape.latent_dim,),
-        )
-        self._progress_shapes = Progress(
-            mean=plan,
-            std=plan,
-            spread=(),
-            best=plan,
-            best_cost=(),
-            best_path=(shape.horizon, shape.latent_dim),
-            kept=(kept, *plan),
-            kept_costs=(kept,),
-        )
+        self._problem_shapes: Shapes = {
+            "low": (width,),
+            "high": (width,),
+            "basis": (basis_size(shape.steps), shape.steps),
+            "elites": (),
+            "momentum": (),
+            "temperature": (),
+            "max_change": (dim,),
+            "first_low": (dim,),
+            "first_high": (dim,),
+            "latents": (shape.context, shape.latent_dim),
+            "past_actions": (shape.context - 1, width),
+            "goal": (shape.latent_dim,),
+        }
+        self._progress_shapes: Shapes = {
+            "mean": plan,
+            "std": plan,
+            "spread": (),
+            "best": plan,
+            "best_cost": (),
+            "best_path": (shape.horizon, shape.latent_dim),
+            "kept": (kept, *plan),
+            "kept_costs": (kept,),
+        }
         self._kept = kept
         self._keys = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._problems = torch.zeros(capacity, _width(self._problem_shapes), device=device)
@@ -256,9 +260,9 @@ class DeviceSearch:
             spread=torch.tensor(math.inf),
             best=torch.zeros_like(space.start),
             best_cost=torch.tensor(math.inf),
-            best_path=torch.zeros(self._progress_shapes.best_path),
-            kept=torch.zeros(self._progress_shapes.kept),
-            kept_costs=torch.full(self._progress_shapes.kept_costs, math.inf),
+            best_path=torch.zeros(self._progress_shapes["best_path"]),
+            kept=torch.zeros(self._progress_shapes["kept"]),
+            kept_costs=torch.full(self._progress_shapes["kept_costs"], math.inf),
         )
         self._keys[row] = stream_key(seed)
         self._problems[row] = torch.cat([part.flatten() for part in problem])
@@ -276,7 +280,7 @@ class DeviceSearch:
     def progress(self, row: int) -> Progress:
         """The progress of one plan, on the host. Waits for it."""
         packed = self._progress[row : row + 1].cpu().clone()
-        return Progress(*_split(packed, self._progress_shapes))
+        return Progress(**_split(packed, self._progress_shapes))
 
     def iterate(self, steps: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """One iteration of some plans.
@@ -284,14 +288,15 @@ class DeviceSearch:
         Args:
             steps: (P, 5) int64 on the device: a `Step` of each plan. Each plan has one, and padding
                 has any number.
-            samples: S, at least the largest ``count``.
+            samples: S, at least the largest number of ``candidates``.
 
         Returns:
-            The candidates (P, S, T, A), and their costs (P, S), infinite beyond ``count``.
+            The candidates (P, S, T, A), and their costs (P, S): infinite for candidates that the
+            plan does not have.
         """
         rows, iterations, counts, with_mean, learns = steps.unbind(1)
-        problem = Problem(*_split(self._problems[rows], self._problem_shapes))
-        progress = Progress(*_split(self._progress[rows], self._progress_shapes))
+        problem = Problem(**_split(self._problems[rows], self._problem_shapes))
+        progress = Progress(**_split(self._progress[rows], self._progress_shapes))
         candidates = self._candidates(
             problem,
             progress,
@@ -339,7 +344,7 @@ class DeviceSearch:
 
     def _limit_changes(self, problem: Problem, candidates: Tensor) -> Tensor:
         """Move the candidates, step by step, to allowed changes; see `SearchSpace.clip`."""
-        actions = candidates.unflatten(3, (-1, self.shape.action_dim)).flatten(2, 3)
+        actions = candidates.reshape(*candidates.shape[:2], -1, self.shape.action_dim)
         low, high = problem.first_low.unsqueeze(1), problem.first_high.unsqueeze(1)
         change = problem.max_change.unsqueeze(1)
         limited: list[Tensor] = []
@@ -433,8 +438,8 @@ def _where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(condition.view(-1, *[1] * (first.ndim - 1)), first, second)
 
 
-def _width(shapes: Sequence[Sequence[int]]) -> int:
-    return sum(math.prod(shape) for shape in shapes)
+def _width(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _pack(parts: Sequence[Tensor]) -> Tensor:
@@ -442,7 +447,11 @@ def _pack(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.reshape(len(part), math.prod(part.shape[1:])) for part in parts], dim=1)
 
 
-def _split(packed: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Rows (P, width) in parts (P, …) of these shapes."""
-    parts = packed.split([math.prod(shape) for shape in shapes], dim=1)
-    return [part.reshape(len(packed), *shape) for part, shape in zip(parts, shapes, strict=True)]
+def _split(packed: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    """Rows (P, width) in parts (P, …) of these names and shapes."""
+    widths = [math.prod(shape) for shape in shapes.values()]
+    parts = torch.split(packed, widths, dim=1)
+    return {
+        name: part.reshape(len(packed), *shape)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }

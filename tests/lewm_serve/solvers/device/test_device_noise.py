@@ -44,7 +44,8 @@ def twin(key: int, iteration: int, samples: int, count: int) -> np.ndarray:
         + np.arange(pairs, dtype=np.uint64)
     )
     with np.errstate(over="ignore"):
-        mixed = np.uint64(key % 2**64) + (places + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
+        mixed: np.ndarray = (places + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
+        mixed = mixed + np.uint64(key % 2**64)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(FIRST_FACTOR)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(SECOND_FACTOR)
     mixed ^= mixed >> np.uint64(31)
