@@ -232,6 +232,13 @@ class Settings(BaseSettings):
             "candidates like float32"
         ),
     ] = "auto"
+    search: Annotated[
+        Literal["auto", "host", "device"],
+        Field(
+            description="where candidates are drawn and compared: on the host, or on the device of "
+            "the model; auto: on a GPU. Only PyTorch runs searches on its device"
+        ),
+    ] = "auto"
     threads: Annotated[
         int | None,
         Field(

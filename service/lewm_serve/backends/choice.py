@@ -62,12 +62,14 @@ class NoBackend(RuntimeError):
 class BackendSettings:
     """What the server's settings ask for.
 
-    ``threads`` is None: one or all, by measurement. ``native_compile``: the native code is compiled
-    if there is no library of it.
+    ``search``: where searches run; ``auto`` is a GPU, or else the host. ``threads`` is None: one or
+    all, by measurement. ``native_compile``: the native code is compiled if there is no library of
+    it.
     """
 
     backend: Literal["auto", "torch", "onnx", "native"] = "auto"
     precision: Literal["auto"] | Precision = "auto"
+    search: Literal["auto", "host", "device"] = "auto"
     threads: int | None = None
     native_compile: bool = False
 
@@ -114,7 +116,7 @@ def choose_backend(
     """
     options = runnable_options(settings, device, model.config)
     all_threads = usable_cores() if device.type == "cpu" else 1
-    backends = _Backends(model, device, native_compile=settings.native_compile)
+    backends = _Backends(model, device, settings)
 
     def plan_s(backend: ThreadedBackend, samples: int) -> float:
         return plan_seconds(backend, card, samples)
@@ -280,10 +282,10 @@ class _Backends:
     The native backend needs another one, which may be an option too.
     """
 
-    def __init__(self, model: LeWM, device: torch.device, *, native_compile: bool) -> None:
+    def __init__(self, model: LeWM, device: torch.device, settings: BackendSettings) -> None:
         self._model = model
         self._device = device
-        self._native_compile = native_compile
+        self._settings = settings
         self._made: dict[BackendAndPrecision, ThreadedBackend] = {}
 
     def get(self, name: str, precision: Precision) -> ThreadedBackend:
@@ -298,10 +300,16 @@ class _Backends:
             return NativeBackend(
                 self._model,
                 self.get(float32_name, "float32"),
-                compile_missing=self._native_compile,
+                compile_missing=self._settings.native_compile,
             )
         if name == "onnx":
             from lewm_serve.backends.onnx import OnnxBackend
 
             return OnnxBackend(self._model, self._device)
-        return TorchBackend(self._model, self._device, getattr(torch, precision))
+        search = self._settings.search
+        return TorchBackend(
+            self._model,
+            self._device,
+            getattr(torch, precision),
+            searches_on_device=None if search == "auto" else search == "device",
+        )

@@ -43,7 +43,8 @@ class CudaGraphs:
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._graphs:
             if len(self._graphs) == MAX_CUDA_GRAPHS:
-                return self._function(*(tensor.to(self._device) for tensor in inputs)).cpu()
+                with torch.cuda.device(self._device):
+                    return self._function(*(tensor.to(self._device) for tensor in inputs)).cpu()
             self._graphs[key] = _Graph(self._function, inputs, device=self._device, pool=self._pool)
         return self._graphs[key](inputs)
 
@@ -68,7 +69,8 @@ class StepGraphs:
         key = step.shape, size
         if key not in self._graphs:
             if len(self._graphs) == MAX_CUDA_GRAPHS:
-                return self._function(step, size)
+                with torch.cuda.device(self._device):
+                    return self._function(step, size)
             recorded = torch.zeros_like(step)
             recording = _Recording(
                 partial(self._function, recorded, size), self._device, self._pool

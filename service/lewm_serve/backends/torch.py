@@ -21,6 +21,7 @@ from lewm_serve.backends.backend import (
     warm_up_rollouts,
 )
 from lewm_serve.backends.cuda_graph import CudaGraphs
+from lewm_serve.backends.folded import FoldedKernel
 from lewm_serve.backends.rollout import (
     RowThreads,
     SharedContextRollout,
@@ -81,13 +82,17 @@ class TorchBackend:
         self._run_encode: Callable[..., Tensor] = self._encoder
         self._run_rollout: Callable[..., Tensor] = self._rollout
         self._run_predict_newest: Callable[..., Tensor] = self._rollout.predict_newest
-        if self._graphs:
-            self._run_encode = CudaGraphs(self._encoder, device)
-            self._run_rollout = CudaGraphs(self._rollout, device)
-            self._run_predict_newest = CudaGraphs(self._rollout.predict_newest, device)
         self.device_rollouts: DeviceRollouts | None = None
-        if self._graphs if searches_on_device is None else searches_on_device:
-            self.device_rollouts = DeviceRollouts(self._rollout, device)
+        if searches_on_device is None:
+            searches_on_device = self._graphs
+        if searches_on_device or self._graphs:
+            folded = SharedContextRollout(FoldedKernel(model, device, precision), RowThreads(1))
+            if searches_on_device:
+                self.device_rollouts = DeviceRollouts(folded, device)
+            if self._graphs:
+                self._run_encode = CudaGraphs(self._encoder, device)
+                self._run_rollout = CudaGraphs(folded, device)
+                self._run_predict_newest = CudaGraphs(folded.predict_newest, device)
 
     @property
     def threads(self) -> int:

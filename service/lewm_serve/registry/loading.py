@@ -23,6 +23,7 @@ from lewm_serve.backends.choice import (
     kind_of,
 )
 from lewm_serve.backends.native.backend import distance_on
+from lewm_serve.engine.device_jobs import warm_up_searches
 from lewm_serve.engine.latency_model import LatencyModel
 from lewm_serve.errors import InvalidRequest, shorten
 from lewm_serve.objectives.distance import DistanceObjective
@@ -53,8 +54,17 @@ def load_registry(
     registry = Registry(models, settings.default_model)
     for folder, model in models.items():
         if folder not in earlier or model.latency is not earlier[folder].latency:
-            model.latency.measure(model.backend, model.card.config)
+            measure_latency(model)
     return registry
+
+
+def measure_latency(model: LoadedModel) -> None:
+    """Measure how long the work of a model takes, and record its usual searches on a GPU."""
+    card = model.card
+    model.latency.measure(model.backend, card.config)
+    objective = model.distance if card.solver.objective == "distance" else None
+    max_rows = model.latency.max_batched_rows
+    warm_up_searches(model.backend, card.config, card.solver, objective or LATENT, max_rows)
 
 
 def model_paths(settings: Settings) -> tuple[Path, ...]:
@@ -67,6 +77,7 @@ def backend_settings(settings: Settings) -> BackendSettings:
     return BackendSettings(
         backend=settings.backend,
         precision=settings.precision,
+        search=settings.search,
         threads=settings.threads,
         native_compile=settings.native_compile,
     )

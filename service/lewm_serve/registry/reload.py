@@ -24,7 +24,13 @@ from lewm_serve.api.responses import ReloadedModel
 from lewm_serve.backends.comparison import synthetic_frames
 from lewm_serve.constants import ReloadResult
 from lewm_serve.observability.logging import log
-from lewm_serve.registry.loading import backend_settings, load_model, model_paths, resolve_device
+from lewm_serve.registry.loading import (
+    backend_settings,
+    load_model,
+    measure_latency,
+    model_paths,
+    resolve_device,
+)
 from lewm_serve.registry.registry import VERSION_MARK, LoadedModel, ModelLoadError, Registry
 from lewm_serve.settings import Settings
 
@@ -107,7 +113,7 @@ def load_beside_others(
     model.backend.renew_threads()
     if earlier is None or model.latency is not earlier.latency:
         # At the priority of the engine: its work must not be expected to take longer.
-        model.latency.measure(model.backend, model.card.config)
+        measure_latency(model)
     return model
 
 

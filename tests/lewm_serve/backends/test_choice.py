@@ -289,3 +289,13 @@ def test_threads_are_reconsidered_in_service_unless_their_number_is_set(
     choice = choose_backend(model, example_card(model), frames=None, device=CPU, settings=settings)
     assert calls == adapted
     assert choice.backend.threads == threads or threads is None
+
+
+@pytest.mark.parametrize(
+    ("search", "on_device"), [("auto", False), ("host", False), ("device", True)]
+)
+def test_searches_run_where_the_settings_say(search: str, on_device: bool) -> None:
+    settings = BackendSettings(backend="torch", precision="float32", threads=1, search=search)  # type: ignore[arg-type]
+    model = tiny_model()
+    choice = choose_backend(model, example_card(model), frames=None, device=CPU, settings=settings)
+    assert (choice.backend.device_rollouts is not None) == on_device
