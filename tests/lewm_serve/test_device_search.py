@@ -11,6 +11,7 @@ from lewm_serve.cli.closed_loop import RemotePlanner, to_png
 from lewm_serve.cli.local_server import local_server
 
 TWO_ROOM_FOLDER = PRETRAINED / "two-room"
+BY_LATENT = {"objective": "latent", "samples": 32}
 
 
 def test_robots_reach_their_goals_and_a_seed_fixes_a_plan() -> None:
@@ -22,7 +23,7 @@ def test_robots_reach_their_goals_and_a_seed_fixes_a_plan() -> None:
     ):
         simulation.reset(np.array((60.0, 165.0), np.float32))
         frame = to_png(simulation.frame())
-        plans = [client.plan([frame], frame, seed=seed) for seed in (5, 5, 6)]
+        plans = [client.plan([frame], frame, solver=BY_LATENT, seed=seed) for seed in (5, 5, 6)]
         outcomes = run_episodes(
             lambda: RemotePlanner(client, episodes.plan_steps), episodes, seed=3, robots=5
         )
