@@ -21,9 +21,12 @@ def test_robots_reach_their_goals_and_a_seed_fixes_a_plan() -> None:
         local_server(TWO_ROOM_FOLDER, backend="torch", search="device", threads=1) as server,
         PlannerClient(server.target) as client,
     ):
-        simulation.reset(np.array((60.0, 165.0), np.float32))
-        frame = to_png(simulation.frame())
-        plans = [client.plan([frame], frame, solver=BY_LATENT, seed=seed) for seed in (5, 5, 6)]
+        frames = []
+        for place in ((60.0, 165.0), (60.0, 75.0)):
+            simulation.reset(np.array(place, np.float32))
+            frames.append(to_png(simulation.frame()))
+        start, goal = frames
+        plans = [client.plan([start], goal, solver=BY_LATENT, seed=seed) for seed in (5, 5, 6)]
         outcomes = run_episodes(
             lambda: RemotePlanner(client, episodes.plan_steps), episodes, seed=3, robots=5
         )
