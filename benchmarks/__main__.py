@@ -31,7 +31,7 @@ BENCHMARKS = {
     "objectives": "success against candidates, by the latent and by the distance (an hour)",
     "states": "goals by coordinates, and a disc on the way, in Two-Room (twenty minutes)",
     "dino_wm": "LeWM against DINO-WM's shapes: tokens a frame and time a plan",
-    "gpu_plan": "plans on a GPU: one, 8 and 32 clients",
+    "gpu": "the search on a GPU: correctness, time, throughput, deadlines, energy (8 minutes)",
     "fleet": "10,000 robots on simulated servers, by who answers which (half an hour)",
     "startup": "time to ready, first and second start",
     "profile": "where the time of a plan goes",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from benchmarks.report import Measurement, Target
 from benchmarks.results import Result, summarise_machine
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BEGIN_MARKER = "<!-- results: written by `python -m benchmarks --document` -->"
 END_MARKER = "<!-- end of results -->"
@@ -20,6 +21,10 @@ COLOURED_VERDICTS = {True: "[green]met", False: "[red]missed", None: ""}
 
 def terminal_table(results: Sequence[Result]) -> Table:
     """One row per measurement."""
+    # A bare GPU machine, which writes tables for documents, does not have rich.
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title="Benchmarks", title_justify="left")
     for column in ("benchmark", "what", "measured", "target", "", "note"):
         table.add_column(column)

@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.dino_wm import PatchPredictor, Shapes
+from benchmarks.patch_predictor import PatchPredictor, Shapes
 from lewm_models.config import PRESETS
 
 SMALL = Shapes(patches=4, width=14, action_width=2, depth=2, heads=2, head_dim=4, mlp=8)
