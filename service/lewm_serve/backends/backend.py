@@ -37,11 +37,13 @@ class DeviceRollouts:
         roll_out: `Backend.rollout` of tensors on the device. It never waits for the device, and the
             content of tensors does not decide what it does.
         device: the device.
+        graph_pool: the memory that CUDA graphs of searches share; None on a CPU.
         searches: what the engine keeps there for its searches, until the backend is released.
     """
 
     roll_out: Callable[[Tensor, Tensor, Tensor], Tensor]
     device: torch.device
+    graph_pool: Any = None
     searches: dict[Any, Any] = field(default_factory=dict)
 
 

@@ -55,14 +55,16 @@ class StepGraphs:
     The function is one step of a computation whose state it updates on the GPU. It takes a tensor
     and a number, and an input of zeros must leave the state as it is: the calls before a recording
     have such inputs. Otherwise the conditions are those of `CudaGraphs`. Results are valid until
-    the next call.
+    the next call of any function that shares ``pool``.
     """
 
-    def __init__(self, function: Callable[[Tensor, int], T], device: torch.device) -> None:
+    def __init__(
+        self, function: Callable[[Tensor, int], T], device: torch.device, pool: Any
+    ) -> None:
         self._function = function
         self._device = device
+        self._pool = pool
         self._graphs: dict[tuple[Any, ...], tuple[Tensor, _Recording[Any]]] = {}
-        self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Tensor, size: int) -> Any:
         """The function's result for these inputs."""

@@ -12,6 +12,7 @@ width, h heads, d head width, L layers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,14 +25,19 @@ from lewm_models.export.weights import MODULATIONS_PER_LAYER, Affine, PredictorW
 from lewm_models.lewm import LeWM
 from lewm_serve.backends.rollout import StepwiseKernel
 
+logger = logging.getLogger(__name__)
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
 }
 
-Window = list[tuple[Tensor, Tensor]]
-"""Keys and values (m, R, h, d) of each layer."""
+Window = list[Tensor]
+"""Keys and values (m, R, 2, h, d) of each layer."""
+
+OPERATIONS_TOLERANCE = 1e-4
+"""The largest error of fused operations in float32."""
 
 Branch = tuple[Tensor, Tensor]
 """What is added to the tokens: a gate and the output that it multiplies, both (n, R, W)."""
@@ -119,7 +125,7 @@ class FoldedKernel(StepwiseKernel[Tensor, Window]):
     ) -> tuple[Tensor, Window]:
         """See `StepwiseKernel`."""
         count = len(latents)
-        position = len(window[0][0]) if window else 0
+        position = len(window[0]) if window else 0
         positions = self._positions[position : position + count].unsqueeze(1)
         x = self._input((torch.stack(list(latents)) + positions).to(self._precision))
         branch: Branch | None = None
@@ -131,15 +137,15 @@ class FoldedKernel(StepwiseKernel[Tensor, Window]):
             first_epsilons, second_epsilons = layer.epsilons
             x, normed = self._gated_norm(x, branch, shift1, scale1, first_epsilons)
             packed = layer.query_key_value(normed)
-            queries, keys, values = packed.view(*packed.shape[:2], 3, self._heads, -1).unbind(2)
+            packed = packed.view(*packed.shape[:2], 3, self._heads, -1)
+            queries, known = packed[:, :, 0], packed[:, :, 1:]
             if window:
-                keys = torch.cat([window[index][0], keys])
-                values = torch.cat([window[index][1], values])
-            longer.append((keys, values))
+                known = torch.cat([window[index], known])
+            longer.append(known)
             if index == len(self._layers) - 1:  # only the output of the last token is needed
                 x, queries = x[-1:], queries[-1:]
                 gate1, shift2, scale2, gate2 = gate1[-1:], shift2[-1:], scale2[-1:], gate2[-1:]
-            branch = gate1, layer.attention_out(self._attend(queries, keys, values))
+            branch = gate1, layer.attention_out(self._attend(queries, *known.unbind(2)))
             x, normed = self._gated_norm(x, branch, shift2, scale2, second_epsilons)
             branch = gate2, layer.mlp_second(F.gelu(layer.mlp_first(normed)))
         assert branch is not None
@@ -158,11 +164,11 @@ class FoldedKernel(StepwiseKernel[Tensor, Window]):
 
     def tokens(self, window: Window) -> int:
         """See `StepwiseKernel`."""
-        return len(window[0][0])
+        return len(window[0])
 
     def select(self, window: Window, rows: Tensor) -> Window:
         """See `Kernel`."""
-        return [(keys[:, rows], values[:, rows]) for keys, values in window]
+        return [known[:, rows] for known in window]
 
 
 def gated_norm(
@@ -193,18 +199,44 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return (scores.softmax(dim=1) * values).sum(1).flatten(2)
 
 
-def operations(
-    device: torch.device,
-) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]:
-    """`gated_norm` and `attend` for a device: fused on a GPU with Triton."""
+Operations = tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]
+"""`gated_norm` and `attend`."""
+
+
+def operations(device: torch.device) -> Operations:
+    """The operations for a device: fused on a GPU, if Triton works there."""
     if device.type == "cuda":
         try:
             from lewm_serve.backends import fused
-        except ImportError:
-            pass
+
+            check_operations((fused.gated_norm, fused.attend), device)
+        except Exception as error:  # Triton also needs a compiler, for a few lines of C
+            logger.warning("roll-outs without fused kernels, which are slower: %r", error)
         else:
             return fused.gated_norm, fused.attend
     return gated_norm, attend
+
+
+def check_operations(checked: Operations, device: torch.device) -> None:
+    """Run operations once, and compare them with those of this module.
+
+    Raises:
+        ValueError: they compute something else.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    heads = drawn(3, 5, 3, 2, 24).unbind(2)
+    gate, shift, scale = drawn(3, 5, 3, 48).unbind(2)
+    tokens = drawn(3, 5, 48), (gate, drawn(3, 5, 48)), shift, scale, (1e-6, 1e-5)
+    checked_norm, checked_attend = checked
+    results = [(checked_attend(*heads), attend(*heads))]
+    results += zip(checked_norm(*tokens), gated_norm(*tokens), strict=True)
+    for result, expected in results:
+        if not torch.allclose(result, expected, atol=OPERATIONS_TOLERANCE):
+            raise ValueError("fused kernels compute something else than PyTorch")
 
 
 def side_by_side(maps: Sequence[Affine]) -> Affine:

@@ -88,7 +88,8 @@ class TorchBackend:
         if searches_on_device or self._graphs:
             folded = SharedContextRollout(FoldedKernel(model, device, precision), RowThreads(1))
             if searches_on_device:
-                self.device_rollouts = DeviceRollouts(folded, device)
+                pool = torch.cuda.graph_pool_handle() if self._graphs else None
+                self.device_rollouts = DeviceRollouts(folded, device, graph_pool=pool)
             if self._graphs:
                 self._run_encode = CudaGraphs(self._encoder, device)
                 self._run_rollout = CudaGraphs(folded, device)

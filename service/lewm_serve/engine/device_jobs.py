@@ -83,7 +83,9 @@ class SearchGroup:
         self._iterate: Callable[[Tensor, int], tuple[Tensor, Tensor]] = self.search.iterate
         self._graphs: StepGraphs | None = None
         if rollouts.device.type == "cuda":
-            self._iterate = self._graphs = StepGraphs(self.search.iterate, rollouts.device)
+            self._iterate = self._graphs = StepGraphs(
+                self.search.iterate, rollouts.device, rollouts.graph_pool
+            )
 
     @property
     def in_use(self) -> bool:

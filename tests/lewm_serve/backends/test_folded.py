@@ -17,7 +17,7 @@ from benchmarks.results import ROOT
 from lewm_models.config import PRESETS
 from lewm_models.importing import import_checkpoint
 from lewm_models.random_weights import random_model
-from lewm_serve.backends.folded import FoldedKernel, attend, gated_norm
+from lewm_serve.backends.folded import FoldedKernel, attend, check_operations, gated_norm
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 from lewm_serve.backends.torch import TorchBackend
 from tests.lewm_models.examples import PARITY_FOLDER, import_card
@@ -113,6 +113,15 @@ def test_a_branch_is_added_before_the_norms() -> None:
     assert gated_norm(x, None, shift, scale, (1e-6, 1e-5))[0] is x
 
 
+def test_operations_that_compute_something_else_are_refused() -> None:
+    def without_mask(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return attend(queries[:1], keys, values).expand(len(queries), -1, -1)
+
+    check_operations((gated_norm, attend), CPU)
+    with pytest.raises(ValueError, match="something else"):
+        check_operations((gated_norm, without_mask), CPU)
+
+
 INTERPRETED = """
 from dataclasses import replace
 
@@ -143,6 +152,7 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.07)):
                 fused.gated_norm(*arguments), folded.gated_norm(*arguments),
                 atol=tolerance, rtol=0)
 
+folded.check_operations((fused.gated_norm, fused.attend), torch.device("cpu"))
 config = replace(PRESETS["edge"], encoder_depth=1)
 model, device = random_model(config), torch.device("cpu")
 latents = torch.randn(2, 3, config.latent_dim, generator=generator)
@@ -160,10 +170,9 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_fused_operations_compute_the_same() -> None:
-    """By Triton's interpreter, where Triton is installed."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
+    """By Triton's interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED],
         cwd=ROOT,

@@ -18,10 +18,19 @@ from lewm_models.checkpoint import EMBEDDED_MODEL, load
 from lewm_models.config import PRESETS
 from lewm_models.distance.network import GoalDistance
 from lewm_models.random_weights import random_model
+from lewm_serve.backends.backend import DeviceRollouts
+from lewm_serve.backends.folded import FoldedKernel
+from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
 from lewm_serve.backends.torch import TorchBackend
 from lewm_serve.engine import device_jobs
 from lewm_serve.engine.admission import DeadlinePassed
-from lewm_serve.engine.device_jobs import DEVICE_TURN_S, DevicePlanJob, on_device
+from lewm_serve.engine.device_jobs import (
+    DEVICE_TURN_S,
+    DevicePlanJob,
+    GroupKey,
+    SearchGroup,
+    on_device,
+)
 from lewm_serve.engine.jobs import PlanJob, PlanOutcome, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
 from lewm_serve.engine.queued_request import QueuedRequest
@@ -31,7 +40,7 @@ from lewm_serve.objectives.distance import DistanceObjective
 from lewm_serve.objectives.latent import LATENT, LatentObjective
 from lewm_serve.objectives.states import StateObjective, StateReader
 from lewm_serve.solvers import SOLVERS
-from lewm_serve.solvers.device.search import DEVICE_SOLVERS
+from lewm_serve.solvers.device.search import DEVICE_SOLVERS, SearchShape, Step
 from lewm_serve.solvers.solver import SearchSpace
 from tests.lewm_serve.engine.fakes import FakeClock
 
@@ -208,6 +217,34 @@ def test_a_seed_fixes_a_plan(engine: DeviceEngine) -> None:
     assert second.actions is not None
     assert torch.equal(first.actions, second.actions)
     assert not torch.equal(first.actions, other.actions)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("by_distance", [False, True])
+@pytest.mark.parametrize("context", [1, 3])
+@pytest.mark.parametrize("name", DEVICE_SOLVERS)
+def test_an_iteration_reads_no_tensor(
+    model_and_distance: tuple[Any, GoalDistance], name: str, context: int, by_distance: bool
+) -> None:
+    """A CUDA graph can record it: it runs on tensors that have shapes and no content."""
+    model, network = model_and_distance
+    device = torch.device("meta")
+    kernel = FoldedKernel(model, device, torch.bfloat16)
+    rollouts = DeviceRollouts(SharedContextRollout(kernel, RowThreads(1)), device)
+    shape = SearchShape(
+        solver=name,
+        horizon=5,
+        block_width=CONFIG.block_width,
+        action_dim=CONFIG.action_dim,
+        context=context,
+        latent_dim=CONFIG.latent_dim,
+        limits_change=True,
+    )
+    objective = DistanceObjective(network, device) if by_distance else LATENT
+    group = SearchGroup(GroupKey(shape, objective), rollouts)
+    candidates, costs = group.iterate([[Step()], [Step()]], 24)
+    assert candidates.shape == (2, 24, 5, CONFIG.block_width)
+    assert costs.shape == (2, 24)
+    assert {candidates.device.type, costs.device.type} == {"meta"}
 
 
 def test_few_shapes_occur(engine: DeviceEngine) -> None:

@@ -9,7 +9,9 @@ each sequence of one action dimension, L time steps (those of all T blocks).
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -18,12 +20,17 @@ from torch import Tensor
 
 from lewm_serve.solvers.solver import Array, noise_amplitudes
 
+logger = logging.getLogger(__name__)
+
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 FIRST_FACTOR, SECOND_FACTOR = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """The constants of SplitMix64."""
 
 ITERATION_SHIFT, CANDIDATE_SHIFT = 40, 20
 """Where iteration and candidate are in the 64 bits of a place. Below them is the number's index."""
+
+NUMBERS_TOLERANCE = 1e-4
+"""The largest difference between the normal numbers of two devices: that of their functions."""
 
 MASK_64 = (1 << 64) - 1
 MANTISSA_BITS = 24
@@ -35,7 +42,7 @@ def stream_key(seed: int) -> int:
     mixed = (seed + GOLDEN_GAMMA) & MASK_64
     mixed = ((mixed ^ (mixed >> 30)) * FIRST_FACTOR) & MASK_64
     mixed = ((mixed ^ (mixed >> 27)) * SECOND_FACTOR) & MASK_64
-    return _signed(mixed ^ (mixed >> 31))
+    return signed(mixed ^ (mixed >> 31))
 
 
 def normal_numbers(keys: Tensor, iterations: Tensor, *, samples: int, count: int) -> Tensor:
@@ -56,15 +63,44 @@ def normal_numbers(keys: Tensor, iterations: Tensor, *, samples: int, count: int
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
 
 
+def normal_numbers_on(device: torch.device) -> Callable[..., Tensor]:
+    """`normal_numbers` for a device: one kernel on a GPU, if Triton works there."""
+    if device.type == "cuda":
+        try:
+            from lewm_serve.solvers.device import fused_noise
+
+            check_normal_numbers(fused_noise.normal_numbers, device)
+        except Exception as error:  # Triton also needs a compiler, for a few lines of C
+            logger.warning("random numbers without a fused kernel, which is slower: %r", error)
+        else:
+            return fused_noise.normal_numbers
+    return normal_numbers
+
+
+def check_normal_numbers(checked: Callable[..., Tensor], device: torch.device) -> None:
+    """Draw numbers once, and compare them with those of this module.
+
+    Raises:
+        ValueError: they are others.
+    """
+    keys = torch.tensor([stream_key(seed) for seed in (0, 7)], device=device)
+    iterations = torch.tensor([0, 199], device=device)
+    drawn, expected = (
+        draw(keys, iterations, samples=33, count=12) for draw in (checked, normal_numbers)
+    )
+    if not torch.allclose(drawn, expected, atol=NUMBERS_TOLERANCE):
+        raise ValueError("the fused kernel draws other numbers than PyTorch")
+
+
 def random_bits(keys: Tensor, places: Tensor) -> Tensor:
     """64 random bits for each place in the streams ``keys``; all are int64, and broadcast.
 
     This is SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014)
     whose state is ``keys`` and whose step is the place. Products of int64 keep the low 64 bits.
     """
-    mixed = keys + (places + 1) * _signed(GOLDEN_GAMMA)
-    mixed = (mixed ^ _shift(mixed, 30)) * _signed(FIRST_FACTOR)
-    mixed = (mixed ^ _shift(mixed, 27)) * _signed(SECOND_FACTOR)
+    mixed = keys + (places + 1) * signed(GOLDEN_GAMMA)
+    mixed = (mixed ^ _shift(mixed, 30)) * signed(FIRST_FACTOR)
+    mixed = (mixed ^ _shift(mixed, 27)) * signed(SECOND_FACTOR)
     return mixed ^ _shift(mixed, 31)
 
 
@@ -73,7 +109,7 @@ def _shift(values: Tensor, bits: int) -> Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """The signed integer that has the 64 bits of this unsigned one."""
     return value - (1 << 64) if value >= 1 << 63 else value
 

@@ -29,7 +29,7 @@ from lewm_serve.solvers.device.noise import (
     basis_size,
     noise,
     noise_basis,
-    normal_numbers,
+    normal_numbers_on,
     stream_key,
 )
 from lewm_serve.solvers.solver import MIN_VARIANCE_DIVISOR, ScoredSequence, SearchSpace
@@ -205,6 +205,7 @@ class DeviceSearch:
             "kept_costs": (kept,),
         }
         self._kept = kept
+        self._normal_numbers = normal_numbers_on(device)
         self._keys = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._problems = torch.zeros(capacity, _width(self._problem_shapes), device=device)
         self._progress = torch.zeros(capacity, _width(self._progress_shapes), device=device)
@@ -300,7 +301,7 @@ class DeviceSearch:
         candidates = self._candidates(
             problem,
             progress,
-            normal_numbers(
+            self._normal_numbers(
                 self._keys[rows],
                 iterations,
                 samples=samples,
@@ -313,18 +314,11 @@ class DeviceSearch:
         )
         costs = costs.nan_to_num(nan=WORST_COST, posinf=WORST_COST)
         exists = torch.arange(samples, device=self._device) < counts.unsqueeze(1)
-        costs = costs.where(exists, math.inf)
-        learned = self._learn(problem, progress, candidates, costs)
-        keeps = learns == 0
-        found = _with_best(
-            Progress(
-                *(_where(keeps, old, new) for old, new in zip(progress, learned, strict=True))
-            ),
-            candidates,
-            costs,
-            predicted,
-        )
-        self._progress.index_copy_(0, rows, _pack(found))
+        costs = costs.masked_fill(~exists, math.inf)
+        found = _with_best(progress, candidates, costs, predicted)
+        learned = self._learn(problem, found, candidates, costs)
+        packed = _where(learns > 0, _pack(learned), _pack(found))
+        self._progress.index_copy_(0, rows, packed)
         return candidates, costs
 
     def _candidates(
@@ -373,7 +367,7 @@ class DeviceSearch:
             index = chosen[:, :, None, None].expand(-1, -1, *pool.shape[2:])
             progress = progress._replace(
                 kept=pool.gather(1, index),
-                kept_costs=pool_costs.gather(1, chosen).where(is_elite, math.inf),
+                kept_costs=pool_costs.gather(1, chosen).masked_fill(~is_elite, math.inf),
             )
         values, by_value = pool.flatten(2), weights.unsqueeze(1)
         mean = (by_value @ values).view_as(progress.mean)
@@ -387,7 +381,7 @@ class DeviceSearch:
         return progress._replace(
             mean=mean.lerp(progress.mean, momentum),
             std=std,
-            spread=std.flatten(1).amax(dim=1).where(~is_unknown, math.inf),
+            spread=std.flatten(1).amax(dim=1).masked_fill(is_unknown, math.inf),
         )
 
 
@@ -399,7 +393,7 @@ def elite_weights(order: Tensor, elites: Tensor, *, graded: bool) -> Tensor:
     rank = torch.arange(1, order.shape[1] + 1, device=order.device)
     elites = elites.unsqueeze(1)
     value = (elites + 0.5).log() - rank.log() if graded else torch.ones_like(rank).float()
-    by_rank = value.where(rank <= elites, 0.0)
+    by_rank = value.expand(order.shape).masked_fill(rank > elites, 0.0)
     by_rank = by_rank / by_rank.sum(dim=1, keepdim=True)
     return torch.zeros_like(by_rank).scatter(1, order, by_rank)
 
@@ -409,13 +403,13 @@ def path_weights(costs: Tensor, temperatures: Tensor) -> Tensor:
     exists = costs.isfinite()
     finite = costs < WORST_COST
     above_best = costs.double() - costs.amin(dim=1, keepdim=True)
-    total = above_best.where(finite, 0.0).sum(dim=1, keepdim=True)
+    total = above_best.masked_fill(~finite, 0.0).sum(dim=1, keepdim=True)
     spread = total / finite.sum(dim=1, keepdim=True).clamp_min(1)
     spread = spread.clamp_min(torch.finfo(torch.float64).tiny)
     exponents = -above_best / spread / temperatures.double().unsqueeze(1)
     # If no cost is finite, all candidates count equally.
-    exponents = exponents.where(finite | ~finite.any(dim=1, keepdim=True), -math.inf)
-    exponents = exponents.where(exists, -math.inf)
+    counts = exists & (finite | ~finite.any(dim=1, keepdim=True))
+    exponents = exponents.masked_fill(~counts, -math.inf)
     return exponents.softmax(dim=1).to(costs.dtype).nan_to_num(nan=0.0)
 
 

@@ -1,5 +1,10 @@
 """Random numbers on the device: against a twin in NumPy, and against the noise of the solvers."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +17,7 @@ from lewm_serve.solvers.device.noise import (
     ITERATION_SHIFT,
     SECOND_FACTOR,
     basis_size,
+    check_normal_numbers,
     noise,
     noise_basis,
     normal_numbers,
@@ -89,6 +95,36 @@ def test_a_number_depends_on_its_place_alone() -> None:
     assert torch.equal(alone[0], crowd[1, :5])
     assert not torch.equal(crowd[1], crowd[2])
     assert not torch.equal(crowd[0], crowd[1])
+
+
+def test_other_numbers_are_refused() -> None:
+    check_normal_numbers(normal_numbers, torch.device("cpu"))
+    with pytest.raises(ValueError, match="other numbers"):
+        check_normal_numbers(
+            lambda keys, iterations, **sizes: normal_numbers(keys, iterations + 1, **sizes),
+            torch.device("cpu"),
+        )
+
+
+INTERPRETED = """
+import torch
+from lewm_serve.solvers.device import fused_noise, noise
+
+noise.check_normal_numbers(fused_noise.normal_numbers, torch.device("cpu"))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_fused_kernel_draws_the_same_numbers() -> None:
+    """By Triton's interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class GivenNumbers:
