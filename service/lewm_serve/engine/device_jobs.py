@@ -44,8 +44,9 @@ MAX_DEVICE_STEPS = 1 << 16
 """Candidates × horizon of an iteration on the device. Searches with more run on the host, which
 rolls them out in parts; they would take much memory at once."""
 
-FIRST_CAPACITY = 64
-"""Rows of a new table of searches. It grows when more plans have started."""
+FIRST_CAPACITY = 256
+"""Rows of a new table of searches. It grows when more plans have started, and then iterations are
+recorded anew."""
 
 MAX_GROUPS = 16
 """Kinds of searches that one backend keeps tables of. The one that was used longest ago is dropped

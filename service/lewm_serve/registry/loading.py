@@ -53,15 +53,18 @@ def load_registry(
     models = load_models(settings, earlier)
     registry = Registry(models, settings.default_model)
     for folder, model in models.items():
-        if folder not in earlier or model.latency is not earlier[folder].latency:
-            measure_latency(model)
+        prepare_plans(model, earlier.get(folder))
     return registry
 
 
-def measure_latency(model: LoadedModel) -> None:
-    """Measure how long the work of a model takes, and record its usual searches on a GPU."""
+def prepare_plans(model: LoadedModel, earlier: LoadedModel | None) -> None:
+    """Measure how long a model's work takes, and record its usual searches on a GPU.
+
+    A model that has the latency model of an ``earlier`` version is not measured.
+    """
     card = model.card
-    model.latency.measure(model.backend, card.config)
+    if earlier is None or model.latency is not earlier.latency:
+        model.latency.measure(model.backend, card.config)
     objective = model.distance if card.solver.objective == "distance" else None
     max_rows = model.latency.max_batched_rows
     warm_up_searches(model.backend, card.config, card.solver, objective or LATENT, max_rows)

@@ -27,8 +27,8 @@ from lewm_serve.observability.logging import log
 from lewm_serve.registry.loading import (
     backend_settings,
     load_model,
-    measure_latency,
     model_paths,
+    prepare_plans,
     resolve_device,
 )
 from lewm_serve.registry.registry import VERSION_MARK, LoadedModel, ModelLoadError, Registry
@@ -111,9 +111,8 @@ def load_beside_others(
 
     model = _at_low_priority(load_and_try)
     model.backend.renew_threads()
-    if earlier is None or model.latency is not earlier.latency:
-        # At the priority of the engine: its work must not be expected to take longer.
-        measure_latency(model)
+    # At the priority of the engine: its work must not be expected to take longer.
+    prepare_plans(model, earlier)
     return model
 
 
