@@ -37,7 +37,7 @@ class DeviceRollouts:
         roll_out: `Backend.rollout` of tensors on the device. It never waits for the device, and the
             content of tensors does not decide what it does.
         device: the device.
-        graph_pool: the memory that CUDA graphs of searches share; None on a CPU.
+        graph_pool: the memory that CUDA graphs of searches share; None: nothing is recorded.
         searches: what the engine keeps there for its searches, until the backend is released.
     """
 

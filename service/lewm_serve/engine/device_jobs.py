@@ -83,7 +83,7 @@ class SearchGroup:
         self._jobs: WeakValueDictionary[int, DevicePlanJob] = WeakValueDictionary()
         self._iterate: Callable[[Tensor, int], tuple[Tensor, Tensor]] = self.search.iterate
         self._graphs: StepGraphs | None = None
-        if rollouts.device.type == "cuda":
+        if rollouts.graph_pool is not None:
             self._iterate = self._graphs = StepGraphs(
                 self.search.iterate, rollouts.device, rollouts.graph_pool
             )
@@ -290,7 +290,7 @@ def warm_up_searches(
     From one frame and from a whole history; for as many plans as share iterations of ``max_rows``.
     """
     rollouts = backend.device_rollouts
-    if rollouts is None or rollouts.device.type != "cuda" or solver.name not in DEVICE_SOLVERS:
+    if rollouts is None or rollouts.graph_pool is None or solver.name not in DEVICE_SOLVERS:
         return
     counts = {_samples([solver], [[step]]) for step in solver_schedule(solver)}
     for context in {1, config.history}:

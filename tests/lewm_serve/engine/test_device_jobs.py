@@ -18,6 +18,7 @@ from lewm_models.checkpoint import EMBEDDED_MODEL, load
 from lewm_models.config import PRESETS
 from lewm_models.distance.network import GoalDistance
 from lewm_models.random_weights import random_model
+from lewm_serve.backends import cuda_graph
 from lewm_serve.backends.backend import DeviceRollouts
 from lewm_serve.backends.folded import FoldedKernel
 from lewm_serve.backends.rollout import RowThreads, SharedContextRollout
@@ -30,6 +31,7 @@ from lewm_serve.engine.device_jobs import (
     GroupKey,
     SearchGroup,
     on_device,
+    warm_up_searches,
 )
 from lewm_serve.engine.jobs import PlanJob, PlanOutcome, Search
 from lewm_serve.engine.latency_model import LatencyModel, RolloutShape
@@ -245,6 +247,88 @@ def test_an_iteration_reads_no_tensor(
     assert candidates.shape == (2, 24, 5, CONFIG.block_width)
     assert costs.shape == (2, 24)
     assert {candidates.device.type, costs.device.type} == {"meta"}
+
+
+class ReplayedOnCPU:
+    """What a CUDA graph does, on a CPU: a replay calls the function on the same inputs again."""
+
+    recorded = 0
+
+    def __init__(self, function: Callable[[], Any], device: torch.device, pool: Any) -> None:
+        self.replay = function
+        ReplayedOnCPU.recorded += 1
+        for _ in range(cuda_graph.WARM_UP_CALLS + 1):
+            function()
+
+
+@pytest.fixture
+def recorded_engine(engine: DeviceEngine, monkeypatch: pytest.MonkeyPatch) -> DeviceEngine:
+    """An engine that records iterations as on a GPU."""
+    monkeypatch.setattr(cuda_graph, "_Recording", ReplayedOnCPU)
+    monkeypatch.setattr(ReplayedOnCPU, "recorded", 0)
+    assert engine.backend.device_rollouts is not None
+    engine.backend.device_rollouts.graph_pool = "pool"
+    return engine
+
+
+@pytest.mark.parametrize("name", DEVICE_SOLVERS)
+def test_recorded_iterations_are_the_same(
+    recorded_engine: DeviceEngine, other_engine: DeviceEngine, name: str
+) -> None:
+    for _ in range(2):
+        outcomes = []
+        for engine in (recorded_engine, other_engine):
+            jobs = [engine.plan(seed, name=name, with_trace=seed == 0) for seed in range(3)]
+            engine.run()
+            outcomes.append([job.future.result(0) for job in jobs])
+        for recorded, expected in zip(*outcomes, strict=True):
+            assert torch.equal(recorded.actions, expected.actions)
+            assert recorded.cost == expected.cost
+        shapes = ReplayedOnCPU.recorded
+    assert 0 < shapes == ReplayedOnCPU.recorded  # the second time, nothing is recorded any more
+
+
+def test_growing_tables_are_recorded_anew(
+    recorded_engine: DeviceEngine, other_engine: DeviceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_jobs, "FIRST_CAPACITY", 2)
+    jobs = [recorded_engine.plan(0, iterations=9)]
+    recorded_engine.run(turns=1)
+    before = ReplayedOnCPU.recorded
+    jobs.append(recorded_engine.plan(1, iterations=9))
+    recorded_engine.run()
+    assert ReplayedOnCPU.recorded > before
+    for seed, job in enumerate(jobs):
+        expected = other_engine.outcome(seed, iterations=9)
+        torch.testing.assert_close(
+            job.future.result(0).actions, expected.actions, atol=CROWD_TOLERANCE, rtol=0
+        )
+
+
+def test_no_plan_of_the_usual_search_waits_for_a_recording(recorded_engine: DeviceEngine) -> None:
+    solver = SolverConfig("icem", samples=24, iterations=4, elites=6, horizon=5)
+    backend = recorded_engine.backend
+    warm_up_searches(backend, CONFIG, solver, LATENT, max_rows=100)
+    before = ReplayedOnCPU.recorded
+    jobs = [recorded_engine.plan(seed, name="icem", context=3) for seed in range(3)]
+    recorded_engine.run()
+    jobs.append(recorded_engine.plan(name="icem"))
+    recorded_engine.run()
+    assert all(job.future.result(0).status == "completed" for job in jobs)
+    assert ReplayedOnCPU.recorded == before > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", DEVICE_SOLVERS)
+def test_plans_of_a_gpu_are_those_of_the_cpu(
+    model_and_distance: tuple[Any, GoalDistance], engine: DeviceEngine, name: str
+) -> None:
+    on_gpu = DeviceEngine(*model_and_distance)
+    on_gpu.backend = TorchBackend(model_and_distance[0], torch.device("cuda"))
+    for seed in range(3):
+        expected, outcome = engine.outcome(seed, name=name), on_gpu.outcome(seed, name=name)
+        torch.testing.assert_close(outcome.actions, expected.actions, atol=0.01, rtol=0)
+        assert outcome.cost == pytest.approx(expected.cost, rel=0.01)
 
 
 def test_few_shapes_occur(engine: DeviceEngine) -> None:
