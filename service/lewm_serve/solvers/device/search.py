@@ -361,13 +361,12 @@ class DeviceSearch:
             order = pool_costs.argsort(dim=1, stable=True)
             graded = self.shape.solver == "icem"
             weights = elite_weights(order, problem.elites, graded=graded)
-        if self._kept:
+        if self._kept:  # more than the elites do no harm: they are behind these
             chosen = order[:, : self._kept]
-            is_elite = torch.arange(self._kept, device=self._device) < problem.elites.unsqueeze(1)
             index = chosen[:, :, None, None].expand(-1, -1, *pool.shape[2:])
             progress = progress._replace(
                 kept=pool.gather(1, index),
-                kept_costs=pool_costs.gather(1, chosen).masked_fill(~is_elite, math.inf),
+                kept_costs=pool_costs.gather(1, chosen),
             )
         values, by_value = pool.flatten(2), weights.unsqueeze(1)
         mean = (by_value @ values).view_as(progress.mean)

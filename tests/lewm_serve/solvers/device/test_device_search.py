@@ -133,6 +133,10 @@ def test_the_first_candidates_have_the_deviation_and_the_mean(name: str) -> None
     candidates, _ = searches.iterate([1])
     assert torch.equal(candidates[0, 0], wide.start)
     assert float((candidates - 0.2).square().mean().sqrt()) == pytest.approx(0.5, abs=0.02)
+    # The sequences of CEM's white noise differ in strength, those of coloured noise do not.
+    sequences = (candidates[0, 1:] - 0.2).reshape(-1, HORIZON * BLOCK, DIM)
+    strengths = sequences.square().mean(dim=1)
+    assert float(strengths.std()) == pytest.approx(0.14 if name == "cem" else 0, abs=0.01)
 
 
 @pytest.mark.parametrize("name", DEVICE_SOLVERS)
