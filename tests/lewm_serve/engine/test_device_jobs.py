@@ -194,6 +194,16 @@ def test_the_answer_is_what_was_scored(
         assert outcome.distances.start == pytest.approx(float(start), rel=1e-4)
 
 
+def test_distances_need_no_further_rollout(
+    engine: DeviceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*inputs: Tensor) -> Tensor:
+        raise AssertionError("a roll-out on the host")
+
+    monkeypatch.setattr(engine.backend, "rollout", refuse)
+    assert engine.outcome(objective=engine.distance).distances is not None
+
+
 @pytest.mark.parametrize("name", DEVICE_SOLVERS)
 def test_a_plan_is_the_same_alone_and_in_a_crowd(
     engine: DeviceEngine, other_engine: DeviceEngine, name: str
@@ -381,11 +391,12 @@ def test_a_deadline_before_the_first_iteration(engine: DeviceEngine) -> None:
 
 def test_no_plan_waits_for_the_iterations_of_another(engine: DeviceEngine) -> None:
     """A plan that ends earlier is answered before the others go on."""
-    long, short = engine.plan(1, iterations=30), engine.plan(2, iterations=1)
-    while not short.future.done():
-        engine.run(turns=1)
+    long = engine.plan(1, name="mppi", iterations=30)
+    short = engine.plan(2, name="mppi", iterations=1)
+    engine.run(turns=1)
     assert short.future.result(0).status == "completed"
-    assert long.queued.completed_iterations == 2  # as many as the short one, with its final mean
+    assert long.queued.completed_iterations == 1
+    assert engine.batches == [(2, 24)]
 
 
 def test_the_search_stops_when_its_spread_is_within_the_tolerance(engine: DeviceEngine) -> None:
