@@ -70,7 +70,12 @@ def read_episodes(
                 f"{path}: expected actions of {card.config.action_dim} values, got {actions}"
             )
         pieces = np.arange(len(data.episodes))
-        yield from prepared_episodes(data, pieces, card.config.image_size)
+        yield from prepared_episodes(
+            data,
+            pieces,
+            card.config.image_size,
+            with_states=card.config.state_input is not None,
+        )
         return
     reader = find_reader(path) if path.exists() else None
     if path.is_dir() and reader in (None, ImageFolders) and (folders := _image_folders(path)):

@@ -95,7 +95,7 @@ class FakeBackend:
     encode_precision: str = "float32"
     rows_are_independent: bool = True
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         self.calls.append(("encode", tuple(frames[:, 0, 0, 0].tolist())))
         self.clock.advance(FRAME_S * len(frames))
         if (frames == 255).any():

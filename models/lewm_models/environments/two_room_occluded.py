@@ -1,0 +1,63 @@
+"""Two-Room with an occluder: a grey bar before the camera hides the agent in a third of the frames.
+
+The rooms, the policy and the tasks are those of Two-Room. The bar reaches over both rooms, below
+the door, and does not move. It is for studies of models that see the agent's position beside the
+pixels (`lewm train --state-input`):
+
+    lewm train --env lewm_models.environments.two_room_occluded:OCCLUDED_TWO_ROOM --state-input
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lewm_models.environments.environment import FloatArray, Frame, RecordedEpisode
+from lewm_models.environments.two_room_environment import TwoRoom, TwoRoomSimulation
+
+OCCLUDER_GREY = 128
+OCCLUDER_TOP, OCCLUDER_BOTTOM = 84, 176
+"""The rows of pixels that the bar covers."""
+
+DOT_RADIUS = 14.0
+"""Two standard deviations of the agent's dot: a dot that lies this far inside the bar is hidden."""
+
+
+class OccludedSimulation(TwoRoomSimulation):
+    """One agent behind the bar."""
+
+    def frame(self) -> Frame:
+        return occlude(super().frame())
+
+
+class OccludedTwoRoom(TwoRoom):
+    """See the module."""
+
+    name = "two-room-occluded"
+
+    def simulation(self) -> OccludedSimulation:
+        return OccludedSimulation()
+
+    def record(
+        self, episodes: int, steps: int, seed: int, frame_every: int = 1
+    ) -> Iterator[RecordedEpisode]:
+        for episode in super().record(episodes, steps, seed, frame_every):
+            yield replace(episode, frames=occlude(episode.frames))
+
+
+def occlude(frames: Frame) -> Frame:
+    """Frames (…, 224, 224, 3) with the bar drawn over them, in place."""
+    frames[..., OCCLUDER_TOP : OCCLUDER_BOTTOM + 1, :, :] = OCCLUDER_GREY
+    return frames
+
+
+def hides(states: FloatArray) -> FloatArray:
+    """Whether the bar hides agents at these positions (…, 2): (…,) bool."""
+    heights = states[..., 1]
+    within: FloatArray = (heights > OCCLUDER_TOP + DOT_RADIUS) & (
+        heights < OCCLUDER_BOTTOM - DOT_RADIUS
+    )
+    return within
+
+
+OCCLUDED_TWO_ROOM = OccludedTwoRoom()
