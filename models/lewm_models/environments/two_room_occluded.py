@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lewm_models.environments.environment import FloatArray, Frame, RecordedEpisode
 from lewm_models.environments.two_room_environment import TwoRoom, TwoRoomSimulation
 
@@ -51,13 +54,11 @@ def occlude(frames: Frame) -> Frame:
     return frames
 
 
-def hides(states: FloatArray) -> FloatArray:
+def hides(states: FloatArray) -> NDArray[np.bool_]:
     """Whether the bar hides agents at these positions (…, 2): (…,) bool."""
     heights = states[..., 1]
-    within: FloatArray = (heights > OCCLUDER_TOP + DOT_RADIUS) & (
-        heights < OCCLUDER_BOTTOM - DOT_RADIUS
-    )
-    return within
+    low, high = OCCLUDER_TOP + DOT_RADIUS, OCCLUDER_BOTTOM - DOT_RADIUS
+    return (heights > low) & (heights < high)
 
 
 OCCLUDED_TWO_ROOM = OccludedTwoRoom()

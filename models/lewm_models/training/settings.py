@@ -201,7 +201,9 @@ def environment_run(
         crop=None if base.card is None else base.card.crop,
         distance=choices.distance,
         states=states_of_environment(found),
-        state_input=_takes_states(choices, base, states_of_environment(found), f"--env {environment}"),
+        state_input=_takes_states(
+            choices, base, states_of_environment(found), f"--env {environment}"
+        ),
         initial=base.initial,
         provenance=_provenance(
             environment,

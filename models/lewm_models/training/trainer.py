@@ -34,8 +34,8 @@ QUIET_SHARE = 0.1
 """In this share of the steps a model is not judged to have collapsed: it has learnt too little."""
 
 HIDDEN_STATES = 0.1
-"""The share of the frames whose states are hidden in a step, for models with a state input: requests
-may come without them."""
+"""The share of the frames whose states are hidden from a model with a state input: requests may
+come without them."""
 
 BFLOAT16_TIME_SHARE = 0.7
 """bfloat16 is used on a CPU if a product takes less than this share of its time in float32."""

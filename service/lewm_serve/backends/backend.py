@@ -147,7 +147,9 @@ def batch_changes_latents(
         states = torch.tensor(given.mean) + torch.tensor(given.std) * noise
     latents = encode(frames, states)
     return not all(
-        torch.equal(encode(frames[:rows], None if states is None else states[:rows]), latents[:rows])
+        torch.equal(
+            encode(frames[:rows], None if states is None else states[:rows]), latents[:rows]
+        )
         for rows in (1, 2, 3, 5)
         if rows < rows_per_pass
     )

@@ -101,7 +101,9 @@ class OnnxBackend:
                 for name, values in inputs.items()
             }
             arrays = [
-                self._encoder({name: part[index].numpy() for name, part in parts.items()})["latents"]
+                self._encoder({name: part[index].numpy() for name, part in parts.items()})[
+                    "latents"
+                ]
                 for index in range(len(parts["frames"]))
             ]
             return torch.cat([torch.from_numpy(latents) for latents in arrays])

@@ -10,7 +10,11 @@ from typing import Any
 
 from lewm_models.card import ModelCard
 from lewm_models.probe.network import StateSpace
-from lewm_models.probe.states import states_of_column, states_of_prepared_data
+from lewm_models.probe.states import (
+    column_of_input,
+    states_of_column,
+    states_of_prepared_data,
+)
 from lewm_models.recorded_sample import Pieces, PreparedPieces, RecordingPieces
 from lewm_models.recordings.recording import (
     Column,
@@ -108,6 +112,7 @@ def _prepared(choice: DataChoice, card: ModelCard) -> OpenedData:
     _check_actions(choice.path, data.actions.shape[1], card)
     space = states_of_prepared_data(data, card, choice.periods)
     _check_periods(choice, space)
+    _check_input(choice.path, space, card)
     return OpenedData(
         pieces=PreparedPieces(data, card.config.image_size),
         space=space,
@@ -132,7 +137,7 @@ def _recording(choice: DataChoice, recording: Recording, card: ModelCard) -> Ope
             f"{path}: frames of {camera.name} are {width} × {height} pixels, and the card of "
             f"{card.name} does not say how they become square (crop)"
         )
-    state = _state_column(choice, recording, action)
+    state = _state_column(choice, recording, action, card)
     # As in training, so that the same episodes are held out.
     usable = usable_episodes(
         recording,
@@ -143,6 +148,7 @@ def _recording(choice: DataChoice, recording: Recording, card: ModelCard) -> Ope
     usable.require_some(path)
     space = None if state is None else states_of_column(state, choice.periods)
     _check_periods(choice, space)
+    _check_input(path, space, card)
     found = fingerprint(recording, usable.ranges, action=action.name, camera=camera.name)
     return OpenedData(
         pieces=RecordingPieces(
@@ -166,9 +172,14 @@ def _recording(choice: DataChoice, recording: Recording, card: ModelCard) -> Ope
     )
 
 
-def _state_column(choice: DataChoice, recording: Recording, action: Column) -> Column | None:
-    """The column of this name; without a name, the only one there is, else none."""
+def _state_column(
+    choice: DataChoice, recording: Recording, action: Column, card: ModelCard
+) -> Column | None:
+    """The column of this name; without a name, the one that the model takes, or the only one there
+    is, else none."""
     states = [column for column in recording.contents.states if column != action]
+    if choice.state is None and card.config.state_input is not None:
+        return column_of_input(states, card.config.state_input, recording.path)
     if choice.state is None and len(states) != 1:
         return None
     return choose_column(states, choice.state, option="--state", path=recording.path)
@@ -178,6 +189,16 @@ def _check_actions(path: Path, found: int, card: ModelCard) -> None:
     if found != (expected := card.config.action_dim):
         raise ValueError(
             f"{path}: expected actions of {expected} values ({card.name}), got {found}"
+        )
+
+
+def _check_input(path: Path, space: StateSpace | None, card: ModelCard) -> None:
+    given = card.config.state_input
+    if given is not None and (space is None or space.names != given.names):
+        found = "none" if space is None else ", ".join(space.names)
+        raise ValueError(
+            f"{path}: expected the states {', '.join(given.names)} ({card.name} takes them), got "
+            f"{found}"
         )
 
 

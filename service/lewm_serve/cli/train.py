@@ -109,7 +109,7 @@ def train(
         bool,
         typer.Option(
             "--state-input",
-            help="let the model see the named states beside the pixels; requests may then hold them",
+            help="show the model the named states beside the pixels; requests may then have them",
         ),
     ] = False,
     output: Annotated[

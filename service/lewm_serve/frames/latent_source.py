@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm_models.config import StateInput
 from lewm_models.cores import lower_thread_priority
 from lewm_serve.api.requests import Frame
 from lewm_serve.engine.jobs import EncodeJob
@@ -57,7 +56,7 @@ PREPROCESSING_VERSION = 1
 different versions may share a cache."""
 
 MAX_STATE_DEVIATIONS = 1e6
-"""The most deviations that a state may lie from its mean. Far beyond this, the encoder overflows."""
+"""The most deviations that a state may lie from its mean. Far beyond this, encoding overflows."""
 
 LATENT_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -137,7 +136,7 @@ class LatentSource:
         """
         start = time.monotonic()
         given = model.card.config.state_input
-        _check_vectors(frames, fields, given, model.name)
+        _check_vectors(frames, fields, model)
         items = await self._with_ids(frames, fields, model.backend.encode_precision)
         latents = await self._known_latents(model, items, client)
         missing: dict[str, FrameWithId] = {}
@@ -153,9 +152,7 @@ class LatentSource:
             batch = await self._decode(model, new)
             decode_s += time.monotonic() - start
             states = None if given is None else _states_of(new, len(given))
-            job = EncodeJob(
-                backend=placement.backend, frames=batch, queued=queued, states=states
-            )
+            job = EncodeJob(backend=placement.backend, frames=batch, queued=queued, states=states)
             return tuple(await asyncio.wrap_future(placement.worker.submit(job)))
 
         latents |= await self._cache.get_or_encode(
@@ -351,21 +348,20 @@ def _checked_latent(item: FrameWithId, width: int) -> Tensor:
     return torch.tensor(latent)
 
 
-def _check_vectors(
-    frames: Sequence[Frame], fields: Sequence[str], given: StateInput | None, model: str
-) -> None:
+def _check_vectors(frames: Sequence[Frame], fields: Sequence[str], model: LoadedModel) -> None:
     """Refuse vectors that are not the states that the model takes.
 
     Raises:
         InvalidRequest: the first such vector.
     """
-    for frame, field in zip(frames, fields, strict=True):
+    given = model.card.config.state_input
+    for frame, frame_field in zip(frames, fields, strict=True):
         if (vector := frame.vector) is None:
             continue
-        field = f"{field}.vector"
+        field = f"{frame_field}.vector"
         if given is None:
             received = Unquoted(f"{len(vector)} numbers")
-            expected = f"no vector: {model} has no state input, it sees pixels only"
+            expected = f"no vector: {model.name} has no state input, it sees pixels only"
             raise InvalidRequest("invalid_choice", field, received=received, expected=expected)
         names = ", ".join(given.names)
         if len(vector) != len(given):

@@ -40,10 +40,10 @@ OBSERVATION = {
     "observation/image": "what the robot sees: uint8 (height, width, 3), or the bytes of a PNG or "
     "JPEG image; with earlier frames uint8 (frames, height, width, 3) or a list, oldest first",
     "observation/state": "the state for the fallback controller; without one, it is not used",
-    "observation/vector": "for a model with a state input: the robot's states with the image, in the "
-    "order of the model's state_input; with earlier frames (frames, states) or a list",
+    "observation/vector": "for a model with a state input: the robot's states beside the image, in "
+    "the order of the model's state_input; with earlier frames (frames, states) or a list",
     "goal/image": "what the robot should see, like one frame; left out: the connection's last goal",
-    "goal/vector": "for a model with a state input: the states with goal/image",
+    "goal/vector": "for a model with a state input: the states beside goal/image",
     GOAL_STATE: "in place of goal/image: a map of some states that the model's probe reads",
     "prompt": "not used: the goal is an image",
 }
