@@ -25,6 +25,26 @@ def states_of_column(column: Column, periods: Mapping[str, float]) -> StateSpace
     return StateSpace.of(column.labels or _numbered(column.name, column.shape[0]), periods)
 
 
+def check_input(space: StateSpace | None, card: ModelCard, of: Path | str) -> None:
+    """Refuse data without the states that a model takes, if it takes any.
+
+    Args:
+        space: the states of the data; None if there are none.
+        card: the model's card.
+        of: the data, for the error.
+
+    Raises:
+        ValueError: they are others.
+    """
+    given = card.config.state_input
+    if given is not None and (space is None or space.names != given.names):
+        found = "none" if space is None else ", ".join(space.names)
+        raise ValueError(
+            f"{of}: expected the states {', '.join(given.names)} ({card.name} takes them), got "
+            f"{found}"
+        )
+
+
 def column_of_input(columns: Sequence[Column], given: StateInput, path: Path) -> Column:
     """The column of a recording whose states are those of a model's state input.
 

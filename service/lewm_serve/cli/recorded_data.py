@@ -11,6 +11,7 @@ from typing import Any
 from lewm_models.card import ModelCard
 from lewm_models.probe.network import StateSpace
 from lewm_models.probe.states import (
+    check_input,
     column_of_input,
     states_of_column,
     states_of_prepared_data,
@@ -112,7 +113,7 @@ def _prepared(choice: DataChoice, card: ModelCard) -> OpenedData:
     _check_actions(choice.path, data.actions.shape[1], card)
     space = states_of_prepared_data(data, card, choice.periods)
     _check_periods(choice, space)
-    _check_input(choice.path, space, card)
+    check_input(space, card, choice.path)
     return OpenedData(
         pieces=PreparedPieces(data, card.config.image_size),
         space=space,
@@ -148,7 +149,7 @@ def _recording(choice: DataChoice, recording: Recording, card: ModelCard) -> Ope
     usable.require_some(path)
     space = None if state is None else states_of_column(state, choice.periods)
     _check_periods(choice, space)
-    _check_input(path, space, card)
+    check_input(space, card, path)
     found = fingerprint(recording, usable.ranges, action=action.name, camera=camera.name)
     return OpenedData(
         pieces=RecordingPieces(
@@ -189,16 +190,6 @@ def _check_actions(path: Path, found: int, card: ModelCard) -> None:
     if found != (expected := card.config.action_dim):
         raise ValueError(
             f"{path}: expected actions of {expected} values ({card.name}), got {found}"
-        )
-
-
-def _check_input(path: Path, space: StateSpace | None, card: ModelCard) -> None:
-    given = card.config.state_input
-    if given is not None and (space is None or space.names != given.names):
-        found = "none" if space is None else ", ".join(space.names)
-        raise ValueError(
-            f"{path}: expected the states {', '.join(given.names)} ({card.name} takes them), got "
-            f"{found}"
         )
 
 

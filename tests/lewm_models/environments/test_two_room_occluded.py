@@ -38,7 +38,7 @@ def test_a_simulation_shows_what_is_recorded() -> None:
 
 
 def test_the_agent_is_hidden_in_a_third_of_the_frames() -> None:
-    states = OCCLUDED_TWO_ROOM.trajectories(200, 150, seed=0)
+    states = OCCLUDED_TWO_ROOM.trajectories(1500, 100, seed=0)
     assert abs(hides(states).mean() - 1 / 3) < 0.02
 
 
