@@ -63,7 +63,7 @@ CONFIG = LeWMConfig(
     image_size=48,
     patch_size=16,
     encoder_width=96,
-    encoder_depth=3,
+    encoder_depth=2,
     encoder_heads=3,
     encoder_mlp=192,
     latent_dim=64,
@@ -77,7 +77,7 @@ CONFIG = LeWMConfig(
     pred_proj_mlp=256,
     action_mlp=128,
 )
-"""A model of 0.7 million weights."""
+"""A model of 0.46 million weights."""
 
 TRAINING = TrainingConfig(
     steps=4000, learning_rate=1e-3, seed=SEED, batch=64, directions=128, warmup=0.05
