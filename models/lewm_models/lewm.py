@@ -294,8 +294,9 @@ class LeWM(nn.Module):
             self.register_buffer(name, statistic, persistent=False)
         if (given := config.state_input) is not None:
             self.state_encoder = StateEncoder(len(given), config.encoder_width)
-            self.register_buffer("state_mean", torch.tensor(given.mean), persistent=False)
-            self.register_buffer("state_std", torch.tensor(given.std), persistent=False)
+            for name, values in (("state_mean", given.mean), ("state_std", given.std)):
+                statistic = torch.tensor(values, dtype=torch.float32)
+                self.register_buffer(name, statistic, persistent=False)
 
     def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         """Frames and the robot's states → latents (N, D).
@@ -428,8 +429,7 @@ class LeWM(nn.Module):
 
 
 def encode_in_parts(model: LeWM, frames: Tensor, states: Tensor | None = None) -> Tensor:
-    """`LeWM.encode` of any number of frames and states on the CPU, whose latents (N, D) float32 are
-    there too."""
+    """`LeWM.encode` for many frames: both frames and latents, float32, are on the CPU."""
     device = next(model.parameters()).device
     latents = [
         model.encode(

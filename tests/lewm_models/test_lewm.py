@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lewm_models import lewm
-from lewm_models.config import PRESETS
+from lewm_models.config import PRESETS, StateInput
 from lewm_models.lewm import LeWM, initialise
 from tests.lewm_models.examples import STATE_INPUT, TINY, tiny_model
 
@@ -247,6 +247,13 @@ def test_states_join_the_feature_of_the_frame(seeing: LeWM) -> None:
         moved[1, state] += 0.1 * STATE_INPUT.std[state]
         differs = (seeing.encode(frames(3), moved) - latents).abs().amax(dim=1) > 1e-5
         assert differs.tolist() == [False, True, False]
+
+
+def test_statistics_may_be_integers_as_json_has_them() -> None:
+    whole = StateInput(names=("x", "y"), mean=(100, -3), std=(50, 1))
+    model = tiny_model(state_input=whole)
+    assert model.encode(frames(2)).isfinite().all()
+    assert model.encode(frames(2), states(2)).isfinite().all()
 
 
 @pytest.mark.parametrize("hidden", [torch.nan, torch.inf])
