@@ -102,7 +102,7 @@ def test_a_trained_model_is_exported_served_and_asked_with_vectors(tmp_path: Pat
     ],
 )
 def test_a_recording_shows_a_model_the_states_that_it_takes(command: tuple[str, ...]) -> None:
-    write_rooms(Path("rooms.h5"), "proprio", "state", episodes=12)
+    write_rooms(Path("rooms.h5"), "proprio", "state", episodes=24)
     folder = write_model()
     result = lewm(*command)
     assert result.exit_code == 0, result.output

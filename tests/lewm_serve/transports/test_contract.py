@@ -147,18 +147,18 @@ def test_the_vector_decides_over_the_latent_and_its_id(states_driver: Driver) ->
 
 
 def test_a_plan_depends_on_the_vectors(states_driver: Driver) -> None:
-    def actions(**changes: Any) -> Any:
-        return states_driver.send("plan", plan(**changes)).document["actions"]
+    def cost(**changes: Any) -> Any:
+        return states_driver.send("plan", plan(**changes)).document["cost"]
 
     frame, goal = pixels(22), pixels(23)
-    plans = [
-        actions(frames=[frame], goal=goal),
-        actions(frames=[with_vector(frame)], goal=goal),
-        actions(frames=[frame], goal=with_vector(goal)),
-        actions(frames=[with_vector(frame)], goal=with_vector(goal)),
+    costs = [
+        cost(frames=[frame], goal=goal),
+        cost(frames=[with_vector(frame)], goal=goal),
+        cost(frames=[frame], goal=with_vector(goal)),
+        cost(frames=[with_vector(frame)], goal=with_vector(goal)),
     ]
-    assert all(one != other for index, one in enumerate(plans) for other in plans[:index])
-    assert plans[3] == actions(frames=[with_vector(frame)], goal=with_vector(goal))
+    assert len(set(costs)) == len(costs)
+    assert costs[3] == cost(frames=[with_vector(frame)], goal=with_vector(goal))
 
 
 @pytest.mark.parametrize(
