@@ -39,7 +39,6 @@ from lewm_models.environments.two_room_occluded import (
     OCCLUDER_BOTTOM,
     OCCLUDER_TOP,
     hides,
-    occlude,
 )
 from lewm_models.evaluation.episode import Actions, Outcome, run_episodes
 from lewm_models.evaluation.protocol import Episodes, sample_episodes
@@ -55,7 +54,7 @@ from lewm_serve.cli.closed_loop import RemotePlanner, find_model, input_states
 from lewm_serve.cli.local_server import local_server
 
 ENVIRONMENT = "lewm_models.environments.two_room_occluded:OCCLUDED_TWO_ROOM"
-EPISODES, QUICK_EPISODES = 500, 2
+EPISODES, QUICK_EPISODES = 300, 2
 SEED = 0
 RECORDED_EPISODES, RECORDED_STEPS = 340, 150
 
@@ -80,9 +79,9 @@ CONFIG = LeWMConfig(
 """A model of 0.46 million weights."""
 
 TRAINING = TrainingConfig(
-    steps=4000, learning_rate=1e-3, seed=SEED, batch=64, directions=128, warmup=0.05
+    steps=1500, learning_rate=1e-3, seed=SEED, batch=64, directions=128, warmup=0.05
 )
-DISTANCE = DistanceTraining(steps=3000, batch=512, width=256)
+DISTANCE = DistanceTraining(steps=2000, batch=512, width=256)
 SOLVER = SolverConfig(name="icem", samples=64, iterations=3, elites=8)
 
 Show = Callable[[Frame], Frame]
@@ -156,9 +155,9 @@ def whole(frame: Frame) -> Frame:
 
 def without_agent(_frame: Frame) -> Frame:
     """The rooms and the bar, with the agent behind it."""
-    middle = (OCCLUDER_TOP + OCCLUDER_BOTTOM) / 2
-    frames: Frame = two_room.render(torch.tensor([[two_room.WALL_X / 2, middle]])).numpy()
-    return occlude(frames)[0]
+    simulation = OCCLUDED_TWO_ROOM.simulation()
+    simulation.reset(np.array([two_room.WALL_X / 2, (OCCLUDER_TOP + OCCLUDER_BOTTOM) / 2]))
+    return simulation.frame()
 
 
 def black(frame: Frame) -> Frame:

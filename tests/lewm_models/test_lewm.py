@@ -265,6 +265,8 @@ def test_a_row_that_is_not_finite_is_hidden_and_nothing_of_it_shows(
     latents, without = seeing.encode(frames(3), given), seeing.encode(frames(3))
     assert (latents[[0, 2]] - without[[0, 2]]).abs().amax(dim=1).min() > 1e-3
     torch.testing.assert_close(latents[1], without[1])
+    average = seeing.encode(frames(3), torch.tensor([STATE_INPUT.mean] * 3))
+    assert (average[1] - without[1]).abs().max() > 1e-3  # hidden is not the mean
     moved = given.clone()
     moved[1, 1] += 1.0
     torch.testing.assert_close(seeing.encode(frames(3), moved), latents)

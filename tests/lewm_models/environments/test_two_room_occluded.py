@@ -25,7 +25,8 @@ def test_the_bar_covers_the_frames_of_two_room_and_changes_nothing_else() -> Non
         assert np.array_equal(episode.actions, expected.actions)
         assert (episode.frames[:, BAR] == OCCLUDER_GREY).all()
         outside = np.delete(np.arange(224), BAR)
-        assert np.array_equal(episode.frames[:, outside], expected.frames[:, outside])
+        shown = ~hides(episode.states[::5])
+        assert np.array_equal(episode.frames[shown][:, outside], expected.frames[shown][:, outside])
 
 
 def test_a_simulation_shows_what_is_recorded() -> None:
@@ -42,15 +43,14 @@ def test_the_agent_is_hidden_in_a_third_of_the_frames() -> None:
     assert abs(hides(states).mean() - 1 / 3) < 0.02
 
 
-def test_hidden_agents_cannot_be_told_apart_but_by_a_trace_at_the_edge() -> None:
-    """Two deviations from the edge, an eighth of the dot's intensity is left, and less beyond."""
+def test_no_pixel_shows_a_hidden_agent() -> None:
     simulation = OCCLUDED_TWO_ROOM.simulation()
     frames = []
-    for state in ([60.0, 110.0], [60.0, 150.0], [160.0, 130.0]):
+    for state in ([60.0, 99.0], [60.0, 161.0], [160.0, 130.0]):
         assert hides(np.array(state))
         simulation.reset(np.array(state))
-        frames.append(simulation.frame().astype(int))
-    assert max(np.abs(frame - frames[0]).max() for frame in frames[1:]) < 256 * np.exp(-2)
+        frames.append(simulation.frame())
+    assert all(np.array_equal(frame, frames[0]) for frame in frames)
     simulation.reset(np.array([60.0, OCCLUDER_TOP - 5.0]))
     assert not hides(np.array([60.0, OCCLUDER_TOP - 5.0]))
     assert np.abs(simulation.frame().astype(int) - frames[0]).max() > 128

@@ -20,6 +20,7 @@ from lewm_models.config import PRESETS
 from lewm_models.distance.loop import TrainingReport
 from lewm_models.distance.run import MIN_RANK_CORRELATION
 from lewm_models.distance.trainer import DistanceTraining
+from lewm_models.loss import Losses
 from lewm_models.probe import fit
 from lewm_models.probe.network import StateSpace
 from lewm_models.recordings.recording import RecordingError, open_recording
@@ -29,6 +30,7 @@ from lewm_models.training.prepared import PreparedData
 from lewm_models.training.run import TrainingRun, check_output, read_log, train
 from lewm_models.training.settings import Choices, environment_run, recording_run
 from lewm_models.training.trainer import TrainingMetrics
+from lewm_models.training.windows import Batch
 from tests.lewm_models.training.short_run import CONFIG, TRAINING
 from tests.lewm_models.training.sources import write_robot
 
@@ -475,10 +477,21 @@ def test_states_of_a_recording_have_its_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_quick_probe")
-def test_a_model_may_take_the_states_of_a_recording(tmp_path: Path) -> None:
+def test_a_model_may_take_the_states_of_a_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arm = write_arm(tmp_path / "arm")
     run = robot_run(arm, distance_steps=0, state_input=True)
+    trained_on: list[torch.Tensor | None] = []
+    losses = trainer.Trainer.losses
+
+    def record(self: trainer.Trainer, batch: Batch, step: int) -> Losses:
+        trained_on.append(batch.states)
+        return losses(self, batch, step)
+
+    monkeypatch.setattr(trainer.Trainer, "losses", record)
     folder = train(run, tmp_path / "run", device=CPU)
+    assert [None if shown is None else shown.shape for shown in trained_on] == [(16, 4, 2)] * 4
     loaded = checkpoint.load(folder)
     given = loaded.card.config.state_input
     assert given is not None
