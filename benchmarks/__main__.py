@@ -30,6 +30,7 @@ BENCHMARKS = {
     "solvers": "the default solver against CEM 300 × 30 on the same 500 episodes (half an hour)",
     "objectives": "success against candidates, by the latent and by the distance (an hour)",
     "states": "goals by coordinates, and a disc on the way, in Two-Room (twenty minutes)",
+    "state_input": "states beside pixels where an occluder hides the agent (half an hour)",
     "dino_wm": "LeWM against DINO-WM's shapes: tokens a frame and time a plan",
     "gpu": "the search on a GPU: correctness, time, throughput, deadlines, energy (8 minutes)",
     "fleet": "10,000 robots on simulated servers, by who answers which (half an hour)",

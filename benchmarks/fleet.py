@@ -179,7 +179,7 @@ class TimedBackend:
         self._clock = clock
         self._costs = costs
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         """See `Backend`."""
         self._clock.advance_to(self._clock.now + self._costs.frame_s * len(frames))
         return torch.zeros(len(frames), 1)

@@ -6,7 +6,8 @@
             robot.run(driver.step(camera.frame()).actions)
 
 A frame is an array (H, W, 3) of uint8 in RGB, the bytes of a PNG or JPEG image, a latent
-(latent_dim,) of floats, or the `latent_id` of an earlier response.
+(latent_dim,) of floats, or the `latent_id` of an earlier response. For a model with a state input,
+it may be a tuple of an image or pixels and the robot's states.
 """
 
 from lewm_client.client import AsyncPlannerClient, PlannerClient

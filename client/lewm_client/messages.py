@@ -29,11 +29,15 @@ from lewm_client.responses import (
     Timing,
 )
 
-FrameLike = NDArray[Any] | bytes | bytearray | memoryview | mmap.mmap | str
+FrameSource = NDArray[Any] | bytes | bytearray | memoryview | mmap.mmap | str
+FrameLike = FrameSource | tuple[FrameSource, ArrayLike]
 """Pixels (H, W, 3) of uint8, the bytes of a PNG or JPEG, a latent (D,), or a `latent_id`.
 
 The bytes may be in any object that shares its memory, such as a `mmap`, and in an array (n,) or
 (n, 1) of uint8, as `cv2.imencode` returns them.
+
+For a model with a state input, pixels or an image may come in a tuple with the robot's states (X,),
+in their units and in the order of `state_input` on the model's card: ``(image, [40, 120])``.
 """
 
 GoalLike = FrameLike | Mapping[str, float]
@@ -101,6 +105,15 @@ def frame(source: FrameLike, jpeg_quality: int | None = None) -> pb.Frame:
         TypeError: the frame is of another kind, such as a path, or of another number type.
         ValueError: an array has another shape than a frame.
     """
+    if isinstance(source, tuple):
+        if len(source) != 2:
+            raise ValueError(
+                f"the frame is a tuple of {len(source)}, expected an image and its vector"
+            )
+        image, vector = source
+        message = frame(image, jpeg_quality)
+        message.vector.CopyFrom(tensor(vector))
+        return message
     if isinstance(source, str):
         return pb.Frame(latent_id=_latent_id(source))
     if isinstance(source, (bytes, bytearray)):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lewm_models import strict_json
 from lewm_models.calibration.limits import QUANTILE_LEVELS
-from lewm_models.config import FORM_FIELDS, LeWMConfig, is_finite
+from lewm_models.config import FORM_FIELDS, LeWMConfig, StateInput, is_finite
 from lewm_models.file_kinds import JSON_DOCUMENT, kind_of_file
 from lewm_models.preprocessing import CROPS, Crop
 
@@ -26,6 +26,7 @@ TOP_LEVEL_FIELDS = (
     "pixel_std",
     "action_dim",
     "action_block",
+    "state_input",
 )
 """Hyper-parameters that clients need. In a card they stand beside ``architecture``, not in it."""
 
@@ -429,7 +430,11 @@ class ModelCard:
         for name in FORM_FIELDS:
             if architecture[name] == getattr(LeWMConfig, name):
                 del architecture[name]
-        top_level = {name: architecture.pop(name) for name in TOP_LEVEL_FIELDS}
+        if architecture["state_input"] is None:
+            del architecture["state_input"]
+        top_level = {
+            name: architecture.pop(name) for name in TOP_LEVEL_FIELDS if name in architecture
+        }
         body = asdict(self)
         for name in ("name", "config", "extra"):
             del body[name]
@@ -454,7 +459,10 @@ class ModelCard:
         """
         rest = dict(card)
         architecture = _pop(rest, "architecture", dict)
+        state_input = _pop_nested(rest, "state_input", StateInput)
         top_level = {name: rest.pop(name) for name in TOP_LEVEL_FIELDS if name in rest}
+        if state_input is not None:
+            top_level["state_input"] = state_input
         if repeated := sorted(set(architecture) & set(top_level)):
             raise CardError(f"architecture: repeats fields of the card, {repeated}")
         architecture = {**architecture, **top_level}
@@ -484,7 +492,8 @@ class ModelCard:
 def config_from_json(architecture: Mapping[str, Any]) -> LeWMConfig:
     """Hyper-parameters from JSON values.
 
-    Pixel statistics that are missing are ImageNet's; norms and activations are the paper's.
+    Pixel statistics that are missing are ImageNet's; norms and activations are the paper's. A state
+    input is a `StateInput`; if it is missing, the model sees pixels only.
 
     Raises:
         CardError: a field is missing, unknown or wrong.
@@ -492,10 +501,10 @@ def config_from_json(architecture: Mapping[str, Any]) -> LeWMConfig:
     names = {field.name for field in fields(LeWMConfig)}
     if unknown := sorted(set(architecture) - names):
         raise CardError(f"architecture: unknown fields {unknown}")
-    # Only the pixel statistics and the norms and activations have a default here. With a wrong
-    # guess of another field, such as the number of heads, the tensors might still fit and the model
-    # would be another one.
-    if missing := sorted(names - set(architecture) - {"pixel_mean", "pixel_std", *FORM_FIELDS}):
+    # With a wrong guess of another field, such as the number of heads, the tensors might still fit
+    # and the model would be another one.
+    with_defaults = {"pixel_mean", "pixel_std", "state_input", *FORM_FIELDS}
+    if missing := sorted(names - set(architecture) - with_defaults):
         raise CardError(f"{', '.join(missing)}: missing")
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -619,6 +628,8 @@ def _pop_nested(card: dict[str, Any], name: str, kind: type) -> Any:
         return kind(**values)
     except TypeError as error:
         raise CardError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise CardError(str(error)) from error
 
 
 def _describe_type(annotation: str) -> str:

@@ -14,6 +14,9 @@ MAX_DEPTH = 1024
 MAX_PIXEL_STATISTIC = 1e6
 """The largest mean or deviation of pixels. The inverse is the least deviation."""
 
+MAX_STATE_VALUE, MIN_STATE_STD = 1e15, 1e-9
+"""The largest mean or deviation of a state, and the least deviation."""
+
 ACTIVATIONS = ("gelu", "relu", "silu")
 """The activations of the encoder and of the two projectors. GELU is the exact one."""
 
@@ -39,6 +42,48 @@ PROJECTORS = {"projector_mlp": "encoder_width", "pred_proj_mlp": "predictor_outp
 
 
 @dataclass(frozen=True)
+class StateInput:
+    """The S named states that a model sees beside the pixels.
+
+    Attributes:
+        names: (S,), all different, in the order of the numbers that the model takes.
+        mean: (S,), in the states' units. The model subtracts it, and divides by ``std``.
+        std: (S,).
+
+    Raises:
+        ValueError: a value is impossible; the message starts with the field's name.
+    """
+
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if not 1 <= len(names) <= MAX_SIZE or len(set(names)) < len(names) or "" in names:
+            raise ValueError(
+                f"state_input.names: expected names that all differ, got {list(names)!r:.80}"
+            )
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            if len(values) != len(names) or not all(
+                is_finite(value) and abs(value) <= MAX_STATE_VALUE for value in values
+            ):
+                raise ValueError(
+                    f"state_input.{field}: expected {len(names)} numbers within "
+                    f"±{MAX_STATE_VALUE:g}, one for each name, got {list(values)!r:.80}"
+                )
+        if min(self.std) < MIN_STATE_STD:
+            raise ValueError(
+                f"state_input.std: expected numbers from {MIN_STATE_STD:g} on, "
+                f"got {list(self.std)!r:.80}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
 class LeWMConfig:
     """The hyper-parameters of one LeWM (arXiv 2603.19312).
 
@@ -49,7 +94,8 @@ class LeWMConfig:
 
     A ``projector_mlp`` or ``pred_proj_mlp`` of 0 means that there is no such projector: its output
     is its input. If ``image_size`` is no multiple of ``patch_size``, the encoder does not see the
-    rest of the pixels, at the right and at the bottom.
+    rest of the pixels, at the right and at the bottom. With a ``state_input`` of None, the model
+    sees pixels only.
 
     Raises:
         ValueError: a value is impossible; the message starts with the field's name.
@@ -89,6 +135,8 @@ class LeWMConfig:
     pred_proj_norm: str = "batchnorm"
     pred_proj_activation: str = "gelu"
 
+    state_input: StateInput | None = None
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
@@ -110,6 +158,10 @@ class LeWMConfig:
                     f"{name}: is 0 (no projector), so that {input_name} "
                     f"{getattr(self, input_name)} must equal latent_dim {self.latent_dim}"
                 )
+        if not isinstance(self.state_input, StateInput | None):
+            raise ValueError(
+                f"state_input: expected names, mean and std, got {self.state_input!r:.80}"
+            )
         if self.image_size < self.patch_size:
             raise ValueError(
                 f"image_size: expected at least patch_size {self.patch_size}, got {self.image_size}"

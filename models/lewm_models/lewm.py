@@ -1,11 +1,12 @@
 """LeWM, a joint-embedding predictive world model: the complete architecture in one file.
 
-The encoder (a ViT, its CLS token and a projector) turns a frame into one latent. The predictor, a
-causal transformer conditioned on action blocks by adaptive LayerNorm, predicts the next latent.
+The encoder (a ViT, its CLS token and a projector) turns a frame into one latent. A model with a
+state input adds what it makes of the robot's named states to the CLS token. The predictor, a causal
+transformer conditioned on action blocks by adaptive LayerNorm, predicts the next latent.
 Source: arXiv 2603.19312. The keys of the state dict are those of the public LeWM checkpoints, as
 version 5 of transformers writes them.
 
-Axes: B batch, N frames, P encoder tokens, T time steps, S candidates, D latent_dim,
+Axes: B batch, N frames, P encoder tokens, T time steps, S candidates, D latent_dim, X input states,
 A = action_dim · action_block: the numbers of one z-scored action block, in the order of time.
 """
 
@@ -23,6 +24,10 @@ NORMS: dict[str, type[nn.Module]] = {
     "layernorm": nn.LayerNorm,
     "none": nn.Identity,
 }
+
+
+PART_FRAMES = 256
+"""Frames that `encode_in_parts` encodes at once."""
 
 
 class PatchEmbeddings(nn.Module):
@@ -113,6 +118,21 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.layernorm(x[:, 0])  # type: ignore[no-any-return]
+
+
+class StateEncoder(nn.Module):
+    """What is added to the CLS token: an MLP of the standardised states and of whether they are
+    there."""
+
+    def __init__(self, state_count: int, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(state_count + 1, width), nn.GELU(), nn.Linear(width, width)
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N, X + 1) → (N, width). A row holds X standardised states and 1, or X + 1 zeros."""
+        return self.net(values)  # type: ignore[no-any-return]
 
 
 class Projector(nn.Module):
@@ -272,17 +292,43 @@ class LeWM(nn.Module):
         for name in ("pixel_mean", "pixel_std"):
             statistic = torch.tensor(getattr(config, name)).view(3, 1, 1)
             self.register_buffer(name, statistic, persistent=False)
+        if (given := config.state_input) is not None:
+            self.state_encoder = StateEncoder(len(given), config.encoder_width)
+            for name, values in (("state_mean", given.mean), ("state_std", given.std)):
+                statistic = torch.tensor(values, dtype=torch.float32)
+                self.register_buffer(name, statistic, persistent=False)
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """Frames (N, H, H, 3) uint8 RGB, H = image_size → latents (N, D).
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
+        """Frames and the robot's states → latents (N, D).
+
+        Args:
+            frames: (N, H, H, 3) uint8 RGB, H = image_size.
+            states: (N, X), those of ``config.state_input`` in their units. A row that is not finite
+                is hidden from the model; None hides all.
 
         Raises:
-            ValueError: the frames have another shape or type.
+            ValueError: a tensor has another shape or type, or the model has no state input.
         """
-        return self.projector(self.features(frames))  # type: ignore[no-any-return]
+        return self.projector(self.with_states(self.features(frames), states))  # type: ignore[no-any-return]
+
+    def with_states(self, features: Tensor, states: Tensor | None) -> Tensor:
+        """CLS tokens (N, encoder_width) and states as in `encode` → the input of the projector."""
+        given = self.config.state_input
+        if given is None:
+            if states is not None:
+                raise ValueError("states: expected none, since the model has no state input")
+            return features
+        mean, std = self.get_buffer("state_mean"), self.get_buffer("state_std")
+        if states is None:
+            states = mean.new_full((len(features), len(given)), torch.nan)
+        _check_shape("states", states, (len(features), len(given)))
+        shown = states.isfinite().all(dim=-1, keepdim=True)
+        values = torch.where(shown, (states - mean) / std, 0.0)
+        values = torch.cat([values, shown.to(values.dtype)], dim=-1)
+        return features + self.state_encoder(values.to(features.dtype))  # type: ignore[no-any-return]
 
     def features(self, frames: Tensor) -> Tensor:
-        """Frames as in `encode` → CLS tokens (N, encoder_width), the input of the projector."""
+        """Frames as in `encode` → CLS tokens (N, encoder_width)."""
         size = self.config.image_size
         if frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != (size, size, 3):
             raise ValueError(
@@ -380,6 +426,20 @@ class LeWM(nn.Module):
             )
             window.append(predicted[:, -1])
         return torch.stack(window[1:], dim=1)
+
+
+def encode_in_parts(model: LeWM, frames: Tensor, states: Tensor | None = None) -> Tensor:
+    """`LeWM.encode` for many frames: both frames and latents, float32, are on the CPU."""
+    device = next(model.parameters()).device
+    latents = [
+        model.encode(
+            frames[rows].to(device), None if states is None else states[rows].to(device)
+        ).float()
+        for rows in (
+            slice(first, first + PART_FRAMES) for first in range(0, len(frames), PART_FRAMES)
+        )
+    ]
+    return torch.cat(latents).cpu()
 
 
 def _projector(config: LeWMConfig, name: str, input_dim: int) -> Projector | nn.Identity:

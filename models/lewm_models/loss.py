@@ -88,6 +88,7 @@ def lewm_loss(
     *,
     directions: Tensor,
     sigreg_weight: float,
+    states: Tensor | None = None,
     head_loss: HeadLoss | None = None,
     head_weight: float = 0.0,
 ) -> Losses:
@@ -102,11 +103,13 @@ def lewm_loss(
         actions: (B, T, A), z-scored: the block between each frame and the next.
         directions: (D, M), the directions of SIGReg.
         sigreg_weight: the weight of the second term.
+        states: (B, T + 1, X), as in `LeWM.encode`, for a model with a state input.
         head_loss: a third term, of the encoded frames and the actions; None: there is none.
         head_weight: the weight of the third term.
     """
     batch, steps = frames.shape[:2]
-    latents = model.encode(frames.flatten(0, 1)).view(batch, steps, -1)
+    latents = model.encode(frames.flatten(0, 1), None if states is None else states.flatten(0, 1))
+    latents = latents.view(batch, steps, -1)
     predicted = model.predict(latents[:, :-1], actions)
     prediction = (predicted.float() - latents[:, 1:].float()).square().mean()
     regulariser = sigreg(latents.transpose(0, 1), directions)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lewm_models.card import ModelCard
-from lewm_models.lewm import LeWM
+from lewm_models.lewm import PART_FRAMES, LeWM, encode_in_parts
 from lewm_models.preprocessing import Crop, resize, to_model_frames
 from lewm_models.recordings.recording import Column, Recording
 from lewm_models.recordings.usable import StepRange
@@ -27,9 +27,6 @@ from lewm_models.training.windows import held_out_episodes
 
 THUMBNAIL_SIDE = 8
 """The side of the thumbnails that latents are compared with, in pixels."""
-
-MODEL_BATCH = 256
-"""Frames that are encoded at once."""
 
 READ_STEPS = 512
 """Steps of a recording whose frames are in memory at once, as they were recorded."""
@@ -264,7 +261,10 @@ def encode_sample(
             steps = np.arange(shift, stop, block)
             done += len(steps)
             if len(steps) > 1:
-                encoded = _encode(model, pieces, piece, steps, thumbnail_side)
+                states = None
+                if model.config.state_input is not None and recorded.states is not None:
+                    states = torch.from_numpy(recorded.states[steps])
+                encoded = _encode(model, pieces, piece, steps, states, thumbnail_side)
                 parts.append(recorded.sequence(steps, *encoded))
                 progress(done, total)
     return _joined(parts)
@@ -286,15 +286,20 @@ def _spread(
 
 
 def _encode(
-    model: LeWM, pieces: Pieces, piece: int, steps: NDArray[np.int64], thumbnail_side: int
+    model: LeWM,
+    pieces: Pieces,
+    piece: int,
+    steps: NDArray[np.int64],
+    states: Tensor | None,
+    thumbnail_side: int,
 ) -> tuple[Tensor, Tensor]:
-    """The latents (n, D) and thumbnails of a piece's steps (n,)."""
-    device = next(model.parameters()).device
+    """The latents (n, D) and thumbnails of a piece's steps (n,), with the states (n, S) shown."""
     latents, thumbnails = [], []
-    per_read = min(MODEL_BATCH, max(1, READ_STEPS // max(1, int(steps[1] - steps[0]))))
+    per_read = min(PART_FRAMES, max(1, READ_STEPS // max(1, int(steps[1] - steps[0]))))
     for first in range(0, len(steps), per_read):
-        frames = pieces.read_frames(piece, steps[first : first + per_read])
-        latents.append(model.encode(frames.to(device)).float().cpu())
+        rows = slice(first, first + per_read)
+        frames = pieces.read_frames(piece, steps[rows])
+        latents.append(encode_in_parts(model, frames, None if states is None else states[rows]))
         pixels = frames.permute(0, 3, 1, 2).float() / 255
         thumbnails.append(F.adaptive_avg_pool2d(pixels, thumbnail_side).flatten(1))
     return torch.cat(latents), torch.cat(thumbnails)

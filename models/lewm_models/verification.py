@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lewm_models.card import ModelCard
 from lewm_models.checkpoint import Checkpoint, CheckpointError, load
+from lewm_models.config import StateInput
 from lewm_models.distance.network import GoalDistance
 from lewm_models.lewm import LeWM
 
@@ -53,6 +54,9 @@ def verify(folder: Path) -> Iterator[Finding]:
     change = _relative_change(latents)
     yield Finding("encode", f"frames change the latent by {change:.2g} of its norm")
 
+    if config.state_input is not None:
+        yield Finding("states", _check_state_input(model, config.state_input))
+
     predicted = _roll_out_random_actions(checkpoint, latents)
     yield Finding("roll-out", f"{predicted.shape[1]} steps from 1 and {config.history} frames")
 
@@ -85,6 +89,23 @@ def _encode_test_frames(model: LeWM) -> Tensor:
     if _relative_change(latents) < MIN_RELATIVE_CHANGE:
         raise CheckpointError("encode: gives a black, a white and a noisy frame the same latent")
     return latents
+
+
+def _check_state_input(model: LeWM, given: StateInput) -> str:
+    """How much each state changes the latent of a black frame, in words."""
+    size, count = model.config.image_size, len(given)
+    mean, std = torch.tensor(given.mean), torch.tensor(given.std)
+    states = torch.cat([mean.expand(1, -1), mean + torch.diag(std)])  # each by one deviation
+    frames = torch.zeros(1 + count, size, size, 3, dtype=torch.uint8)
+    latents = model.encode(frames, states)
+    if not bool(latents.isfinite().all()):
+        raise CheckpointError("states: give latents that are not finite")
+    changes = [_relative_change(latents[[0, index]]) for index in range(1, 1 + count)]
+    if max(changes) < MIN_RELATIVE_CHANGE:
+        raise CheckpointError("states: do not change the latent")
+    return "change the latent, of its norm: " + ", ".join(
+        f"{name} {change:.2g}" for name, change in zip(given.names, changes, strict=True)
+    )
 
 
 def _roll_out_random_actions(checkpoint: Checkpoint, latents: Tensor) -> Tensor:

@@ -192,3 +192,24 @@ def test_arrays_of_another_shape_are_refused_with_advice(source: Any, advice: st
     with pytest.raises(ValueError, match="the frame has shape") as caught:
         frame(source)
     assert advice in str(caught.value)
+
+
+def test_an_image_comes_with_the_states_beside_it() -> None:
+    vector = pb.Tensor(shape=[2], data=np.array([40, 120.5], "<f4").tobytes())
+    assert frame((PNG, [40, 120.5])) == pb.Frame(image=PNG, vector=vector)
+    message = frame((PICTURE, np.array([40, 120.5])), 90)
+    assert Image.open(io.BytesIO(message.image)).size == (12, 12)
+    assert message.vector == vector
+    with PlannerClient("127.0.0.1:1") as client:
+        request = calls.plan(client, [(PNG, [40, 120.5]), PNG], (PICTURE, [40, 120.5])).request
+    assert isinstance(request, pb.PlanRequest)
+    assert [each.HasField("vector") for each in request.frames] == [True, False]
+    assert request.goal.vector == vector
+    assert request.goal.WhichOneof("source") == "pixels"
+
+
+def test_a_tuple_is_an_image_and_its_states() -> None:
+    with pytest.raises(ValueError, match="a tuple of 3, expected an image and its vector"):
+        frame((PNG, [1.0], [2.0]))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the frame is a NoneType, expected pixels or bytes"):
+        frame((None, [1.0]))  # type: ignore[arg-type]

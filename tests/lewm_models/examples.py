@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lewm_models.card import ModelCard
-from lewm_models.config import LeWMConfig
+from lewm_models.config import LeWMConfig, StateInput
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_card, random_model
 
@@ -38,6 +38,10 @@ TINY = LeWMConfig(
 )
 """All parts of the paper's model in a few thousand weights. Most widths differ from each other, so
 that code that confuses two of them fails."""
+
+
+STATE_INPUT = StateInput(names=("x", "y"), mean=(100.0, -3.0), std=(50.0, 0.25))
+"""Two states of different units."""
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> LeWM:

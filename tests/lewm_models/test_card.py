@@ -19,7 +19,7 @@ from lewm_models.card import (
     read_card,
 )
 from lewm_models.config import IMAGENET_MEAN, IMAGENET_STD
-from tests.lewm_models.examples import TINY
+from tests.lewm_models.examples import STATE_INPUT, TINY
 
 
 def full_card() -> ModelCard:
@@ -54,6 +54,36 @@ def full_card() -> ModelCard:
 def test_a_card_is_read_back_from_its_json() -> None:
     card = full_card()
     assert ModelCard.from_json(json.loads(json.dumps(card.to_json()))) == card
+
+
+def test_a_card_names_the_states_that_its_model_takes() -> None:
+    card = replace(full_card(), config=replace(TINY, state_input=STATE_INPUT))
+    written = card.to_json()
+    assert written["state_input"] == {
+        "names": ["x", "y"],
+        "mean": [100.0, -3.0],
+        "std": [50.0, 0.25],
+    }
+    assert ModelCard.from_json(written) == card
+    # A model of pixels has the card that it always had.
+    without = full_card().to_json()
+    assert "state_input" not in {**without, **without["architecture"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"names": ["x"], "mean": [0]}, "state_input: .*std"),
+        ({"names": ["x", "x"], "mean": [0, 0], "std": [1, 1]}, r"state_input\.names: expected"),
+        ({"names": ["x"], "mean": ["0"], "std": [1]}, r"state_input\.mean: expected a list of"),
+        ({"names": ["x"], "mean": [0], "std": [0]}, r"state_input\.std: expected numbers from"),
+        ({"names": ["x"], "mean": [0], "std": [1], "unit": "m"}, "state_input: unknown fields"),
+        (["x"], "state_input: expected an object"),
+    ],
+)
+def test_a_wrong_state_input_is_refused_with_its_name(given: Any, message: str) -> None:
+    with pytest.raises(CardError, match=f"^{message}"):
+        ModelCard.from_json(full_card().to_json() | {"state_input": given})
 
 
 def test_reading_a_card_does_not_change_the_json() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewm_models.config import PRESETS
+from lewm_models import lewm
+from lewm_models.config import PRESETS, StateInput
 from lewm_models.lewm import LeWM, initialise
-from tests.lewm_models.examples import TINY, tiny_model
+from tests.lewm_models.examples import STATE_INPUT, TINY, tiny_model
 
 BATCH = 4
 
@@ -221,3 +222,69 @@ def test_predictions_are_deterministic_except_in_training(
     in_training = tiny_model().train()
     first, second = (in_training.predict(latents, actions) for _ in range(2))
     assert not torch.equal(first, second)
+
+
+@pytest.fixture(scope="module")
+def seeing() -> LeWM:
+    """A model that takes two states."""
+    return tiny_model(state_input=STATE_INPUT)
+
+
+def states(count: int) -> Tensor:
+    """States (count, 2) of the distribution of training."""
+    return torch.tensor([100.0, -3.0]) + torch.tensor([50.0, 0.25]) * noise(count, 2)
+
+
+def test_states_join_the_feature_of_the_frame(seeing: LeWM) -> None:
+    given = states(3)
+    latents = seeing.encode(frames(3), given)
+    zscored = (given - torch.tensor([100.0, -3.0])) / torch.tensor([50.0, 0.25])
+    added = seeing.state_encoder(torch.cat([zscored, torch.ones(3, 1)], dim=1))
+    expected = seeing.projector(seeing.features(frames(3)) + added)
+    torch.testing.assert_close(latents, expected)
+    for state in range(2):
+        moved = given.clone()
+        moved[1, state] += 0.1 * STATE_INPUT.std[state]
+        differs = (seeing.encode(frames(3), moved) - latents).abs().amax(dim=1) > 1e-5
+        assert differs.tolist() == [False, True, False]
+
+
+def test_statistics_may_be_integers_as_json_has_them() -> None:
+    whole = StateInput(names=("x", "y"), mean=(100, -3), std=(50, 1))
+    model = tiny_model(state_input=whole)
+    assert model.encode(frames(2)).isfinite().all()
+    assert model.encode(frames(2), states(2)).isfinite().all()
+
+
+@pytest.mark.parametrize("hidden", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_is_hidden_and_nothing_of_it_shows(
+    seeing: LeWM, hidden: float
+) -> None:
+    given = states(3)
+    given[1, 0] = hidden
+    latents, without = seeing.encode(frames(3), given), seeing.encode(frames(3))
+    assert (latents[[0, 2]] - without[[0, 2]]).abs().amax(dim=1).min() > 1e-3
+    torch.testing.assert_close(latents[1], without[1])
+    average = seeing.encode(frames(3), torch.tensor([STATE_INPUT.mean] * 3))
+    assert (average[1] - without[1]).abs().max() > 1e-3  # hidden is not the mean
+    moved = given.clone()
+    moved[1, 1] += 1.0
+    torch.testing.assert_close(seeing.encode(frames(3), moved), latents)
+
+
+def test_states_of_another_shape_are_refused(model: LeWM, seeing: LeWM) -> None:
+    with pytest.raises(ValueError, match=r"states: expected shape \(3, 2\), got \(3, 3\)"):
+        seeing.encode(frames(3), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"states: expected shape \(3, 2\), got \(1, 2\)"):
+        seeing.encode(frames(3), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="states: expected none, since the model has no state"):
+        model.encode(frames(3), torch.zeros(3, 2))
+
+
+def test_frames_are_encoded_in_parts_with_their_states(
+    seeing: LeWM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lewm, "PART_FRAMES", 2)
+    expected = seeing.encode(frames(5), states(5))
+    torch.testing.assert_close(lewm.encode_in_parts(seeing, frames(5), states(5)), expected)
+    torch.testing.assert_close(lewm.encode_in_parts(seeing, frames(5)), seeing.encode(frames(5)))

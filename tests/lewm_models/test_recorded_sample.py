@@ -19,7 +19,7 @@ from lewm_models.recordings.recording import open_recording
 from lewm_models.recordings.usable import usable_episodes
 from lewm_models.training.prepared import PreparedData
 from lewm_models.training.windows import split_episodes
-from tests.lewm_models.examples import example_card, tiny_model
+from tests.lewm_models.examples import STATE_INPUT, example_card, tiny_model
 from tests.lewm_models.training.sources import prepare, two_room
 
 MODEL = tiny_model()
@@ -58,6 +58,28 @@ def test_frames_are_one_block_apart_and_blocks_belong_to_them(rooms: PreparedDat
     assert found.rows_before(5).tolist() == [0, 1, 7, 8]
     following = found.blocks_from(found.rows_before(5), 5)
     assert torch.equal(following[2], found.blocks[7:12])
+
+
+def test_a_model_that_takes_states_gets_those_of_the_frames(rooms: PreparedData) -> None:
+    model = tiny_model(state_input=STATE_INPUT)
+    pieces = PreparedPieces(rooms, 16)
+    found = encode_sample(model, example_card(model), pieces, np.array([0, 2]), max_frames=1000)
+    assert rooms.states is not None
+    assert found.states is not None
+    starts = np.flatnonzero(found.before == 0)
+    rows = np.concatenate(  # of the sequences, which begin at different steps of two pieces
+        [
+            np.arange(34 * piece + first, 34 * piece + 34, BLOCK)
+            for piece in (0, 2)
+            for first in range(BLOCK)
+        ]
+    )
+    assert len(starts) == 2 * BLOCK
+    with torch.no_grad():
+        expected = model.encode(
+            torch.from_numpy(rooms.read_frames(rows)), torch.from_numpy(rooms.states[rows])
+        )
+    torch.testing.assert_close(found.latents, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_few_frames_give_sequences_that_begin_at_different_steps(rooms: PreparedData) -> None:

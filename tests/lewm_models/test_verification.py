@@ -1,5 +1,6 @@
 """Verification accepts models that can be served, and says what is wrong with others."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from lewm_models import checkpoint
 from lewm_models.checkpoint import PRETRAINED, CheckpointError
 from lewm_models.lewm import LeWM, initialise
 from lewm_models.verification import verify
-from tests.lewm_models.examples import example_card, tiny_model
+from tests.lewm_models.examples import STATE_INPUT, example_card, tiny_model
 
 
 def save_model(folder: Path, model: LeWM) -> Path:
@@ -46,6 +47,16 @@ def test_a_good_model_passes_every_check(tmp_path: Path, history: int) -> None:
     assert checks == ["card", "tensors", "encode", "roll-out", "actions", "version"]
     assert not any(finding.warnings for finding in findings)
     assert findings[-1].detail == checkpoint.version(tmp_path)
+
+
+def test_the_effect_of_each_state_is_measured(tmp_path: Path) -> None:
+    model = tiny_model(state_input=STATE_INPUT)
+    (finding,) = (item for item in verify(save_model(tmp_path, model)) if item.check == "states")
+    assert re.fullmatch(r"change the latent, of its norm: x 0\.\d+, y 0\.\d+", finding.detail)
+    with torch.no_grad():
+        model.get_parameter("state_encoder.net.2.weight").zero_()
+    with pytest.raises(CheckpointError, match="states: do not change the latent"):
+        list(verify(save_model(tmp_path, model)))
 
 
 def test_an_action_dimension_without_effect_is_warned_of(tmp_path: Path) -> None:

@@ -24,18 +24,20 @@ class Pixels(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("image", "pixels", "latent", "latent_id", "state")
+    __slots__ = ("image", "pixels", "latent", "latent_id", "state", "vector")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     LATENT_FIELD_NUMBER: _ClassVar[int]
     LATENT_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     pixels: Pixels
     latent: Tensor
     latent_id: str
     state: States
-    def __init__(self, image: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ..., state: _Optional[_Union[States, _Mapping]] = ...) -> None: ...
+    vector: Tensor
+    def __init__(self, image: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latent: _Optional[_Union[Tensor, _Mapping]] = ..., latent_id: _Optional[str] = ..., state: _Optional[_Union[States, _Mapping]] = ..., vector: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class States(_message.Message):
     __slots__ = ("values",)

@@ -13,9 +13,10 @@ from torch import Tensor
 from lewm_models.calibration.limits import anomaly_limit, quantiles
 from lewm_models.calibration.reference import LatentReference, sha256_of
 from lewm_models.card import Calibration, ModelCard
-from lewm_models.lewm import LeWM
+from lewm_models.lewm import LeWM, encode_in_parts
 from lewm_models.loss import random_directions, sigreg
 from lewm_models.preprocessing import resize, to_model_frames
+from lewm_models.probe.states import column_of_input
 from lewm_models.recordings.recording import Recording, choose_action, choose_column
 from lewm_models.recordings.usable import usable_episodes
 from lewm_models.training.prepared import PreparedData
@@ -54,7 +55,7 @@ SIGREG_WINDOW_COUNT = 2000
 """The number of windows on which the distribution of SIGReg is measured."""
 
 MODEL_BATCH = 256
-"""Frames or windows that the model computes at once."""
+"""Windows that the model computes at once."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ class CalibrationEpisode:
             missing action. Without actions, successive frames are taken to be one action block
             apart.
         frame_every: the steps from one frame to the next; a divisor of the action block.
+        states: (F + 1, S), those of the frames, for a model with a state input; None hides them.
     """
 
     frames: Tensor
     actions: Tensor | None = None
     frame_every: int = 1
+    states: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,10 @@ class _EncodedEpisode:
 
 
 def prepared_episodes(
-    data: PreparedData, pieces: NDArray[np.int64], image_size: int
+    data: PreparedData, pieces: NDArray[np.int64], image_size: int, *, with_states: bool = False
 ) -> Iterator[CalibrationEpisode]:
     """These pieces of prepared data, or evenly spaced ones if they exceed `MAX_RECORDED_FRAMES`."""
+    states = data.states if with_states else None
     lengths = [len(data.frame_rows(piece)) for piece in pieces]
     for number, first, stop in _parts(lengths):
         rows = np.asarray(data.frame_rows(pieces[number])[first:stop])
@@ -94,6 +98,7 @@ def prepared_episodes(
             frames=resize(torch.from_numpy(data.read_frames(rows)), image_size),
             actions=torch.from_numpy(np.array(data.actions[rows[0] : rows[-1]])),
             frame_every=data.frame_every,
+            states=None if states is None else torch.from_numpy(states[rows]),
         )
 
 
@@ -103,8 +108,8 @@ def recording_episodes(
     """The usable steps of a recording, or evenly spaced ones of `MAX_RECORDED_FRAMES` and more.
 
     Raises:
-        RecordingError: nothing can be used, or there are several cameras or columns of actions and
-            no name.
+        RecordingError: nothing can be used, there are several cameras or columns of actions and
+            no name, or the states that the model takes are not there.
         ValueError: frames or actions are not those of the model.
     """
     path, contents, config = recording.path, recording.contents, card.config
@@ -119,12 +124,19 @@ def recording_episodes(
         recording, action=action_column.name, min_steps=config.action_block + 1
     )
     usable.require_some(path)
+    state_column = None
+    if config.state_input is not None:
+        state_column = column_of_input(contents.states, config.state_input, path)
     for number, first, stop in _parts([steps.steps for steps in usable.ranges]):
         steps = usable.ranges[number]
         frames = recording.read_frames(
             camera_column.name, steps.episode, first=steps.first + first, count=stop - first
         )
         actions = recording.read_numbers(action_column.name, steps.episode)
+        states = None
+        if state_column is not None:
+            read = recording.read_states(state_column.name, steps.episode)
+            states = torch.from_numpy(read[steps.first + first : steps.first + stop].copy())
         yield CalibrationEpisode(
             frames=to_model_frames(
                 torch.from_numpy(np.require(frames, requirements=["C", "W"])),
@@ -132,6 +144,7 @@ def recording_episodes(
                 card.crop,
             ),
             actions=torch.from_numpy(actions[steps.first + first : steps.first + stop - 1].copy()),
+            states=states,
         )
 
 
@@ -176,7 +189,7 @@ def calibrate(
     """
     encoded = [
         _EncodedEpisode(
-            latents=_encode(model, episode.frames),
+            latents=_encode(model, episode),
             actions=episode.actions,
             frame_every=episode.frame_every,
         )
@@ -380,10 +393,7 @@ def fixed_sigreg_directions(latent_dim: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _encode(model: LeWM, frames: Tensor) -> Tensor:
-    """Frames (N, H, H, 3) → latents (N, D) on the CPU."""
+def _encode(model: LeWM, episode: CalibrationEpisode) -> Tensor:
+    """The latents (F + 1, D) of an episode, on the CPU."""
     model.eval()
-    device = next(model.parameters()).device
-    return torch.cat(
-        [model.encode(batch.to(device)).cpu() for batch in torch.split(frames, MODEL_BATCH)]
-    )
+    return encode_in_parts(model, episode.frames, episode.states)

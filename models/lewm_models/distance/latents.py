@@ -126,7 +126,10 @@ def _encode(model: LeWM, data: PreparedData, rows: NDArray[np.int64], progress: 
     for first in range(0, len(rows), MODEL_BATCH):
         batch = rows[first : first + MODEL_BATCH]
         frames = resize(torch.from_numpy(data.read_frames(batch)), model.config.image_size)
-        latents[first : first + len(batch)] = model.encode(frames.to(device)).cpu()
+        states = None
+        if model.config.state_input is not None and data.states is not None:
+            states = torch.from_numpy(data.states[batch]).to(device)
+        latents[first : first + len(batch)] = model.encode(frames.to(device), states).cpu()
         progress(first + len(batch), len(rows))
     return latents
 

@@ -12,8 +12,9 @@ before the frames (H, W, 3) uint8 that its ``shape`` announces. It ends with its
 | `{"do": "step", "action": [...]}` | it executes an action |
 | `{"do": "fault", "name": name}` | its camera has this fault; "": none |
 
-Every answer has one frame: what the camera shows. After a change of the goal, a second one follows:
-the goal, without a fault. The first answer, to no command, has a frame of each task's goal.
+Every answer has one frame: what the camera shows, and the robot's ``state``. After a change of the
+goal, a second frame follows: the goal, without a fault; the ``goal_state`` belongs to it. The first
+answer, to no command, has a frame of each task's goal.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from lewm_models.environments.environment import Environment, FloatArray, Frame
 from lewm_models.environments.registry import find_environment
 from lewm_models.evaluation.faults import CAMERA_FAULTS
 from lewm_models.evaluation.protocol import sample_episodes
+from lewm_models.probe.states import states_of_environment
 
 TASKS = 6
 """How many starts and goals there are to choose from."""
@@ -65,6 +67,7 @@ class SimulatedRobot:
             "controllers": list(environment.controllers),
             "takes_points": takes_points,
             "budget": self._tasks.budget,
+            "state_names": list(states_of_environment(environment).names),
             "faults": list(CAMERA_FAULTS),
         }
         return about, goals
@@ -94,7 +97,9 @@ class SimulatedRobot:
                 raise ValueError(f"unknown command {command}")
         state = self._simulation.state()
         reached = self._goal is not None and self._environment.reached(state, self._goal)
-        about = {"state": [float(value) for value in state], "reached": bool(reached)}
+        about: dict[str, Any] = {"state": state.tolist(), "reached": bool(reached)}
+        if goals and self._goal is not None:
+            about["goal_state"] = self._goal.tolist()
         return about, [self._seen(), *goals]
 
     def _set_goal(self, goal: FloatArray, start: FloatArray) -> list[Frame]:

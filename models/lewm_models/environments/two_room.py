@@ -76,7 +76,7 @@ def render(positions: Tensor) -> Tensor:
     check_points("positions", positions)
     if not bool(((positions >= 0) & (positions <= IMAGE_SIZE - 1)).all()):
         raise ValueError(f"positions must lie within [0, {IMAGE_SIZE - 1}], got {positions}")
-    frames = _background(positions.device).repeat(len(positions), 1, 1, 1)
+    frames = background(positions.device).repeat(len(positions), 1, 1, 1)
     for begin in range(0, len(positions), RENDER_CHUNK):
         chunk = slice(begin, begin + RENDER_CHUNK)
         _draw_dots(frames[chunk], positions[chunk])
@@ -229,8 +229,8 @@ def _sample_rooms(count: int, generator: torch.Generator, *, low: float, high: f
 
 
 @lru_cache
-def _background(device: torch.device) -> Tensor:
-    """The rooms without an agent, (224, 224, 3) uint8."""
+def background(device: torch.device) -> Tensor:
+    """The rooms without an agent, (224, 224, 3) uint8; not to be written to."""
     image = torch.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, dtype=torch.uint8)
     wall = slice(WALL_X - WALL_HALF_WIDTH, WALL_X + WALL_HALF_WIDTH + 1)
     image[:, wall] = 0
@@ -243,8 +243,8 @@ def _background(device: torch.device) -> Tensor:
 
 @lru_cache
 def _grey(device: torch.device) -> Tensor:
-    """The grey levels of `_background`, (224 · 224,) float32."""
-    return _background(device)[..., 0].flatten().float()
+    """The grey levels of `background`, (224 · 224,) float32."""
+    return background(device)[..., 0].flatten().float()
 
 
 def _draw_dots(frames: Tensor, positions: Tensor) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
@@ -72,6 +73,7 @@ def run_episode(
     seed: int,
     simulation: Simulation | None = None,
     with_frames: bool = True,
+    tell_state: Callable[[FloatArray], None] | None = None,
 ) -> Outcome:
     """Run one episode. The seeds of its plans depend on ``seed`` and ``index`` only.
 
@@ -82,6 +84,7 @@ def run_episode(
         seed: of all plans.
         simulation: a world of this thread to run in; None makes one.
         with_frames: whether the planner needs frames. Without, nothing is rendered.
+        tell_state: called before each plan with the state (S,) of the robot.
 
     Raises:
         ValueError: the planner returned no actions or actions of another shape.
@@ -96,6 +99,7 @@ def run_episode(
                 seed=seed,
                 simulation=simulation,
                 with_frames=with_frames,
+                tell_state=tell_state,
             )
     world = simulation
 
@@ -111,6 +115,8 @@ def run_episode(
     reached = False
     while not reached and len(states) <= episodes.budget:
         plan_seed = int(plan_seeds.integers(2**63))
+        if tell_state is not None:
+            tell_state(states[-1])
         actions, seconds = planner(see(), goal_frame, plan_seed)
         if actions.ndim != 2 or actions.shape[1] != environment.action_dim or not len(actions):
             raise ValueError(
@@ -145,6 +151,7 @@ def run_episodes(
     robots: int,
     with_frames: bool = True,
     tell_goal: Callable[[PlannerT, FloatArray], None] | None = None,
+    tell_state: Callable[[PlannerT, FloatArray], None] | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Run all episodes, ``robots`` of them at the same time.
@@ -156,6 +163,7 @@ def run_episodes(
         robots: the number of threads, each with a simulation; the outcomes do not depend on it.
         with_frames: whether planners need frames.
         tell_goal: called with each new planner and the state (S,) of its goal.
+        tell_state: called before each plan with the planner and the state (S,) of its robot.
         on_outcome: called in this thread with each outcome, when its episode has ended.
 
     Returns:
@@ -183,6 +191,7 @@ def run_episodes(
                         seed=seed,
                         simulation=simulation,
                         with_frames=with_frames,
+                        tell_state=None if tell_state is None else partial(tell_state, planner),
                     )
                     ended.put(outcome)
         except BaseException:

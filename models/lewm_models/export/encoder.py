@@ -15,12 +15,21 @@ from onnx import TensorProto
 from torch import nn
 
 from lewm_models.export.graph import GraphBuilder, OnnxGraph
-from lewm_models.export.weights import Affine, as_float64, fold_modules, head_weights
+from lewm_models.export.weights import (
+    Affine,
+    as_float64,
+    fold_modules,
+    head_weights,
+    state_maps,
+)
 from lewm_models.lewm import EncoderLayer, LeWM
 
 
 def encoder_graph(model: LeWM) -> OnnxGraph:
-    """``frames`` (frames, H, H, 3) uint8 → ``latents`` (frames, D), as `LeWM.encode`."""
+    """``frames`` (frames, H, H, 3) uint8 → ``latents`` (frames, D), as `LeWM.encode`.
+
+    A model with a state input has ``states`` (frames, X) float32 too, NaN where they are hidden.
+    """
     return _EncoderGraph(model).build()
 
 
@@ -46,13 +55,40 @@ class _EncoderGraph:
         y = self._standardise(x, last.layernorm_before)
         x = graph.op("Add", self._cls_rows(x), self._cls_attention(y, last))
         x = self._standardise(self._mlp(x, last), encoder.layernorm)
-        head = head_weights(
-            encoder.layernorm,
-            projector=self.model.projector,
-            activation=self.config.projector_activation,
-        )
-        graph.output(graph.head(x, head), "latents", ("frames", self.config.latent_dim))
+        projector, before = self.model.projector, [encoder.layernorm]
+        if self.config.state_input is not None:
+            x = graph.op("Add", self._scaled(x, encoder.layernorm), self._states())
+            before = []
+        if before or not isinstance(projector, nn.Identity):
+            activation = self.config.projector_activation
+            x = graph.head(x, head_weights(*before, projector=projector, activation=activation))
+        graph.output(x, "latents", ("frames", self.config.latent_dim))
         return graph.finish("encoder")
+
+    def _states(self) -> str:
+        """What the state encoder adds to the CLS tokens (frames, width)."""
+        graph, given = self.graph, self.config.state_input
+        assert given is not None
+        states = graph.input("states", ("frames", len(given)))
+        mean, std = (
+            graph.constant(np.array(values, np.float32)) for values in (given.mean, given.std)
+        )
+        zscored = graph.op("Div", graph.op("Sub", states, mean), std)
+        # A value that is not finite makes NaN when it is subtracted from itself, and others make 0.
+        finite = graph.op("ReduceSum", graph.op("Sub", zscored, zscored), graph.integers(1))
+        hidden = graph.op("IsNaN", finite)
+        nothing = graph.constant(np.zeros(1, np.float32))
+        values = graph.op("Where", hidden, nothing, zscored)
+        shown = graph.op("Cast", graph.op("Not", hidden), to=TensorProto.FLOAT)
+        first, second = state_maps(self.model)
+        x = graph.linear(graph.op("Concat", values, shown, axis=1), first)
+        return graph.linear(graph.activation("gelu", x), second)
+
+    def _scaled(self, x: str, norm: nn.LayerNorm) -> str:
+        """The affine part of a LayerNorm."""
+        graph, affine = self.graph, fold_modules(norm).as_float32()
+        scaled = graph.op("Mul", x, graph.constant(affine.weight))
+        return graph.op("Add", scaled, graph.constant(affine.bias))
 
     def _tokens(self) -> str:
         """The CLS token and the patches of each frame, with their positions added."""

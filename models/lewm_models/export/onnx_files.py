@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lewm_models.checkpoint import Checkpoint, CheckpointError, write_card
+from lewm_models.config import LeWMConfig
 from lewm_models.export.distance import distance_graph
 from lewm_models.export.encoder import encoder_graph
 from lewm_models.export.predictor import predictor_graph
@@ -76,9 +77,24 @@ def _encoder_error(checkpoint: Checkpoint, path: Path) -> float:
     errors = []
     for rows in TESTED_ROWS:
         frames = torch.randint(0, 256, (rows, size, size, 3), generator=generator).byte()
-        (latents,) = session.run(None, {"frames": frames.numpy()})
-        errors.append(_relative_error(latents, checkpoint.model.encode(frames)))
+        states = _test_states(checkpoint.card.config, rows, generator)
+        inputs = {"frames": frames.numpy()}
+        if states is not None:
+            inputs["states"] = states.numpy()
+        (latents,) = session.run(None, inputs)
+        errors.append(_relative_error(latents, checkpoint.model.encode(frames, states)))
     return float(np.max(errors))  # NaN if one of them is
+
+
+def _test_states(config: LeWMConfig, rows: int, generator: torch.Generator) -> Tensor | None:
+    """States (rows, X) of frames for a model with a state input. Those of the second are hidden."""
+    given = config.state_input
+    if given is None:
+        return None
+    states = torch.randn(rows, len(given), generator=generator)
+    states = torch.tensor(given.mean) + torch.tensor(given.std) * states
+    states[1:2] = torch.nan
+    return states
 
 
 def _predictor_error(checkpoint: Checkpoint, path: Path) -> float:

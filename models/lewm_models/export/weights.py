@@ -168,6 +168,12 @@ def head_weights(
     )
 
 
+def state_maps(model: LeWM) -> tuple[Affine, Affine]:
+    """The two maps of a model's state encoder, in float32; see `LeWM.with_states`."""
+    first, _, second = model.state_encoder.net
+    return fold_modules(first).as_float32(), fold_modules(second).as_float32()
+
+
 class PredictorWeights:
     """All maps of a model's action encoder, predictor and pred_proj, in float32.
 

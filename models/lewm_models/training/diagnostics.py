@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lewm_models.lewm import LeWM
+from lewm_models.lewm import LeWM, encode_in_parts
 from lewm_models.loss import random_directions, sigreg
+from lewm_models.training.windows import Batch
 
 CANDIDATES, SEARCHES = 64, 16
 """Random candidates of a search, and searches whose cost ranges are compared."""
@@ -22,9 +23,6 @@ SEED = 0
 MIN_LATENT_STD, MIN_EFFECTIVE_RANK, MIN_COST_RANGE = 0.1, 2.0, 1.02
 """Below one of these a model has collapsed: SIGReg pulls the deviation to 1, and a good model's
 cost range is 3 to 30."""
-
-MODEL_BATCH = 256
-"""Frames that are encoded at once."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +60,17 @@ class Diagnostics:
 
 
 @torch.inference_mode()
-def diagnose(model: LeWM, frames: Tensor, actions: Tensor) -> Diagnostics:
-    """Measure a model in ``eval()`` mode, whose BatchNorm statistics are final.
-
-    Args:
-        model: on any device.
-        frames: (B, T + 1, H, H, 3) uint8.
-        actions: (B, T, A), z-scored.
-    """
+def diagnose(model: LeWM, batch: Batch) -> Diagnostics:
+    """Measure a model in ``eval()`` mode, on any device, whose BatchNorm statistics are final."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(SEED)
     directions = random_directions(model.config.latent_dim, DIRECTIONS, generator)
-    flat = frames.flatten(0, 1)
-    latents = torch.cat([model.encode(part.to(device)) for part in torch.split(flat, MODEL_BATCH)])
-    latents = latents.float().view(*frames.shape[:2], -1)
+    frames = batch.frames.flatten(0, 1)
+    states = None if batch.states is None else batch.states.flatten(0, 1)
+    latents = encode_in_parts(model, frames, states).to(device)
+    latents = latents.view(*batch.frames.shape[:2], -1)
     before, after = latents[:, :-1], latents[:, 1:]
-    predicted = model.predict(before, actions.to(device))
+    predicted = model.predict(before, batch.actions.to(device))
     return Diagnostics(
         prediction_error=(predicted - after).square().mean().item(),
         copy_error=(before - after).square().mean().item(),

@@ -277,15 +277,32 @@ class PreparedData:
 
         Actions are first clipped to ``low`` and ``high``, numbers or (A,).
         """
-        statistics = SeriesStatistics(self.actions.shape[1])
-        for first in range(0, len(self.actions), STATISTICS_ROWS):
-            rows = self.actions[first : first + STATISTICS_ROWS]
-            statistics.add(np.clip(rows, low, high).astype(np.float32))
-        dimensions = statistics.dimensions(())
-        return (
-            np.array([dimension.mean for dimension in dimensions]),
-            np.array([dimension.deviation for dimension in dimensions]),
-        )
+        return _statistics(self.actions, low, high)
+
+    def state_statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and population standard deviation (S,) of the states, without NaN.
+
+        Raises:
+            ValueError: there are no states.
+        """
+        if self.states is None:
+            raise ValueError("the data have no states")
+        return _statistics(self.states)
+
+
+def _statistics(
+    values: NDArray[np.float32], low: ArrayLike = -np.inf, high: ArrayLike = np.inf
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and population standard deviation of each column, without NaN, of clipped values."""
+    statistics = SeriesStatistics(values.shape[1])
+    for first in range(0, len(values), STATISTICS_ROWS):
+        rows = values[first : first + STATISTICS_ROWS]
+        statistics.add(np.clip(rows, low, high).astype(np.float32))
+    dimensions = statistics.dimensions(())
+    return (
+        np.array([dimension.mean for dimension in dimensions]),
+        np.array([dimension.deviation for dimension in dimensions]),
+    )
 
 
 def frame_count(rows: int, frame_every: int) -> int:

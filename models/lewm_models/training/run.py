@@ -26,7 +26,7 @@ from lewm_models.calibration.calibrate import (
 from lewm_models.calibration.reference import LatentReference
 from lewm_models.card import ModelCard, SolverConfig
 from lewm_models.checkpoint import Checkpoint
-from lewm_models.config import LeWMConfig
+from lewm_models.config import MIN_STATE_STD, LeWMConfig, StateInput
 from lewm_models.distance.loop import ReportCallback
 from lewm_models.distance.run import (
     TooFewFrames,
@@ -89,6 +89,7 @@ class TrainingRun:
         crop: as in the card.
         distance: the settings of the training of the distance; None trains none.
         states: the states of the data, which a probe is fitted to; None: there are none.
+        state_input: whether the model sees the states beside the pixels.
         initial: the model whose weights and action statistics training starts from; None starts
             with new weights, and with the statistics of the data.
         provenance: what the card says about the data, and the command of the run.
@@ -110,6 +111,7 @@ class TrainingRun:
     crop: Crop | None = None
     distance: DistanceTraining | None = None
     states: StateSpace | None = None
+    state_input: bool = False
     initial: Checkpoint | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -185,6 +187,7 @@ def train(
     """
     data = run.source.prepare(output / DATA_FOLDER, on_progress, on_message)
     training_pieces, held_out_pieces = split_episodes(data)
+    run = _with_state_statistics(run, data)
     low, high = run.plausible_actions
     mean, std = _action_statistics(run, data)
 
@@ -198,6 +201,7 @@ def train(
             std=std,
             low=low,
             high=high,
+            with_states=run.state_input,
         )
 
     windows = windows_of(training_pieces)
@@ -269,7 +273,9 @@ def train(
     held_out_frames = sum(len(data.frame_rows(piece)) for piece in held_out_pieces)
     if held_out_frames >= MIN_CALIBRATION_FRAMES:
         on_message(f"calibrating on {held_out_frames:,} held-out frames")
-        episodes = prepared_episodes(data, held_out_pieces, run.config.image_size)
+        episodes = prepared_episodes(
+            data, held_out_pieces, run.config.image_size, with_states=run.state_input
+        )
         card, reference = calibrate(model, card, episodes)
     else:
         on_message(
@@ -355,6 +361,21 @@ def read_log(output: Path) -> list[TrainingMetrics]:
     path = output / LOG_FILE
     lines = path.read_text().splitlines() if path.exists() else []
     return [TrainingMetrics.from_json(json.loads(line)) for line in lines]
+
+
+def _with_state_statistics(run: TrainingRun, data: PreparedData) -> TrainingRun:
+    """The run with the statistics by which its model standardises states, if it takes them.
+
+    A model that training starts from keeps its own. A state that does not change has no deviation;
+    it gets 1.
+    """
+    if not run.state_input or run.config.state_input is not None:
+        return run
+    assert run.states is not None
+    mean, std = data.state_statistics()
+    std = np.where(std > MIN_RELATIVE_STD * np.maximum(np.abs(mean), MIN_STATE_STD), std, 1.0)
+    given = StateInput(run.states.names, tuple(mean.tolist()), tuple(std.tolist()))
+    return replace(run, config=replace(run.config, state_input=given))
 
 
 def _action_statistics(

@@ -17,6 +17,7 @@ from lewm_models.config import PRESETS, LeWMConfig
 from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.environments.registry import find_environment
 from lewm_models.preprocessing import CROPS, Crop
+from lewm_models.probe.network import StateSpace
 from lewm_models.probe.states import states_of_column, states_of_environment
 from lewm_models.recordings.recording import (
     Column,
@@ -75,6 +76,8 @@ class Choices:
         learning_rate: the highest one.
         action_head: the weight of `ActionHead` in the loss; 0 trains without it.
         distance_steps: training steps of the distance; 0 trains none.
+        state_input: whether the model sees the named states beside the pixels. Training that starts
+            from a model with a state input shows them in any case.
         seed: of the data, the weights and the order of samples.
     """
 
@@ -88,6 +91,7 @@ class Choices:
     learning_rate: float | None = None
     action_head: float | None = None
     distance_steps: int | None = None
+    state_input: bool = False
     seed: int = 0
 
     @property
@@ -120,6 +124,8 @@ class Choices:
             if value is not None
             for word in (option, str(value))
         ]
+        if self.state_input:
+            given.append("--state-input")
         return shlex.join(["lewm", "train", *source, *given])
 
 
@@ -195,6 +201,9 @@ def environment_run(
         crop=None if base.card is None else base.card.crop,
         distance=choices.distance,
         states=states_of_environment(found),
+        state_input=_takes_states(
+            choices, base, states_of_environment(found), f"--env {environment}"
+        ),
         initial=base.initial,
         provenance=_provenance(
             environment,
@@ -239,8 +248,10 @@ def recording_run(
         state_column = choose_column(contents.states, state, option="--state", path=path)
     elif len(contents.states) == 1 and contents.states[0] != action_column:
         state_column = contents.states[0]
+    states = None if state_column is None else states_of_column(state_column, {})
     base = _base(choices, action_dim=action_column.shape[0], of=f"{path}: {action_column.name}")
     card = base.card
+    takes_states = _takes_states(choices, base, states, str(path))
     if choices.action_rate_limit != AUTO:
         _rate_limit(choices, base, None)  # refused before the actions are read
     summary = summarise(
@@ -290,7 +301,8 @@ def recording_run(
         controllers=() if card is None else card.controllers,
         crop=crop,
         distance=choices.distance,
-        states=None if state_column is None else states_of_column(state_column, {}),
+        states=states,
+        state_input=takes_states,
         initial=base.initial,
         provenance=_provenance(
             path.resolve().name,
@@ -345,6 +357,33 @@ def _base(choices: Choices, *, action_dim: int, of: str) -> _Base:
         solver=solver,
         initial=loaded,
     )
+
+
+def _takes_states(choices: Choices, base: _Base, states: StateSpace | None, of: str) -> bool:
+    """Whether the model sees the states, which are ``of`` these data.
+
+    Raises:
+        ValueError: they are not there, or are not those of the model to start from.
+    """
+    given = base.config.state_input
+    if given is None and not choices.state_input:
+        return False
+    if given is None and base.card is not None:
+        raise ValueError(
+            f"--state-input: {base.card.name} (--from) sees pixels only; train a new model"
+        )
+    names = "" if states is None else ", ".join(states.names)
+    if given is not None and (states is None or states.names != given.names):
+        assert base.card is not None
+        raise ValueError(
+            f"--from: {base.card.name} takes the states {', '.join(given.names)}, got "
+            f"{names or 'none'} of {of}; --state NAME chooses their column"
+        )
+    if states is None:
+        raise ValueError(
+            f"--state-input: {of} has no column of states, or several; --state NAME chooses one"
+        )
+    return True
 
 
 def _with_action_encoder(config: LeWMConfig) -> LeWMConfig:

@@ -22,7 +22,7 @@ from lewm_models.lewm import LeWM, initialise
 from lewm_models.loss import Losses, lewm_loss, random_directions
 from lewm_models.training.action_head import ActionHead
 from lewm_models.training.diagnostics import diagnose
-from lewm_models.training.windows import Windows, batch_order
+from lewm_models.training.windows import Batch, Windows, batch_order
 
 BATCH_NORM_BATCHES, REPORT_BATCHES = 64, 8
 """The batches that BatchNorm's statistics are averaged over, at the end and for a report."""
@@ -32,6 +32,10 @@ REPORT_EVERY, SAVE_EVERY = 250, 50
 
 QUIET_SHARE = 0.1
 """In this share of the steps a model is not judged to have collapsed: it has learnt too little."""
+
+HIDDEN_STATES = 0.1
+"""The share of the frames whose states are hidden from a model with a state input: requests may
+come without them."""
 
 BFLOAT16_TIME_SHARE = 0.7
 """bfloat16 is used on a CPU if a product takes less than this share of its time in float32."""
@@ -189,13 +193,16 @@ class Trainer:
         progress = (step - warmup_steps) / max(1, config.steps - warmup_steps)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def losses(self, batch: tuple[Tensor, Tensor], step: int) -> Losses:
-        """The losses of a batch, with the directions and the dropout of this step."""
-        frames, actions = (part.to(self.device, non_blocking=True) for part in batch)
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """The losses of a batch, with the directions, the hidden states and the dropout of this
+        step."""
+        frames = batch.frames.to(self.device, non_blocking=True)
+        actions = batch.actions.to(self.device, non_blocking=True)
         torch.manual_seed(
             int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
         )
         directions = random_directions(self.model.config.latent_dim, self.config.directions)
+        states = None if batch.states is None else _hide_some(batch.states).to(self.device)
         with (
             torch.autocast(
                 self.device.type, self.precision, enabled=self.precision != torch.float32
@@ -208,6 +215,7 @@ class Trainer:
                 actions,
                 directions=directions.to(self.device),
                 sigreg_weight=self.config.sigreg_weight,
+                states=states,
                 head_loss=None if self.head is None else self.head.loss,
                 head_weight=self.config.action_head_weight,
             )
@@ -278,7 +286,7 @@ class Trainer:
                     self.save(checkpoint)
                 start = time.perf_counter()
 
-    def _update(self, batch: tuple[Tensor, Tensor]) -> np.ndarray:
+    def _update(self, batch: Batch) -> np.ndarray:
         self.model.train()
         losses = self.losses(batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -301,8 +309,7 @@ class Trainer:
             batches=REPORT_BATCHES,
         )
         chosen = np.linspace(0, len(self.held_out) - 1, self.config.batch).astype(np.int64)
-        frames, actions = self.held_out.batch(chosen)
-        found = diagnose(model, frames, actions)
+        found = diagnose(model, self.held_out.batch(chosen))
         is_judged = self.step >= QUIET_SHARE * self.config.steps
         return TrainingMetrics(
             step=self.step,
@@ -403,6 +410,12 @@ def _describe_difference(
     return f"was written by a run with {then}, this one has {now}; {advice}"
 
 
+def _hide_some(states: Tensor) -> Tensor:
+    """States (B, T, S), with NaN in a share of `HIDDEN_STATES` of the frames."""
+    hidden = torch.rand(states.shape[:2]) < HIDDEN_STATES
+    return states.masked_fill(hidden.unsqueeze(-1), torch.nan)
+
+
 @torch.no_grad()
 def reestimate_batch_norm(
     model: LeWM, windows: Windows, *, batch: int, seed: int, batches: int = BATCH_NORM_BATCHES
@@ -425,10 +438,11 @@ def reestimate_batch_norm(
         norm.train()
     order = batch_order(len(windows), min(batch, len(windows)), seed=seed, first_step=0)
     for _, indices in zip(range(batches), order, strict=False):
-        frames, actions = (part.to(device) for part in windows.batch(indices))
-        latents = model.encode(frames.flatten(0, 1))
-        latents = latents.reshape(*frames.shape[:2], latents.shape[-1])
-        model.predict(latents[:, :-1], actions)
+        drawn = windows.batch(indices)
+        states = None if drawn.states is None else drawn.states.flatten(0, 1).to(device)
+        latents = model.encode(drawn.frames.flatten(0, 1).to(device), states)
+        latents = latents.reshape(*drawn.frames.shape[:2], latents.shape[-1])
+        model.predict(latents[:, :-1], drawn.actions.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,22 @@ HELD_OUT_SHARES = (0.05, 0.2)
 
 HELD_OUT_FRAMES = 1500
 """More than the least share is held out, until there are this many frames for the calibration."""
+
+
+class Batch(NamedTuple):
+    """B windows of T blocks.
+
+    Attributes:
+        frames: (B, T + 1, H, H, 3) uint8.
+        actions: (B, T, action_block · action_dim) float32, z-scored. A missing action counts as the
+            mean action, which is 0 once z-scored.
+        states: (B, T + 1, S) float32 in their units, those of the frames; None if the data have
+            none, or if they were not asked for.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    states: Tensor | None
 
 
 class Windows:
@@ -34,6 +51,7 @@ class Windows:
         std: see ``mean``.
         low: actions are clipped to this, a number or (action_dim,), and to ``high``.
         high: see ``low``.
+        with_states: whether batches hold the states of the data.
 
     Raises:
         ValueError: all pieces are shorter than a window, or frames are missing between blocks.
@@ -50,8 +68,10 @@ class Windows:
         std: NDArray[np.float64],
         low: ArrayLike = -np.inf,
         high: ArrayLike = np.inf,
+        with_states: bool = False,
     ) -> None:
         self.data = data
+        self.states = data.states if with_states else None
         self.history = history
         self.action_block = action_block
         self.mean = mean.astype(np.float32)
@@ -78,20 +98,18 @@ class Windows:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read the windows of these indices (B,).
-
-        Returns:
-            Frames (B, T + 1, H, H, 3) uint8, and z-scored blocks (B, T, action_block · action_dim)
-            float32. A missing action counts as the mean action, which is 0 once z-scored.
-        """
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """Read the windows of these indices (B,)."""
         starts = self.starts[indices][:, None]
-        frames = self.data.read_frames(starts + self.action_block * np.arange(self.history + 1))
+        rows = starts + self.action_block * np.arange(self.history + 1)
+        frames = self.data.read_frames(rows)
         taken = self.data.actions[starts + np.arange(self.history * self.action_block)]
         taken = np.clip(taken, self.low, self.high)
         blocks = np.nan_to_num((taken - self.mean) / self.std, nan=0.0)
-        return torch.from_numpy(frames), torch.from_numpy(
-            blocks.reshape(len(indices), self.history, -1)
+        return Batch(
+            frames=torch.from_numpy(frames),
+            actions=torch.from_numpy(blocks.reshape(len(indices), self.history, -1)),
+            states=None if self.states is None else torch.from_numpy(self.states[rows]),
         )
 
 

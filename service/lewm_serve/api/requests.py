@@ -213,10 +213,10 @@ PixelArray = Annotated[NDArray[np.uint8], GetPydanticSchema(_pixels_schema)]
 
 
 class Frame(RequestModel):
-    """One frame, given by exactly one of its four sources.
+    """One frame, given by exactly one of its four sources, perhaps with the robot's states.
 
-    After validation ``image`` is still encoded, ``pixels`` is (height, width, 3) uint8 and
-    ``latent`` is (latent_dim,) float32.
+    After validation ``image`` is still encoded, ``pixels`` is (height, width, 3) uint8,
+    ``latent`` is (latent_dim,) float32, and ``vector`` is (X,) float32.
     """
 
     model_config = ConfigDict(json_schema_extra=exactly_one_of(*FRAME_SOURCES))
@@ -232,6 +232,14 @@ class Frame(RequestModel):
             min_length=1,
             max_length=128,
             description="the `latent_id` of an earlier response, while it is in the cache",
+        ),
+    ] = None
+
+    vector: Annotated[
+        Vector | None,
+        Field(
+            description="the robot's states with this image or these pixels, in their units and in "
+            "the order of `state_input` on the model's card; left out: the model does without them"
         ),
     ] = None
 
@@ -251,6 +259,9 @@ class Frame(RequestModel):
             raise refusal("conflicting_fields", expected, received=" and ".join(given))
         if self.latent is not None:
             _check_latent(self.latent)
+        if self.vector is not None and self.image is None and self.pixels is None:
+            expected = "image or pixels with a vector; a latent holds the states already"
+            raise refusal("conflicting_fields", expected, received=self.source, at=".vector")
         return self
 
 

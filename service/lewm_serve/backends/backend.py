@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lewm_models.config import LeWMConfig
+from lewm_models.config import LeWMConfig, StateInput
 from lewm_serve.objectives import Objective
 
 MAX_TIME_SHARE = 0.9
@@ -70,9 +70,10 @@ class Backend(Protocol):
     def device_rollouts(self) -> DeviceRollouts | None:
         """For searches that stay on the device; None: solvers run on the host."""
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         """Encode frames (N, size, size, 3) uint8 to latents (N, D).
 
+        ``states`` (N, X) are for a model with a state input; see `lewm_models.lewm.LeWM.encode`.
         On a CPU, a frame's latent has the same bits whichever frames are encoded with it.
         """
 
@@ -133,6 +134,11 @@ class ThreadedBackend(Backend, Protocol):
         """Start other threads, of the priority of the thread that makes the next call."""
 
 
+def hidden_states(given: StateInput, count: int) -> Tensor:
+    """The states (count, X) of frames whose states are hidden."""
+    return torch.full((count, len(given)), torch.nan)
+
+
 def encoder_rows(config: LeWMConfig) -> int:
     """The number of frames in one pass through the encoder."""
     return max(1, min(MAX_ENCODER_ROWS, MAX_ENCODER_TOKENS // config.tokens))
@@ -150,15 +156,23 @@ def warm_up_rollouts(backend: Backend, config: LeWMConfig) -> None:
             backend.predict_newest(latents, past_actions)
 
 
-def batch_changes_latents(encode: Callable[[Tensor], Tensor], config: LeWMConfig) -> bool:
+def batch_changes_latents(
+    encode: Callable[[Tensor, Tensor | None], Tensor], config: LeWMConfig
+) -> bool:
     """Whether any bit of a frame's latent depends on the size of its batch."""
     rows_per_pass = encoder_rows(config)
     generator = torch.Generator().manual_seed(0)
     shape = (rows_per_pass, config.image_size, config.image_size, 3)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    latents = encode(frames)
+    states = None
+    if (given := config.state_input) is not None:
+        noise = torch.randn(rows_per_pass, len(given), generator=generator)
+        states = torch.tensor(given.mean) + torch.tensor(given.std) * noise
+    latents = encode(frames, states)
     return not all(
-        torch.equal(encode(frames[:rows]), latents[:rows])
+        torch.equal(
+            encode(frames[:rows], None if states is None else states[:rows]), latents[:rows]
+        )
         for rows in (1, 2, 3, 5)
         if rows < rows_per_pass
     )

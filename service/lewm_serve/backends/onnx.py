@@ -23,6 +23,7 @@ from lewm_models.lewm import LeWM
 from lewm_serve.backends.backend import (
     batch_changes_latents,
     encoder_rows,
+    hidden_states,
     threads_change_rollouts,
     warm_up_rollouts,
 )
@@ -87,12 +88,25 @@ class OnnxBackend:
         self._encode_threads.renew()
         self._rollout_threads.renew()
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         """See `Backend.encode`."""
+        inputs, given = {"frames": frames}, self.model.config.state_input
+        if states is None and given is not None:
+            states = hidden_states(given, len(frames))
+        if states is not None:
+            inputs["states"] = states
 
         def encode_rows(rows: slice) -> Tensor:
-            chunks = torch.split(frames[rows], self._encoder_rows)
-            arrays = [self._encoder({"frames": chunk.numpy()})["latents"] for chunk in chunks]
+            parts = {
+                name: torch.split(values[rows], self._encoder_rows)
+                for name, values in inputs.items()
+            }
+            arrays = [
+                self._encoder({name: part[index].numpy() for name, part in parts.items()})[
+                    "latents"
+                ]
+                for index in range(len(parts["frames"]))
+            ]
             return torch.cat([torch.from_numpy(latents) for latents in arrays])
 
         return torch.cat(self._encode_threads.map(encode_rows, len(frames), call="encodes"))

@@ -18,6 +18,7 @@ from lewm_serve.backends.backend import (
     DeviceRollouts,
     batch_changes_latents,
     encoder_rows,
+    hidden_states,
     warm_up_rollouts,
 )
 from lewm_serve.backends.cuda_graph import CudaGraphs
@@ -113,13 +114,20 @@ class TorchBackend:
         """See `ThreadedBackend`. PyTorch has threads for each thread that calls it."""
 
     @torch.inference_mode()
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         """See `Backend.encode`."""
         _set_torch_threads(self._threads)
+        given = self.model.config.state_input
+        if states is None and given is not None:
+            states = hidden_states(given, len(frames))
+        inputs = (frames,) if states is None else (frames, states)
         if not self._graphs:
-            return self._encoder(frames)
-        chunks = torch.split(frames, MAX_GRAPH_FRAMES)
-        return torch.cat([self._run_encode(_padded(chunk))[: len(chunk)] for chunk in chunks])
+            return self._encoder(*inputs)
+        latents = []
+        for chunks in zip(*(torch.split(rows, MAX_GRAPH_FRAMES) for rows in inputs), strict=True):
+            encoded = self._run_encode(*map(_padded, chunks))
+            latents.append(encoded[: len(chunks[0])])
+        return torch.cat(latents)
 
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:
@@ -212,22 +220,31 @@ class TorchBackend:
 
 
 class TorchEncoder:
-    """Encodes frames (N, size, size, 3) uint8 to latents (N, D), in passes of ``rows`` frames."""
+    """Encodes frames (N, size, size, 3) uint8 to latents (N, D), in passes of ``rows`` frames.
+
+    A model with a state input needs the states (N, X) too.
+    """
 
     def __init__(self, model: LeWM, rows: int) -> None:
         self.model = model
         self.rows = rows
 
-    def __call__(self, frames: Tensor) -> Tensor:
+    def __call__(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         """The latents in float32."""
         chunks = torch.split(frames, self.rows)
-        return self._project(torch.cat([self.model.features(chunk) for chunk in chunks])).float()
+        features = torch.cat([self.model.features(chunk) for chunk in chunks])
+        return self._project(features, states).float()
 
-    def _project(self, features: Tensor) -> Tensor:
-        count = len(features)
-        padded = F.pad(features, (0, 0, 0, -count % PROJECTOR_ROWS))
-        groups = torch.split(padded, PROJECTOR_ROWS)
-        return torch.cat([self.model.projector(group) for group in groups])[:count]
+    def _project(self, features: Tensor, states: Tensor | None) -> Tensor:
+        groups = self._groups(features)
+        if states is not None:
+            pairs = zip(groups, self._groups(states), strict=True)
+            groups = [self.model.with_states(*pair) for pair in pairs]
+        return torch.cat([self.model.projector(group) for group in groups])[: len(features)]
+
+    def _groups(self, rows: Tensor) -> Sequence[Tensor]:
+        """Rows with zeros appended, in groups of `PROJECTOR_ROWS`."""
+        return torch.split(F.pad(rows, (0, 0, 0, -len(rows) % PROJECTOR_ROWS)), PROJECTOR_ROWS)
 
 
 class TorchKernel(StepwiseKernel[Tensor, "Window"]):

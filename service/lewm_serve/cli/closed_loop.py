@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lewm_client import Driver, PlannerClient, PlanResponse, Setback
+from lewm_client import Driver, FrameLike, PlannerClient, PlanResponse, Setback
 from lewm_models.environments.environment import Environment, FloatArray, Frame
 from lewm_models.evaluation.episode import Actions, Outcome, Planner, run_episodes
 from lewm_models.evaluation.protocol import Episodes
 from lewm_models.evaluation.report import EvaluationReport
+from lewm_models.probe.states import states_of_environment
 from lewm_serve.api.responses import ModelDescription
 
 PLAN_TIMEOUT_S = 600.0
@@ -45,6 +46,7 @@ class RemotePlanner:
         include: see `PlannerClient.plan`.
         goal_states: the names of all states, and None for those that a goal does not give; None:
             the goal is a frame.
+        inputs: the places of the states that the model sees beside a frame, see `input_states`.
 
     Attributes:
         plans: the server's answers.
@@ -59,7 +61,11 @@ class RemotePlanner:
         solver: Mapping[str, Any] | None = None,
         include: Sequence[str] = (),
         goal_states: Sequence[str | None] | None = None,
+        inputs: Sequence[int] = (),
     ) -> None:
+        self._inputs = list(inputs)
+        self._vector: FloatArray | None = None
+        self._goal_vector: FloatArray | None = None
         self._goal_states = goal_states
         self._goal_state: dict[str, float] | None = None
         self._client = client
@@ -69,10 +75,20 @@ class RemotePlanner:
         self.plans: list[PlanResponse] = []
 
     def tell_goal(self, state: FloatArray) -> None:
-        """The goal's state (S,), which plans get in place of its frame if it has names."""
+        """The goal's state (S,). Plans get it in place of its frame if it has names, else what the
+        model sees of it beside the frame."""
+        self._goal_vector = self._seen(state)
         if self._goal_states is not None:
             named = zip(self._goal_states, state.tolist(), strict=True)
             self._goal_state = {name: value for name, value in named if name is not None}
+
+    def tell_state(self, state: FloatArray) -> None:
+        """The robot's state (S,), of which the model may see some numbers beside the next frame."""
+        self._vector = self._seen(state)
+
+    def _seen(self, state: FloatArray) -> FloatArray | None:
+        """What the model sees of a state."""
+        return state[self._inputs] if self._inputs else None
 
     def __call__(self, frame: Frame, goal_frame: Frame, seed: int) -> tuple[Actions, float]:
         """The next actions and the latency of the plan in seconds.
@@ -80,11 +96,11 @@ class RemotePlanner:
         Raises:
             PlannerError: there is no plan.
         """
-        image = to_png(frame)
+        image = _with_vector(to_png(frame), self._vector)
         if self._driver is None:
             self._driver = Driver(
                 self._client,
-                self._goal_state or to_png(goal_frame),
+                self._goal_state or _with_vector(to_png(goal_frame), self._goal_vector),
                 steps=self._plan_steps,
                 timeout_s=PLAN_TIMEOUT_S,
                 local=_raise_error,
@@ -100,6 +116,10 @@ class RemotePlanner:
 
 def _raise_error(setback: Setback) -> Actions:
     raise setback.error
+
+
+def _with_vector(image: bytes, vector: FloatArray | None) -> FrameLike:
+    return image if vector is None else (image, vector)
 
 
 def to_png(frame: Frame) -> bytes:
@@ -150,10 +170,11 @@ def drive_with_model(
     seed: int,
     robots: int,
     goal_states: Sequence[str | None] | None = None,
+    inputs: Sequence[int] = (),
 ) -> tuple[list[Outcome], dict[str, Any]]:
     """Run all episodes with plans of a server, with a progress bar on standard error.
 
-    ``goal_states`` is that of `RemotePlanner`.
+    ``goal_states`` and ``inputs`` are those of `RemotePlanner`.
 
     Returns:
         The outcomes, and what computed the plans: solver, backend, device and precision.
@@ -167,6 +188,7 @@ def drive_with_model(
             model=model.name,
             solver=solver,
             goal_states=goal_states,
+            inputs=inputs,
         )
         planners.append(planner)
         return planner
@@ -178,6 +200,7 @@ def drive_with_model(
             seed=seed,
             robots=robots,
             tell_goal=RemotePlanner.tell_goal,
+            tell_state=RemotePlanner.tell_state,
             on_outcome=show,
         )
     plan = planners[0].plans[0]
@@ -187,6 +210,24 @@ def drive_with_model(
         "device": model.device,
         "precision": plan.precision,
     }
+
+
+def input_states(model: ModelDescription, environment: Environment) -> list[int]:
+    """The places, among an environment's states, of those that the model sees beside a frame.
+
+    Raises:
+        ValueError: the environment does not have them.
+    """
+    given = model.card.get("state_input")
+    if given is None:
+        return []
+    known = states_of_environment(environment).names
+    if missing := [name for name in given["names"] if name not in known]:
+        raise ValueError(
+            f"--env {environment.name}: {model.name} takes the state {missing[0]}, expected one of "
+            f"{', '.join(known)}; --hide-states drives it by frames alone"
+        )
+    return [known.index(name) for name in given["names"]]
 
 
 def readable_states(model: ModelDescription, environment: Environment) -> list[str | None]:

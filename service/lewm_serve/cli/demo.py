@@ -72,6 +72,7 @@ def demo(
         check_writable,
         drive_with_model,
         find_model,
+        input_states,
         results_table,
     )
     from lewm_serve.cli.episode_picture import draw_episodes
@@ -124,7 +125,13 @@ def demo(
             console.print(f"{robots} robots drive at once")
             started = time.perf_counter()
             outcomes, _ = drive_with_model(
-                client, loaded, tasks.first(robots), solver={}, seed=seed, robots=robots
+                client,
+                loaded,
+                tasks.first(robots),
+                solver={},
+                seed=seed,
+                robots=robots,
+                inputs=input_states(loaded, environment),
             )
             seconds = time.perf_counter() - started
         report = EvaluationReport.from_outcomes(tasks, outcomes)

@@ -16,6 +16,7 @@ from lewm_models import checkpoint
 from lewm_models.card import ModelCard
 from lewm_models.distance.loop import TrainingReport
 from lewm_models.distance.run import MIN_RANK_CORRELATION, train_distance
+from lewm_models.probe.states import check_input, column_of_input, states_of_prepared_data
 from lewm_models.recordings.recording import Recording, choose_action, choose_column, open_recording
 from lewm_models.recordings.usable import usable_episodes
 from lewm_models.training.environment_source import EnvironmentSource
@@ -85,6 +86,9 @@ def train_into(options: DistanceOptions, console: Console) -> tuple[ModelCard, s
     with ExitStack() as stack:
         progress = stack.enter_context(training_progress(console))
         data = _prepare(options, card, work, progress=progress, stack=stack)
+        check_input(
+            states_of_prepared_data(data, card, {}), card, options.environment or str(options.data)
+        )
         config = Choices(distance_steps=options.steps, seed=options.seed).distance
         assert config is not None  # there is at least one step
 
@@ -167,11 +171,12 @@ def _recording_source(
         )
     usable = usable_episodes(recording, action=action.name, min_steps=card.config.action_block + 1)
     usable.require_some(path)
+    given = card.config.state_input
     return RecordingSource(
         recording=recording,
         camera=camera,
         action=action,
-        state=None,
+        state=None if given is None else column_of_input(contents.states, given, path),
         ranges=usable.ranges,
         image_size=card.config.image_size,
         crop=card.crop,

@@ -81,6 +81,12 @@ def evaluate(
         GoalBy,
         typer.Option(help="state: goals are the states that the model's probe reads, not frames"),
     ] = GoalBy.FRAME,
+    hide_states: Annotated[
+        bool,
+        typer.Option(
+            "--hide-states", help="send frames alone to a model that takes states beside them"
+        ),
+    ] = False,
     episodes: Annotated[int, typer.Option(min=1, help="number of episodes")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="seed of the episodes and their plans")] = 0,
     robots: Annotated[int, typer.Option(min=1, help="episodes that run at once")] = 4,
@@ -106,8 +112,9 @@ def evaluate(
 ) -> None:
     """Run episodes in an environment over gRPC, or judge a model on recorded episodes (--data).
 
-    In an environment, camera frames are the only input, but for the goals of `--goal-by state`. The
-    model's card gives the solver settings that are left out. `--planner rest` and `--planner
+    In an environment, camera frames are the only input, but for the goals of `--goal-by state` and
+    the states that a model takes beside a frame. The model's card gives the solver settings that
+    are left out. `--planner rest` and `--planner
     random` measure what is reached without a model.
 
     With --data, predictions, plans between recorded frames, latents, states and surprise are
@@ -128,6 +135,7 @@ def evaluate(
         drive_with_baseline,
         drive_with_model,
         find_model,
+        input_states,
         readable_states,
         results_table,
     )
@@ -172,6 +180,8 @@ def evaluate(
         )
         if planner != PlannerChoice.MODEL and (server or settings):
             raise ValueError(f"--planner: {planner} has no server and no solver")
+        if planner != PlannerChoice.MODEL and hide_states:
+            raise ValueError(f"--hide-states: {planner} sees nothing")
         if planner != PlannerChoice.MODEL and goal_by == GoalBy.STATE:
             raise ValueError(f"--goal-by: {planner} has no goal")
         card = None if folder is None else read_card(folder / checkpoint.CARD_FILE)
@@ -198,6 +208,7 @@ def evaluate(
                 if write and folder is not None and loaded.version != checkpoint.version(folder):
                     raise ValueError(f"{target} serves another version of {loaded.name}")
                 by_state = goal_by == GoalBy.STATE
+                inputs = [] if hide_states else input_states(loaded, tasks.environment)
                 outcomes, computed = drive_with_model(
                     client,
                     loaded,
@@ -206,10 +217,12 @@ def evaluate(
                     seed=seed,
                     robots=robots,
                     goal_states=readable_states(loaded, tasks.environment) if by_state else None,
+                    inputs=inputs,
                 )
             computed["goal_by"] = goal_by.value
             name = loaded.name
             key = f"{tasks.protocol}-by-state" if by_state else tasks.protocol
+            key += "-states-hidden" if hide_states else ""
         else:
             baseline = BASELINES[planner](tasks.environment, tasks.plan_steps)
             outcomes, computed = drive_with_baseline(baseline, tasks, seed=seed, robots=robots), {}

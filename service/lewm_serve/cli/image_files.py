@@ -19,6 +19,7 @@ from lewm_models.card import ModelCard
 from lewm_models.checkpoint import CheckpointError
 from lewm_models.file_kinds import kind_of_file, read_numpy_array
 from lewm_models.file_names import natural_key
+from lewm_models.probe.states import check_input, states_of_prepared_data
 from lewm_models.recordings.images import CONTACT_SHEET_END, ImageFolders
 from lewm_models.recordings.recording import find_reader, open_recording
 from lewm_models.recordings.usable import usable_episodes
@@ -69,8 +70,14 @@ def read_episodes(
             raise ValueError(
                 f"{path}: expected actions of {card.config.action_dim} values, got {actions}"
             )
+        check_input(states_of_prepared_data(data, card, {}), card, path)
         pieces = np.arange(len(data.episodes))
-        yield from prepared_episodes(data, pieces, card.config.image_size)
+        yield from prepared_episodes(
+            data,
+            pieces,
+            card.config.image_size,
+            with_states=card.config.state_input is not None,
+        )
         return
     reader = find_reader(path) if path.exists() else None
     if path.is_dir() and reader in (None, ImageFolders) and (folders := _image_folders(path)):

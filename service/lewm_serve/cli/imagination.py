@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lewm_client import PlannerClient
+from lewm_client import FrameLike, PlannerClient
 from lewm_models.environments.environment import Environment, Frame
 from lewm_models.evaluation.episode import Outcome, run_episode
 from lewm_models.evaluation.protocol import Episodes
 from lewm_models.preprocessing import resize
 from lewm_serve.api.responses import ModelDescription
-from lewm_serve.cli.closed_loop import RemotePlanner
+from lewm_serve.cli.closed_loop import RemotePlanner, input_states
 
 FAST_FRAMES, SLOW_FRAMES = 2000, 400
 """The frames that are recorded and encoded, where a frame costs little and where it does not."""
@@ -77,14 +77,18 @@ def remember(
     wanted = FAST_FRAMES if environment.has_fast_frames else SLOW_FRAMES
     steps = max(block, RECORDED_STEPS // block * block)
     episodes = max(2, wanted // (steps // block + 1))
-    recorded = environment.record(episodes, steps, seed, block)
+    recorded = list(environment.record(episodes, steps, seed, block))
     frames = np.concatenate([episode.frames for episode in recorded])
     small = resize(torch.from_numpy(frames), size).numpy()
+    seen: list[FrameLike] = list(small)
+    if inputs := input_states(model, environment):
+        states = np.concatenate([episode.states[::block] for episode in recorded])
+        seen = list(zip(small, states[:, inputs], strict=True))
     latents = [
         encoded.latent
-        for first in range(0, len(small), FRAMES_PER_REQUEST)
+        for first in range(0, len(seen), FRAMES_PER_REQUEST)
         for encoded in client.encode(
-            list(small[first : first + FRAMES_PER_REQUEST]), model=model.name
+            seen[first : first + FRAMES_PER_REQUEST], model=model.name
         ).latents
     ]
     return FrameMemory(frames, np.stack(latents))
@@ -103,9 +107,14 @@ def watch(
     robots, outcomes = [], []
     for index in indices:
         planner = RemotePlanner(
-            client, episodes.plan_steps, model=model.name, include=("trajectory",)
+            client,
+            episodes.plan_steps,
+            model=model.name,
+            include=("trajectory",),
+            inputs=input_states(model, episodes.environment),
         )
-        outcome = run_episode(planner, episodes, index, seed=seed)
+        planner.tell_goal(episodes.goals[index])
+        outcome = run_episode(planner, episodes, index, seed=seed, tell_state=planner.tell_state)
         camera, goal = _frames(episodes, outcome)
         executed = [min(len(plan.actions), episodes.plan_steps) for plan in planner.plans]
         trajectories = [plan.trajectory for plan in planner.plans]

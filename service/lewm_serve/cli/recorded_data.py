@@ -10,7 +10,12 @@ from typing import Any
 
 from lewm_models.card import ModelCard
 from lewm_models.probe.network import StateSpace
-from lewm_models.probe.states import states_of_column, states_of_prepared_data
+from lewm_models.probe.states import (
+    check_input,
+    column_of_input,
+    states_of_column,
+    states_of_prepared_data,
+)
 from lewm_models.recorded_sample import Pieces, PreparedPieces, RecordingPieces
 from lewm_models.recordings.recording import (
     Column,
@@ -108,6 +113,7 @@ def _prepared(choice: DataChoice, card: ModelCard) -> OpenedData:
     _check_actions(choice.path, data.actions.shape[1], card)
     space = states_of_prepared_data(data, card, choice.periods)
     _check_periods(choice, space)
+    check_input(space, card, choice.path)
     return OpenedData(
         pieces=PreparedPieces(data, card.config.image_size),
         space=space,
@@ -132,7 +138,7 @@ def _recording(choice: DataChoice, recording: Recording, card: ModelCard) -> Ope
             f"{path}: frames of {camera.name} are {width} × {height} pixels, and the card of "
             f"{card.name} does not say how they become square (crop)"
         )
-    state = _state_column(choice, recording, action)
+    state = _state_column(choice, recording, action, card)
     # As in training, so that the same episodes are held out.
     usable = usable_episodes(
         recording,
@@ -143,6 +149,7 @@ def _recording(choice: DataChoice, recording: Recording, card: ModelCard) -> Ope
     usable.require_some(path)
     space = None if state is None else states_of_column(state, choice.periods)
     _check_periods(choice, space)
+    check_input(space, card, path)
     found = fingerprint(recording, usable.ranges, action=action.name, camera=camera.name)
     return OpenedData(
         pieces=RecordingPieces(
@@ -166,9 +173,14 @@ def _recording(choice: DataChoice, recording: Recording, card: ModelCard) -> Ope
     )
 
 
-def _state_column(choice: DataChoice, recording: Recording, action: Column) -> Column | None:
-    """The column of this name; without a name, the only one there is, else none."""
+def _state_column(
+    choice: DataChoice, recording: Recording, action: Column, card: ModelCard
+) -> Column | None:
+    """The column of this name; without a name, the one that the model takes, or the only one there
+    is, else none."""
     states = [column for column in recording.contents.states if column != action]
+    if choice.state is None and card.config.state_input is not None:
+        return column_of_input(states, card.config.state_input, recording.path)
     if choice.state is None and len(states) != 1:
         return None
     return choose_column(states, choice.state, option="--state", path=recording.path)

@@ -105,6 +105,13 @@ def train(
         int | None,
         typer.Option(min=0, help="training steps of the learned distance; default: 9000; 0: none"),
     ] = None,
+    state_input: Annotated[
+        bool,
+        typer.Option(
+            "--state-input",
+            help="show the model the named states beside the pixels; requests may then have them",
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="folder of the run; default: runs/NAME")
     ] = None,
@@ -166,6 +173,7 @@ def train(
             learning_rate=learning_rate,
             action_head=action_head,
             distance_steps=distance_steps,
+            state_input=state_input,
             seed=seed,
         )
         torch_device = training_device(device)
@@ -256,6 +264,8 @@ def describe_run(run: TrainingRun) -> list[str]:
             f"used are {recorded['usable_steps']:,} of {recorded['steps']:,} steps; left out or "
             f"cut: {parts} (`lewm data inspect` says more)"
         )
+    if run.state_input and run.states is not None:
+        lines.append(f"states that the model sees: {', '.join(run.states.names)}")
     if run.crop is not None:
         lines.append(f"frames that are not square: {run.crop} (--crop)")
     lines += [f"warning: {warning}" for warning in run.warnings]

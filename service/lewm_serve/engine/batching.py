@@ -35,18 +35,20 @@ def encode_batch(jobs: Sequence[EncodeJob], max_frames: int) -> int:
     small request does not wait for a large one. Each job takes its latents, and its request counts
     the started frames.
     """
-    batched_jobs, parts = [], []
+    batched_jobs, parts, states = [], [], []
     left = max_frames
     for index, job in enumerate(jobs):
         count = left if job.queued.is_urgent else max(1, left // (len(jobs) - index))
-        part = job.next_frames(min(left, count))
+        part, states_of_part = job.next_frames(min(left, count))
         job.queued.frames_started += len(part)
         batched_jobs.append(job)
         parts.append(part)
+        if states_of_part is not None:
+            states.append(states_of_part)
         left -= len(part)
         if left == 0:
             break
-    latents = jobs[0].backend.encode(torch.cat(parts))
+    latents = jobs[0].backend.encode(torch.cat(parts), torch.cat(states) if states else None)
     first = 0
     for job, part in zip(batched_jobs, parts, strict=True):
         job.take(latents[first : first + len(part)])

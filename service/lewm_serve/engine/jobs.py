@@ -35,26 +35,31 @@ SHORT_PARTS, MIN_PART_SIZE = 4, ROWS_PER_CALL
 
 @dataclass(eq=False)
 class EncodeJob:
-    """Frames (N, size, size, 3) uint8 to encode. ``latents`` holds those encoded so far."""
+    """Frames (N, size, size, 3) uint8 to encode. ``latents`` holds those encoded so far.
+
+    ``states`` (N, X) are those of the frames, for a model with a state input; None for others.
+    """
 
     backend: Backend
     frames: Tensor
     queued: QueuedRequest
+    states: Tensor | None = None
     future: Future[Tensor] = field(default_factory=Future)
     latents: list[Tensor] = field(default_factory=list)
     encoded: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EncodeJob, (self.backend, self.frames, self.queued)
+        return EncodeJob, (self.backend, self.frames, self.queued, self.states)
 
     @property
     def finished(self) -> bool:
         """Whether all frames are encoded."""
         return self.encoded == len(self.frames)
 
-    def next_frames(self, count: int) -> Tensor:
-        """The next frames, at most ``count``."""
-        return self.frames[self.encoded : self.encoded + count]
+    def next_frames(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """The next frames, at most ``count``, and their states."""
+        rows = slice(self.encoded, self.encoded + count)
+        return self.frames[rows], None if self.states is None else self.states[rows]
 
     def take(self, latents: Tensor) -> None:
         """Keep the latents of the next frames."""

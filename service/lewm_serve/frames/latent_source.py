@@ -55,6 +55,9 @@ PREPROCESSING_VERSION = 1
 """Increase this when decoding, cropping or resizing gives other pixels than before: servers of
 different versions may share a cache."""
 
+MAX_STATE_DEVIATIONS = 1e6
+"""The most deviations that a state may lie from its mean. Far beyond this, encoding overflows."""
+
 LATENT_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -132,6 +135,8 @@ class LatentSource:
             EngineStopped: the engine takes no more work.
         """
         start = time.monotonic()
+        given = model.card.config.state_input
+        _check_vectors(frames, fields, model)
         items = await self._with_ids(frames, fields, model.backend.encode_precision)
         latents = await self._known_latents(model, items, client)
         missing: dict[str, FrameWithId] = {}
@@ -143,9 +148,11 @@ class LatentSource:
         async def encode(latent_ids: Sequence[str]) -> Sequence[Tensor]:
             nonlocal decode_s
             start = time.monotonic()
-            batch = await self._decode(model, [missing[latent_id] for latent_id in latent_ids])
+            new = [missing[latent_id] for latent_id in latent_ids]
+            batch = await self._decode(model, new)
             decode_s += time.monotonic() - start
-            job = EncodeJob(backend=placement.backend, frames=batch, queued=queued)
+            states = None if given is None else _states_of(new, len(given))
+            job = EncodeJob(backend=placement.backend, frames=batch, queued=queued, states=states)
             return tuple(await asyncio.wrap_future(placement.worker.submit(job)))
 
         latents |= await self._cache.get_or_encode(
@@ -303,7 +310,8 @@ def expected_decode_s(frames: Sequence[Frame], latency: LatencyModel) -> float:
 def latent_id_of(frame: Frame, precision: str) -> str:
     """The frame's own `latent_id`, or a hash of everything that its latent depends on.
 
-    That is the bytes as they were sent, how they are preprocessed and the precision of the encoder.
+    That is the bytes as they were sent, how they are preprocessed, the precision of the encoder and
+    the frame's vector.
     A latent that a client sends gets a hash of its values. It never equals the id of an image,
     because the kind of the frame is hashed too.
     """
@@ -312,7 +320,11 @@ def latent_id_of(frame: Frame, precision: str) -> str:
     kind = frame.source
     if frame.latent is None:
         kind += f":{PREPROCESSING_VERSION}:{precision}"
+    if frame.vector is not None:
+        kind += f":{len(frame.vector)} states"
     digest = hashlib.blake2b(f"{kind}\n".encode(), digest_size=16)
+    if frame.vector is not None:
+        digest.update(np.ascontiguousarray(frame.vector).data)
     if frame.image is not None:
         digest.update(frame.image)
     elif frame.pixels is not None:
@@ -334,6 +346,47 @@ def _checked_latent(item: FrameWithId, width: int) -> Tensor:
             expected=f"{width} (the model's latent_dim)",
         )
     return torch.tensor(latent)
+
+
+def _check_vectors(frames: Sequence[Frame], fields: Sequence[str], model: LoadedModel) -> None:
+    """Refuse vectors that are not the states that the model takes.
+
+    Raises:
+        InvalidRequest: the first such vector.
+    """
+    given = model.card.config.state_input
+    for frame, frame_field in zip(frames, fields, strict=True):
+        if (vector := frame.vector) is None:
+            continue
+        field = f"{frame_field}.vector"
+        if given is None:
+            received = Unquoted(f"{len(vector)} numbers")
+            expected = f"no vector: {model.name} has no state input, it sees pixels only"
+            raise InvalidRequest("invalid_choice", field, received=received, expected=expected)
+        names = ", ".join(given.names)
+        if len(vector) != len(given):
+            received = Unquoted(f"{len(vector)} numbers")
+            expected = f"{len(given)} numbers ({names}), as `state_input` on the model's card"
+            raise InvalidRequest("shape_mismatch", field, received=received, expected=expected)
+        deviations = (vector - np.asarray(given.mean)) / np.asarray(given.std)
+        if np.abs(deviations).max() > MAX_STATE_DEVIATIONS:
+            index = int(np.abs(deviations).argmax())
+            raise InvalidRequest(
+                "out_of_range",
+                f"{field}[{index}]",
+                received=float(vector[index]),
+                expected=f"{given.names[index]} within {MAX_STATE_DEVIATIONS:g} deviations "
+                f"({given.std[index]:g}) of its mean in training, {given.mean[index]:g}",
+            )
+
+
+def _states_of(items: Sequence[FrameWithId], count: int) -> Tensor:
+    """The vectors of frames (N, X); NaN for frames without one."""
+    states = torch.full((len(items), count), torch.nan)
+    for row, item in zip(states, items, strict=True):
+        if item.frame.vector is not None:
+            row.copy_(torch.tensor(item.frame.vector))
+    return states
 
 
 def _size_in_bytes(frame: Frame) -> int:

@@ -6,8 +6,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lewm_serve.api.requests import Frame, PlanRequest, RequestContext
@@ -156,7 +158,7 @@ class PlanHistory:
 def _by_itself(request: PlanRequest) -> PlanRequest:
     """The request without the rest of a message that holds more than its frames.
 
-    The pixels of a batch of requests are views of one array.
+    The arrays of a batch of requests are views of one array.
     """
     frames = [_frame_by_itself(frame) for frame in (*request.frames, request.goal)]
     if all(new is old for new, old in zip(frames, (*request.frames, request.goal), strict=True)):
@@ -165,18 +167,24 @@ def _by_itself(request: PlanRequest) -> PlanRequest:
 
 
 def _frame_by_itself(frame: Frame) -> Frame:
-    pixels = frame.pixels
-    if pixels is None:
-        return frame
-    whole = pixels
+    copies = {
+        name: array.copy() for name, array in _arrays(frame).items() if _is_part_of_another(array)
+    }
+    return frame.model_copy(update=copies) if copies else frame
+
+
+def _is_part_of_another(array: NDArray[Any]) -> bool:
+    whole = array
     while isinstance(whole.base, np.ndarray):
         whole = whole.base
-    if whole.nbytes <= pixels.nbytes:
-        return frame
-    return frame.model_copy(update={"pixels": pixels.copy()})
+    return whole.nbytes > array.nbytes
 
 
 def _size_in_bytes(frame: Frame) -> int:
     """The bytes of what a frame holds."""
-    arrays = (frame.pixels, frame.latent)
-    return len(frame.image or b"") + sum(array.nbytes for array in arrays if array is not None)
+    return len(frame.image or b"") + sum(array.nbytes for array in _arrays(frame).values())
+
+
+def _arrays(frame: Frame) -> dict[str, NDArray[Any]]:
+    arrays = {"pixels": frame.pixels, "latent": frame.latent, "vector": frame.vector}
+    return {name: array for name, array in arrays.items() if array is not None}

@@ -34,6 +34,7 @@ from lewm_serve.api.responses import (
     ReloadReport,
     Timing,
 )
+from lewm_serve.backends.backend import hidden_states
 from lewm_serve.constants import (
     INFERENCE_ENDPOINTS,
     Endpoint,
@@ -651,7 +652,15 @@ class Planner:
             worker, row = placement.worker, placement.worker.new_row
             client = Client(row=row())
             queued = QueuedRequest(latency, now, client=client, frames_to_encode=1, row=row())
-            worker.submit(EncodeJob(backend=placement.backend, frames=frame, queued=queued))
+            given = config.state_input
+            worker.submit(
+                EncodeJob(
+                    backend=placement.backend,
+                    frames=frame,
+                    queued=queued,
+                    states=None if given is None else hidden_states(given, 1),
+                )
+            )
             if refused.candidates_per_iteration:
                 candidates = min(refused.max_candidates, refused.max_part_size)
                 queued = QueuedRequest(

@@ -28,7 +28,7 @@ from lewm_models.loss import sigreg
 from lewm_models.preprocessing import resize
 from lewm_models.training.environment_source import EnvironmentSource
 from lewm_models.training.prepared import PreparedData
-from tests.lewm_models.examples import example_card, tiny_model
+from tests.lewm_models.examples import STATE_INPUT, example_card, tiny_model
 
 STEPS = 40
 
@@ -208,6 +208,19 @@ def test_prepared_episodes_have_the_model_s_image_size(data: PreparedData) -> No
         assert torch.equal(episode.frames, resize(frames, 16))
         assert episode.actions is not None
         assert np.array_equal(episode.actions.numpy(), data.actions[rows[:-1]])
+
+
+def test_states_that_a_model_takes_belong_to_their_frames(data: PreparedData) -> None:
+    assert data.states is not None
+    model = tiny_model(image_size=32, state_input=STATE_INPUT)
+    (episode,) = prepared_episodes(data, np.array([3]), image_size=32, with_states=True)
+    assert episode.states is not None
+    assert np.array_equal(episode.states.numpy(), data.states[np.array(data.rows(3))])
+    with torch.no_grad():
+        expected = model.encode(episode.frames, episode.states)
+    torch.testing.assert_close(module._encode(model, episode), expected)
+    (hidden,) = prepared_episodes(data, np.array([3]), image_size=32)
+    assert hidden.states is None
 
 
 def test_of_many_data_evenly_spaced_episodes_are_taken(

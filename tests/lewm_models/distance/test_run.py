@@ -18,7 +18,7 @@ from lewm_models.distance.trainer import DistanceTraining
 from lewm_models.lewm import LeWM
 from lewm_models.training.prepared import PreparedData
 from lewm_models.training.windows import split_episodes
-from tests.lewm_models.examples import example_card, tiny_model
+from tests.lewm_models.examples import STATE_INPUT, example_card, tiny_model
 from tests.lewm_models.training.sources import prepare, two_room
 
 CONFIG = DistanceTraining(steps=20, width=8, batch=32)
@@ -44,6 +44,20 @@ def train(model: LeWM, data: PreparedData, folder: Path, **changes: object) -> T
         config=CONFIG,
         **changes,  # type: ignore[arg-type]
     )
+
+
+def test_a_model_that_takes_states_gets_those_of_the_frames(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    model = tiny_model(state_input=STATE_INPUT)
+    encoded = encode_pieces(model, data, np.array([2]), cache=tmp_path / "latents.safetensors")
+    [rows] = chosen_rows(data, np.array([2]), block=model.config.action_block)
+    assert data.states is not None
+    with torch.no_grad():
+        expected = model.encode(
+            torch.from_numpy(data.read_frames(rows)), torch.from_numpy(data.states[rows])
+        )
+    torch.testing.assert_close(encoded.latents, expected)
 
 
 def test_frames_are_one_step_to_one_block_apart(data: PreparedData) -> None:

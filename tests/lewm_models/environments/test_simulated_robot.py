@@ -64,6 +64,7 @@ def test_it_says_what_it_is_and_shows_goals(robot: Robot) -> None:
     assert robot.about["takes_points"]
     assert robot.about["budget"] == 150
     assert "black" in robot.about["faults"]
+    assert robot.about["state_names"] == ["x", "y"]
     assert robot.goals.shape == (TASKS, 224, 224, 3)
     assert len({goal.tobytes() for goal in robot.goals}) == TASKS
 
@@ -73,6 +74,7 @@ def test_it_goes_where_its_actions_lead_until_it_is_there(robot: Robot) -> None:
     assert frames.shape[0] == 2  # what the camera shows, and the goal
     assert (frames[1] == robot.goals[1]).all()
     assert not about["reached"]
+    assert not TWO_ROOM.reached(np.array(about["state"]), np.array(about["goal_state"]))
     start = np.array(about["state"])
     about, frames = robot.do(do="step", action=[0.0, 1.0])
     assert frames.shape[0] == 1
@@ -81,6 +83,7 @@ def test_it_goes_where_its_actions_lead_until_it_is_there(robot: Robot) -> None:
     x, y = (start + moved) / (two_room.IMAGE_SIZE - 1)
     about, frames = robot.do(do="goal", x=x, y=y)
     assert about["reached"]
+    assert about["goal_state"] == pytest.approx(about["state"], abs=1e-4)
     assert (frames[0] == frames[1]).all()
 
 

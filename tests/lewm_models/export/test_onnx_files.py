@@ -1,6 +1,7 @@
 """Exported files run without this project and give what the model gives."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from lewm_models.export.encoder import encoder_graph
 from lewm_models.export.onnx_files import ENCODER_FILE, PREDICTOR_FILE, export_onnx
 from lewm_models.export.runtime import onnxruntime
 from lewm_models.lewm import LeWM
-from tests.lewm_models.examples import example_card, tiny_model
+from tests.lewm_models.examples import STATE_INPUT, example_card, tiny_model
 
 
 def checkpoint_of(model: LeWM) -> Checkpoint:
@@ -88,3 +89,26 @@ def test_a_file_whose_error_is_nan_is_removed(
     with pytest.raises(CheckpointError, match=r"encoder\.onnx: differs from the model by nan"):
         list(export_onnx(checkpoint_of(tiny_model()), tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"projector_mlp": 0, "encoder_width": 12, "latent_dim": 12},
+        {"projector_norm": "layernorm"},
+    ],
+)
+@torch.no_grad()
+def test_an_exported_encoder_takes_states_in_their_units(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    model = tiny_model(state_input=STATE_INPUT, **changes)
+    dict(export_onnx(checkpoint_of(model), tmp_path))
+    frames = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    states = np.array([[100, -3], [0, -2.5], [np.nan, -3], [90, np.inf]], np.float32)
+    inputs = {"frames": frames, "states": states}
+    (latents,) = open_session(tmp_path / ENCODER_FILE).run(["latents"], inputs)
+    expected = model.encode(torch.from_numpy(frames), torch.from_numpy(states))
+    assert np.allclose(latents, expected, atol=1e-5)
+    assert not np.allclose(latents[:2], model.encode(torch.from_numpy(frames))[:2], atol=1e-3)

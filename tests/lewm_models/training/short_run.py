@@ -53,6 +53,7 @@ def make_trainer(
             action_block=config.action_block,
             mean=mean,
             std=std,
+            with_states=config.state_input is not None,
         )
         for pieces in split_episodes(data)
     )

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lewm_models.config import PRESETS
 from lewm_models.distance.loop import TrainingReport
 from lewm_models.distance.run import MIN_RANK_CORRELATION
 from lewm_models.distance.trainer import DistanceTraining
+from lewm_models.loss import Losses
 from lewm_models.probe import fit
 from lewm_models.probe.network import StateSpace
 from lewm_models.recordings.recording import RecordingError, open_recording
@@ -29,6 +30,7 @@ from lewm_models.training.prepared import PreparedData
 from lewm_models.training.run import TrainingRun, check_output, read_log, train
 from lewm_models.training.settings import Choices, environment_run, recording_run
 from lewm_models.training.trainer import TrainingMetrics
+from lewm_models.training.windows import Batch
 from tests.lewm_models.training.short_run import CONFIG, TRAINING
 from tests.lewm_models.training.sources import write_robot
 
@@ -453,21 +455,98 @@ def test_a_probe_of_the_states_is_fitted(tmp_path: Path) -> None:
     assert loaded.probe.state_mean.numpy() == pytest.approx(states.mean(axis=0), rel=0.1)
 
 
-@pytest.mark.usefixtures("_quick_probe")
-def test_states_of_a_recording_have_its_names(tmp_path: Path) -> None:
+def write_arm(folder: Path, names: Sequence[str] = ("shoulder", "elbow")) -> Path:
+    """A recording with named states."""
     frame = np.zeros((32, 32, 3), np.uint8)
-    names = ["shoulder", "elbow"]
-    with Recorder(tmp_path / "arm", rate_hz=10, state_labels=names) as recorder:
+    with Recorder(folder, rate_hz=10, state_labels=names) as recorder:
         for step in range(300):
             action, state = [step % 7], [step % 5, step % 9]
             recorder.add(frame + step % 250, action, state=state, time_s=step / 10)
             if step % 60 == 59:
                 recorder.end_episode()
-    run = robot_run(tmp_path / "arm", distance_steps=0)
+    return folder
+
+
+@pytest.mark.usefixtures("_quick_probe")
+def test_states_of_a_recording_have_its_names(tmp_path: Path) -> None:
+    run = robot_run(write_arm(tmp_path / "arm"), distance_steps=0)
     assert run.states == StateSpace(("shoulder", "elbow"), (0, 0))
     card = checkpoint.load(train(run, tmp_path / "run", device=CPU)).card
     assert card.probe is not None
     assert card.probe.states == ("shoulder", "elbow")
+
+
+@pytest.mark.usefixtures("_quick_probe")
+def test_a_model_may_take_the_states_of_a_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = write_arm(tmp_path / "arm")
+    run = robot_run(arm, distance_steps=0, state_input=True)
+    trained_on: list[torch.Tensor | None] = []
+    losses = trainer.Trainer.losses
+
+    def record(self: trainer.Trainer, batch: Batch, step: int) -> Losses:
+        trained_on.append(batch.states)
+        return losses(self, batch, step)
+
+    monkeypatch.setattr(trainer.Trainer, "losses", record)
+    folder = train(run, tmp_path / "run", device=CPU)
+    assert [None if shown is None else shown.shape for shown in trained_on] == [(16, 4, 2)] * 4
+    loaded = checkpoint.load(folder)
+    given = loaded.card.config.state_input
+    assert given is not None
+    assert given.names == ("shoulder", "elbow")
+    states = PreparedData.open(tmp_path / "run/data").states
+    assert states is not None
+    assert given.mean == pytest.approx(states.mean(axis=0))
+    assert given.std == pytest.approx(states.std(axis=0))
+    assert loaded.card.provenance["command"].endswith("--seed 0 --state-input")
+    # A run from it goes on with its states, and the same call continues the run.
+    assert train(run, tmp_path / "run", device=CPU) == folder
+    more = robot_run(arm, initial=folder, steps=1, distance_steps=0)
+    assert more.state_input
+    carried_on = checkpoint.load(train(more, tmp_path / "more", device=CPU))
+    assert carried_on.card.config.state_input == given
+    other = write_arm(tmp_path / "other", names=("shoulder", "wrist"))
+    with pytest.raises(ValueError, match="--from: robot takes the states shoulder, elbow, got sho"):
+        robot_run(other, initial=folder)
+
+
+def test_a_state_that_never_changes_is_not_magnified(tmp_path: Path) -> None:
+    run_of_rooms = short_run(state_input=True)
+    data = run_of_rooms.source.prepare(tmp_path, lambda done, total: None, lambda line: None)
+    assert data.states is not None
+    still = replace(data, states=np.full_like(data.states, 1e6))
+    given = run._with_state_statistics(run_of_rooms, still).config.state_input
+    assert given is not None
+    assert (given.mean, given.std) == ((1e6, 1e6), (1.0, 1.0))
+
+
+@pytest.mark.usefixtures("_quick_probe")
+def test_states_that_a_model_cannot_take_are_named(tmp_path: Path, robot: Path) -> None:
+    with pytest.raises(ValueError, match=r"--state-input: .*robot\.h5 has no column of states"):
+        robot_run(robot, state_input=True)
+    folder = train(short_run(distance_steps=0), tmp_path, device=CPU)
+    with pytest.raises(ValueError, match=r"--state-input: small \(--from\) sees pixels only"):
+        short_run(initial=folder, state_input=True)
+
+
+@pytest.mark.usefixtures("_quick_probe")
+def test_a_model_that_takes_states_is_calibrated_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "MIN_CALIBRATION_FRAMES", 31)
+    monkeypatch.setattr(run, "MIN_CALIBRATION_FRAMES", 31)
+    folder = train(short_run(state_input=True, distance_steps=0), tmp_path, device=CPU)
+    loaded = checkpoint.load(folder)
+    data = PreparedData.open(tmp_path / "data")
+    rows = np.array(data.rows(2))
+    assert data.states is not None
+    with torch.inference_mode():
+        frames = torch.from_numpy(data.frames.read(rows))
+        norms = loaded.model.encode(frames, torch.from_numpy(data.states[rows])).norm(dim=-1)
+    assert loaded.card.calibration is not None
+    assert loaded.card.calibration.norm_mean == pytest.approx(float(norms.mean()), rel=1e-4)
 
 
 def test_too_few_states_give_no_probe(tmp_path: Path, robot: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lewm_models.config import LeWMConfig
+from lewm_models.config import LeWMConfig, StateInput
 from lewm_models.lewm import LeWM, Projector
 from lewm_models.training import trainer as module
 from lewm_models.training.prepared import PreparedData
@@ -106,6 +106,60 @@ def test_an_action_head_adds_a_term_and_leaves_the_model_as_it_is(
     resumed.run(until=12)
     assert_same_weights(resumed.model, uninterrupted.model)
     with pytest.raises(ValueError, match=r"action_head_weight 0\.5"):
+        make_trainer(data).resume(tmp_path / "checkpoint.pt")
+
+
+def with_states(data: PreparedData) -> LeWMConfig:
+    """A model that takes the agent's position."""
+    mean, std = data.state_statistics()
+    given = StateInput(("x", "y"), tuple(mean.tolist()), tuple(std.tolist()))
+    return replace(CONFIG, state_input=given)
+
+
+def test_states_are_hidden_in_a_tenth_of_the_frames(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(data, config=with_states(data))
+    seen: list[torch.Tensor] = []
+
+    def encode(frames: torch.Tensor, states: torch.Tensor | None = None) -> torch.Tensor:
+        assert states is not None
+        seen.append(states)
+        return LeWM.encode(made.model, frames, states)
+
+    monkeypatch.setattr(made.model, "encode", encode)
+    batch = made.windows.batch(np.arange(len(made.windows))[:1000])
+    first, second, again = (made.losses(batch, step).total for step in (0, 1, 0))
+    assert first == again
+    assert first != second
+    assert batch.states is not None
+    recorded = batch.states.flatten(0, 1)
+    for shown in seen:
+        is_hidden = shown.isnan()
+        assert torch.equal(is_hidden[:, 0], is_hidden[:, 1])
+        share = is_hidden[:, 0].float().mean()
+        assert abs(share - 0.1) < 4 * (0.09 / len(shown)) ** 0.5
+        assert torch.equal(shown[~is_hidden], recorded[~is_hidden])
+    assert not torch.equal(seen[0].isnan(), seen[1].isnan())
+
+
+def test_a_run_with_states_is_resumed_and_uses_them(data: PreparedData, tmp_path: Path) -> None:
+    config = with_states(data)
+    uninterrupted, stopped, resumed = (make_trainer(data, config=config) for _ in range(3))
+    uninterrupted.run(until=12)
+    stopped.run(tmp_path / "checkpoint.pt", until=5)
+    resumed.resume(tmp_path / "checkpoint.pt")
+    resumed.run(until=12)
+    assert_same_weights(resumed.model, uninterrupted.model)
+    model, windows = resumed.model, resumed.windows
+    reestimate_batch_norm(model, windows, batch=32, seed=0)
+    batch = windows.batch(np.arange(64))
+    assert batch.states is not None
+    with torch.no_grad():
+        shown = model.encode(batch.frames[:, 0], batch.states[:, 0])
+        moved = model.encode(batch.frames[:, 0], batch.states[:, 1])
+    assert (shown - moved).norm(dim=1).mean() > 0.01 * shown.norm(dim=1).mean()
+    with pytest.raises(ValueError, match="state_input"):
         make_trainer(data).resume(tmp_path / "checkpoint.pt")
 
 
@@ -300,7 +354,7 @@ def test_batch_norm_gets_the_average_statistics_of_training_batches(data: Prepar
     means, variances = [], []
     with torch.no_grad():
         for _ in range(3):
-            frames, _ = windows.batch(next(order))
+            frames, _, _ = windows.batch(next(order))
             hidden = model.projector.net[0](model.features(frames.flatten(0, 1)))
             means.append(hidden.mean(0))
             variances.append(hidden.var(0))

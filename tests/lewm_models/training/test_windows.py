@@ -17,8 +17,10 @@ def numbered(
     steps: Sequence[int] = (31, 31),
     episodes: Sequence[int] | None = None,
     frame_every: int = 1,
+    with_states: bool = False,
 ) -> PreparedData:
-    """Data whose frames and actions hold the number 100 · piece + step, modulo 256 in frames."""
+    """Data whose frames, actions and states hold the number 100 · piece + step, modulo 256 in
+    frames."""
     data = PreparedData.create(
         folder,
         {} if frame_every == 1 else {"frame_every": frame_every},
@@ -26,10 +28,12 @@ def numbered(
         episodes=range(len(steps)) if episodes is None else episodes,
         image_size=2,
         action_dim=2,
-        state_dim=None,
+        state_dim=1 if with_states else None,
     )
     for piece, count in enumerate(steps):
         rows, numbers = data.rows(piece), 100 * piece + np.arange(count)
+        if data.states is not None:
+            data.states[rows.start : rows.stop, 0] = numbers
         data.actions[rows.start : rows.stop - 1] = numbers[:-1, None] + [0, 0.5]
         shown = numbers[::frame_every, None, None, None] % 256
         frames = np.broadcast_to(shown, (len(shown), 2, 2, 3)).astype(np.uint8)
@@ -38,7 +42,7 @@ def numbered(
     return PreparedData.open(folder)
 
 
-def windows_of(data: PreparedData) -> Windows:
+def windows_of(data: PreparedData, *, with_states: bool = False) -> Windows:
     """Windows of three blocks of five actions, without a change by z-scoring."""
     return Windows(
         data,
@@ -47,13 +51,14 @@ def windows_of(data: PreparedData) -> Windows:
         action_block=5,
         mean=np.zeros(2),
         std=np.ones(2),
+        with_states=with_states,
     )
 
 
 def test_a_window_is_frames_and_the_blocks_between_them(tmp_path: Path) -> None:
     windows = windows_of(numbered(tmp_path))
     assert len(windows) == 2 * (30 - 15 + 1)
-    frames, blocks = windows.batch(np.array([0, 3, len(windows) - 1]))
+    frames, blocks, _ = windows.batch(np.array([0, 3, len(windows) - 1]))
     assert frames.shape == (3, 4, 2, 2, 3)
     assert blocks.shape == (3, 3, 10)
     for first, window, window_blocks in zip((0, 3, 115), frames, blocks, strict=True):
@@ -67,8 +72,18 @@ def test_a_window_is_frames_and_the_blocks_between_them(tmp_path: Path) -> None:
 def test_there_is_one_window_for_each_possible_start(tmp_path: Path) -> None:
     """No window reaches from one piece into the next, and a short piece has none."""
     windows = windows_of(numbered(tmp_path, steps=[18, 15, 16]))
-    frames, _ = windows.batch(np.arange(len(windows)))
+    frames, _, _ = windows.batch(np.arange(len(windows)))
     assert frames[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 200]
+
+
+@pytest.mark.parametrize("frame_every", [1, 5])
+def test_states_are_those_of_the_frames(tmp_path: Path, frame_every: int) -> None:
+    data = numbered(tmp_path, frame_every=frame_every, with_states=True)
+    assert windows_of(data).batch(np.array([0])).states is None  # not asked for
+    batch = windows_of(data, with_states=True).batch(np.array([0, 3]))
+    assert batch.states is not None
+    assert batch.states.shape == (2, 4, 1)
+    assert torch.equal(batch.states[..., 0] % 256, batch.frames[..., 0, 0, 0].float())
 
 
 def test_windows_start_only_where_there_are_frames(tmp_path: Path) -> None:
@@ -78,10 +93,9 @@ def test_windows_start_only_where_there_are_frames(tmp_path: Path) -> None:
     sparse = windows_of(numbered(tmp_path / "sparse", steps, frame_every=5))
     assert sparse.starts.tolist() == [0, 18, 23, 28, 33, 64, 80, 85, 90]
     same = np.flatnonzero(np.isin(complete.starts, sparse.starts))
-    for ours, expected in zip(
-        sparse.batch(np.arange(len(sparse))), complete.batch(same), strict=True
-    ):
-        assert torch.equal(ours, expected)
+    ours, expected = sparse.batch(np.arange(len(sparse))), complete.batch(same)
+    assert torch.equal(ours.frames, expected.frames)
+    assert torch.equal(ours.actions, expected.actions)
     with pytest.raises(ValueError, match="only one row in 5 has a frame"):
         sparse.data.read_frames(np.array([0, 17]))
 
@@ -96,7 +110,7 @@ def test_only_the_chosen_pieces_are_used(tmp_path: Path) -> None:
     data = numbered(tmp_path, steps=[18, 17, 17, 18])
     zero, one = np.zeros(2), np.ones(2)
     windows = Windows(data, np.array([0, 2]), history=3, action_block=5, mean=zero, std=one)
-    frames, _ = windows.batch(np.arange(len(windows)))
+    frames, _, _ = windows.batch(np.arange(len(windows)))
     assert frames[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 200, 201]
 
 
@@ -108,7 +122,7 @@ def test_actions_are_z_scored_and_missing_ones_become_zero(tmp_path: Path) -> No
     data = PreparedData.open(tmp_path)
     mean, std = data.action_statistics()
     windows = Windows(data, np.array([0]), history=3, action_block=5, mean=mean, std=std)
-    _, blocks = windows.batch(np.array([0]))
+    _, blocks, _ = windows.batch(np.array([0]))
     scored = blocks.view(15, 2)
     known = actions[:13].astype(np.float64)
     np.testing.assert_allclose(scored[:13], (known - mean) / std, rtol=1e-5, atol=1e-6)

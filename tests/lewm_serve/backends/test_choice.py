@@ -218,9 +218,9 @@ def test_a_plan_takes_an_encode_and_its_iterations(model: LeWM) -> None:
     now = [0.0]
 
     class Slow(TorchBackend):
-        def encode(self, frames: Tensor) -> Tensor:
+        def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
             now[0] += 0.5
-            return super().encode(frames)
+            return super().encode(frames, states)
 
         def rollout(self, *plan: Tensor) -> Tensor:
             now[0] += 1.0

@@ -1,14 +1,18 @@
 """A frame's latent has the same bits in every batch and, with ONNX, on any number of threads."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from lewm_models.config import PRESETS
+from lewm_models.config import PRESETS, StateInput
+from lewm_models.export.encoder import encoder_graph
 from lewm_models.lewm import LeWM
 from lewm_models.random_weights import random_model
+from lewm_serve.backends.choice import native_problem
+from lewm_serve.backends.native.backend import NativeBackend
 from lewm_serve.backends.onnx import OnnxBackend
 from lewm_serve.backends.torch import TorchBackend
 
@@ -77,3 +81,52 @@ def test_with_onnx_threads_change_no_bit_of_a_rollout(model: LeWM, samples: int)
     expected = backend.rollout(latents, past, candidates)
     backend.threads = 3
     assert torch.equal(backend.rollout(latents, past, candidates), expected)
+
+
+STATE_INPUT = StateInput(names=("x", "y"), mean=(100.0, -3.0), std=(50.0, 0.25))
+
+
+@pytest.fixture(scope="module")
+def seeing() -> LeWM:
+    return random_model(replace(PRESETS["edge"], state_input=STATE_INPUT))
+
+
+@pytest.fixture(scope="module")
+def states() -> Tensor:
+    noise = torch.randn(37, 2, generator=torch.Generator().manual_seed(2))
+    states = torch.tensor(STATE_INPUT.mean) + torch.tensor(STATE_INPUT.std) * noise
+    states[::3] = torch.nan
+    return states
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_states_have_the_same_effect_in_every_batch(
+    seeing: LeWM, frames: Tensor, states: Tensor, name: str
+) -> None:
+    backend = BACKENDS[name](seeing)
+    backend.warm_up()
+    latents = backend.encode(frames, states)
+    with torch.no_grad():
+        assert torch.allclose(latents, seeing.encode(frames, states), atol=1e-5)
+        assert torch.allclose(backend.encode(frames), seeing.encode(frames), atol=1e-5)
+    for rows in (1, 2, 3, 8, 11):
+        assert torch.equal(backend.encode(frames[:rows], states[:rows]), latents[:rows])
+    hidden = backend.encode(frames)
+    assert torch.equal(hidden[::3], latents[::3])
+    assert ((hidden - latents).abs().amax(dim=1) > 1e-3).sum() == len(frames) - len(frames[::3])
+
+
+def test_the_native_backend_encodes_states_as_onnx_does(
+    seeing: LeWM, frames: Tensor, states: Tensor
+) -> None:
+    problem = native_problem(seeing.config, CPU)
+    if problem is not None:
+        pytest.skip(problem)
+    onnx = OnnxBackend(seeing, CPU)
+    native = NativeBackend(seeing, onnx)
+    assert torch.equal(native.encode(frames, states), onnx.encode(frames, states))
+
+
+def test_a_model_of_pixels_has_the_graph_that_it_always_had(model: LeWM) -> None:
+    inputs = [value.name for value in encoder_graph(model).model.graph.input]
+    assert inputs == ["frames"]

@@ -8,7 +8,7 @@ import pytest
 
 from lewm_client import LatentIds, PlannerClient, PlanResponse
 from lewm_models.environments.two_room_environment import TWO_ROOM
-from lewm_serve.cli.closed_loop import RemotePlanner, find_model
+from lewm_serve.cli.closed_loop import RemotePlanner, find_model, input_states
 from tests.lewm_serve.support.random_model import MODEL_NAME
 from tests.lewm_serve.support.server_process import ServerProcess
 
@@ -25,11 +25,13 @@ class RecordingClient(PlannerClient):
     def __init__(self, target: str, *, wrong_latent_ids: bool = False) -> None:
         super().__init__(target)
         self.wrong_latent_ids = wrong_latent_ids
+        self.frames: list[Any] = []
         self.goals: list[Any] = []
         self.warm_starts: list[Any] = []
         self.plans: list[PlanResponse] = []
 
     def plan(self, frames: Any, goal: Any, **settings: Any) -> PlanResponse:
+        self.frames.append(frames)
         self.goals.append(goal)
         self.warm_starts.append(settings["warm_start"])
         plan = super().plan(frames, goal, **settings)
@@ -76,3 +78,32 @@ def test_the_model_is_found_by_name_or_by_default(server: ServerProcess) -> None
         assert find_model(client, None, TWO_ROOM) == find_model(client, MODEL_NAME, TWO_ROOM)
         with pytest.raises(ValueError, match=f"no model other.*{MODEL_NAME}"):
             find_model(client, "other", TWO_ROOM)
+
+
+def test_a_model_that_takes_states_gets_those_of_robot_and_goal(
+    states_server: ServerProcess,
+) -> None:
+    with RecordingClient(states_server.target) as client:
+        model = find_model(client, None, TWO_ROOM)
+        assert input_states(model, TWO_ROOM) == [0, 1]
+        planner = RemotePlanner(client, 25, solver=QUICK_SOLVER, inputs=[1, 0])
+        planner.tell_goal(np.array([7.0, 8.0]))
+        planner.tell_state(np.array([1.0, 2.0]))
+        planner(FRAME, GOAL, 1)
+        planner.tell_state(np.array([3.0, 4.0]))
+        planner(FRAME, GOAL, 2)
+    goal, goal_vector = client.goals[0]
+    assert isinstance(goal, bytes)
+    assert goal_vector.tolist() == [8.0, 7.0]
+    vectors = [frames[-1][1].tolist() for frames in client.frames]
+    assert vectors == [[2.0, 1.0], [4.0, 3.0]]
+
+
+def test_states_that_an_environment_lacks_are_named(states_server: ServerProcess) -> None:
+    with PlannerClient(states_server.target) as client:
+        model = find_model(client, None, TWO_ROOM)
+    card = {**model.card, "state_input": {"names": ["x", "angle"]}}
+    with pytest.raises(ValueError, match=r"takes the state angle, .* x, y; --hide-states drives"):
+        input_states(replace(model, card=card), TWO_ROOM)
+    without = {name: value for name, value in model.card.items() if name != "state_input"}
+    assert input_states(replace(model, card=without), TWO_ROOM) == []

@@ -199,3 +199,20 @@ def test_a_demo_writes_only_gif_files(tmp_path: Path) -> None:
     result = lewm("demo", "--output", tmp_path / "rooms.png")
     assert result.exit_code == 1
     assert "expected a .gif file" in result.stderr
+
+
+def test_states_are_sent_to_a_model_that_takes_them_or_hidden(
+    states_server: ServerProcess, tmp_path: Path
+) -> None:
+    outcomes = []
+    for options in ((), ("--hide-states",)):
+        file = tmp_path / "results.json"
+        arguments = ("--server", states_server.target, "--episodes", "2", "--json", file)
+        result = lewm("evaluate", *arguments, *options, *QUICK_SOLVER)
+        assert result.exit_code == 0, result.output
+        assert ("paper-states-hidden" in result.stdout) == bool(options)
+        outcomes.append(json.loads(file.read_text())["episodes"])
+    assert outcomes == [2, 2]
+    refused = lewm("evaluate", "--planner", "rest", "--hide-states")
+    assert refused.exit_code == 1
+    assert "--hide-states: rest sees nothing" in refused.output

@@ -91,14 +91,16 @@ class FakeBackend:
     failing_tags: frozenset[float] = frozenset()
     calls: list[tuple[str, tuple[float, ...]]] = field(default_factory=list)
     shapes: list[tuple[int, int]] = field(default_factory=list)
+    states: list[Tensor | None] = field(default_factory=list)
     name: str = "fake"
     precision: str = "float32"
     encode_precision: str = "float32"
     rows_are_independent: bool = True
     device_rollouts: DeviceRollouts | None = None
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         self.calls.append(("encode", tuple(frames[:, 0, 0, 0].tolist())))
+        self.states.append(states)
         self.clock.advance(FRAME_S * len(frames))
         if (frames == 255).any():
             raise RuntimeError("white frame")

@@ -34,7 +34,7 @@ class TimedBackend:
         self.free_rows = free_rows
         self.measured_rows: list[int] = []
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         self.clock.advance(0.002 * len(frames))
         return frames[:, 0, 0].float()
 

@@ -255,6 +255,20 @@ def test_after_a_long_part_best_effort_work_pauses_beside_urgent_plans(engine: F
     assert engine.scheduler.pause_s() <= 0  # urgent work does not wait
 
 
+def test_frames_of_several_requests_are_encoded_with_their_own_states(engine: FakeEngine) -> None:
+    jobs = [
+        encode_job(engine.backend, engine.latency, value, count)
+        for value, count in ((1, 2), (2, 1))
+    ]
+    jobs[0].states, jobs[1].states = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]])
+    for job in jobs:
+        engine.scheduler.submit(job)
+    engine.run()
+    (states,) = engine.backend.states
+    assert states is not None
+    assert states.tolist() == [[1.0], [2.0], [3.0]]
+
+
 def test_best_effort_work_waits_for_the_search_of_encoded_frames(engine: FakeEngine) -> None:
     """Otherwise the search would have to wait for a part of another plan."""
     queued = queued_plan(engine.latency, SHORT_SEARCH, deadline=1.0, frames_to_encode=1)

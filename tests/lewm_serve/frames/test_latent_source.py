@@ -70,6 +70,23 @@ def test_another_frame_has_another_id() -> None:
     assert len({latent_id(frame) for frame in frames}) == len(frames)
 
 
+def test_another_vector_is_another_frame() -> None:
+    for frame in (image(), pixels()):
+        ids = {
+            latent_id(frame | ({} if vector is None else {"vector": vector}))
+            for vector in (None, [0.0], [1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0])
+        }
+        assert len(ids) == 6
+        assert latent_id(frame | {"vector": [1, 0.5]}) == latent_id(frame | {"vector": [1.0, 0.5]})
+
+
+def test_a_vector_is_not_a_part_of_the_image() -> None:
+    """The bytes of a vector before, after or in an image are not those beside it."""
+    vector = VALUES.tobytes()
+    beside = latent_id({"image": b"x", "vector": VALUES.tolist()})
+    assert beside not in {latent_id({"image": part}) for part in (b"x" + vector, vector + b"x")}
+
+
 def test_a_latent_of_a_client_never_stands_for_an_image() -> None:
     data = VALUES.tobytes()
     sent = latent_id({"latent": VALUES.tolist()})
@@ -98,7 +115,9 @@ MODEL = cast(
         version="v",
         latency=LatencyModel(),
         backend=SimpleNamespace(encode_precision="float32"),
-        card=SimpleNamespace(crop=None, config=SimpleNamespace(image_size=SIZE, latent_dim=3)),
+        card=SimpleNamespace(
+            crop=None, config=SimpleNamespace(image_size=SIZE, latent_dim=3, state_input=None)
+        ),
     ),
 )
 

@@ -114,6 +114,12 @@ def _add_frames(inputs: dict[str, RawTensor], frames: Any) -> None:
     if frames == []:
         inputs["frames"] = tensor(np.zeros((1, 0, 8, 8, 3), "u1"))
         return
+    vectors = [frame["vector"] for frame in frames if "vector" in frame]
+    if vectors:
+        if len(vectors) < len(frames) or len({len(vector) for vector in vectors}) > 1:
+            raise Inexpressible
+        inputs["vectors"] = tensor(np.asarray([vectors], "<f4"))
+        frames = [_without_vector(frame) for frame in frames]
     source, values = _one_source(frames)
     count = len(values)
     if source == "pixels":
@@ -133,8 +139,12 @@ def _add_goal(inputs: dict[str, RawTensor], goal: Any) -> None:
     frames: dict[str, RawTensor] = {}
     _add_frames(frames, [goal])
     for name, raw in frames.items():
-        goal_name = "goal" if name == "frames" else "goal_id"
+        goal_name = {"frames": "goal", "frame_ids": "goal_id", "vectors": "goal_vector"}[name]
         inputs[goal_name] = RawTensor(raw.datatype, [1, *raw.shape[2:]], raw.data)
+
+
+def _without_vector(frame: Document) -> Document:
+    return {name: value for name, value in frame.items() if name != "vector"}
 
 
 def _one_source(frames: Any) -> tuple[str, list[Any]]:

@@ -124,6 +124,9 @@ class OpenpiDriver:
             if name not in ("frames", "goal")
         }
         frames = [_to_sources(frame) for frame in document["frames"]]
+        vectors = [frame.pop("vector", None) for frame in frames]
+        if any(vector is not None for vector in vectors):
+            observation["observation/vector"] = vectors if len(frames) > 1 else vectors[0]
         (source,) = {name for frame in frames for name in frame}
         if source == "state":
             raise Inexpressible  # observation/state is the state of the fallback controller
@@ -156,7 +159,12 @@ class OpenpiDriver:
 
 def _to_sources(frame: Document) -> Document:
     """A frame by its sources in an observation."""
-    if not isinstance(frame, dict) or len(frame) != 1:
+    if not isinstance(frame, dict):
+        raise Inexpressible
+    if "vector" in frame:
+        rest = {name: value for name, value in frame.items() if name != "vector"}
+        return _to_sources(rest) | {"vector": np.asarray(frame["vector"], "f4")}
+    if len(frame) != 1:
         raise Inexpressible
     ((source, value),) = frame.items()
     if source == "image":

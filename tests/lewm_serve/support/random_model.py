@@ -8,7 +8,7 @@ import torch
 from lewm_models.calibration.reference import sha256_of
 from lewm_models.card import LearnedDistance, StateProbeCard
 from lewm_models.checkpoint import save
-from lewm_models.config import PRESETS
+from lewm_models.config import PRESETS, StateInput
 from lewm_models.distance.network import GoalDistance, PlanProposal
 from lewm_models.probe.network import StateProbe
 from lewm_models.random_weights import random_card, random_model
@@ -51,11 +51,20 @@ def describe(probe: StateProbe) -> StateProbeCard:
     return replace(STATES, network=sha256_of(probe.to_bytes()))
 
 
+STATE_INPUT = StateInput(names=("x", "y"), mean=(100.0, 100.0), std=(50.0, 40.0))
+"""What a model with a state input takes."""
+
+
 def write_random_model(
-    folder: Path, name: str = MODEL_NAME, *, distance: bool = False, probe: bool = False
+    folder: Path,
+    name: str = MODEL_NAME,
+    *,
+    distance: bool = False,
+    probe: bool = False,
+    state_input: StateInput | None = None,
 ) -> Path:
     """Write the model's folder and return it; ``distance`` and ``probe`` add random ones."""
-    config = PRESETS["edge"]
+    config = replace(PRESETS["edge"], state_input=state_input)
     card, network, reader = random_card(name, config, {}), None, None
     if probe:
         reader = random_probe(config.latent_dim)

@@ -56,6 +56,11 @@ def encode(name: str, *frames: Document, only: str | None = None, **fields: str)
     return Case(name, "encode", {"frames": list(frames), **fields}, only=only)
 
 
+def with_vector(frame: Document, *vector: float) -> Document:
+    """A frame with the robot's states beside it; by default two of them."""
+    return frame | {"vector": list(vector or (40.0, 120.5))}
+
+
 def prediction(name: str, request: Document) -> Case:
     """A good predict request."""
     return Case(name, "predict", request)
@@ -397,4 +402,91 @@ BAD_PLANS = [
     refused("tiny-deadline", "plan", plan(deadline_ms=1e-6), "deadline_exceeded", 504),
 ]
 
-CASES = [*GOOD, *BAD_FRAMES, *BAD_REQUESTS, *BAD_PLANS]
+VECTORS_FOR_A_MODEL_OF_PIXELS = [
+    refused("vector", "encode", _frames(with_vector(pixels())), "invalid_choice"),
+    refused("vector", "predict", predict(frames=[with_vector(pixels())]), "invalid_choice"),
+    refused("vector", "plan", plan(frames=[with_vector(pixels())]), "invalid_choice"),
+    refused("goal-vector", "plan", plan(goal=with_vector(pixels(1))), "invalid_choice"),
+    refused(
+        "vector-with-a-fallback",
+        "plan",
+        plan(frames=[with_vector(pixels())], fallback=HOLD),
+        "invalid_choice",
+    ),
+]
+
+CASES = [*GOOD, *BAD_FRAMES, *BAD_REQUESTS, *BAD_PLANS, *VECTORS_FOR_A_MODEL_OF_PIXELS]
+
+VECTOR_CASES = [
+    encode("vector", with_vector(pixels())),
+    encode("vector-of-a-jpeg", with_vector(image("JPEG"))),
+    encode("without-vector", pixels()),
+    encode("some-vectors", with_vector(pixels()), pixels(1), with_vector(image("PNG", 2), 1, 2)),
+    encode("latent-without-vector", latent(0.1)),
+    prediction("vector", predict(frames=[with_vector(pixels())])),
+    prediction(
+        "vectors",
+        predict(
+            frames=[with_vector(pixels(value), value, 0.0) for value in range(3)],
+            past_actions=rows(2 * ACTION_BLOCK),
+        ),
+    ),
+    planned("vectors", plan(frames=[with_vector(pixels())], goal=with_vector(pixels(1), 90, 9))),
+    planned("vector", plan(frames=[with_vector(image("PNG"))])),
+    planned("goal-vector", plan(goal=with_vector(image("PNG", 1)))),
+    planned("without-vectors", plan()),
+    planned(
+        "history",
+        plan(
+            frames=[with_vector(pixels()), with_vector(pixels(1), 41, 120)],
+            past_actions=rows(ACTION_BLOCK),
+        ),
+    ),
+    planned(
+        "vector-of-the-newest-frame",
+        plan(frames=[pixels(0), with_vector(pixels(1))], past_actions=rows(ACTION_BLOCK)),
+    ),
+    planned("vector-and-goal-state", plan(frames=[with_vector(pixels())], goal=GOAL_STATE)),
+    refused("short", "encode", _frames(with_vector(pixels(), 1)), "shape_mismatch"),
+    refused("long", "encode", _frames(with_vector(pixels(), 1, 2, 3)), "shape_mismatch"),
+    refused("empty", "encode", _frames(pixels() | {"vector": []}), "shape_mismatch"),
+    refused("nested", "encode", _frames(pixels() | {"vector": [[1.0, 2.0]]}), "shape_mismatch"),
+    refused("nan", "encode", _frames(with_vector(pixels(), math.nan, 1)), "not_finite"),
+    refused("infinite", "encode", _frames(with_vector(pixels(), 1, math.inf)), "not_finite"),
+    refused("vast", "encode", _frames(with_vector(pixels(), 1, 1e12)), "out_of_range"),
+    refused(
+        "text",
+        "encode",
+        _frames(pixels() | {"vector": ["1", "2"]}),
+        "wrong_type",
+        only="rest",
+    ),
+    refused(
+        "names",
+        "encode",
+        _frames(pixels() | {"vector": {"x": 1.0, "y": 2.0}}),
+        "wrong_type",
+        only="rest",
+    ),
+    refused("latent", "encode", _frames(with_vector(latent())), "conflicting_fields"),
+    refused("id", "encode", _frames(with_vector({"latent_id": "0" * 32})), "conflicting_fields"),
+    refused("alone", "encode", _frames({"vector": [1.0, 2.0]}), "missing_field"),
+    refused("short", "predict", predict(frames=[with_vector(pixels(), 1)]), "shape_mismatch"),
+    refused("short", "plan", plan(frames=[with_vector(pixels(), 1)]), "shape_mismatch"),
+    refused("long-goal", "plan", plan(goal=with_vector(pixels(), 1, 2, 3)), "shape_mismatch"),
+    refused("nan-goal", "plan", plan(goal=with_vector(pixels(), math.nan, 1)), "not_finite"),
+    refused(
+        "of-the-second-frame",
+        "plan",
+        plan(frames=[pixels(), with_vector(pixels(1), 1)], past_actions=rows(ACTION_BLOCK)),
+        "shape_mismatch",
+    ),
+    refused("states-and-vector", "plan", plan(goal=with_vector(GOAL_STATE)), "conflicting_fields"),
+    refused(
+        "short-with-a-fallback",
+        "plan",
+        plan(frames=[with_vector(pixels(), 1)], fallback=HOLD),
+        "shape_mismatch",
+    ),
+]
+"""Vectors beside frames, for a model that takes two states."""

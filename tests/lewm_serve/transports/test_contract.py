@@ -1,27 +1,51 @@
 """Every case of the contract over both protocols, and what must hold across them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import httpx
 import numpy as np
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from lewm_client import PlannerClient
 from lewm_serve.solvers import SOLVERS
 from tests.lewm_serve.support.drivers import DRIVERS, Driver, GrpcDriver, RestDriver
 from tests.lewm_serve.support.frames import ACTION_BLOCK, pixels
 from tests.lewm_serve.support.requests import plan, plan_by, plan_with_solver, rows
-from tests.lewm_serve.transports.contract_cases import CASES, Case
+from tests.lewm_serve.transports.contract_cases import (
+    CASES,
+    VECTOR_CASES,
+    Case,
+    with_vector,
+)
 from tests.lewm_serve.transports.contract_checks import CHECKS, given
 
-PROTOCOLS_AND_CASES = [
-    pytest.param(protocol, case, id=f"{protocol}-{case}")
-    for protocol in DRIVERS
-    for case in CASES
-    if case.only in (None, protocol)
-]
+
+def protocols_and(cases: Sequence[Case]) -> list[Any]:
+    """Every case over every protocol that has a form for it."""
+    return [
+        pytest.param(protocol, case, id=f"{protocol}-{case}")
+        for protocol in DRIVERS
+        for case in cases
+        if case.only in (None, protocol)
+    ]
 
 
-@pytest.mark.parametrize(("driver", "case"), PROTOCOLS_AND_CASES, indirect=["driver"])
+@pytest.mark.parametrize(("driver", "case"), protocols_and(CASES), indirect=["driver"])
 def test_case(driver: Driver, case: Case) -> None:
+    check(driver, case)
+
+
+@pytest.mark.parametrize(
+    ("states_driver", "case"), protocols_and(VECTOR_CASES), indirect=["states_driver"]
+)
+def test_case_of_a_model_that_takes_states(states_driver: Driver, case: Case) -> None:
+    check(states_driver, case)
+
+
+def check(driver: Driver, case: Case) -> None:
+    """Send the case, and compare the answer."""
     answer = driver.send(case.method, case.request)
     status = driver.status(case.http_status)
     assert (answer.status, answer.code) == (status, case.code), answer.detail
@@ -36,8 +60,9 @@ def test_case(driver: Driver, case: Case) -> None:
         assert "/" not in answer.detail.replace("shape ", "")
 
 
-def test_names_are_unique() -> None:
-    names = [str(case) for case in CASES]
+@pytest.mark.parametrize("cases", [CASES, VECTOR_CASES], ids=["cases", "vectors"])
+def test_names_are_unique(cases: list[Case]) -> None:
+    names = [str(case) for case in cases]
     assert len(names) == len(set(names))
 
 
@@ -100,3 +125,71 @@ def test_latent_ids_stand_for_their_frames(driver: Driver) -> None:
     by_frames = driver.send("plan", plan(frames=frames[:1], goal=frames[1])).document
     assert by_ids["actions"] == by_frames["actions"]
     assert by_ids["latent_ids"] == {"frames": [start["latent_id"]], "goal": goal["latent_id"]}
+
+
+def test_the_vector_decides_over_the_latent_and_its_id(states_driver: Driver) -> None:
+    """Frames of the same pixels are different ones if their vectors are."""
+    frames = [
+        pixels(21),
+        with_vector(pixels(21), 40, 120),
+        with_vector(pixels(21), 40, 121),
+        with_vector(pixels(21), 40, 120),
+    ]
+    first = states_driver.send("encode", {"frames": frames}).document["latents"]
+    again = states_driver.send("encode", {"frames": frames}).document["latents"]
+    for found in (first, again):
+        hidden, shown, moved, same = (item["latent"] for item in found)
+        assert hidden != shown
+        assert shown != moved
+        assert shown == same
+        assert len({item["latent_id"] for item in found}) == 3
+    assert [item["latent"] for item in again] == [item["latent"] for item in first]
+    assert [item["cached"] for item in again] == [True] * 4
+
+
+def test_a_plan_depends_on_the_vectors(states_driver: Driver) -> None:
+    def cost(**changes: Any) -> Any:
+        return states_driver.send("plan", plan(**changes)).document["cost"]
+
+    frame, goal = pixels(22), pixels(23)
+    costs = [
+        cost(frames=[frame], goal=goal),
+        cost(frames=[with_vector(frame)], goal=goal),
+        cost(frames=[frame], goal=with_vector(goal)),
+        cost(frames=[with_vector(frame)], goal=with_vector(goal)),
+    ]
+    assert len(set(costs)) == len(costs)
+    assert costs[3] == cost(frames=[with_vector(frame)], goal=with_vector(goal))
+
+
+@pytest.mark.parametrize(
+    ("vector", "field", "text"),
+    [
+        ([1.0], "frames[1].vector", "received 1 numbers, expected 2 numbers (x, y)"),
+        ([1.0, 1e12], "frames[1].vector[1]", "expected y within 1e+06 deviations (40) of its mean"),
+        ([1.0, float("nan")], "frames[1].vector[1]", "received nan, expected a finite number"),
+    ],
+)
+def test_a_wrong_vector_is_refused_with_its_place_and_the_names_of_the_states(
+    states_driver: Driver, vector: list[float], field: str, text: str
+) -> None:
+    frames = [pixels(), with_vector(pixels(1), *vector)]
+    detail = states_driver.send("encode", {"frames": frames}).detail
+    assert detail.startswith(f"{field}: ")
+    assert text in detail
+
+
+def test_a_model_of_pixels_says_that_it_takes_no_vector(driver: Driver) -> None:
+    detail = driver.send("plan", plan(goal=with_vector(pixels(1)))).detail
+    assert detail == (
+        "goal.vector: received 2 numbers, expected no vector: random has no state input, it sees "
+        "pixels only"
+    )
+
+
+def test_the_card_names_the_states(states_rest: httpx.Client, states_rpc: PlannerClient) -> None:
+    expected = {"names": ["x", "y"], "mean": [100.0, 100.0], "std": [50.0, 40.0]}
+    (described,) = states_rest.get("/models").json()["models"]
+    assert described["card"]["state_input"] == expected
+    (model,) = states_rpc.models()
+    assert MessageToDict(model.card)["state_input"] == expected

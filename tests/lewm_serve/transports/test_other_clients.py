@@ -3,7 +3,7 @@
 What they can say is answered as over REST.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -16,7 +16,7 @@ from tests.lewm_serve.support.inexpressible import Inexpressible
 from tests.lewm_serve.support.inference_protocol import OipGrpcDriver, OipHttpDriver
 from tests.lewm_serve.support.openpi import OpenpiConnection, OpenpiDriver, openpi
 from tests.lewm_serve.support.server_process import ServerProcess
-from tests.lewm_serve.transports.contract_cases import CASES, Case
+from tests.lewm_serve.transports.contract_cases import CASES, VECTOR_CASES, Case
 
 DRIVERS: dict[str, Any] = {kind.name: kind for kind in (OpenpiDriver, OipHttpDriver, OipGrpcDriver)}
 
@@ -43,24 +43,38 @@ def can_say(name: str, case: Case) -> bool:
     return True
 
 
-DRIVERS_AND_CASES = [
-    pytest.param(name, case, id=f"{name}-{case}")
-    for name in DRIVERS
-    for case in CASES
-    if can_say(name, case)
-]
+def drivers_and(cases: Sequence[Case]) -> list[Any]:
+    """Every case over every protocol that has a form for it."""
+    return [
+        pytest.param(name, case, id=f"{name}-{case}")
+        for name in DRIVERS
+        for case in cases
+        if can_say(name, case)
+    ]
 
 
 @pytest.fixture(scope="module")
-def connection(server: ServerProcess) -> Iterator[OpenpiConnection]:
-    """A connection of an openpi client."""
-    with openpi(server) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def drivers(connection: OpenpiConnection, rest: httpx.Client, rpc: PlannerClient) -> dict[str, Any]:
+def drivers(
+    server: ServerProcess, rest: httpx.Client, rpc: PlannerClient
+) -> Iterator[dict[str, Any]]:
     """A driver of each protocol."""
+    with openpi(server) as connection:
+        yield drivers_of(connection, rest, rpc)
+
+
+@pytest.fixture(scope="module")
+def states_drivers(
+    states_server: ServerProcess, states_rest: httpx.Client, states_rpc: PlannerClient
+) -> Iterator[dict[str, Any]]:
+    """A driver of each protocol, to the server whose model takes states."""
+    with openpi(states_server) as connection:
+        yield drivers_of(connection, states_rest, states_rpc)
+
+
+def drivers_of(
+    connection: OpenpiConnection, rest: httpx.Client, rpc: PlannerClient
+) -> dict[str, Any]:
+    """The drivers by name."""
     return {
         "openpi": OpenpiDriver(connection),
         "oip-http": OipHttpDriver(rest),
@@ -68,8 +82,20 @@ def drivers(connection: OpenpiConnection, rest: httpx.Client, rpc: PlannerClient
     }
 
 
-@pytest.mark.parametrize(("name", "case"), DRIVERS_AND_CASES)
+@pytest.mark.parametrize(("name", "case"), drivers_and(CASES))
 def test_case(name: str, case: Case, drivers: dict[str, Any], rest: httpx.Client) -> None:
+    check(name, case, drivers, rest)
+
+
+@pytest.mark.parametrize(("name", "case"), drivers_and(VECTOR_CASES))
+def test_case_of_a_model_that_takes_states(
+    name: str, case: Case, states_drivers: dict[str, Any], states_rest: httpx.Client
+) -> None:
+    check(name, case, states_drivers, states_rest)
+
+
+def check(name: str, case: Case, drivers: dict[str, Any], rest: httpx.Client) -> None:
+    """Send the case, and compare the answer with that of REST."""
     driver = drivers[name]
     answer: Answer = driver.send(case.method, case.request)
     assert answer.code == case.code, answer.detail

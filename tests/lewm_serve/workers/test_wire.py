@@ -213,3 +213,12 @@ def test_a_message_that_is_larger_than_the_socket_holds() -> None:
             received += [number for number, _ in channel.receive(None)]
         sender.join()
         assert received == list(range(5))
+
+
+def test_states_arrive_with_their_frames() -> None:
+    ends = BothEnds()
+    frames, states = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.tensor([[1.0], [torch.nan]])
+    job = EncodeJob(BACKEND, frames, ends.queued(), states)  # type: ignore[arg-type]
+    received = ends.send(job).states
+    assert torch.equal(received.isnan(), states.isnan())
+    assert received[0] == states[0]

@@ -101,9 +101,9 @@ class NativeBackend:
         self._row_threads.renew()
         self._float32_backend.renew_threads()
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         """See `Backend.encode`."""
-        return self._float32_backend.encode(frames)
+        return self._float32_backend.encode(frames, states)
 
     @torch.inference_mode()
     def rollout(self, latents: Tensor, past_actions: Tensor, candidates: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ All tensors have the batch as their first axis. Parameters apply to all items.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -51,7 +51,7 @@ class TensorSpec:
     is_required: bool = False
 
 
-ACTION_TYPES = ("FP32", "FP64")
+NUMBER_TYPES = ("FP32", "FP64")
 FRAME_TYPES = ("UINT8", BYTES, "FP32")
 """Pixels, PNG or JPEG files, latents."""
 
@@ -60,15 +60,17 @@ INPUTS: dict[str, TensorSpec] = {
     "goal": TensorSpec(FRAME_TYPES, (-1, -1, -1, 3), ("plan",), is_required=True),
     "goal_state": TensorSpec((BYTES,), (-1,), ("plan",)),
     "avoid": TensorSpec((BYTES,), (-1,), ("plan",)),
+    "vectors": TensorSpec(NUMBER_TYPES, (-1, -1, -1), OPERATIONS),
+    "goal_vector": TensorSpec(NUMBER_TYPES, (-1, -1), ("plan",)),
     "frame_ids": TensorSpec((BYTES,), (-1, -1), OPERATIONS),
     "goal_id": TensorSpec((BYTES,), (-1,), ("plan",)),
-    "past_actions": TensorSpec(ACTION_TYPES, (-1, -1, -1), ("predict", "plan")),
-    "committed_actions": TensorSpec(ACTION_TYPES, (-1, -1, -1), ("plan",)),
-    "warm_start": TensorSpec(ACTION_TYPES, (-1, -1, -1), ("plan",)),
+    "past_actions": TensorSpec(NUMBER_TYPES, (-1, -1, -1), ("predict", "plan")),
+    "committed_actions": TensorSpec(NUMBER_TYPES, (-1, -1, -1), ("plan",)),
+    "warm_start": TensorSpec(NUMBER_TYPES, (-1, -1, -1), ("plan",)),
     "seed": TensorSpec(("INT64",), (-1,), ("plan",)),
-    "fallback_state": TensorSpec(ACTION_TYPES, (-1, -1), ("plan",)),
-    "actions": TensorSpec(ACTION_TYPES, (-1, -1, -1), ("predict",)),
-    "candidates": TensorSpec(ACTION_TYPES, (-1, -1, -1, -1), ("predict",)),
+    "fallback_state": TensorSpec(NUMBER_TYPES, (-1, -1), ("plan",)),
+    "actions": TensorSpec(NUMBER_TYPES, (-1, -1, -1), ("predict",)),
+    "candidates": TensorSpec(NUMBER_TYPES, (-1, -1, -1, -1), ("predict",)),
 }
 """The inputs, in the order of the metadata."""
 
@@ -249,9 +251,27 @@ def _item_fields(items: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Doc
             document["avoid"] = _from_json(name, value)
         elif name == "seed":
             document["seed"] = int(value)
-        elif name != "fallback_state":
+        elif name not in ("vectors", "goal_vector", "fallback_state"):
             document[name] = value
+    if "goal_vector" in items and "goal" in document:
+        document["goal"]["vector"] = items["goal_vector"]
+    if "vectors" in items:
+        _add_vectors(document.get("frames", []), items["vectors"])
     return document
+
+
+def _add_vectors(frames: Sequence[Document], vectors: Sequence[Any]) -> None:
+    """Give each frame its vector.
+
+    Raises:
+        InvalidRequest: there are more or fewer frames.
+    """
+    if len(frames) != len(vectors):
+        received = Unquoted(f"{len(vectors)} vectors")
+        expected = f"{len(frames)}, one for each frame"
+        raise InvalidRequest("shape_mismatch", "vectors", received=received, expected=expected)
+    for frame, vector in zip(frames, vectors, strict=True):
+        frame["vector"] = vector
 
 
 def _frame(value: Any, datatype: str) -> Document:

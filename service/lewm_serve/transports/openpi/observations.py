@@ -26,9 +26,12 @@ IMAGE, LATENT, LATENT_ID = "image", "latent", "latent_id"
 SOURCES = (IMAGE, LATENT, LATENT_ID)
 """How a frame may be given, after ``observation/`` or ``goal/``."""
 
+VECTOR = "vector"
+"""What a frame may hold beside its image, after ``observation/`` or ``goal/``."""
+
 GOAL_STATE = "goal/state"
 
-STACK_AXES = {IMAGE: 4, LATENT: 2}
+STACK_AXES = {IMAGE: 4, LATENT: 2, VECTOR: 2}
 """How many axes the array of several frames has."""
 
 STATE, PROMPT = "observation/state", "prompt"
@@ -37,14 +40,17 @@ OBSERVATION = {
     "observation/image": "what the robot sees: uint8 (height, width, 3), or the bytes of a PNG or "
     "JPEG image; with earlier frames uint8 (frames, height, width, 3) or a list, oldest first",
     "observation/state": "the state for the fallback controller; without one, it is not used",
+    "observation/vector": "for a model with a state input: the robot's states beside the image, in "
+    "the order of the model's state_input; with earlier frames (frames, states) or a list",
     "goal/image": "what the robot should see, like one frame; left out: the connection's last goal",
+    "goal/vector": "for a model with a state input: the states beside goal/image",
     GOAL_STATE: "in place of goal/image: a map of some states that the model's probe reads",
     "prompt": "not used: the goal is an image",
 }
 """The keys of an observation."""
 
 FRAME_FIELD = re.compile(
-    r"(?P<folder>frames|goal)(?:\[\d+\])?(?:\.(?P<source>pixels|image|latent_id|latent|state))?"
+    r"(?P<folder>frames|goal)(?:\[\d+\])?(?:\.(?P<source>pixels|image|latent_id|latent|state|vector))?"
     r"(?P<rest>(?:[.\[].*)?)"
 )
 """The name of a field of a frame in a request."""
@@ -78,6 +84,7 @@ def _describe(model: ModelDescription) -> Document:
         "action_low": card["action_low"],
         "action_high": card["action_high"],
         "controllers": card["controllers"],
+        "state_input": card.get("state_input"),
     }
 
 
@@ -101,7 +108,7 @@ def to_request(observation: object, kept_goal: Document | None) -> Document:
         if value is None:
             continue
         folder, _, name = key.partition("/") if isinstance(key, str) else ("", "", "")
-        if name in SOURCES and folder in ("observation", "goal"):
+        if name in (*SOURCES, VECTOR) and folder in ("observation", "goal"):
             (frames if folder == "observation" else goal)[name] = value
         elif key == GOAL_STATE:
             goal["state"] = value
@@ -111,7 +118,7 @@ def to_request(observation: object, kept_goal: Document | None) -> Document:
             pass
         elif key != STATE:
             raise _unknown_key(key)
-    if not frames:
+    if frames.keys() <= {VECTOR}:
         raise InvalidRequest.missing("observation/image", OBSERVATION["observation/image"])
     request["frames"] = _frames(frames)
     if goal:
@@ -132,12 +139,10 @@ def _unknown_key(key: object) -> InvalidRequest:
 
 def _frames(sources: Mapping[str, Any]) -> list[Document]:
     """The frames of an observation, oldest first."""
-    if len(sources) > 1:
-        return [_one_frame(sources, "observation")]  # which refuses them
-    ((source, value),) = sources.items()
-    is_stack = isinstance(value, np.ndarray) and value.ndim == STACK_AXES.get(source)
-    if not isinstance(value, list) and not is_stack:
-        return [_one_frame(sources, "observation")]
+    given = [source for source in SOURCES if source in sources]
+    if len(given) > 1 or not _is_stack(given[0], sources[given[0]]):
+        return [_one_frame(sources, "observation")]  # which refuses several
+    source, value = given[0], sources[given[0]]
     if len(value) > MAX_FRAMES_PER_REQUEST:
         raise InvalidRequest(
             "out_of_range",
@@ -145,7 +150,27 @@ def _frames(sources: Mapping[str, Any]) -> list[Document]:
             received=f"{len(value)} frames",
             expected=f"at most {MAX_FRAMES_PER_REQUEST}",
         )
-    return [_one_frame({source: item}, "observation") for item in value]
+    vectors = sources.get(VECTOR, [None] * len(value))
+    if not _is_stack(VECTOR, vectors) or len(vectors) != len(value):
+        expected = f"a vector for each of {len(value)} frames"
+        raise InvalidRequest(
+            "shape_mismatch", f"observation/{VECTOR}", received=vectors, expected=expected
+        )
+    return [
+        _one_frame({source: item, VECTOR: vector}, "observation")
+        for item, vector in zip(value, vectors, strict=True)
+    ]
+
+
+def _is_stack(key: str, value: Any) -> bool:
+    """Whether a value has a part for each of several frames."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == STACK_AXES.get(key)
+    return isinstance(value, list) and (key != VECTOR or not value or not _is_number(value[0]))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _one_frame(sources: Mapping[str, Any], folder: str) -> Document:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol
 
+import numpy as np
+
 from lewm_serve.access.keys import INFER, Keys, client_of
 from lewm_serve.api.fields import parse
 from lewm_serve.api.requests import PlanRequest, RequestContext, request_id_from
@@ -242,7 +244,9 @@ class Session:
 
 
 def _size_in_bytes(part: Any) -> int:
-    """About how much memory a source of a goal takes: pixels, states by name, or bytes."""
+    """About how much memory a part of a goal takes: pixels, states by name, numbers, or bytes."""
+    if isinstance(part, np.ndarray):
+        return part.nbytes
     if not isinstance(part, dict):
         return len(part)
     if "data" in part:

@@ -112,3 +112,23 @@ def test_goals_by_states_and_regions_are_json() -> None:
         with pytest.raises(InvalidRequest) as refused:
             to_requests(InferRequest("random", {}, inputs | change))
         assert refused.value.detail.startswith(detail)
+
+
+def test_vectors_are_those_of_the_frames_of_their_item() -> None:
+    inputs = {
+        "frames": Tensor("frames", "UINT8", np.zeros((2, 2, 4, 4, 3), np.uint8)),
+        "vectors": Tensor("vectors", "FP64", np.arange(8.0).reshape(2, 2, 2)),
+        "goal": Tensor("goal", "UINT8", np.zeros((2, 4, 4, 3), np.uint8)),
+        "goal_vector": Tensor("goal_vector", "FP32", np.ones((2, 2), np.float32)),
+        "past_actions": Tensor("past_actions", "FP32", np.zeros((2, 5, 2), np.float32)),
+    }
+    requests: list[Any] = to_requests(InferRequest("random", {}, inputs))
+    found = [[frame.vector.tolist() for frame in request.frames] for request in requests]
+    assert found == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    assert [request.goal.vector.tolist() for request in requests] == [[1, 1], [1, 1]]
+    fewer = {"vectors": Tensor("vectors", "FP32", np.zeros((2, 1, 2), np.float32))}
+    with pytest.raises(InvalidRequest, match=r"vectors: received 1 vectors, expected 2, one for"):
+        to_requests(InferRequest("random", {}, inputs | fewer))
+    several = {"frames": Tensor("frames", "FP32", np.zeros((2, 2, 8), np.float32))}
+    with pytest.raises(InvalidRequest, match=r"frames\[0\]\.vector: received latent"):
+        to_requests(InferRequest("random", {}, inputs | several))

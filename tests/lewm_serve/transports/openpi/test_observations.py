@@ -150,3 +150,54 @@ def test_what_is_missing() -> None:
 def test_any_observation_is_read_or_refused(observation: dict[str, Any]) -> None:
     with suppress(ServiceError):
         read({"observation/image": FRAME, "goal/image": GOAL} | observation)
+
+
+def test_vectors_beside_images() -> None:
+    file = encoded("PNG", 1)
+    one = read(
+        {
+            "observation/image": FRAME,
+            "observation/vector": np.array([1.0, 2.0]),
+            "goal/image": file,
+            "goal/vector": [3, 4],
+        }
+    )
+    vectors = [*(frame.vector for frame in one.frames), one.goal.vector]
+    assert [vector.tolist() for vector in vectors if vector is not None] == [[1, 2], [3, 4]]
+    for several in (np.array([[1, 2], [3, 4]], "f4"), [[1, 2], [3, 4]], [np.ones(2), None]):
+        request = read(
+            {
+                "observation/image": [FRAME, file],
+                "observation/vector": several,
+                "goal/image": GOAL,
+            }
+        )
+        expected = [None if row is None else list(row) for row in several]
+        found = [None if each.vector is None else each.vector.tolist() for each in request.frames]
+        assert found == expected
+        assert request.goal.vector is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"observation/vector": np.array([1.0, np.nan])}, "observation/vector[1]: received nan"),
+        ({"observation/vector": "1"}, "observation/vector: received '1', expected a list"),
+        ({"goal/vector": np.zeros((1, 2))}, "goal/vector: received an array of shape [1, 2]"),
+        (
+            {"observation/image": [FRAME, FRAME], "observation/vector": [1.0, 2.0]},
+            "observation/vector: received [1.0, 2.0], expected a vector for each of 2 frames",
+        ),
+        (
+            {"observation/image": [FRAME, FRAME], "observation/vector": np.zeros((3, 2))},
+            "observation/vector: received an array of shape [3, 2], expected a vector for each",
+        ),
+        (
+            {"observation/image": None, "observation/vector": [1.0]},
+            "observation/image: received nothing",
+        ),
+    ],
+)
+def test_errors_of_vectors_name_them(changes: dict[Any, Any], text: str) -> None:
+    problem = refusal({"observation/image": FRAME, "goal/image": GOAL} | changes)
+    assert str(problem).startswith(text), problem

@@ -234,6 +234,11 @@ class Drive:
         self._simulation, self._model, self._context = simulation, model, context
         self._watched_at = time.monotonic()
         self._goal: Goal | None = None
+        self._state: list[float] = []
+        given, names = model.card.config.state_input, about["state_names"]
+        self._inputs: list[int] = []  # the places of the states that the model sees
+        if given is not None and set(given.names) <= set(names):
+            self._inputs = [names.index(name) for name in given.names]
         self._seen: deque[Frame] = deque(maxlen=model.card.config.history)
         self._executed: deque[NDArray[np.float32]] = deque(
             maxlen=model.card.config.history - 1 or None
@@ -264,11 +269,17 @@ class Drive:
             SimulationError: that is not possible.
         """
         command = {"do": "task" if "number" in goal else "goal", **goal}
-        _, pictures = await self._simulation.do(**command)
+        about, pictures = await self._simulation.do(**command)
         self.shown = shown = Shown(pictures[0])
-        self._goal = Goal.model_construct(pixels=pictures[1])
+        self._state = about["state"]
+        vector = self._vector(about["goal_state"])
+        self._goal = Goal.model_construct(pixels=pictures[1], vector=vector)
         self._changed = True
         shown.goal = await self._simulation.url_of(pictures[1])
+
+    def _vector(self, state: list[float]) -> NDArray[np.float32] | None:
+        """What the model sees of a state of the simulation."""
+        return np.array(state, np.float32)[self._inputs] if self._inputs else None
 
     async def set_fault(self, name: str) -> None:
         """Give the camera this fault; "": none.
@@ -288,8 +299,8 @@ class Drive:
 
     async def _run(self) -> None:
         try:
-            _, pictures = await self._simulation.do(do="look")
-            self.shown.frame = pictures[0]
+            about, pictures = await self._simulation.do(do="look")
+            self._state, self.shown.frame = about["state"], pictures[0]
             while time.monotonic() - self._watched_at < UNWATCHED_S:
                 if self._goal is None or self.is_at_rest or self.controls.is_stopped:
                     await asyncio.sleep(PAUSE_S)
@@ -310,7 +321,8 @@ class Drive:
             self._executed.clear()
             self._rest = None
         shown = self.shown
-        self._seen.append(_to_frame(shown.frame))
+        vector = self._vector(self._state)
+        self._seen.append(Frame.model_construct(pixels=shown.frame, vector=vector))
         response = await self._plan()
         if response is None or self.shown is not shown:
             await asyncio.sleep(RETRY_S if response is None else 0)
@@ -325,6 +337,7 @@ class Drive:
             if self.shown is not shown:
                 return
             shown.frame, shown.reached = pictures[0], about["reached"]
+            self._state = about["state"]
             shown.steps += 1
             if shown.reached:
                 break
@@ -429,7 +442,3 @@ def _jpeg_url(picture: Picture) -> str:
     """A picture that changes often: a JPEG image is made and sent faster than a PNG image."""
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-
-
-def _to_frame(picture: Picture) -> Frame:
-    return Frame.model_construct(pixels=picture)

@@ -1,14 +1,15 @@
 """Driving: what is refused, and that a robot stops when nobody looks."""
 
 import asyncio
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from lewm_models.checkpoint import EMBEDDED_MODEL
-from lewm_serve.api.requests import RequestContext
-from lewm_serve.api.responses import ModelDescription
+from lewm_serve.api.requests import PlanRequest, RequestContext
+from lewm_serve.api.responses import ModelDescription, PlanResponse
 from lewm_serve.errors import InvalidRequest
 from lewm_serve.transports.exchange import RequestRecorder
 from lewm_serve.transports.http.console import drive as drive_module
@@ -16,6 +17,7 @@ from lewm_serve.transports.http.console.drive import Drive, Simulation, Simulati
 from lewm_serve.transports.http.console.drive_models import check_driver, drivers
 from lewm_serve.transports.http.console.pictures import Picture
 from tests.lewm_serve.support.frames import picture
+from tests.lewm_serve.support.random_model import STATE_INPUT, write_random_model
 from tests.lewm_serve.support.running_planner import RunningPlanner, running_planner
 from tests.lewm_serve.transports.http.console.conftest import Console
 from tests.patience import PATIENCE_S
@@ -88,8 +90,10 @@ class FakeSimulation:
         self.done.append(command["do"])
         if self.stopped:
             raise SimulationError("the simulation has ended")
-        goals = [picture(1)] if command["do"] in ("task", "goal") else []
-        return {"state": [0.0], "reached": False}, [picture(0), *goals]
+        about: dict[str, Any] = {"state": [1.0, len(self.done), 0.0], "reached": False}
+        if command["do"] not in ("task", "goal"):
+            return about, [picture(0)]
+        return about | {"goal_state": [7.0, 8.0, 9.0]}, [picture(0), picture(1)]
 
     async def url_of(self, shown: Picture) -> str:
         """See `Simulation.url_of`."""
@@ -100,14 +104,16 @@ class FakeSimulation:
         self.stopped = True
 
 
-def start(running: RunningPlanner, simulation: FakeSimulation) -> Drive:
+def start(
+    running: RunningPlanner, simulation: FakeSimulation, model_name: str = "two-room"
+) -> Drive:
     """A drive of this simulation."""
-    model, _ = running.planner.model_and_folder("two-room")
+    model, _ = running.planner.model_and_folder(model_name)
     return Drive(
         running.planner,
         RequestRecorder(running.metrics),
         simulation=cast(Simulation, simulation),
-        about={"name": "fake", "budget": 10},
+        about={"name": "fake", "budget": 10, "state_names": ["angle", "y", "x"]},
         goals=[picture(1)],
         model=model,
         context=RequestContext("request-1", "plan", "rest", 0.0, key="driver"),
@@ -169,3 +175,37 @@ async def test_a_robot_drives_while_its_driver_looks(monkeypatch: pytest.MonkeyP
         assert (
             running.metric("lewm_requests_total", endpoint="plan", protocol="rest", code="ok") >= 3
         )
+
+
+async def test_a_model_that_takes_states_gets_those_of_the_simulation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(drive_module, "STEP_S", 0.0)
+    requests: list[PlanRequest] = []
+    folder = write_random_model(tmp_path, "two-room", state_input=STATE_INPUT)
+    async with running_planner(folder) as running:
+        plan = running.planner.plan
+
+        async def record(request: PlanRequest, context: RequestContext) -> PlanResponse:
+            requests.append(request)
+            return await plan(request, context)
+
+        monkeypatch.setattr(running.planner, "plan", record)
+        monkeypatch.setattr(drive_module, "DEADLINE_MS", 1000 * PATIENCE_S)
+        drive = start(running, FakeSimulation())
+        drive.controls.fallback = "none"
+        await drive.choose(number=0)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(requests) < 2:
+                await asyncio.sleep(0.01)
+                drive.watch("driver")
+        drive.end("enough")
+    for request in requests:
+        assert request.goal.vector is not None
+        assert request.goal.vector.tolist() == [9, 8]  # x and y
+        vectors = [frame.vector for frame in request.frames]
+        assert all(vector is not None and vector[0] == 0 for vector in vectors)
+    first, second = (request.frames[-1].vector for request in requests[:2])
+    assert first is not None
+    assert second is not None
+    assert second[1] > first[1]  # the state after the steps between
