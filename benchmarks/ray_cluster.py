@@ -17,6 +17,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,22 +104,26 @@ def local_cluster() -> Iterator[RayCluster]:
 
     cluster = RayCluster()
     config = cluster.config({}, {})
-    ray.init(
-        num_cpus=CPUS,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address=HOST,
-    )
-    try:
-        serve.start(
-            config["proxy_location"], config["http_options"], grpc_options=config["grpc_options"]
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: it holds sockets
+        ray.init(
+            num_cpus=CPUS,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address=HOST,
+            _temp_dir=folder,
         )
-        yield cluster
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+        try:
+            serve.start(
+                config["proxy_location"],
+                config["http_options"],
+                grpc_options=config["grpc_options"],
+            )
+            yield cluster
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 def _free_port() -> int:

@@ -25,9 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lewm_serve.errors import Failed, ServiceError
 from lewm_serve.observability.logging import configure_logs, log
 from lewm_serve.ray_serve.grpc_calls import Answer, GrpcCalls, RayContext
-from lewm_serve.ray_serve.proxies import METHODS, RobotRouter
+from lewm_serve.ray_serve.proxies import METHOD_NAMES, RobotRouter
 from lewm_serve.ray_serve.settings import read_settings
-from lewm_serve.service import Service
+from lewm_serve.service import Service, StartError
 from lewm_serve.settings import Settings
 from lewm_serve.transports.addresses import resolve
 from lewm_serve.transports.http.server import HttpServer
@@ -37,6 +37,9 @@ MAX_ONGOING_REQUESTS = 64
 another replica, or wait in the proxy."""
 MAX_QUEUED_REQUESTS = 256
 """Requests that wait in one proxy. Ray refuses further ones."""
+
+MAX_REPLICAS_OF_NODE = 16
+"""Each replica takes one port for metrics, and a replica that stops keeps its port until then."""
 
 FLUSH_S = 1.0
 """The time to answer the last request for metrics when the replica stops."""
@@ -103,7 +106,7 @@ def _grpc_method(name: str) -> Callable[[Replica, bytes, RayContext], Awaitable[
     return method
 
 
-for _name in METHODS:
+for _name in METHOD_NAMES:
     setattr(Replica, _name, _grpc_method(_name))
 
 Planner = serve.deployment(
@@ -118,19 +121,25 @@ Planner = serve.deployment(
 
 
 async def _serve_metrics(service: Service, settings: Settings) -> HttpServer | None:
-    """Answer `/metrics` of this replica alone, on a port that follows from its place on the node.
+    """Answer `/metrics` of this replica alone, on the first free port from `metrics_port` on.
 
     Raises:
-        OSError: the port cannot be used.
+        StartError: no port can be used.
     """
     if settings.metrics_port is None:
         return None
     server = HttpServer(service.monitoring, settings, service.recorder, certificates=None)
-    place = serve.get_replica_context().rank.local_rank if settings.metrics_port else 0
-    port = server.bind(await resolve(settings.host), settings.metrics_port + place)
-    await server.start()
-    log.info("listening", metrics_port=port)
-    return server
+    addresses = await resolve(settings.host)
+    for port in range(settings.metrics_port, settings.metrics_port + MAX_REPLICAS_OF_NODE):
+        try:
+            bound = server.bind(addresses, port)
+        except OSError as error:
+            reason = error
+            continue
+        await server.start()
+        log.info("listening", metrics_port=bound)
+        return server
+    raise StartError(f"metrics_port: {settings.metrics_port} and the next ports: {reason}")
 
 
 def _behind_proxy(app: ASGIApp) -> ASGIApp:

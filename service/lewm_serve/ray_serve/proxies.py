@@ -23,12 +23,8 @@ SERVICES = (
     planner_pb2.DESCRIPTOR.services_by_name["PlannerService"],
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
 )
-METHODS = {
-    method.name: f"/{service.full_name}/{method.name}"
-    for service in SERVICES
-    for method in service.methods
-}
-"""The path of each method, by its name. Ray calls the replica's method of that name."""
+METHOD_NAMES = tuple(method.name for service in SERVICES for method in service.methods)
+"""Ray calls the replica's method of the same name, without the name of the service."""
 
 
 def add_services(_servicer: object, server: grpc.aio.Server) -> None:
