@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,22 @@ CPUS = 2
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """The least that Ray allows, about. Requests do not go through it."""
 POLL_S = 0.1
+
+AGENT_PORTS = (
+    "dashboard-agent-grpc-port",
+    "dashboard-agent-listen-port",
+    "metrics-export-port",
+    "runtime-env-agent-port",
+)
+
+VARIABLES = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # otherwise Ray keeps one in the home folder
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray listens on the network's address
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": str(round(START_TIMEOUT_S)),
+}
+"""What Ray reads when it is imported."""
 
 LOCAL_ARGS = {"insecure": True, "host": HOST, "log_level": "warning"}
 LOCAL_DEPLOYMENT = {"ray_actor_options": {"num_cpus": 1}, "num_replicas": 2}
@@ -98,22 +116,14 @@ class RayCluster:
 @contextmanager
 def local_cluster() -> Iterator[RayCluster]:
     """Run Ray for the duration of the block, without the planner."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update(VARIABLES)
     import ray
     from ray import serve
 
     cluster = RayCluster()
     config = cluster.config({}, {})
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: it holds sockets
-        ray.init(
-            num_cpus=CPUS,
-            num_gpus=0,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address=HOST,
-            _temp_dir=folder,
-        )
+    with _ray_node() as address:
+        ray.init(address, namespace="serve", log_to_driver=False)
         try:
             serve.start(
                 config["proxy_location"],
@@ -124,6 +134,45 @@ def local_cluster() -> Iterator[RayCluster]:
         finally:
             serve.shutdown()
             ray.shutdown()
+
+
+@contextmanager
+def _ray_node() -> Iterator[str]:
+    """Run `ray start --head` for the duration of the block. Yields the node's address.
+
+    Raises:
+        RuntimeError: it has not started.
+    """
+    port = _free_port()
+    options = {
+        "port": port,
+        "node-ip-address": HOST,
+        "num-cpus": CPUS,
+        "num-gpus": 0,
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "include-dashboard": "false",
+    }
+    # With free ports of its own choice, Ray gives up if an agent starts too slowly.
+    options |= {option: _free_port() for option in AGENT_PORTS}
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short name: it holds sockets
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        node = subprocess.Popen([*command, f"--temp-dir={folder}"], stdout=subprocess.DEVNULL)
+        try:
+            _wait_listening(port, node)
+            yield f"{HOST}:{port}"
+        finally:
+            node.terminate()
+            node.wait()
+
+
+def _wait_listening(port: int, node: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_TIMEOUT_S
+    while node.poll() is None and time.monotonic() < end:
+        with suppress(OSError), socket.create_connection((HOST, port)):
+            return
+        time.sleep(POLL_S)
+    raise RuntimeError("ray start does not listen")
 
 
 def _free_port() -> int:

@@ -7,6 +7,7 @@ know the call's deadline. A call that the client gives up is cancelled by Ray.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,12 +27,15 @@ Metadata = Sequence[tuple[str, str]]
 Behaviour = Callable[[object, Any], Awaitable[bytes]]
 
 
-class Answer(bytes):
-    """A message that has its bytes already. Ray asks for them in this way."""
+@dataclass(frozen=True)
+class Answer:
+    """A message that has its bytes already. Ray asks for them as if it was one of protobuf."""
+
+    data: bytes
 
     def SerializeToString(self) -> bytes:  # noqa: N802
         """The bytes."""
-        return self
+        return self.data
 
 
 class GrpcCalls:
@@ -77,7 +81,7 @@ class GrpcCalls:
         try:
             return Answer(await self._behaviours[method](None, call))
         except _Aborted:
-            return Answer()
+            return Answer(b"")
         finally:
             call.finish()
 

@@ -77,13 +77,13 @@ async def test_an_answer(service: tuple[Service, GrpcCalls]) -> None:
     assert planner.memory.total == 0  # the answer is counted no more
 
     ready = await calls.answer("ServerReady", b"", Context())
-    assert oip.ServerReadyResponse.FromString(ready).ready
+    assert oip.ServerReadyResponse.FromString(ready.data).ready
 
 
 async def test_errors_keep_their_metadata(service: tuple[Service, GrpcCalls]) -> None:
     _, calls = service
     context = Context(**{"x-request-id": "request-8"})
-    assert await calls.answer("Encode", b"\xff", context) == b""
+    assert (await calls.answer("Encode", b"\xff", context)).data == b""
     assert context.code is grpc.StatusCode.INVALID_ARGUMENT
     assert context.details == "message: received 1 bytes, expected a lewm.v1.EncodeRequest"
     assert context.trailing == {"code": "malformed_message", "request_id": "request-8"}
