@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ CPUS = 2
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """The least that Ray allows, about. Requests do not go through it."""
 POLL_S = 0.1
+
+Options = dict[str, Any]
+"""Settings, or options of a deployment, by name."""
 
 AGENT_PORTS = (
     "dashboard-agent-grpc-port",
@@ -53,8 +56,8 @@ VARIABLES = {
 }
 """What Ray reads when it is imported."""
 
-LOCAL_ARGS = {"insecure": True, "host": HOST, "log_level": "warning"}
-LOCAL_DEPLOYMENT = {"ray_actor_options": {"num_cpus": 1}, "num_replicas": 2}
+LOCAL_ARGS: Options = {"insecure": True, "host": HOST, "log_level": "warning"}
+LOCAL_DEPLOYMENT: Options = {"ray_actor_options": {"num_cpus": 1}, "num_replicas": 2}
 DROPPED_ARGS = ("keys_file", "metrics_port")
 
 
@@ -64,9 +67,7 @@ class RayCluster:
     def __init__(self) -> None:
         self.http_port, self.grpc_port = _free_port(), _free_port()
 
-    def deploy(
-        self, args: Mapping[str, Any] | None = None, deployment: Mapping[str, Any] | None = None
-    ) -> None:
+    def deploy(self, args: Options | None = None, deployment: Options | None = None) -> None:
         """Deploy the file with changes, and wait until only new replicas run.
 
         Args:
@@ -88,9 +89,9 @@ class RayCluster:
                 raise RuntimeError(f"{status.status}: {status.message} {status.deployments}")
             time.sleep(POLL_S)
 
-    def config(self, args: Mapping[str, Any], deployment: Mapping[str, Any]) -> dict[str, Any]:
+    def config(self, args: Options, deployment: Options) -> Options:
         """The file for this machine, with changes."""
-        config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+        config: Options = yaml.safe_load(CONFIG.read_text())
         config["proxy_location"] = "HeadOnly"
         config["http_options"] |= {"host": HOST, "port": self.http_port}
         config["grpc_options"]["port"] = self.grpc_port
@@ -103,7 +104,7 @@ class RayCluster:
         planner |= LOCAL_DEPLOYMENT | deployment
         return config
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Options:
         """The ports, and the processes of the replicas that run."""
         from ray.serve.context import _get_global_client
 

@@ -22,7 +22,7 @@ import grpc
 import numpy as np
 
 from benchmarks.clients import RestClient, new_jpegs, two_room_pictures
-from benchmarks.ray_cluster import local_cluster
+from benchmarks.ray_cluster import Options, local_cluster
 from benchmarks.report import Measurement, Report, RunOptions, run_as_program
 from benchmarks.transport import (
     PROTOCOL_NAMES,
@@ -37,7 +37,7 @@ from benchmarks.transport import (
 from lewm_serve.cli.local_server import LocalServer, local_server
 
 SECONDS, QUICK_SECONDS = 180.0, 10.0
-SETTINGS = {"backend": "onnx", "precision": "float32", "threads": 1}
+SETTINGS: Options = {"backend": "onnx", "precision": "float32", "threads": 1}
 RAY, PROCESS, THREAD = "Ray", "lewm serve", "lewm serve, engine in a thread"
 Kind = tuple[str, str]
 """A server and a protocol."""

@@ -41,6 +41,9 @@ MAX_QUEUED_REQUESTS = 256
 MAX_REPLICAS_OF_NODE = 16
 """Each replica takes one port for metrics, and a replica that stops keeps its port until then."""
 
+POLICY_VIOLATION = 1008
+"""Of RFC 6455. Before a WebSocket is open, the proxy turns it into 403."""
+
 FLUSH_S = 1.0
 """The time to answer the last request for metrics when the replica stops."""
 
@@ -65,7 +68,7 @@ class Replica:
         SettingsError, StartError, ModelLoadError: the replica cannot start.
     """
 
-    async def __init__(self, args: Mapping[str, Any]) -> None:
+    async def __init__(self, args: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Ray awaits it
         settings = read_settings(args)
         cores = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
         if settings.threads is None and cores:
@@ -152,7 +155,7 @@ def _behind_proxy(app: ASGIApp) -> ASGIApp:
             await send(message)
 
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
             return
         await app(scope, receive, send_unnamed)
 

@@ -15,23 +15,21 @@ from lewm_client import PlannerClient
 from tests.packaging.environments import ROOT, Environment, kept_environment
 from tests.patience import PATIENCE_S
 
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def ray_environment() -> Environment:
-    """An environment with Ray on top of this one. Ray is too large for the latter."""
-    names = [line for line in REQUIREMENTS.read_text().splitlines() if line[0] != "#"]
-    pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines()[1:])
-    requirements = [f"{name}=={pins[name]}" for name in names]
+    """An environment with Ray on top of this one, for which Ray is too large."""
+    (pin,) = (line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("ray=="))
+    requirement = pin.replace("ray", "ray[serve]")
 
     def fill(environment: Environment) -> None:
         (site_packages,) = environment.folder.glob("lib/python*/site-packages")
         here = sysconfig.get_path("purelib")
         (site_packages / "development.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-        environment.install("--no-deps", *requirements)
+        environment.install(requirement, constraints=CONSTRAINTS)
 
-    return kept_environment(" ".join(requirements), fill)
+    return kept_environment(requirement, fill)
 
 
 class RayProcess:
@@ -88,6 +86,7 @@ class RayProcess:
             if line.startswith("{"):
                 answer: dict[str, Any] = json.loads(line)
                 return answer
+        self.__exit__()
         raise RuntimeError(f"Ray has ended:\n{self._log.read_text()}")
 
     def __enter__(self) -> Self:

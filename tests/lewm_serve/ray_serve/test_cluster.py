@@ -4,6 +4,7 @@ replica is killed or replaced."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -62,6 +63,7 @@ def comparable(answer: httpx.Response) -> tuple[int, str, Document]:
     body = answer.json()
     assert answer.headers.get_list("x-request-id") == [body.pop("request_id")]
     body.pop("timing_ms", None)
+    body["detail"] = re.sub(r"\d+ ms", "some ms", body.get("detail", ""))
     return answer.status_code, answer.headers["content-type"], body
 
 
@@ -126,7 +128,7 @@ def test_plans_over_grpc_are_those_of_the_server(
                     FRAMES[:1], FRAMES[1], solver=SMALL_SOLVER, seed=7, timeout_s=PATIENCE_S
                 )
             )
-            assert [model.name for model in client.models().models] == ["two-room"]
+            assert [model.name for model in client.models()] == ["two-room"]
     on_ray, alone = plans
     assert on_ray.actions.tolist() == alone.actions.tolist()
     assert (on_ray.cost, on_ray.backend) == (alone.cost, alone.backend)
@@ -168,9 +170,9 @@ def test_a_robot_finds_its_frames(cluster: RayProcess, args: Args) -> None:
     for number in range(ROBOTS):
         robot, frame = f"robot-{number}", encoded("PNG", 100 + number)
         with cluster.client(robot) as rpc, cluster.rest(robot) as rest:
-            assert not rpc.encode([frame], timeout_s=PATIENCE_S).cached[0]
+            assert not rpc.encode([frame], timeout_s=PATIENCE_S).latents[0].cached
             for _ in range(3):
-                assert rpc.encode([frame], timeout_s=PATIENCE_S).cached[0]
+                assert rpc.encode([frame], timeout_s=PATIENCE_S).latents[0].cached
                 document = {"frames": [image(seed=100 + number)]}
                 (latent,) = rest.post("/encode", json=document).json()["latents"]
                 assert latent["cached"]
