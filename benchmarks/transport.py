@@ -108,7 +108,7 @@ def measure_parts(seconds: float, **settings: Any) -> dict[str, Any]:
         grpc.insecure_channel(server.target) as channel,
         closing(RestClient(server)) as client,
     ):
-        protocols = {"rest": _rest(client), "grpc": _grpc(channel)}
+        protocols = {"rest": plans_over_rest(client), "grpc": plans_over_grpc(channel)}
         timings: dict[tuple[str, str], list[Timing]] = {
             kind: [] for kind in product(protocols, images)
         }
@@ -118,14 +118,16 @@ def measure_parts(seconds: float, **settings: Any) -> dict[str, Any]:
             rounds += 1
             for (protocol, pictures), kind_timings in timings.items():
                 frame, goal = next(images[pictures]), next(images[pictures])
-                kind_timings.append(_timed(protocols[protocol], frame, goal))
+                kind_timings.append(timed_plan(protocols[protocol], frame, goal))
     return {
-        f"{protocol}_{pictures}": _summary(kind_timings[WARM_UP_REQUESTS:])
+        f"{protocol}_{pictures}": summarise(kind_timings[WARM_UP_REQUESTS:])
         for (protocol, pictures), kind_timings in timings.items()
     }
 
 
-def _rest(client: RestClient) -> RequestPlan:
+def plans_over_rest(client: RestClient) -> RequestPlan:
+    """Plans over a connection."""
+
     def request_plan(frame: bytes, goal: bytes) -> Timing:
         document = {"frames": [image_document(frame)], "goal": image_document(goal)}
         _, answer = client.post("/plan", document)
@@ -135,7 +137,8 @@ def _rest(client: RestClient) -> RequestPlan:
     return request_plan
 
 
-def _grpc(channel: grpc.Channel) -> RequestPlan:
+def plans_over_grpc(channel: grpc.Channel) -> RequestPlan:
+    """Plans over a channel."""
     stub = PlannerServiceStub(channel)  # type: ignore[no-untyped-call]
 
     def request_plan(frame: bytes, goal: bytes) -> Timing:
@@ -146,7 +149,8 @@ def _grpc(channel: grpc.Channel) -> RequestPlan:
     return request_plan
 
 
-def _timed(request_plan: RequestPlan, frame: bytes, goal: bytes) -> Timing:
+def timed_plan(request_plan: RequestPlan, frame: bytes, goal: bytes) -> Timing:
+    """The timing of one plan, with the parts that only its client sees."""
     start = time.perf_counter()
     timing = request_plan(frame, goal)
     client = 1000 * (time.perf_counter() - start)
@@ -159,7 +163,8 @@ def _timed(request_plan: RequestPlan, frame: bytes, goal: bytes) -> Timing:
     }
 
 
-def _summary(timings: list[Timing]) -> dict[str, Any]:
+def summarise(timings: list[Timing]) -> dict[str, Any]:
+    """p50 and p99 of each part, in milliseconds."""
     parts = {part: np.percentile([t[part] for t in timings], (50, 99)) for part in PARTS}
     return {"requests": len(timings)} | {
         part: {"p50": round(float(p50), 2), "p99": round(float(p99), 2)}

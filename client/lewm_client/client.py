@@ -52,7 +52,7 @@ class PlannerClient(Connection):
 
     Every call takes `timeout_s`, so that a dead server never blocks a robot. For a plan it is also
     the deadline. The client reconnects to a lost server at least once a second, and retries a call
-    that ends in UNAVAILABLE up to `retries` times within its `timeout_s`.
+    that is lost up to `retries` times within its `timeout_s`.
 
     All calls raise `PlannerError` where they get no response, and `ValueError` where `timeout_s` is
     not a finite number above 0.

@@ -50,7 +50,8 @@ class Connection:
 
     Args:
         target: the planner's address, `host:port`.
-        retries: how often a call that ends in UNAVAILABLE is repeated within its `timeout_s`.
+        retries: how often a call that is lost (see `PlannerError`) is repeated within its
+            `timeout_s`.
         tls: whether to encrypt. True trusts the public certificate authorities that gRPC knows; a
             PEM file, or its bytes, trusts the authorities in it.
         certificate: the client's certificate, for a server that requires one (mutual TLS).
@@ -112,9 +113,9 @@ class Connection:
 class Attempts:
     """What a call may still do: the time for the next attempt, and the pause before it.
 
-    Errors other than UNAVAILABLE are not retried: a plan that was too late once is too late again,
-    and retries make an overloaded server slower. The pauses double. They are shortened at random,
-    so that the robots of a fleet do not return at the same moment, but are at least as long as the
+    Only calls that are lost are retried: a plan that was too late once is too late again, and
+    retries make an overloaded server slower. The pauses double. They are shortened at random, so
+    that the robots of a fleet do not return at the same moment, but are at least as long as the
     server asks for.
 
     Args:
@@ -144,7 +145,7 @@ class Attempts:
         """
         pause_s = max(error.retry_after_s or 0.0, self._next_pause_s * random.uniform(0.5, 1))
         out_of_time = pause_s >= self.time_left_s()
-        if error.status is not grpc.StatusCode.UNAVAILABLE or not self._retries_left or out_of_time:
+        if not error.lost or not self._retries_left or out_of_time:
             raise error
         self._retries_left -= 1
         self._next_pause_s = min(2 * self._next_pause_s, MAX_RETRY_PAUSE_S)

@@ -52,6 +52,7 @@ class PlannerError(Exception):
         request_id: the request's id in the server's log, empty if the server sent none.
         retry_after_s: seconds after which the server expects to accept the request; None if it did
             not say.
+        lost: whether the call found no server that takes requests, or lost it before the answer.
     """
 
     request_id = ""
@@ -62,6 +63,10 @@ class PlannerError(Exception):
         self.status = error.code()
         self.detail = _explain(error.details() or "")
         self.code = str(trailing.get("code", self.status.name.lower()))
+        # The server never sends INTERNAL without a code. Ray does, if the planner's process ends.
+        self.lost = self.status is grpc.StatusCode.UNAVAILABLE or (
+            self.status is grpc.StatusCode.INTERNAL and "code" not in trailing
+        )
         self.request_id = str(trailing.get("request_id", ""))
         after_ms = trailing.get("retry-after-ms")
         self.retry_after_s = None if after_ms is None else float(after_ms) / 1000
@@ -82,6 +87,7 @@ class PlanOverdue(PlannerError):
 
     def __init__(self) -> None:
         self.status = grpc.StatusCode.DEADLINE_EXCEEDED
+        self.lost = False
         self.code = "overdue"
         self.detail = "the last plan is at its end, and the next one has not arrived yet"
         Exception.__init__(self, f"{self.code}: {self.detail}")

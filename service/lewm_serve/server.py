@@ -24,16 +24,12 @@ import json
 import resource
 import signal
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from lewm_serve.access.keys import Keys
-from lewm_serve.access.keys_file import KeysFileError
 from lewm_serve.observability.logging import LineWriter, log
-from lewm_serve.observability.metrics import Metrics
-from lewm_serve.planner.planner import Planner
 from lewm_serve.registry.registry import ModelLoadError
+from lewm_serve.service import Service, StartError
 from lewm_serve.settings import Settings, SettingsError
 from lewm_serve.signals import (
     IGNORED_SIGNALS,
@@ -43,23 +39,14 @@ from lewm_serve.signals import (
     log_ignored_signal,
 )
 from lewm_serve.transports.addresses import are_loopback, resolve
-from lewm_serve.transports.exchange import RequestMemory, RequestRecorder
 from lewm_serve.transports.grpc.server import GrpcServer
-from lewm_serve.transports.http.app import create_app
 from lewm_serve.transports.http.server import HttpServer
 from lewm_serve.transports.tls import Certificates, TlsError, load_certificates
 from lewm_serve.workers.process import EngineProcesses
 from lewm_serve.workers.worker import Worker
 
-if TYPE_CHECKING:
-    from lewm_serve.observability.tracing import RequestTracer
-    from lewm_serve.transports.http.console.data import ConsoleData
-
 FLUSH_S = 2.0
 """The time to send answers that are ready when the server stops."""
-
-TRACES_FLUSH_S = 1.0
-"""The longest time that the end of the server waits for the receiver of traces."""
 
 SECOND_SIGNAL_FLUSH_S = 0.1
 """The time to write the last lines of the log when a second signal ends the server."""
@@ -73,10 +60,6 @@ NOT_PROTECTED = (
     "LEWM_TLS_CERT, LEWM_TLS_KEY and LEWM_TLS_CLIENT_CA; or LEWM_INSECURE=1 if everything that "
     "reaches it may use it"
 )
-
-
-class StartError(RuntimeError):
-    """The server cannot start. The message says why."""
 
 
 class Server:
@@ -94,28 +77,27 @@ class Server:
 
     def __init__(self, settings: Settings, workers: Sequence[Worker] = ()) -> None:
         self.settings = settings
-        self._tracer = _make_tracer(settings)
-        keys, certificates = _read_keys(settings), _read_certificates(settings)
-        metrics = Metrics()
-        console = _make_console_data(settings)
-        history, recent = (console.history, console.recent) if console else (None, None)
-        self.planner = Planner(settings, metrics, workers, history)
-        memory = RequestMemory(max(settings.max_held_bytes, settings.max_body_bytes))
-        metrics.held_bytes.set_function(lambda: memory.total + memory.incomplete)
-        recorder = RequestRecorder(metrics, self._tracer, recent)
-        shared: Any = {"metrics": metrics, "memory": memory, "recorder": recorder, "keys": keys}
-        self._is_local = False
-        app, monitoring = create_app(
-            self.planner, settings, **shared, is_local=lambda: self._is_local, console=console
-        )
-        self.http = HttpServer(app, settings, recorder, certificates)
+        certificates = _read_certificates(settings)
+        self.service = service = Service(settings, workers)
+        self.planner = service.planner
+        self.http = HttpServer(service.app, settings, service.recorder, certificates)
         self.monitoring: HttpServer | None = None
         if settings.metrics_port is not None:
             # Orchestrators have no certificate.
             without_clients = settings.model_copy(update={"tls_client_ca": None})
             certificates_of_server = _read_certificates(without_clients)
-            self.monitoring = HttpServer(monitoring, settings, recorder, certificates_of_server)
-        self.grpc = GrpcServer(self.planner, settings, **shared, certificates=certificates)
+            self.monitoring = HttpServer(
+                service.monitoring, settings, service.recorder, certificates_of_server
+            )
+        self.grpc = GrpcServer(
+            self.planner,
+            settings,
+            metrics=service.metrics,
+            memory=service.memory,
+            recorder=service.recorder,
+            keys=service.keys,
+            certificates=certificates,
+        )
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
 
@@ -156,8 +138,8 @@ class Server:
             SettingsError: that is what the settings ask for.
         """
         settings = self.settings
-        self._is_local = are_loopback(addresses)
-        if self._is_local:
+        self.service.is_local = are_loopback(addresses)
+        if self.service.is_local:
             return
         # The port for monitoring asks for keys alone.
         asks_for_certificates = settings.tls_client_ca is not None and self.monitoring is None
@@ -238,8 +220,7 @@ class Server:
         if self.monitoring is not None:
             self.monitoring.drain()
             await self.monitoring.stop(FLUSH_S)
-        if self._tracer is not None:
-            await asyncio.to_thread(self._tracer.close, TRACES_FLUSH_S)
+        await self.service.close()
         log.info("stopped")
 
     def _handle_signals(self) -> None:
@@ -268,48 +249,11 @@ class Server:
             await self.planner.reload_models()
 
 
-def _read_keys(settings: Settings) -> Keys | None:
-    if settings.keys_file is None:
-        return None
-    try:
-        keys = Keys(settings.keys_file)
-    except KeysFileError as error:
-        raise StartError(f"LEWM_KEYS_FILE (--keys-file): {error}") from None
-    if not keys:
-        log.warning("there is no key in the keys file: nobody may come in")
-    return keys
-
-
 def _read_certificates(settings: Settings) -> Certificates | None:
     try:
         return load_certificates(settings)
     except TlsError as error:
         raise StartError(str(error)) from None
-
-
-def _make_console_data(settings: Settings) -> ConsoleData | None:
-    """What the console shows, if there is to be one."""
-    if not settings.console:
-        return None
-    from lewm_serve.transports.http.console.data import ConsoleData
-
-    return ConsoleData()
-
-
-def _make_tracer(settings: Settings) -> RequestTracer | None:
-    if settings.otlp_endpoint is None:
-        return None
-    try:
-        from lewm_serve.observability.tracing import RequestTracer
-    except ModuleNotFoundError as error:
-        raise StartError(
-            f"LEWM_OTLP_ENDPOINT (--otlp-endpoint) is {settings.otlp_endpoint}, and traces need "
-            f"the package of the module {error.name}: pip install 'lewm-serve[tracing]'"
-        ) from None
-    try:
-        return RequestTracer(settings.otlp_endpoint)
-    except ValueError as error:
-        raise StartError(f"OpenTelemetry cannot use a variable OTEL_…: {error}") from None
 
 
 def _raise_limit_of_open_files() -> None:

@@ -1,41 +1,23 @@
-"""An environment with the unmodified clients of others, and a server of the embedded model.
+"""An environment with the unmodified clients of others, and a server of the embedded model."""
 
-The clients need other versions than the server. Their packages are pinned, so an environment that
-was once complete is used again, by other workers and in later runs: it is in `.clients`, by the
-hash of the pins and the interpreter. `make clean` removes it.
-"""
-
-import fcntl
-import hashlib
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lewm_serve.support.server_process import ServerProcess
-from tests.packaging.environments import ROOT, Environment
+from tests.packaging.environments import Environment, kept_environment
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-COMPLETE = "complete"
 
 
 @pytest.fixture(scope="session")
 def clients() -> Environment:
-    """The environment."""
-    key = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    folder = ROOT / ".clients" / key
-    folder.parent.mkdir(exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / COMPLETE).exists():
-            return Environment.existing(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        environment = Environment(folder)
-        environment.install("--no-deps", "--requirement", str(REQUIREMENTS))
-        (folder / COMPLETE).touch()
-    return environment
+    """The environment. The clients need other versions than the server, and they are pinned."""
+    return kept_environment(
+        REQUIREMENTS.read_text(),
+        lambda environment: environment.install("--no-deps", "--requirement", str(REQUIREMENTS)),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -125,7 +125,13 @@ def test_no_retry_that_would_be_after_the_timeout(run: Any) -> None:
     ids=lambda status: status.name,
 )
 def test_other_errors_are_not_retried(status: grpc.StatusCode) -> None:
-    assert attempts_until_error(encode, FakeRpcError(status), retries=5) == 1
+    assert attempts_until_error(encode, FakeRpcError(status, code="any"), retries=5) == 1
+
+
+@both_clients
+def test_internal_of_a_proxy_is_retried(run: Any) -> None:
+    method = FakeEncode(2, FakeRpcError(grpc.StatusCode.INTERNAL, "The actor died unexpectedly"))
+    assert run(method, retries=2).model == "fake"
 
 
 def test_error_of_the_server() -> None:

@@ -1,15 +1,21 @@
 """Virtual environments that know nothing of this repository."""
 
+import fcntl
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).parents[2]
 PREFIXES_OF_DROPPED_VARIABLES = ("COVERAGE_", "PYTHON", "VIRTUAL_ENV", "LEWM_")
 """Variables that lead an environment to this repository or its coverage, or set up the server."""
+
+
+COMPLETE = "complete"
 
 
 def clean_variables() -> dict[str, str]:
@@ -53,6 +59,29 @@ class Environment:
         if constraints is not None:
             options += ["--constraint", str(constraints)]
         self.run("python", ["-m", "pip", "install", *options, *requirements], cwd=self.folder)
+
+
+def kept_environment(key: str, fill: Callable[[Environment], None]) -> Environment:
+    """An environment that is used again, by other workers and in later runs, once it is complete.
+
+    It is in `.clients`, which `make clean` removes.
+
+    Args:
+        key: what its content depends on, beside the interpreter.
+        fill: installs the packages.
+    """
+    name = hashlib.sha256(f"{key}{sys.version}".encode()).hexdigest()[:16]
+    folder = ROOT / ".clients" / name
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / COMPLETE).exists():
+            return Environment.existing(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        environment = Environment(folder)
+        fill(environment)
+        (folder / COMPLETE).touch()
+    return environment
 
 
 def _run(command: list[str], cwd: Path) -> str:

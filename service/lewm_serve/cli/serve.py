@@ -36,8 +36,8 @@ def serve(**flags: Any) -> None:
     handle_early_signals()
     _warn_of_unknown_variables()
 
-    from lewm_serve.server import StartError
     from lewm_serve.server import serve as run
+    from lewm_serve.service import StartError
 
     try:
         run(settings)

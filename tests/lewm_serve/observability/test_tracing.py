@@ -15,7 +15,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from lewm.v1 import planner_pb2 as pb
 from lewm_client import PlannerClient, frame
 from lewm_serve.observability.tracing import RequestTracer, Stage
-from lewm_serve.server import Server, StartError
+from lewm_serve.server import Server
+from lewm_serve.service import StartError
 from lewm_serve.settings import SettingsError, load_settings
 from tests.lewm_serve.support.drivers import raw_call
 from tests.lewm_serve.support.frames import picture

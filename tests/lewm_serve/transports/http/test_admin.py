@@ -109,4 +109,4 @@ async def test_all_origins_does_not_mean_administrators() -> None:
 def test_the_server_knows_who_reaches_it(addresses: list[str], local: bool) -> None:
     server: Any = SimpleNamespace(settings=Settings(insecure=True), monitoring=None)
     Server._check_reachable(server, addresses)
-    assert server._is_local == local
+    assert server.service.is_local == local
