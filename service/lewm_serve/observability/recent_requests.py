@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -150,5 +151,6 @@ def summarise(requests: Sequence[RecentRequest]) -> dict[str, Any]:
 def _quantile_ms(durations: list[float], level: float) -> float | None:
     if not durations:
         return None
-    ordered = sorted(durations)
-    return round(1000 * ordered[min(len(ordered) - 1, int(level * len(ordered)))], 2)
+    # The least of the durations that this share of them does not exceed.
+    rank = max(1, math.ceil(level * len(durations)))
+    return round(1000 * sorted(durations)[rank - 1], 2)

@@ -15,6 +15,23 @@ def line(**changes: Any) -> dict[str, Any]:
     return usual | {"robot": "arm", "health": "ok", "plan_status": "completed"} | changes
 
 
+@pytest.mark.parametrize(
+    ("durations_ms", "p50_ms", "p95_ms"),
+    [
+        ([7.0], 7, 7),
+        ([2780.0, 116.0], 116, 2780),
+        ([1.0, 2.0, 3.0], 2, 3),
+        ([float(value) for value in range(1, 21)], 10, 19),
+    ],
+)
+def test_shares_of_few_durations(durations_ms: list[float], p50_ms: float, p95_ms: float) -> None:
+    recent = RecentRequests()
+    for duration_ms in durations_ms:
+        recent.add(line(duration_ms=duration_ms), time.monotonic())
+    (arm,) = summarise(recent.newest())["robots"]
+    assert (arm["p50_ms"], arm["p95_ms"]) == (p50_ms, p95_ms)
+
+
 def test_robots_are_told_apart_and_counted() -> None:
     recent = RecentRequests()
     now = time.monotonic()
@@ -29,7 +46,7 @@ def test_robots_are_told_apart_and_counted() -> None:
     assert (arm["kind"], arm["name"]) == ("robot", "arm")
     assert arm["requests"] == 5
     assert arm["per_s"] == round(5 / 60, 2)
-    assert arm["p50_ms"] == 20
+    assert arm["p50_ms"] == 10
     assert arm["p95_ms"] == 30
     assert arm["errors"] == {"overloaded": 1}
     assert arm["health"] == {"ok": 3, "anomalous": 1}

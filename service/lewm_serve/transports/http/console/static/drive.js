@@ -114,15 +114,19 @@ export function drive(main, { server, say }) {
     }
     const isOver = !server.may_plan || robot.ended !== null;
     world.disabled = isOver || !about.takes_points;
+    hint.textContent = robot.ended !== null ? "This drive has ended. Press Start for a new one." : howToChoose();
     for (const control of panel.querySelectorAll(".goals button, .settings :is(button, input, select)")) control.disabled = isOver;
     describe(robot);
     remember(robot.plan);
   }
 
-  function showGoals() {
-    hint.textContent = about.takes_points
+  function howToChoose() {
+    return about.takes_points
       ? "Click where the robot should go, or choose a picture."
       : "Choose a picture: the robot starts where it can reach it.";
+  }
+
+  function showGoals() {
     goals.replaceChildren(
       ...about.goals.map((url, task) =>
         h("button", { type: "button", title: `goal ${task + 1}`, onclick: () => change({ task }) },
@@ -156,8 +160,9 @@ export function drive(main, { server, say }) {
     const stopping = document.getElementById("stop");
     if (stopping) stopping.textContent = robot.controls.is_stopped ? "Let it go on" : "Stop the robot";
     const what = sentence(robot);
+    const isThere = robot.reached && robot.ended === null;
     state.replaceChildren(
-      h("p", { class: robot.reached ? "reached" : "" }, robot.reached ? "✓ " : "", what),
+      h("p", { class: isThere ? "reached" : "" }, isThere ? "✓ " : "", what),
       plan ? h("p", { class: "badges" }, statusBadge(plan), " ", healthBadge(plan.health)) : "",
       plan ? h("p", { class: "muted" }, `last answer after ${milliseconds(plan.waited_ms)}; the deadline is at ${robot.deadline_ms} ms`) : "",
       robot.fallbacks ? h("p", {}, `${robot.fallbacks} plans were answered by the fallback.`) : "",
@@ -171,7 +176,7 @@ export function drive(main, { server, say }) {
     plans = [...plans, plan].slice(-12);
     log.replaceChildren(
       ...[...plans].reverse().map((one) =>
-        h("tr", {},
+        h("tr", { onclick: () => { location.hash = `#replay/${one.request_id}`; } },
           h("td", {}, h("a", { href: `#replay/${one.request_id}` }, statusBadge(one, true))),
           h("td", {}, healthBadge(one.health)),
           h("td", { class: "number" }, milliseconds(one.waited_ms)),

@@ -32,7 +32,7 @@ const MEANINGS = {
   solver: "The method of the search: cem and icem fit a bell curve to the elites, mppi weighs all candidates by their costs, random keeps the best one, gradient follows the slope of the cost.",
   surprise: "How far the newest frame is from what the model had predicted for it, from the frame before and the actions between them.",
   "the rest": "Reading the request, checking it, and writing the answer.",
-  "to go": "How many steps the model believes the goal is away, by its learned distance. A dash: it has learned none.",
+  "to go": "How many steps (actions of the robot) the model believes the goal is away, by its learned distance. This is an estimate, and far too large for anomalous frames. A dash: a fallback answered, or the model has learned no distance.",
 };
 
 // A word whose meaning is shown beside it by a click, a touch, or the Return key.
