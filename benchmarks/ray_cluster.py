@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,23 @@ POLL_S = 0.1
 Options = dict[str, Any]
 """Settings, or options of a deployment, by name."""
 
-AGENT_PORTS = (
-    "dashboard-agent-grpc-port",
-    "dashboard-agent-listen-port",
-    "metrics-export-port",
-    "runtime-env-agent-port",
+NODE_OPTIONS = (
+    f"--node-ip-address={HOST}",
+    f"--num-cpus={CPUS}",
+    "--num-gpus=0",
+    f"--object-store-memory={OBJECT_STORE_BYTES}",
+    "--include-dashboard=false",
 )
+STARTED = "Ray runtime started."
+START_ATTEMPTS = 5
+"""A node gives up if its agent takes more than 15 s to start, as it does on a busy machine."""
 
 VARIABLES = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # otherwise Ray keeps one in the home folder
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray listens on the network's address
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": str(round(START_TIMEOUT_S)),
+    "RAY_raylet_start_wait_time_s": "60",
 }
 """What Ray reads when it is imported."""
 
@@ -142,38 +146,24 @@ def _ray_node() -> Iterator[str]:
     """Run `ray start --head` for the duration of the block. Yields the node's address.
 
     Raises:
-        RuntimeError: it has not started.
+        RuntimeError: it does not start.
     """
-    port = _free_port()
-    options = {
-        "port": port,
-        "node-ip-address": HOST,
-        "num-cpus": CPUS,
-        "num-gpus": 0,
-        "object-store-memory": OBJECT_STORE_BYTES,
-        "include-dashboard": "false",
-    }
-    # With free ports of its own choice, Ray gives up if an agent starts too slowly.
-    options |= {option: _free_port() for option in AGENT_PORTS}
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short name: it holds sockets
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        node = subprocess.Popen([*command, f"--temp-dir={folder}"], stdout=subprocess.DEVNULL)
-        try:
-            _wait_listening(port, node)
-            yield f"{HOST}:{port}"
-        finally:
-            node.terminate()
-            node.wait()
-
-
-def _wait_listening(port: int, node: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + START_TIMEOUT_S
-    while node.poll() is None and time.monotonic() < end:
-        with suppress(OSError), socket.create_connection((HOST, port)):
-            return
-        time.sleep(POLL_S)
-    raise RuntimeError("ray start does not listen")
+        for _ in range(START_ATTEMPTS):
+            port = _free_port()
+            command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+            command += [f"--port={port}", f"--temp-dir={folder}", *NODE_OPTIONS]
+            node = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert node.stdout is not None
+            with node.stdout:
+                try:
+                    if any(STARTED in line for line in node.stdout):
+                        yield f"{HOST}:{port}"
+                        return
+                finally:
+                    node.terminate()
+                    node.wait()
+    raise RuntimeError(f"ray start has failed {START_ATTEMPTS} times")
 
 
 def _free_port() -> int:
