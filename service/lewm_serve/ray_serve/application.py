@@ -44,6 +44,9 @@ MAX_REPLICAS_OF_NODE = 16
 POLICY_VIOLATION = 1008
 """Of RFC 6455. Before a WebSocket is open, the proxy turns it into 403."""
 
+PORTS = 1 << 16
+"""The highest port of TCP, and one more."""
+
 FLUSH_S = 1.0
 """The time to answer the last request for metrics when the replica stops."""
 
@@ -132,17 +135,16 @@ async def _serve_metrics(service: Service, settings: Settings) -> HttpServer | N
     if settings.metrics_port is None:
         return None
     server = HttpServer(service.monitoring, settings, service.recorder, certificates=None)
-    addresses = await resolve(settings.host)
-    for port in range(settings.metrics_port, settings.metrics_port + MAX_REPLICAS_OF_NODE):
-        try:
+    addresses, first = await resolve(settings.host), settings.metrics_port
+    for port in range(first, min(first + MAX_REPLICAS_OF_NODE, PORTS)):
+        with suppress(OSError):
             bound = server.bind(addresses, port)
-        except OSError as error:
-            reason = error
-            continue
-        await server.start()
-        log.info("listening", metrics_port=bound)
-        return server
-    raise StartError(f"metrics_port: {settings.metrics_port} and the next ports: {reason}")
+            await server.start()
+            log.info("listening", metrics_port=bound)
+            return server
+    raise StartError(
+        f"metrics_port: {first} and the {MAX_REPLICAS_OF_NODE - 1} next ports are in use"
+    )
 
 
 def _behind_proxy(app: ASGIApp) -> ASGIApp:
