@@ -33,7 +33,6 @@ BENCHMARKS = {
     "state_input": "states beside pixels where an occluder hides the agent (half an hour)",
     "dino_wm": "LeWM against DINO-WM's shapes: tokens a frame and time a plan",
     "gpu": "the search on a GPU: correctness, time, throughput, deadlines, energy (8 minutes)",
-    "fleet": "10,000 robots on simulated servers, by who answers which (half an hour)",
     "startup": "time to ready, first and second start",
     "profile": "where the time of a plan goes",
 }

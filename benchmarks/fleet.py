@@ -16,6 +16,8 @@ Compared are ways to choose the server of a plan:
 
 The last two know how much each server had to do some time ago: 0, or the age that is given.
 
+Ten minutes.
+
     python -m benchmarks.fleet [--quick]
 """
 
@@ -54,7 +56,7 @@ from lewm_serve.solvers import SOLVERS
 
 ROBOTS, RATE_HZ, PLANS_A_GOAL = 10_000, 2.0, 20
 QUICK_ROBOTS = 100
-SECONDS, WARM_UP_S = 2.0, 1.0
+SECONDS, WARM_UP_S = 1.0, 0.5
 LOADS = (0.7, 0.9)
 """The shares of their capacity that servers are asked for."""
 
