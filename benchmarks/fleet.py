@@ -56,7 +56,7 @@ from lewm_serve.solvers import SOLVERS
 
 ROBOTS, RATE_HZ, PLANS_A_GOAL = 10_000, 2.0, 20
 QUICK_ROBOTS = 100
-SECONDS, WARM_UP_S = 1.0, 0.5
+SECONDS, WARM_UP_S = 1.0, 1.0
 LOADS = (0.7, 0.9)
 """The shares of their capacity that servers are asked for."""
 
