@@ -41,8 +41,10 @@ def test_the_metadata_say_what_is_expected(printed: dict[str, Any]) -> None:
     assert set(metadata["observation"]) == {
         "observation/image",
         "observation/state",
+        "observation/vector",
         "goal/image",
         "goal/state",
+        "goal/vector",
         "prompt",
     }
     assert metadata["model"] == "two-room"

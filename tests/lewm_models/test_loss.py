@@ -76,7 +76,7 @@ def test_no_gradient_is_stopped(
     """The last latent is a target only, so a gradient there shows that targets learn too."""
     model = tiny_model()
     latents = gaussian(6 * (TINY.history + 1), TINY.latent_dim).requires_grad_()
-    monkeypatch.setattr(model, "encode", lambda frames: latents)
+    monkeypatch.setattr(model, "encode", lambda frames, states=None: latents)
     frames, actions = batch
     losses = lewm_loss(model, frames, actions, directions=DIRECTIONS, sigreg_weight=0.0)
     losses.total.backward()  # type: ignore[no-untyped-call]

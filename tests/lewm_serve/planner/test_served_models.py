@@ -223,8 +223,8 @@ async def test_numbers_that_are_not_finite_are_seen_before_the_switch(
         encode = TorchBackend.encode
         served = model_of(running).backend
 
-        def overflow(self: TorchBackend, frames: Any) -> Any:
-            return encode(self, frames) * (1.0 if self is served else float("inf"))
+        def overflow(self: TorchBackend, frames: Any, states: Any = None) -> Any:
+            return encode(self, frames, states) * (1.0 if self is served else float("inf"))
 
         monkeypatch.setattr(TorchBackend, "encode", overflow)
         with pytest.raises(ReloadFailed, match="numbers that are not finite"):

@@ -107,6 +107,8 @@ async def test_all_origins_does_not_mean_administrators() -> None:
     ("addresses", "local"), [(["127.0.0.1", "::1"], True), (["127.0.0.1", "10.0.0.1"], False)]
 )
 def test_the_server_knows_who_reaches_it(addresses: list[str], local: bool) -> None:
-    server: Any = SimpleNamespace(settings=Settings(insecure=True), monitoring=None)
+    server: Any = SimpleNamespace(
+        settings=Settings(insecure=True), monitoring=None, service=SimpleNamespace()
+    )
     Server._check_reachable(server, addresses)
     assert server.service.is_local == local
