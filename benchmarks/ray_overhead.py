@@ -1,8 +1,9 @@
 """What Ray Serve adds to a plan of the embedded model, over REST and gRPC.
 
-One client asks three servers in turns for a plan, with two JPEG images that none has seen before:
-one replica behind Ray's proxies, `lewm serve`, and `lewm serve` with its engine in a thread, as in
-the replica. All run ONNX in float32 on one thread. Each server is idle while another one plans.
+One client asks three servers, in random turns, for a plan with two JPEG images that none has seen
+before: one replica behind Ray's proxies, `lewm serve`, and `lewm serve` with its engine in a
+thread, as in the replica. All run ONNX in float32 on one thread. Each server is idle while another
+one plans.
 
 What a server adds is what the client waits beyond the model's work: its total − encode − solve.
 What Ray adds is the difference to `lewm serve` in the same round. Three minutes.
@@ -14,6 +15,7 @@ It needs `pip install 'lewm-serve[ray]'`. All traffic goes to 127.0.0.1.
 
 from __future__ import annotations
 
+import random
 import time
 from contextlib import ExitStack, closing
 from itertools import product
@@ -84,8 +86,9 @@ def measure_timings(seconds: float) -> dict[Kind, list[Timing]]:
         timings: dict[Kind, list[Timing]] = {kind: [] for kind in product(servers, PROTOCOL_NAMES)}
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
-            for kind, plans in timings.items():
-                plans.append(timed_plan(clients[kind], next(images), next(images)))
+            order = random.sample(list(timings), len(timings))
+            for kind in order:
+                timings[kind].append(timed_plan(clients[kind], next(images), next(images)))
     return {kind: plans[WARM_UP_REQUESTS:] for kind, plans in timings.items()}
 
 
