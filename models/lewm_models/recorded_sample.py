@@ -210,6 +210,39 @@ class RecordedSample:
         return self.blocks[torch.from_numpy(places)]
 
 
+def encode_samples(
+    model: LeWM,
+    card: ModelCard,
+    pieces: Pieces,
+    *,
+    max_frames: tuple[int, int],
+    thumbnail_side: int = THUMBNAIL_SIDE,
+    progress: Progress = lambda done, total: None,
+) -> tuple[RecordedSample, RecordedSample]:
+    """Encode frames of the training episodes, and of the held-out ones; see `encode_sample`.
+
+    Args:
+        model, card, pieces, thumbnail_side, progress: see `encode_sample`.
+        max_frames: the most frames of each, about.
+
+    Raises:
+        ValueError: there is only one episode, or the frames do not fit the model.
+    """
+    training, held_out = (
+        encode_sample(
+            model,
+            card,
+            pieces,
+            numbers,
+            max_frames=most,
+            thumbnail_side=thumbnail_side,
+            progress=progress,
+        )
+        for numbers, most in zip(split_pieces(pieces), max_frames, strict=True)
+    )
+    return training, held_out
+
+
 @torch.inference_mode()
 def encode_sample(
     model: LeWM,

@@ -14,7 +14,7 @@ from lewm_models.card import FrameDecoderCard, ModelCard
 from lewm_models.decoder.network import FRAME_SIDE, FrameDecoder
 from lewm_models.distance.loop import TrainingLoop
 from lewm_models.lewm import LeWM
-from lewm_models.recorded_sample import Pieces, Progress, encode_sample, split_pieces
+from lewm_models.recorded_sample import Pieces, Progress, encode_samples
 
 MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES = 5_000, 500
 """The most frames that a decoder is trained on, and that it is measured on."""
@@ -126,19 +126,13 @@ def train_decoder_of_model(
         ValueError: there is only one episode, or the frames do not fit the model.
         FloatingPointError: a loss is not finite.
     """
-    training, held_out = (
-        encode_sample(
-            model,
-            card,
-            pieces,
-            numbers,
-            max_frames=most,
-            thumbnail_side=FRAME_SIDE,
-            progress=on_encoded,
-        )
-        for numbers, most in zip(
-            split_pieces(pieces), (MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES), strict=True
-        )
+    training, held_out = encode_samples(
+        model,
+        card,
+        pieces,
+        max_frames=(MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES),
+        thumbnail_side=FRAME_SIDE,
+        progress=on_encoded,
     )
     if len(training) < MIN_FRAMES:
         raise TooFewFrames(

@@ -15,7 +15,7 @@ from lewm_models.judging.surprise import surprise_measures
 from lewm_models.probe.fit import TooFewStates
 from lewm_models.probe.network import StateProbe, StateSpace
 from lewm_models.probe.run import fit_probe_to_sample
-from lewm_models.recorded_sample import Pieces, RecordedSample, encode_sample, split_pieces
+from lewm_models.recorded_sample import Pieces, RecordedSample, encode_samples
 
 MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES = 8_000, 4_000
 """The most frames that baselines and a probe are fitted to, and that a model is judged on."""
@@ -86,18 +86,12 @@ def judge(
         ValueError: there is only one episode, or the data do not fit the model.
     """
     model, card = checkpoint.model, checkpoint.card
-    training, held_out = (
-        encode_sample(
-            model,
-            card,
-            pieces,
-            numbers,
-            max_frames=most,
-            progress=lambda done, total: progress("encoding frames", done, total),
-        )
-        for numbers, most in zip(
-            split_pieces(pieces), (MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES), strict=True
-        )
+    training, held_out = encode_samples(
+        model,
+        card,
+        pieces,
+        max_frames=(MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES),
+        progress=lambda done, total: progress("encoding frames", done, total),
     )
     notes: list[str] = []
     probe, probe_of = _find_probe(checkpoint, training, held_out, space, notes)

@@ -13,8 +13,7 @@ from lewm_models.recorded_sample import (
     Pieces,
     Progress,
     RecordedSample,
-    encode_sample,
-    split_pieces,
+    encode_samples,
 )
 
 MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES = 10_000, 3_000
@@ -54,11 +53,12 @@ def fit_probe_of_model(
         TooFewStates: there are too few frames with states.
         ValueError: there is only one episode, or the frames do not fit the model.
     """
-    training, held_out = (
-        encode_sample(model, card, pieces, numbers, max_frames=most, progress=progress)
-        for numbers, most in zip(
-            split_pieces(pieces), (MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES), strict=True
-        )
+    training, held_out = encode_samples(
+        model,
+        card,
+        pieces,
+        max_frames=(MAX_TRAINING_FRAMES, MAX_HELD_OUT_FRAMES),
+        progress=progress,
     )
     return fit_probe_to_sample(training, held_out, space)
 
