@@ -22,9 +22,9 @@ import grpc
 import numpy as np
 
 from benchmarks.clients import new_jpegs, two_room_pictures
-from benchmarks.processes import worker_processes
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+from lewm_serve.cli.worker_processes import worker_processes
 
 ResultT = TypeVar("ResultT")
 

@@ -1,9 +1,8 @@
-"""Processes that a benchmark starts and ends: workers, a Redis server, a server of a checkout."""
+"""Processes that a benchmark starts and ends: a Redis server, a server of a checkout."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import select
 import shutil
@@ -11,10 +10,8 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,37 +28,6 @@ from lewm_serve.cli.local_server import (
 
 REDIS_START_TIMEOUT_S = 20.0
 PASSWORD, OTHER_PASSWORD = "correct-horse", "changed"
-
-
-@contextmanager
-def worker_processes(
-    count: int, prepare: Callable[[], None] | None = None
-) -> Iterator[ProcessPoolExecutor]:
-    """New processes that work for this one, and end with it even if it is killed.
-
-    Each of them first calls ``prepare``. Work that has not begun at the end of the block is
-    dropped.
-    """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(prepare,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(prepare: Callable[[], None] | None) -> None:
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    if prepare is not None:
-        prepare()
-
-
-def _exit_with_parent() -> None:
-    """End this process when its parent has ended; a killed parent cannot end it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this is a worker
-    parent.join()
-    os._exit(1)
 
 
 class RedisServer:

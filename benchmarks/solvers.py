@@ -29,7 +29,6 @@ import torch
 from benchmarks.comparison import PairedOutcomes
 from benchmarks.flops import PAPER_CEM
 from benchmarks.in_process import SearchLoop, load_like_server
-from benchmarks.processes import worker_processes
 from benchmarks.report import (
     Measurement,
     Report,
@@ -46,6 +45,7 @@ from lewm_models.environments.two_room_environment import TWO_ROOM
 from lewm_models.evaluation.episode import Actions, run_episode
 from lewm_models.evaluation.protocol import sample_episodes
 from lewm_models.preprocessing import resize
+from lewm_serve.cli.worker_processes import worker_processes
 from lewm_serve.registry.registry import LoadedModel
 
 MODEL_FOLDER = PRETRAINED / "two-room"

@@ -1,27 +1,13 @@
 """Processes that a benchmark starts and ends."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import checkout_server, worker_processes
-from benchmarks.results import ROOT
+from benchmarks.processes import checkout_server
 from lewm_serve.cli.local_server import LocalServerError
-
-PARENT = """
-import os, signal
-from benchmarks.processes import worker_processes
-
-if __name__ == "__main__":
-    with worker_processes(1) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        signal.pause()
-"""
 
 FAKE_LEWM = """#!{python}
 import json, os, signal, sys
@@ -38,29 +24,6 @@ def write_program(checkout: Path, text: str) -> None:
     program.parent.mkdir(parents=True)
     program.write_text(text)
     program.chmod(0o755)
-
-
-def test_workers_are_other_processes() -> None:
-    with worker_processes(1) as pool:
-        assert pool.submit(os.getpid).result() != os.getpid()
-
-
-def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    program = tmp_path / "parent.py"
-    program.write_text(PARENT)
-    import_path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    with subprocess.Popen(
-        [sys.executable, program],
-        env=os.environ | {"PYTHONPATH": import_path},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        os.kill(worker, 0)
-        parent.send_signal(signal.SIGKILL)
-        # The worker holds the pipe too, so it is closed when both have ended.
-        assert parent.stdout.read() == ""
 
 
 def test_the_server_of_a_checkout_gets_flags_and_a_clean_environment(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lewm_client import AsyncPlannerClient, PlannerError
+from lewm_serve.cli.worker_processes import worker_processes
 
 ResultT = TypeVar("ResultT")
 
@@ -211,7 +211,7 @@ class LoadProcess:
 @contextmanager
 def load_process() -> Iterator[LoadProcess]:
     """The process, for the duration of the block."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with worker_processes(1) as pool:
         yield LoadProcess(pool)
 
 
