@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import http.client
-import io
 import itertools
 import json
 import time
@@ -19,7 +18,7 @@ from PIL import Image
 
 from lewm_models.environments import two_room
 from lewm_serve.cli.local_server import HOST, LocalServer
-from lewm_serve.cli.robot_load import NUMBER_BYTES, numbered_jpeg
+from lewm_serve.cli.robot_load import NUMBER_BYTES, encode_picture, numbered_jpeg
 
 Picture = NDArray[np.uint8]
 """A frame (224, 224, 3)."""
@@ -29,7 +28,6 @@ Document = dict[str, Any]
 
 FRAME_SIZE = 224
 PICTURE_COUNT = 8
-JPEG_QUALITY = 90
 PNG_HEADER_END = 33
 """Bytes of a PNG's signature and of its first chunk."""
 
@@ -112,10 +110,3 @@ def new_pngs(pictures: Sequence[Picture]) -> Iterator[bytes]:
         text = b"tEXt" + b"number\0" + number.to_bytes(NUMBER_BYTES, "big").hex().encode()
         chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
         yield image[:PNG_HEADER_END] + chunk + image[PNG_HEADER_END:]
-
-
-def encode_picture(picture: Picture, image_format: str) -> bytes:
-    """A picture as a file of this format."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, image_format, quality=JPEG_QUALITY)
-    return buffer.getvalue()

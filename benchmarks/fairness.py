@@ -34,12 +34,12 @@ import numpy as np
 from benchmarks.attacks import small_plan
 from lewm_serve.access.keys_file import changed_keys, new_key
 from lewm_serve.cli.local_server import HOST, LocalServer, local_server
+from lewm_serve.cli.robot_load import COMPLETE
 
 CLIENTS = 8
 PERIOD_S = 0.2
 ROUND_S = 8.0
 MAX_RATIO, MIN_COMPLETE = 2.0, 0.99
-COMPLETE = ("completed", "converged")
 LARGE_SOLVER = {"samples": 512, "iterations": 200, "horizon": 5, "tolerance": 0}
 QUIET, CROWDED = "eight clients", "with a ninth"
 

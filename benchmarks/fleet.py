@@ -456,9 +456,9 @@ def measure_costs(options: RunOptions) -> Costs:
     load_s = QUICK_PROTOCOL_SECONDS if options.quick else PROTOCOL_SECONDS
     with local_server() as server, load_process() as process:
         load = RobotLoad(server.target, images)
-        process.run(load.unpaced, 2, 1.0, 1000)
+        process.run(load.unpaced, 2, 1.0)
         used_s = processor_s(server.pid)
-        outcome = process.run(load.unpaced, 2, load_s, 100_000)
+        outcome = process.run(load.unpaced, 2, load_s)
         used_s = processor_s(server.pid) - used_s
     return Costs(
         frame_s=model.latency.encode_s(1),

@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.clients import new_jpegs, two_room_pictures
 from lewm.v1 import planner_pb2 as pb
 from lewm.v1.planner_pb2_grpc import PlannerServiceStub
+from lewm_serve.cli.robot_load import COMPLETE
 from lewm_serve.cli.worker_processes import worker_processes
 
 ResultT = TypeVar("ResultT")
@@ -61,7 +62,7 @@ class Call:
     @property
     def is_complete(self) -> bool:
         """Whether the plan got all its iterations, in time."""
-        return self.outcome in ("completed", "converged")
+        return self.outcome in COMPLETE
 
 
 def poisson_schedule(rate: float, seconds: float, seed: int) -> list[float]:

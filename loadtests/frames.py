@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.clients import encode_picture
 from lewm_models.environments import two_room
 from lewm_models.environments.two_room_policy import evaluation_generator, simulate_trajectories
+from lewm_serve.cli.robot_load import encode_picture
 
 WALKS = 8
 FRAMES_PER_WALK = 24

@@ -100,22 +100,17 @@ def _measure(
     from rich.console import Console
 
     from lewm_models import checkpoint
-    from lewm_serve.cli.capacity_run import (
-        Report,
-        measure_capacity,
-        peak_memory_mib,
-        pictures_of,
-    )
+    from lewm_serve.cli.capacity_run import Report, measure_capacity, pictures_of
     from lewm_serve.cli.local_server import local_server
+    from lewm_serve.cli.process_usage import tree_peak_mib
     from lewm_serve.cli.robot_load import load_process
-    from lewm_serve.solvers import SOLVERS
+    from lewm_serve.solvers import SOLVERS, solver_names
 
     loaded = checkpoint.load(folder)
     card = loaded.card
     for name in solvers or ():
         if name not in SOLVERS:
             raise ValueError(f"--solver: expected one of {', '.join(SOLVERS)}, got {name!r}")
-    names = solvers or [card.solver.name, *(name for name in SOLVERS if name != card.solver.name)]
     with (
         Console(stderr=True).status("starting the server") as status,
         local_server(folder) as server,
@@ -126,13 +121,13 @@ def _measure(
             process,
             solver=card.solver,
             images=pictures_of(loaded, size),
-            solvers=names,
+            solvers=solvers or solver_names(card.solver.name),
             rates_hz=rates_hz,
             deadline_s=deadline_s,
             seconds=seconds,
             progress=status.update,
         )
-        memory_mib = peak_memory_mib(server)
+        memory_mib = tree_peak_mib(server.pid)
     return Report(
         model=card.name,
         cores=len(os.sched_getaffinity(0)),

@@ -6,9 +6,10 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from lewm_models.card import SolverConfig
 from lewm_models.checkpoint import Checkpoint
@@ -17,11 +18,10 @@ from lewm_serve.cli.process_usage import (
     energy_j,
     joules_between,
     machine_s,
-    peak_mib,
     process_tree,
     processor_s,
 )
-from lewm_serve.cli.robot_load import LoadProcess, Outcome, RobotLoad, encode_jpeg
+from lewm_serve.cli.robot_load import LoadProcess, Outcome, RobotLoad, encode_picture
 from lewm_serve.solvers import SOLVERS
 
 IN_TIME_SHARE = 0.99
@@ -35,7 +35,6 @@ MAX_TRIALS = 8
 
 UNPACED_ROBOTS = 8
 WARM_UP_S = 1.0
-MAX_UNPACED_PLANS = 100_000
 
 PICTURES = 8
 
@@ -92,7 +91,7 @@ class Capacity:
         p50_s: the median latency of a plan with this many robots; None without robots.
         p99_s: the 99th percentile.
         limit: what limits first, a name in `LIMITS`.
-        usage: what these robots used.
+        usage: what these robots used, or what the smallest number tried used if ``robots`` is 0.
         processor_s: seconds of processor time of the server for a plan.
     """
 
@@ -162,11 +161,13 @@ def pictures_of(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[b
     """
     image_size = checkpoint.card.config.image_size
     if checkpoint.frames is not None:
-        pictures = checkpoint.frames[:PICTURES].numpy()
+        pictures = list(checkpoint.frames[:PICTURES].numpy())
     else:
         shape = (PICTURES, image_size, image_size, 3)
-        pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    return tuple(encode_jpeg(picture, size) for picture in pictures)
+        pictures = list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    if size is not None:
+        pictures = [np.asarray(Image.fromarray(picture).resize(size)) for picture in pictures]
+    return tuple(encode_picture(picture, "JPEG") for picture in pictures)
 
 
 def measure_capacity(
@@ -202,12 +203,10 @@ def measure_capacity(
         settings = None if name == solver.name else {"name": name}
         load = RobotLoad(server.target, tuple(images), settings)
         progress(f"{name}: plans of one robot")
-        process.run(load.unpaced, 1, WARM_UP_S, MAX_UNPACED_PLANS)
-        alone = _require_plans(process.run(load.unpaced, 1, seconds, MAX_UNPACED_PLANS))
+        process.run(load.unpaced, 1, WARM_UP_S)
+        alone = _require_plans(process.run(load.unpaced, 1, seconds))
         progress(f"{name}: plans of {UNPACED_ROBOTS} robots without a pace")
-        crowd = _require_plans(
-            process.run(load.unpaced, UNPACED_ROBOTS, seconds, MAX_UNPACED_PLANS)
-        )
+        crowd = _require_plans(process.run(load.unpaced, UNPACED_ROBOTS, seconds))
         speed = SolverSpeed(
             solver=name,
             settings=asdict(solver) | {"name": name},
@@ -227,6 +226,14 @@ def _require_plans(outcome: Outcome) -> Outcome:
     if not outcome.latencies_s:
         raise RuntimeError(f"the server made no plan: {outcome.error}")
     return outcome
+
+
+class Trial(NamedTuple):
+    """A load of some robots: what became of their plans, and what it used."""
+
+    robots: int
+    outcome: Outcome
+    usage: Usage
 
 
 class Trials:
@@ -251,16 +258,16 @@ class Trials:
     def search(self, speed: SolverSpeed, progress: Callable[[str], None]) -> Capacity:
         """Find the largest number of robots that the server carries, to within `STEP`."""
         robots = max(1, int(FIRST_SHARE * speed.plans_per_s / self._rate_hz))
-        carried: tuple[int, Outcome, Usage] | None = None
-        refused: tuple[int, Outcome, Usage] | None = None
+        carried: Trial | None = None
+        refused: Trial | None = None
         for _ in range(MAX_TRIALS):
             progress(f"{speed.solver}: {robots} robots at {self._rate_hz:g} Hz")
-            outcome, usage = self._try(robots)
-            if outcome.in_time_share >= IN_TIME_SHARE:
-                carried = robots, outcome, usage
+            trial = Trial(robots, *self._try(robots))
+            if trial.outcome.in_time_share >= IN_TIME_SHARE:
+                carried = trial
                 following = max(robots + 1, int(robots * STEP))
             else:
-                refused = robots, outcome, usage
+                refused = trial
                 following = min(robots - 1, math.ceil(robots / STEP))
             if (carried and refused) or following == 0:
                 break
@@ -274,12 +281,11 @@ class Trials:
             self._load.paced, robots, self._rate_hz, self._deadline_s, self._seconds
         )
         joules = joules_between(before_j, energy_j())
-        lasted_s = outcome.seconds + max(1.0, 1 / self._rate_hz)
         engine, protocols, load, others = (
-            (after - used) / lasted_s for used, after in zip(before, self._used(), strict=True)
+            (after - used) / outcome.seconds
+            for used, after in zip(before, self._used(), strict=True)
         )
-        plans = max(1.0, robots * self._rate_hz * lasted_s)
-        joules_a_plan = None if joules is None else joules / plans
+        joules_a_plan = None if joules is None else joules / max(1, outcome.answered)
         return outcome, Usage(engine, protocols, load, max(0.0, others), joules_a_plan)
 
     def _used(self) -> tuple[float, float, float, float]:
@@ -289,24 +295,25 @@ class Trials:
         return *ours, machine_s() - sum(ours)
 
     def _capacity(
-        self,
-        speed: SolverSpeed,
-        carried: tuple[int, Outcome, Usage] | None,
-        refused: tuple[int, Outcome, Usage] | None,
+        self, speed: SolverSpeed, carried: Trial | None, refused: Trial | None
     ) -> Capacity:
-        limiting = (refused or carried or (0, None, NO_USAGE))[2]
-        robots, outcome, usage = carried or (0, None, limiting)
-        latencies_s = outcome.latencies_s if outcome else ()
-        plans_per_s = robots * self._rate_hz if robots else speed.plans_per_s
+        limiting, shown = refused or carried, carried or refused
+        assert limiting  # there was a trial
+        assert shown
+        usage = shown.usage
+        plans_per_s = shown.robots * self._rate_hz
+        if carried is None:
+            plans_per_s = max(1, shown.outcome.answered) / shown.outcome.seconds
+        latencies_s = carried.outcome.latencies_s if carried else ()
         return Capacity(
             solver=speed.solver,
             rate_hz=self._rate_hz,
-            robots=robots,
-            tried=refused[0] if refused else None,
+            robots=carried.robots if carried else 0,
+            tried=refused.robots if refused else None,
             p50_s=float(np.quantile(latencies_s, 0.5)) if latencies_s else None,
             p99_s=float(np.quantile(latencies_s, 0.99)) if latencies_s else None,
             limit=name_limit(
-                limiting,
+                limiting.usage,
                 alone_p99_s=speed.alone_p99_s,
                 deadline_s=self._deadline_s,
                 cores=len(os.sched_getaffinity(0)),
@@ -314,9 +321,6 @@ class Trials:
             usage=usage,
             processor_s=(usage.engine + usage.protocols) / plans_per_s,
         )
-
-
-NO_USAGE = Usage(0.0, 0.0, 0.0, 0.0, None)
 
 
 def name_limit(usage: Usage, *, alone_p99_s: float, deadline_s: float, cores: int) -> str:
@@ -335,8 +339,3 @@ def name_limit(usage: Usage, *, alone_p99_s: float, deadline_s: float, cores: in
         return "other work" if usage.others > OTHER_WORK_SHARE * cores else "cores"
     busiest = max(("engine", "protocols", "load"), key=lambda name: float(getattr(usage, name)))
     return busiest if getattr(usage, busiest) >= BUSY_SHARE else "bursts"
-
-
-def peak_memory_mib(server: LocalServer) -> int:
-    """The most memory of a server's processes."""
-    return sum(map(peak_mib, process_tree(server.pid)))

@@ -20,11 +20,10 @@ from lewm_serve.cli.process_usage import (
     NO_ENERGY,
     energy_j,
     joules_between,
-    peak_mib,
-    process_tree,
-    processor_s,
+    tree_peak_mib,
+    tree_processor_s,
 )
-from lewm_serve.solvers import SOLVERS
+from lewm_serve.solvers import SOLVERS, solver_names
 
 WARM_UP_PLANS = 5
 TIMEOUT_S = 120.0
@@ -123,7 +122,7 @@ def measure_machine(
         PlannerError: it made no plan with the default solver.
     """
     notes: list[str] = []
-    names = [card.solver.name, *(name for name in SOLVERS if name != card.solver.name)]
+    names = solver_names(card.solver.name)
     with local_server(folder) as server, PlannerClient(server.target) as client:
         numbered = _new_frames(frames)
         for _ in range(WARM_UP_PLANS):
@@ -141,7 +140,7 @@ def measure_machine(
                     raise
                 notes.append(f"{name} was not measured: {error}")
             progress(number, len(names))
-        peak_memory_mib = sum(map(peak_mib, process_tree(server.pid)))
+        peak_memory_mib = tree_peak_mib(server.pid)
     default, *others = costs
     period_s = 1 / rate_hz
     chosen = default
@@ -178,7 +177,7 @@ def _cost(
     plans: int,
 ) -> SolverCost:
     settings = None if name == card.solver.name else {"name": name}
-    used_before_s, before_j = sum(map(processor_s, process_tree(server.pid))), energy_j()
+    used_before_s, before_j = tree_processor_s(server.pid), energy_j()
     seconds: list[float] = []
     while len(seconds) < plans and (len(seconds) < MIN_PLANS or sum(seconds) < MAX_SECONDS):
         seconds.append(
@@ -186,7 +185,7 @@ def _cost(
                 lambda: client.plan([next(frames)], goal, solver=settings, timeout_s=TIMEOUT_S)
             )
         )
-    used_s = sum(map(processor_s, process_tree(server.pid))) - used_before_s
+    used_s = tree_processor_s(server.pid) - used_before_s
     plans_j = joules_between(before_j, energy_j())
     candidates = sum(SOLVERS[name].candidates_per_ask(card.solver))
     return SolverCost(

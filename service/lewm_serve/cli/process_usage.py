@@ -54,6 +54,16 @@ def peak_mib(pid: int) -> int:
     return 0
 
 
+def tree_processor_s(pid: int) -> float:
+    """Seconds of processor time that a process and those that descend from it have used so far."""
+    return sum(map(processor_s, process_tree(pid)))
+
+
+def tree_peak_mib(pid: int) -> int:
+    """The most memory of a process and of those that descend from it, added up."""
+    return sum(map(peak_mib, process_tree(pid)))
+
+
 def joules_between(before_j: float | None, after_j: float | None) -> float | None:
     """Joules used between two readings of `energy_j`.
 

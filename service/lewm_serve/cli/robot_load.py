@@ -35,6 +35,12 @@ CALL_TIMEOUT_S = 120.0
 MARGIN_S = 1.0
 """A call with a deadline is given up this long after it: the server did not answer at all."""
 
+MIN_WARM_UP_S = 1.0
+"""Plans of the first period, and of at least this long, do not count."""
+
+MAX_UNPACED_PLANS = 100_000
+"""Robots without a pace send no more plans than about this many."""
+
 JPEG_QUALITY = 90
 NUMBER_BYTES = 8
 
@@ -44,16 +50,19 @@ class Outcome:
     """What became of the plans of a load.
 
     Attributes:
-        asked: how many plans were due.
-        in_time: how many got all their iterations and arrived by their deadline.
-        latencies_s: the seconds of each answered plan from the moment at which it was due.
-        seconds: how long the load took.
+        asked: how many plans were due after the warm-up.
+        in_time: how many of them got all their iterations and arrived by their deadline.
+        latencies_s: the seconds of each of them that was answered, from the moment at which it was
+            due.
+        answered: how many plans were answered, in the warm-up too.
+        seconds: how long the load took, from its beginning to the last answer.
         error: the text of one refusal or failure, if there was one.
     """
 
     asked: int
     in_time: int
     latencies_s: tuple[float, ...]
+    answered: int
     seconds: float
     error: str | None
 
@@ -81,14 +90,13 @@ class RobotLoad:
         """Robots that send a plan every ``1 / rate_hz`` seconds, each at times of its own.
 
         A robot whose last plan is not answered when the next is due sends it afterwards. Its
-        latency counts from the moment at which it was due. Plans of the first period, and of the
-        first second, do not count.
+        latency counts from the moment at which it was due. See `MIN_WARM_UP_S`.
         """
         return asyncio.run(self._paced(robots, 1 / rate_hz, deadline_s, seconds))
 
-    def unpaced(self, robots: int, seconds: float, max_plans: int) -> Outcome:
+    def unpaced(self, robots: int, seconds: float) -> Outcome:
         """Robots that send the next plan as soon as the last is answered, at least one each."""
-        return asyncio.run(self._unpaced(robots, seconds, max_plans))
+        return asyncio.run(self._unpaced(robots, seconds))
 
     async def _paced(
         self, robots: int, period_s: float, deadline_s: float, seconds: float
@@ -97,7 +105,7 @@ class RobotLoad:
         async with AsyncExitStack() as stack:
             clients = await plans.connect(stack, robots)
             began = time.perf_counter()
-            counted_from = began + max(1.0, period_s)
+            counted_from = began + max(MIN_WARM_UP_S, period_s)
             end = counted_from + seconds
 
             async def robot(number: int) -> None:
@@ -113,9 +121,10 @@ class RobotLoad:
                     due += period_s
 
             await asyncio.gather(*map(robot, range(robots)))
-        return plans.outcome(end - counted_from)
+            ended = time.perf_counter()
+        return plans.outcome(ended - began)
 
-    async def _unpaced(self, robots: int, seconds: float, max_plans: int) -> Outcome:
+    async def _unpaced(self, robots: int, seconds: float) -> Outcome:
         plans = _Plans(self)
         async with AsyncExitStack() as stack:
             clients = await plans.connect(stack, robots)
@@ -124,7 +133,7 @@ class RobotLoad:
             async def robot(number: int) -> None:
                 is_first = True
                 while is_first or (
-                    time.perf_counter() < began + seconds and plans.asked < max_plans
+                    time.perf_counter() < began + seconds and plans.asked < MAX_UNPACED_PLANS
                 ):
                     await plans.ask(clients[number % len(clients)], time.perf_counter())
                     is_first = False
@@ -141,7 +150,7 @@ class _Plans:
         self._load = load
         self._goal = ""
         self.asked = 0
-        self._in_time = 0
+        self._in_time = self._answered = 0
         self._latencies_s: list[float] = []
         self._error: str | None = None
 
@@ -182,6 +191,7 @@ class _Plans:
             self._error = self._error or str(error)
             return
         latency_s = time.perf_counter() - due
+        self._answered += 1
         if counts:
             self._latencies_s.append(latency_s)
             is_late = deadline_s is not None and latency_s > deadline_s
@@ -189,7 +199,14 @@ class _Plans:
 
     def outcome(self, seconds: float) -> Outcome:
         """What became of all plans."""
-        return Outcome(self.asked, self._in_time, tuple(self._latencies_s), seconds, self._error)
+        return Outcome(
+            asked=self.asked,
+            in_time=self._in_time,
+            latencies_s=tuple(self._latencies_s),
+            answered=self._answered,
+            seconds=seconds,
+            error=self._error,
+        )
 
 
 class LoadProcess:
@@ -233,9 +250,8 @@ def numbered_jpeg(jpeg: bytes, number: int) -> bytes:
     return jpeg[:2] + comment + number.to_bytes(NUMBER_BYTES, "big") + jpeg[2:]
 
 
-def encode_jpeg(picture: NDArray[np.uint8], size: tuple[int, int] | None = None) -> bytes:
-    """A picture (H, W, 3) as a JPEG file, resized to ``size`` (width, height) if it is given."""
-    image = Image.fromarray(picture)
+def encode_picture(picture: NDArray[np.uint8], image_format: str) -> bytes:
+    """A picture (H, W, 3) as a file of this format."""
     buffer = io.BytesIO()
-    (image if size is None else image.resize(size)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(picture).save(buffer, image_format, quality=JPEG_QUALITY)
     return buffer.getvalue()

@@ -13,3 +13,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "random": PredictiveSampling,
     "gradient": Gradient,
 }
+
+
+def solver_names(first: str) -> list[str]:
+    """The names of all solvers, this one first."""
+    return [first, *(name for name in SOLVERS if name != first)]

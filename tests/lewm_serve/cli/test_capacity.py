@@ -40,7 +40,7 @@ def size_of(image: bytes) -> tuple[int, int]:
 IDLE = Usage(0.0, 0.0, 0.0, 0.0, None)
 
 
-class Trial(Trials):
+class KnownServer(Trials):
     """Trials of a server that carries a known number of robots."""
 
     def __init__(self, carries: int, rate_hz: float = 2.0) -> None:
@@ -52,7 +52,7 @@ class Trial(Trials):
     def _try(self, robots: int) -> tuple[Outcome, Usage]:
         self.tried.append(robots)
         share = 1.0 if robots <= self.carries else IN_TIME_SHARE - 0.01
-        outcome = Outcome(100, round(100 * share), (0.1,) * 99 + (0.4,), 1.0, None)
+        outcome = Outcome(100, round(100 * share), (0.1,) * 99 + (0.4,), 4, 8.0, None)
         return outcome, replace(IDLE, engine=0.1 * robots)
 
 
@@ -63,7 +63,7 @@ def speed(plans_per_s: float) -> SolverSpeed:
 @pytest.mark.parametrize("carries", [1, 2, 7, 40, 45, 52, 60])
 @pytest.mark.parametrize("rate_hz", [0.5, 2.0])
 def test_the_largest_number_of_robots_is_found(carries: int, rate_hz: float) -> None:
-    trials = Trial(carries, rate_hz)
+    trials = KnownServer(carries, rate_hz)
     found = trials.search(speed(50 * rate_hz), lambda _: None)
     assert found.robots <= carries
     if len(trials.tried) < MAX_TRIALS:
@@ -79,9 +79,12 @@ def test_the_largest_number_of_robots_is_found(carries: int, rate_hz: float) -> 
 
 
 def test_a_server_that_carries_no_robot_carries_none() -> None:
-    trials = Trial(0)
+    trials = KnownServer(0)
     found = trials.search(speed(1.0), lambda _: None)
     assert (trials.tried, found.robots, found.tried, found.p50_s) == ([1], 0, 1, None)
+    # The robot got 4 plans in 8 seconds, fewer than it asked for.
+    assert found.usage.engine == 0.1
+    assert found.processor_s == pytest.approx(0.1 * 8 / 4)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def test_plans_that_are_late_or_refused_are_not_in_time(
     outcome = process.run(slow.paced, 2, 2.0, 0.02, 1.0)
     assert outcome.asked == 4
     assert outcome.in_time == 0
-    wrong = process.run(RobotLoad(server.target, images, {"samples": 0}).unpaced, 2, 0.1, 10)
+    wrong = process.run(RobotLoad(server.target, images, {"samples": 0}).unpaced, 2, 0.1)
     assert wrong.in_time == 0
     assert not wrong.latencies_s
     assert wrong.error is not None
