@@ -43,6 +43,19 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="A model folder, or an embedded model's name.")]
 Destination = Annotated[Path, typer.Argument(help="The model folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
+DataArgument = Annotated[
+    Path | None,
+    typer.Argument(help="A recording of any format, or data that `lewm train` prepared."),
+]
+RecordedEnvironmentOption = Annotated[
+    str | None, typer.Option("--env", help="Record episodes in this environment instead.")
+]
+EpisodesOption = Annotated[int, typer.Option(min=2, help="Episodes to record.")]
+EpisodeStepsOption = Annotated[int, typer.Option(min=15, help="Steps per episode.")]
+EpisodesAndTrainingSeedOption = Annotated[
+    int, typer.Option(min=0, max=2**31 - 1, help="Seed of the episodes and the training.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 
 @app.command("list")
@@ -220,14 +233,14 @@ def calibrate(
         str | None, typer.Option(help="Collect frames in this environment instead.")
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to collect.")] = 300,
-    episode_steps: Annotated[int, typer.Option(min=15, help="Steps per episode.")] = 150,
+    episode_steps: EpisodeStepsOption = 150,
     seed: Annotated[
         int,
         typer.Option(
             min=0, max=2**31 - 1, help="Seed of the episodes; not the one of the training."
         ),
     ] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure what usual latents look like, on frames that the model was not trained on.
 
@@ -299,21 +312,14 @@ def calibrate(
 @app.command()
 def distance(
     folder: Folder,
-    data: Annotated[
-        Path | None,
-        typer.Argument(help="A recording of any format, or data that `lewm train` prepared."),
-    ] = None,
+    data: DataArgument = None,
     camera: CameraOption = None,
     action: ActionOption = None,
-    env: Annotated[
-        str | None, typer.Option(help="Record episodes in this environment instead.")
-    ] = None,
-    episodes: Annotated[int, typer.Option(min=2, help="Episodes to record.")] = 1500,
-    episode_steps: Annotated[int, typer.Option(min=15, help="Steps per episode.")] = 150,
+    env: RecordedEnvironmentOption = None,
+    episodes: EpisodesOption = 1500,
+    episode_steps: EpisodeStepsOption = 150,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: 9000.")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the episodes and the training.")
-    ] = 0,
+    seed: EpisodesAndTrainingSeedOption = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: runs/NAME-distance.")
     ] = None,
@@ -321,7 +327,7 @@ def distance(
         Objective | None,
         typer.Option(help="The objective that plan requests have by default from now on."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Train the distance from a latent to a goal, write it into the model, say how good it is.
 
@@ -360,21 +366,16 @@ def distance(
 @app.command()
 def probe(
     folder: Folder,
-    data: Annotated[
-        Path | None,
-        typer.Argument(help="A recording of any format, or data that `lewm train` prepared."),
-    ] = None,
+    data: DataArgument = None,
     camera: CameraOption = None,
     action: ActionOption = None,
     state: StateOption = None,
     period: PeriodOption = None,
-    env: Annotated[
-        str | None, typer.Option(help="Record episodes in this environment instead.")
-    ] = None,
-    episodes: Annotated[int, typer.Option(min=2, help="Episodes to record.")] = 300,
-    episode_steps: Annotated[int, typer.Option(min=15, help="Steps per episode.")] = 150,
+    env: RecordedEnvironmentOption = None,
+    episodes: EpisodesOption = 300,
+    episode_steps: EpisodeStepsOption = 150,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the episodes.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Fit the probe that reads the named states from a latent, write it into the model.
 
@@ -414,22 +415,15 @@ def probe(
 @app.command()
 def decoder(
     folder: Folder,
-    data: Annotated[
-        Path | None,
-        typer.Argument(help="A recording of any format, or data that `lewm train` prepared."),
-    ] = None,
+    data: DataArgument = None,
     camera: CameraOption = None,
     action: ActionOption = None,
-    env: Annotated[
-        str | None, typer.Option(help="Record episodes in this environment instead.")
-    ] = None,
-    episodes: Annotated[int, typer.Option(min=2, help="Episodes to record.")] = 180,
-    episode_steps: Annotated[int, typer.Option(min=15, help="Steps per episode.")] = 150,
+    env: RecordedEnvironmentOption = None,
+    episodes: EpisodesOption = 180,
+    episode_steps: EpisodeStepsOption = 150,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1500,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the episodes and the training.")
-    ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    seed: EpisodesAndTrainingSeedOption = 0,
+    device: DeviceOption = "auto",
 ) -> None:
     """Train the decoder that shows latents as small pictures, write it into the model.
 
